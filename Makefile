@@ -1,0 +1,36 @@
+# make demo: the main job on a fresh machine. make test: the tests. Both install what they need into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: install demo test lint typecheck bench clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: setup.py pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,bench]'
+	touch $@
+
+demo: install
+	$(BIN)/python examples/demo.py
+
+test: install lint typecheck
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: install
+	rm -rf build/typed && mkdir -p build/typed && cp -r tvm_na build/typed/ # as installed: one package
+	cp -r models schedules build/typed/tvm_na/
+	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p tvm_na
+
+bench: install
+	$(BIN)/python -m benchmarks.op --check
+	$(BIN)/python -m benchmarks.model
+
+clean:
+	rm -rf $(VENV) build *.egg-info demo

@@ -1,0 +1,278 @@
+"""Read checkpoints of the NAT family, whoever wrote them, into our models.
+
+Official files, Hugging Face's and those of training scripts differ in wrappers, prefixes and names; a model may
+differ from its checkpoint in classes, window and outputs. What is bridged is reported, the rest is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tvm_na.models.hf_names import from_hf
+
+#: Keys under which training scripts keep the weights; of several, the first is taken (averaged weights before raw).
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+_TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+_PREFIX = re.compile(r"^(?:module\.|_orig_mod\.)*(backbone\.)?(?:module\.|_orig_mod\.)*")
+
+State = dict[str, Tensor]
+
+
+@dataclass
+class _Notes:
+    """What was adapted so far, and which keys of the model need no value from the checkpoint."""
+
+    adapted: list[tuple[str, str]] = field(default_factory=list)
+    excused: set[str] = field(default_factory=set)
+
+    def add(self, key: str, deed: str) -> None:
+        self.adapted.append((key, deed))
+
+    def excuse(self, key: str, deed: str) -> None:
+        self.add(key, deed)
+        self.excused.add(key)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What :func:`load_checkpoint` found.
+
+    Attributes:
+        missing: Keys of the model that the checkpoint lacks.
+        unexpected: Keys of the checkpoint that the model lacks.
+        misshapen: Key, shape that the model wants, shape that came.
+        adapted: Key and what was done about it: resized, dropped or left at its initialisation.
+    """
+
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    misshapen: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
+    adapted: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every parameter of the model has its value and nothing but adapted keys is left over."""
+        return not (self.missing or self.unexpected or self.misshapen)
+
+    def __str__(self) -> str:
+        lines = [f"{kind}: {', '.join(keys)}" for kind in ("missing", "unexpected") if (keys := getattr(self, kind))]
+        lines += [f"misshapen: {key}: required {wanted}, got {came}" for key, wanted, came in self.misshapen]
+        by_deed: dict[str, list[str]] = {}
+        for key, deed in self.adapted:
+            by_deed.setdefault(deed, []).append(key)
+        for deed, keys in by_deed.items():
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            lines.append(f"adapted: {', '.join(keys[:3])}{more}: {deed}")
+        return "\n".join(lines) or "every key matches"
+
+
+def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, strict: bool = True) -> LoadReport:
+    """Load a checkpoint into ``model``, which stays on its device and in its dtype.
+
+    Reads ``.pth``, ``.pt`` and ``.bin`` (with ``torch.load(weights_only=True)``: no code in the file runs) and
+    ``.safetensors``. Takes the weights out of ``model``, ``state_dict`` and ``state_dict_ema``, strips ``module.``,
+    ``_orig_mod.`` and ``backbone.``, and renames Hugging Face's keys. These differences are adapted and reported:
+
+    - another number of classes: the checkpoint's head is dropped, the model's is initialised again;
+    - another kernel size: every ``rpb`` is resized by bicubic interpolation;
+    - a ``features_only`` model: norm, head and stages that it lacks are dropped, and its ``norm{i}`` left as
+      they are if a classification checkpoint came.
+
+    Args:
+        model: A model of this package, with storage (not on the meta device).
+        path: The file.
+        strict: Raise if the report has missing, unexpected or misshapen keys; otherwise load what fits.
+
+    Raises:
+        FileNotFoundError: ``path`` is no file.
+        TypeError: ``model`` is no module or ``path`` no path.
+        ValueError: The file is not a checkpoint that can be read safely, or with ``strict`` its keys or shapes are not
+            the model's. The model is then unchanged.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: required a torch.nn.Module, got {type(model).__name__}")
+    wanted: State = model.state_dict()
+    if any(tensor.is_meta for tensor in wanted.values()):
+        raise ValueError("model: required tensors with storage, got the meta device; call model.to_empty(device=...)")
+    state, notes = _unwrap(_read(path))
+    state = from_hf(_strip_prefixes(state, notes))
+    reset_head = _adapt_head(wanted, state, notes)
+    if getattr(model, "features_only", False):
+        _adapt_backbone(wanted, state, notes)
+    _adapt_rpb(wanted, state, notes)
+    report = _compare(wanted, state, notes)
+    if strict and not report.complete:
+        raise ValueError(f"path: required the keys and shapes of the model, got {os.fspath(path)} with\n{report}")
+    misshapen = {key for key, _, _ in report.misshapen}
+    model.load_state_dict({k: v for k, v in state.items() if k in wanted and k not in misshapen}, strict=False)
+    if reset_head:
+        _initialise_head(model)
+    return report
+
+
+def _read(path: str | os.PathLike[str]) -> Any:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path: required a path, got {type(path).__name__} {path!r}")
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"path: required an existing file, got {file}")
+    suffix = file.suffix.lower()
+    if suffix == ".safetensors":
+        return _read_safetensors(file)
+    if suffix in _TORCH_SUFFIXES:
+        return _read_torch(file)
+    raise ValueError(f"path: required a file ending in {', '.join(_TORCH_SUFFIXES)} or .safetensors, got {file}")
+
+
+def _read_safetensors(file: Path) -> State:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file, device="cpu")
+    except SafetensorError as error:
+        raise ValueError(f"path: required a safetensors file, got {file}: {error}") from error
+
+
+def _read_torch(file: Path) -> Any:
+    unreadable = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError)
+    try:
+        # timm's training script saves its arguments next to the weights; a Namespace runs no code.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except unreadable as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(
+            "path: required a file that torch.load(weights_only=True) reads, of tensors and no Python objects, "
+            f"got {file}: {reason}"
+        ) from error
+
+
+def _unwrap(content: Any) -> tuple[State, _Notes]:
+    """The dictionary of tensors in what a file held, and a note where there was a choice."""
+    notes = _Notes()
+    while isinstance(content, Mapping):
+        wrappers = [name for name in _WRAPPERS if isinstance(content.get(name), Mapping)]
+        if not wrappers:
+            break
+        for other in wrappers[1:]:
+            notes.add(other, f"not read: weights were taken from {wrappers[0]}")
+        content = content[wrappers[0]]
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"path: required a file with a dictionary of tensors, got {_brief(content)}")
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            came = f"{type(value).__name__} at {key!r}"
+            raise ValueError(f"path: required a file with a dictionary of tensors by name, got {came}")
+    return {key: value.detach() for key, value in content.items()}, notes
+
+
+def _brief(value: Any) -> str:
+    return type(value).__name__ if isinstance(value, Tensor) else f"{type(value).__name__} {value!r}"[:60]
+
+
+def _strip_prefixes(state: State, notes: _Notes) -> State:
+    """Keys without the prefixes of wrappers; where there is a ``backbone.``, only what is in it."""
+    in_backbone = any(match[1] for key in state if (match := _PREFIX.match(key)))
+    stripped: State = {}
+    for key, value in state.items():
+        match = _PREFIX.match(key)
+        bare = key[match.end() :] if match else key
+        if in_backbone and not (match and match[1]):
+            notes.add(key, "outside of the checkpoint's backbone: dropped")
+        elif bare in stripped:
+            raise ValueError(f"path: required a file with the weights of one model, got {bare} under two prefixes")
+        else:
+            stripped[bare] = value
+    return stripped
+
+
+def _drop(state: State, keys: Iterable[str], why: str, notes: _Notes) -> None:
+    for key in list(keys):
+        del state[key]
+        notes.add(key, f"{why}: dropped")
+
+
+def _adapt_head(wanted: State, state: State, notes: _Notes) -> bool:
+    """Drop a head that the model has not, or has with other classes. True if the model's is to be initialised again."""
+    head = [key for key in state if key.startswith("head.")]
+    if "head.weight" not in wanted:
+        _drop(state, head, "the model has no head", notes)
+        return False
+    came = state.get("head.weight")
+    if came is None or came.ndim != 2 or came.shape[0] == wanted["head.weight"].shape[0]:
+        return False
+    why = f"{came.shape[0]} classes came, the model has {wanted['head.weight'].shape[0]}"
+    for key in head:
+        del state[key]
+    for key in ("head.weight", "head.bias"):
+        notes.excuse(key, f"{why}: dropped and initialised again")
+    return True
+
+
+def _initialise_head(model: nn.Module) -> None:
+    head = model.get_submodule("head")
+    for name, parameter in head.named_parameters():
+        if name == "bias":
+            nn.init.zeros_(parameter)
+        else:
+            nn.init.trunc_normal_(parameter, std=0.02)
+
+
+def _adapt_backbone(wanted: State, state: State, notes: _Notes) -> None:
+    """Drop what a model without norm, head and perhaps late stages lacks; excuse its ``norm{i}`` if none came."""
+    stages = {key.split(".")[1] for key in wanted if key.startswith("levels.")}
+    is_classifier = "norm.weight" in state and not any(re.match(r"norm\d+\.", key) for key in state)
+    for key in [key for key in state if key not in wanted]:
+        top, _, rest = key.partition(".")
+        if top == "norm" or re.fullmatch(r"norm\d+", top):
+            _drop(state, [key], "the model has no such output", notes)
+        elif top == "levels":
+            stage, _, rest = rest.partition(".")
+            if stage not in stages or (rest.startswith("downsample.") and f"{int(stage) + 1}" not in stages):
+                _drop(state, [key], "after the model's last output", notes)
+    for key in wanted:
+        if is_classifier and re.match(r"norm\d+\.", key):
+            notes.excuse(key, "not in a classification checkpoint: left as it was")
+
+
+def _adapt_rpb(wanted: State, state: State, notes: _Notes) -> None:
+    """Resize relative position biases ``[heads, 2k-1, 2k-1]`` of another window."""
+    for key, target in wanted.items():
+        came = state.get(key)
+        if came is None or not key.endswith("rpb") or came.shape == target.shape or not came.is_floating_point():
+            continue
+        if came.ndim != 3 or target.ndim != 3 or came.shape[0] != target.shape[0] or 0 in came.shape:
+            continue
+        # The zero offset is the center of both tables, and half-pixel centers keep it there.
+        resized = F.interpolate(came[None].float(), size=target.shape[1:], mode="bicubic", align_corners=False)[0]
+        state[key] = resized.to(came.dtype)
+        notes.add(key, f"resized from window {_window(came)} to {_window(target)} by bicubic interpolation")
+
+
+def _window(rpb: Tensor) -> str:
+    return "x".join(str((size + 1) // 2) for size in rpb.shape[1:])
+
+
+def _compare(wanted: State, state: State, notes: _Notes) -> LoadReport:
+    return LoadReport(
+        missing=tuple(key for key in wanted if key not in state and key not in notes.excused),
+        unexpected=tuple(key for key in state if key not in wanted),
+        misshapen=tuple(
+            (key, tuple(tensor.shape), tuple(state[key].shape))
+            for key, tensor in wanted.items()
+            if key in state and state[key].shape != tensor.shape
+        ),
+        adapted=tuple(notes.adapted),
+    )

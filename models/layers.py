@@ -1,0 +1,193 @@
+"""Layers that the models share, and the checks of their arguments. All maps are channels-last ``[B, H, W, C]``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tvm_na.functional import Backend
+from tvm_na.nn import NeighborhoodAttention2D
+
+
+def check_ints(argument: str, values: Any, length: int | None = None, minimum: int = 1) -> tuple[int, ...]:
+    """A sequence of integers (``length`` of them, unless None) as a tuple; a bool is no integer."""
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise TypeError(f"{argument}: required a sequence of integers, got {type(values).__name__} {values!r}")
+    if not values or (length is not None and len(values) != length):
+        raise ValueError(f"{argument}: required {length or 'at least one'} values, got {len(values)}: {values!r}")
+    return tuple(check_int(argument, value, minimum) for value in values)
+
+
+def check_int(argument: str, value: Any, minimum: int = 1) -> int:
+    """``value`` if it is an integer of at least ``minimum``; a bool is none."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{argument}: required an integer, got {type(value).__name__} {value!r}")
+    if value < minimum:
+        raise ValueError(f"{argument}: required an integer >= {minimum}, got {value}")
+    return value
+
+
+def check_rate(argument: str, value: Any) -> float:
+    """``value`` as a float if it is a probability below 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{argument}: required a number, got {type(value).__name__} {value!r}")
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"{argument}: required 0 <= {argument} < 1, got {value}")
+    return float(value)
+
+
+def check_positive(argument: str, value: Any) -> float:
+    """``value`` as a float if it is finite and above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{argument}: required a number, got {type(value).__name__} {value!r}")
+    if not 0.0 < value < float("inf"):
+        raise ValueError(f"{argument}: required a finite number > 0, got {value}")
+    return float(value)
+
+
+def check_bool(argument: str, value: Any) -> bool:
+    """``value`` if it is a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{argument}: required a bool, got {type(value).__name__} {value!r}")
+    return value
+
+
+def check_backend(backend: Any) -> Backend:
+    """``backend`` as a :class:`Backend`."""
+    try:
+        return Backend(backend)
+    except ValueError:
+        names = ", ".join(b.value for b in Backend)
+        raise ValueError(f"backend: required one of {names}, got {backend!r}") from None
+
+
+def init_weights(module: nn.Module) -> None:
+    """Fill a Linear as the authors do: truncated normal of std 0.02, zero bias. Other modules keep PyTorch's."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (arXiv 1603.09382): in training, zeroes whole samples with probability ``rate``.
+
+    What is kept is divided by ``1 - rate``, so that the expectation stays. Takes any shape ``[B, ...]``.
+    """
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        self.rate = check_rate("rate", rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rate == 0.0 or not self.training:
+            return x
+        keep = 1.0 - self.rate
+        mask = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep)
+        return x * mask.div_(keep)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3f}"
+
+
+class ConvTokenizer(nn.Module):
+    """Two 3x3 convolutions of stride 2 and a LayerNorm: ``[B, in_chans, H, W]`` to ``[B, ceil(H/4), ceil(W/4), C]``."""
+
+    def __init__(self, in_chans: int, embed_dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Sequential(
+            nn.Conv2d(in_chans, embed_dim // 2, 3, stride=2, padding=1),
+            nn.Conv2d(embed_dim // 2, embed_dim, 3, stride=2, padding=1),
+        )
+        self.norm = nn.LayerNorm(embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.proj(x).permute(0, 2, 3, 1))
+        return out
+
+
+class ConvDownsampler(nn.Module):
+    """A 3x3 convolution of stride 2 and a LayerNorm: ``[B, H, W, C]`` to ``[B, ceil(H/2), ceil(W/2), 2C]``."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.reduction = nn.Conv2d(dim, 2 * dim, 3, stride=2, padding=1, bias=False)
+        self.norm = nn.LayerNorm(2 * dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.reduction(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        return out
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, Linear over the last axis, with dropout after each Linear."""
+
+    def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        return out
+
+
+class NABlock(nn.Module):
+    """Pre-norm neighborhood attention, then MLP, each residual, with optional LayerScale and DropPath.
+
+    Takes and returns ``[B, H, W, dim]``. ``layer_scale`` is the initial scale, or None for no such parameters.
+    """
+
+    gamma1: nn.Parameter | None
+    gamma2: nn.Parameter | None
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        kernel_size: int | tuple[int, int],
+        *,
+        dilation: int = 1,
+        mlp_ratio: float = 3.0,
+        drop: float = 0.0,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+        backend: Backend | str = Backend.AUTO,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = NeighborhoodAttention2D(
+            dim, num_heads, kernel_size, dilation=dilation, proj_drop=drop, rel_pos_bias=True, backend=backend
+        )
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
+        self.drop_path = DropPath(drop_path)
+        for name in ("gamma1", "gamma2"):
+            gamma = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))
+            self.register_parameter(name, gamma)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.attn(self.norm1(x))
+        x = x + self.drop_path(y if self.gamma1 is None else self.gamma1 * y)
+        y = self.mlp(self.norm2(x))
+        out: Tensor = x + self.drop_path(y if self.gamma2 is None else self.gamma2 * y)
+        return out
+
+
+class NALevel(nn.Module):
+    """One stage: ``[B, H, W, C]`` to its own map and what the next stage takes (the same map without a downsampler)."""
+
+    def __init__(self, blocks: Sequence[NABlock], downsample: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        for block in self.blocks:
+            x = block(x)
+        return x, x if self.downsample is None else self.downsample(x)

@@ -1,0 +1,87 @@
+"""Which neighborhood attention problems a model poses at an input size."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tvm_na.nn import NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D
+from tvm_na.problem import DTYPES, NAProblem, per_axis_ints
+
+_MODULES = (NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D)
+
+
+def problem_of_module(module: nn.Module, shape: torch.Size | tuple[int, ...]) -> NAProblem:
+    """The problem that an attention module of :mod:`tvm_na.nn` poses for an input ``[batch, *spatial, embed_dim]``.
+
+    The padding of a map smaller than the window counts.
+
+    Raises:
+        TypeError: ``module`` is not such a module, or its parameters have a dtype that no kernel takes.
+    """
+    if not isinstance(module, _MODULES):
+        raise TypeError(f"module: required a neighborhood attention of tvm_na.nn, got {type(module).__name__}")
+    dtype = str(module.qkv.weight.dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise TypeError(f"module: required parameters of dtype {', '.join(DTYPES)}, got {dtype}")
+    windows = (k * d for k, d in zip(module.kernel_size, module.dilation, strict=True))
+    return NAProblem.make(
+        tuple(max(n, window) for n, window in zip(shape[1:-1], windows, strict=True)),
+        module.kernel_size,
+        module.num_heads,
+        module.head_dim,
+        stride=module.stride,
+        dilation=module.dilation,
+        is_causal=module.is_causal,
+        dtype=dtype,
+        bias=module.rpb is not None,
+    )
+
+
+def problems_of(model: nn.Module, input_size: int | tuple[int, int]) -> dict[NAProblem, int]:
+    """The distinct problems of a model's forward pass, in order of first use, and how many layers pose each.
+
+    Nothing is computed: a copy of the model without storage runs on the meta device. The batch does not matter.
+
+    Args:
+        model: A model of this package, or any module that takes ``[batch, channels, height, width]`` and attends
+            with the modules of :mod:`tvm_na.nn`. ``channels`` is its ``in_chans``, or 3.
+        input_size: Height and width of the image in pixels; an integer counts for both.
+
+    Raises:
+        TypeError, ValueError: name the argument, what was required and what came.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: required a torch.nn.Module, got {type(model).__name__}")
+    height, width = per_axis_ints("input_size", input_size, 2)
+    shadow = _without_storage(model)
+    found: dict[NAProblem, int] = {}
+
+    def record(module: nn.Module, x: Tensor) -> Tensor:
+        problem = problem_of_module(module, x.shape)
+        found[problem] = found.get(problem, 0) + 1
+        return x
+
+    for module in shadow.modules():
+        if isinstance(module, _MODULES):
+            # Attention keeps the shape, which is all that the layers after it need.
+            vars(module)["forward"] = functools.partial(record, module)
+    dtype = next((p.dtype for p in shadow.parameters() if p.is_floating_point()), torch.float32)
+    with torch.no_grad():
+        shadow(torch.empty(1, getattr(model, "in_chans", 3), height, width, dtype=dtype, device="meta"))
+    return found
+
+
+def _without_storage(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` on the meta device, in evaluation mode; its weights are not copied."""
+    stand_ins: dict[int, Any] = {}
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        meta = torch.empty_like(tensor, device="meta")
+        is_parameter = isinstance(tensor, nn.Parameter)
+        stand_ins[id(tensor)] = nn.Parameter(meta, requires_grad=False) if is_parameter else meta
+    return copy.deepcopy(model, stand_ins).eval()

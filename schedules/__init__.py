@@ -1,0 +1,42 @@
+"""Search spaces: which serve a problem on a target, in order of preference.
+
+Importing this imports no TVM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm_na.problem import NAProblem
+from tvm_na.schedules import cpu
+from tvm_na.schedules.base import Space
+from tvm_na.target import NATarget
+
+__all__ = ["SearchSpace", "spaces_for"]
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """A search space and the formulations it schedules.
+
+    Attributes:
+        name: For records and display.
+        serves: Whether there is a kernel for (problem, target).
+        formulations: The PrimFuncs of a problem that are worth scheduling, the default first.
+        apply: Schedules one of them (see :mod:`tvm_na.schedules.base`).
+    """
+
+    name: str
+    serves: Callable[[NAProblem, NATarget], bool]
+    formulations: Callable[[NAProblem, NATarget], list[Any]]
+    apply: Space
+
+
+_SPACES = (SearchSpace("cpu-lanes", cpu.serves, cpu.formulations, cpu.apply),)
+
+
+def spaces_for(problem: NAProblem, target: NATarget) -> list[SearchSpace]:
+    """The spaces that serve ``problem`` on ``target``, the preferred first; empty if none does."""
+    return [space for space in _SPACES if space.serves(problem, target)]

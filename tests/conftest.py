@@ -1,0 +1,20 @@
+"""What every test starts from: the seeds, and how far a result may lie from the oracle."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+#: The largest :func:`tests.helpers.relative_error` of an operator's result, by dtype name, against the
+#: reference in float64 on the same (already rounded) inputs. float16 and bfloat16 round each output once, to
+#: 2^-11 and 2^-8, and have room for another rounding; float32 and float64 add up the order of their sums.
+TOLERANCE = {"float32": 2e-6, "float64": 1e-13, "float16": 2e-3, "bfloat16": 1.5e-2}
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Every test draws the same numbers, alone or among others."""
+    random.seed(0)
+    torch.manual_seed(0)

@@ -1,0 +1,139 @@
+"""Random problems and inputs, the reference in float64, the measure of their difference, and bad arguments."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tvm_na import reference
+from tvm_na.problem import NAProblem, per_axis_ints
+
+HEAD_DIMS = (4, 12, 24, 32, 40, 64, 128)
+MAX_KERNEL = 9
+MAX_DILATION = 4
+#: Numbers in the largest tensor that the reference makes of a drawn problem for a batch of one.
+MAX_GATHERED = 2**24
+
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None]
+
+
+def relative_error(out: Tensor, ref: Tensor) -> float:
+    """``max|out - ref| / max|ref|``; NaN if there is one in ``out``, an AssertionError for unlike shapes."""
+    assert out.shape == ref.shape, f"shapes differ: {tuple(out.shape)} and {tuple(ref.shape)}"
+    difference = (out.double() - ref.double()).abs().max().item()
+    largest = ref.double().abs().max().item()
+    return difference / largest if largest else difference
+
+
+def _draw_axis(
+    rng: random.Random, sizes: tuple[int, int], size: int | None, k: int | None, s: int | None, d: int | None
+) -> tuple[int, int, int, int]:
+    """Size, kernel, stride and dilation of one axis around those that are given."""
+    largest = sizes[1] if size is None else size
+    if k is None:
+        k = rng.randint(s or 1, max(s or 1, min(MAX_KERNEL, largest // (d or 1))))
+    if d is None:
+        d = rng.choice([1, rng.randint(1, max(1, min(MAX_DILATION, largest // k)))])
+    if size is None:
+        size = rng.randint(max(sizes[0], k * d), max(largest, k * d))
+    return size, k, rng.choice([1, rng.randint(1, k)]) if s is None else s, d
+
+
+def random_problem(rng: random.Random, *, rank: int = 2, sizes: tuple[int, int] = (5, 40), **fixed: Any) -> NAProblem:
+    """A problem drawn from all options of the operator.
+
+    Args:
+        rng: Where the numbers come from; equal states give equal problems.
+        rank: The number of spatial axes, where ``spatial`` is not fixed.
+        sizes: The smallest and largest size of an axis.
+        fixed: Arguments of ``NAProblem.make`` that are not drawn.
+    """
+    if "spatial" in fixed:
+        rank = 1 if isinstance(fixed["spatial"], int) else len(fixed["spatial"])
+
+    def given(name: str) -> tuple[int | None, ...]:
+        return per_axis_ints(name, fixed[name], rank) if name in fixed else (None,) * rank
+
+    for _ in range(1000):
+        axes = [
+            _draw_axis(rng, sizes, *axis)
+            for axis in zip(*map(given, ("spatial", "kernel_size", "stride", "dilation")), strict=True)
+        ]
+        spatial, kernel_size, stride, dilation = zip(*axes, strict=True)
+        heads, heads_kv = fixed.get("heads"), fixed.get("heads_kv")
+        if heads is None:
+            heads_kv = rng.randint(1, 3) if heads_kv is None else heads_kv
+            heads = heads_kv * rng.choice([1, 1, 2, 3])
+        elif heads_kv is None:
+            heads_kv = rng.choice([n for n in range(1, heads + 1) if heads % n == 0])
+        head_dim = fixed.get("head_dim") or rng.choice(HEAD_DIMS)
+        drawn = {
+            "spatial": spatial,
+            "kernel_size": kernel_size,
+            "stride": stride,
+            "dilation": dilation,
+            "is_causal": tuple(rng.random() < 0.3 for _ in range(rank)),
+            "heads": heads,
+            "heads_kv": heads_kv,
+            "head_dim": head_dim,
+            "head_dim_v": rng.choice([head_dim, rng.choice(HEAD_DIMS)]),
+            "bias": rng.random() < 0.5,
+            "return_lse": rng.random() < 0.5,
+        }
+        problem = NAProblem.make(**{**drawn, **fixed})
+        windows = math.prod(problem.spatial) * math.prod(problem.kernel_size)
+        if windows * problem.heads * max(problem.head_dim, problem.head_dim_v) <= MAX_GATHERED:
+            return problem
+    raise ValueError(f"no problem with {fixed} is as small as {MAX_GATHERED} numbers")
+
+
+def random_inputs(problem: NAProblem, batch: int, seed: int, dtype: torch.dtype | None = None) -> Inputs:
+    """Query, key, value and bias (None without one), normally distributed, in ``dtype`` or the problem's own."""
+    generator = torch.Generator().manual_seed(seed)
+    kind = getattr(torch, problem.dtype) if dtype is None else dtype
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(kind)
+
+    tokens = (batch, *problem.spatial)
+    query = draw(*tokens, problem.heads, problem.head_dim)
+    key = draw(*tokens, problem.heads_kv, problem.head_dim)
+    value = draw(*tokens, problem.heads_kv, problem.head_dim_v)
+    return query, key, value, draw(*problem.bias_shape) if problem.bias else None
+
+
+def random_additional(problem: NAProblem, batch: int, extra: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Additional keys and values in the problem's dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    kind = getattr(torch, problem.dtype)
+    shape = (batch, extra, problem.heads_kv)
+    keys = torch.randn(*shape, problem.head_dim, generator=generator, dtype=torch.float64).to(kind)
+    return keys, torch.randn(*shape, problem.head_dim_v, generator=generator, dtype=torch.float64).to(kind)
+
+
+def reference64(problem: NAProblem, inputs: Inputs, scale: float | None = None) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp by the reference in float64, of inputs in any dtype."""
+    query, key, value = (t.double() for t in inputs[:3])
+    rpb = None if inputs[3] is None else inputs[3].double()
+    factor = problem.head_dim**-0.5 if scale is None else scale
+    return reference.neighborhood_attention(problem, query, key, value, factor, rpb)
+
+
+def bad(argument: str, value: Any, error: type[Exception], *says: str, name: str = "", **others: Any) -> Any:
+    """A call whose ``argument`` must be refused with a message that holds ``says``."""
+    label = name or str(value).replace(" ", "")
+    return pytest.param(argument, {argument: value, **others}, error, says, id=f"{argument}-{label}")
+
+
+def assert_says(caught: pytest.ExceptionInfo[Exception], argument: str, error: type[Exception], says: Any) -> None:
+    """The one error that ``argument`` deserves: its message names it and holds every part of ``says``."""
+    message = str(caught.value)
+    assert caught.type is error, repr(caught.value)
+    assert message.startswith(f"{argument}: required "), message
+    for part in says:
+        assert part in message, message

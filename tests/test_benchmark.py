@@ -1,0 +1,243 @@
+"""Timing, errors and the refusal of speedups; the peers compute the same function."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import pytest
+import torch
+
+from benchmarks import op, peers
+from tests.conftest import TOLERANCE
+from tvm_na import reference
+from tvm_na.benchmark import (
+    ERROR_BUDGET,
+    Timing,
+    format_speedup,
+    format_time,
+    measure,
+    relative_error,
+    speedup,
+    versions,
+)
+from tvm_na.models.problems import problem_of_module
+from tvm_na.nn import NeighborhoodAttention2D
+from tvm_na.problem import NAProblem
+
+PROBLEMS = [
+    NAProblem.make((9, 6), 3, 2, 4),
+    NAProblem.make((8, 9), (4, 5), 2, 4),
+    NAProblem.make((11, 13), 3, 2, 4, dilation=(2, 3)),
+    NAProblem.make((7, 7), 7, 1, 8),
+]
+
+
+# --- timing
+
+
+def test_timing_statistics():
+    timing = Timing((4.0, 1.0, 2.0, 3.0, 10.0))
+    assert (timing.median, timing.minimum, timing.maximum, timing.spread) == (3.0, 1.0, 10.0, 2.0)
+    assert json.loads(json.dumps(timing.to_dict()))["samples"] == [4.0, 1.0, 2.0, 3.0, 10.0]
+
+
+def test_one_sample_has_no_spread():
+    assert Timing((1.0,)).spread == 0.0
+
+
+def test_timing_needs_a_sample():
+    with pytest.raises(ValueError, match="samples: required at least one"):
+        Timing(())
+
+
+def test_candidates_take_turns():
+    order: list[str] = []
+    functions = {name: (lambda name=name: order.append(name)) for name in "abc"}
+    timings = measure(functions, rounds=4, sample_time=0.0, warmup_time=0.0)
+    assert list(timings) == ["a", "b", "c"]
+    assert all(len(t.samples) == 4 and t.calls == 1 and t.minimum > 0 for t in timings.values())
+    # Two calls of warm-up each; then, per round, one untimed and one timed call of each, another one first.
+    assert "".join(order) == "aabbcc" + "aabbcc" + "bbccaa" + "ccaabb" + "aabbcc"
+
+
+def test_a_sample_lasts_long_enough():
+    timing = measure({"f": lambda: None}, rounds=2, sample_time=1e-3, warmup_time=1e-3)["f"]
+    assert timing.calls > 100
+
+
+@pytest.mark.parametrize(
+    ("functions", "options", "message"),
+    [
+        ({}, {}, "functions: required at least one"),
+        ({"f": int}, {"rounds": 0}, "rounds: required an integer >= 1, got 0"),
+        ({"f": int}, {"rounds": True}, "rounds: required an integer >= 1, got True"),
+        ({"f": int}, {"sample_time": -1.0}, "sample_time: required seconds >= 0, got -1"),
+        ({"f": int}, {"warmup_time": math.nan}, "warmup_time: required seconds >= 0, got nan"),
+    ],
+)
+def test_measure_refuses(functions, options, message):
+    with pytest.raises(ValueError, match=message):
+        measure(functions, **options)
+
+
+# --- numbers
+
+
+def test_relative_error_is_of_the_largest():
+    right = torch.tensor([1.0, -4.0], dtype=torch.float64)
+    assert relative_error(torch.tensor([1.5, -4.0]), right) == 0.125
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_is_infinitely_wrong(bad):
+    assert relative_error(torch.tensor([1.0, bad]), torch.ones(2)) == math.inf
+
+
+def test_relative_error_of_zeros_and_nothing():
+    assert relative_error(torch.zeros(2), torch.zeros(2)) == 0.0
+    assert relative_error(torch.ones(2), torch.zeros(2)) == math.inf
+    assert relative_error(torch.zeros(0, 3), torch.zeros(0, 3)) == 0.0
+
+
+def test_relative_error_refuses_other_shapes():
+    with pytest.raises(ValueError, match=r"out: required the reference's shape \(2,\), got \(3,\)"):
+        relative_error(torch.zeros(3), torch.zeros(2))
+
+
+def test_the_budget_is_that_of_the_tests():
+    assert ERROR_BUDGET == TOLERANCE
+
+
+def test_no_speedup_for_wrong_numbers():
+    fast, slow = Timing((1.0,)), Timing((3.0,))
+    assert speedup(fast, slow, 1e-6, 2e-6) == 3.0
+    assert speedup(fast, slow, 3e-6, 2e-6) is None
+    assert speedup(fast, slow, math.nan, 2e-6) is None
+    assert (format_speedup(3.0), format_speedup(None)) == ("3.00x", "wrong numbers")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(1.53e-3, "1.53 ms"), (0.0237, "23.7 ms"), (0.2, "200 ms"), (3e-6, "0.0030 ms")]
+)
+def test_times_for_people(seconds, text):
+    assert format_time(seconds) == text
+
+
+def test_versions_are_known():
+    assert versions()["torch"] == torch.__version__
+    assert set(versions()) == {"python", "tvm_na", "torch", "tvm", "tvm_ffi"}
+
+
+# --- peers
+
+
+def tensors_of(problem: NAProblem) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(2, *problem.spatial, problem.heads, problem.head_dim) for _ in range(3)]
+
+
+def exact(problem: NAProblem, tensors: list[torch.Tensor]) -> torch.Tensor:
+    return reference.neighborhood_attention(problem, *(t.double() for t in tensors), problem.head_dim**-0.5)[0]
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+@pytest.mark.parametrize("prepare", [peers.gather_einsum, peers.masked_sdpa])
+def test_peer_computes_neighborhood_attention(prepare, problem):
+    tensors = tensors_of(problem)
+    q, k, v = (peers.heads_first(t) for t in tensors)
+    out = prepare(problem, (q, k, v))()
+    assert relative_error(out, peers.heads_first(exact(problem, tensors))) <= ERROR_BUDGET["float32"]
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_masks_are_the_window(problem):
+    height, width = problem.spatial
+    expected = torch.zeros(height, width, height, width, dtype=torch.bool)
+    for axis_pairs in itertools.product(*(_pairs(problem, axis) for axis in (0, 1))):
+        (i, y), (j, x) = axis_pairs
+        expected[i, j, y, x] = True
+    expected = expected.reshape(height * width, height * width)
+    assert torch.equal(peers.dense_mask(problem), expected)
+    token = torch.arange(height * width)
+    zero = torch.tensor(0)
+    assert torch.equal(peers.window_mask_mod(problem)(zero, zero, token[:, None], token), expected)
+
+
+def _pairs(problem: NAProblem, axis: int) -> list[tuple[int, int]]:
+    """(query, key) of one axis, from the definition, one query at a time."""
+    n, k, d = problem.spatial[axis], problem.kernel_size[axis], problem.dilation[axis]
+    found = []
+    for i in range(n):
+        group = list(range(i % d, n, d))
+        start = min(max(group.index(i) - k // 2, 0), len(group) - k)
+        found += [(i, key) for key in group[start : start + k]]
+    return found
+
+
+@pytest.mark.parametrize(("dilation", "bias"), [(1, True), (2, True), (1, False)])
+def test_model_with_dense_masks_is_the_model(dilation, bias):
+    torch.manual_seed(0)
+    module = NeighborhoodAttention2D(16, 2, 3, dilation=dilation, rel_pos_bias=bias, backend="reference").eval()
+    x = torch.randn(2, 7, 9, 16)
+    peer = peers.DenseMaskAttention(module, problem_of_module(module, x.shape))
+    with torch.no_grad():
+        assert relative_error(peer(x), module(x)) <= 1e-5
+
+
+def test_peers_say_what_they_do_not_serve():
+    problem = NAProblem.make((8, 8), 3, 2, 4, is_causal=True)
+    with pytest.raises(NotImplementedError, match="without causal"):
+        peers.gather_einsum(problem, (torch.zeros(1),) * 3)
+
+
+# --- the operator's benchmark
+
+
+def stage_with(error: float, peer_error: float = 0.0) -> op.Stage:
+    stage = op.Stage(op.STAGES[0])
+    fast, slow = Timing((1e-3,)), Timing((6e-3,))
+    first, second, _ = (peer.name for peer in op.PEERS)
+    stage.timings = {op.OURS: fast, first: slow, second: Timing((2e-4,)), op.MATMUL: fast}
+    stage.errors = {op.OURS: error, first: 0.0, second: peer_error}
+    return stage
+
+
+def test_a_wrong_peer_does_not_count():
+    assert stage_with(0.0, peer_error=0.1).speedup == pytest.approx(6.0)
+    assert stage_with(0.0, peer_error=0.0).speedup == pytest.approx(0.2)
+
+
+def test_wrong_numbers_of_ours_are_refused():
+    stage = stage_with(1e-3, peer_error=0.1)
+    assert stage.speedup is None
+    assert op.geomean([stage]) is None
+    assert op._cell(stage, op.OURS) == "[red]wrong numbers[/red]"
+    assert len(op.failures_of([stage])) == 3
+
+
+def test_the_check_wants_every_stage():
+    good, slow = stage_with(0.0, peer_error=0.1), stage_with(0.0)
+    assert op.failures_of([good]) == []
+    assert any("slower than" in failure for failure in op.failures_of([good, slow]))
+
+
+def test_the_check_wants_the_fastest_samples_as_well():
+    stage = stage_with(0.0, peer_error=0.1)
+    stage.timings[op.PEERS[0].name] = Timing((1e-4, 6e-3, 6e-3))  # slow by its median alone
+    assert stage.speedup == pytest.approx(6.0)
+    assert len(op.failures_of([stage])) == 2
+
+
+def test_useful_work_of_the_matrix_product():
+    stage = stage_with(0.0)
+    assert stage.matmul_time == pytest.approx(1e-3 * stage.problem.useful_flops / (2 * 1024**3))
+
+
+def test_results_are_json_and_a_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    stage = stage_with(0.0, peer_error=0.1)
+    json.dumps(stage.to_dict())
+    op.plot([stage, stage_with(1.0)], tmp_path / "new" / "op.png")
+    assert (tmp_path / "new" / "op.png").stat().st_size > 1000

@@ -1,0 +1,262 @@
+"""The NAT models: sizes, shapes, arguments and the parts of a block."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from tvm_na.models import NAT, create_model, list_models
+from tvm_na.models.layers import DropPath
+from tvm_na.models.nat import per_layer_dilations
+from tvm_na.models.registry import SPECS
+from tvm_na.nn import NeighborhoodAttention2D
+
+PARAMETERS = {"nat_mini": 19_984_174, "nat_tiny": 27_901_582, "nat_small": 50_743_297, "nat_base": 89_769_652}
+SMALL = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "backend": "reference"}
+
+
+def small(**arguments) -> NAT:
+    torch.manual_seed(0)
+    return NAT(**{**SMALL, "num_classes": 10, **arguments}).eval()
+
+
+def attentions(model: NAT) -> list[NeighborhoodAttention2D]:
+    return [module for module in model.modules() if isinstance(module, NeighborhoodAttention2D)]
+
+
+# --- the named models
+
+
+def test_listed_models_are_those_counted():
+    assert set(list_models()) == set(PARAMETERS)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_count(name):
+    with torch.device("meta"):
+        model = create_model(name)
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name] == SPECS[name].parameters
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_layer_scale_where_the_original_has_it(name):
+    with torch.device("meta"):
+        state = create_model(name).state_dict()
+    gammas = [key for key in state if "gamma" in key]
+    assert len(gammas) == (2 * sum(SPECS[name].depths) if name in ("nat_small", "nat_base") else 0)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_drop_path_rises_linearly(name):
+    spec = SPECS[name]
+    with torch.device("meta"):
+        rates = [m.rate for m in create_model(name).modules() if isinstance(m, DropPath)]
+    assert rates == pytest.approx(torch.linspace(0, spec.drop_path_rate, sum(spec.depths)).tolist(), abs=1e-6)
+
+
+def test_official_keys():
+    with torch.device("meta"):
+        keys = create_model("nat_small").state_dict()
+    names = {key.split(".", 4)[4] for key in keys if key.startswith("levels.2.blocks.17.")}
+    linear_and_norm = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+    assert names == {f"{m}.{p}" for m in linear_and_norm for p in ("weight", "bias")} | {"attn.rpb", "gamma1", "gamma2"}
+    assert {k for k in keys if not k.startswith("levels.")} == {
+        f"{m}.{p}" for m in ("patch_embed.proj.0", "patch_embed.proj.1", "patch_embed.norm", "norm", "head")
+        for p in ("weight", "bias")
+    }  # fmt: skip
+    assert {k for k in keys if "downsample" in k} == {
+        f"levels.{i}.downsample.{p}" for i in range(3) for p in ("reduction.weight", "norm.weight", "norm.bias")
+    }
+    assert keys["levels.2.blocks.17.attn.rpb"].shape == (12, 13, 13)
+    assert keys["levels.0.downsample.reduction.weight"].shape == (192, 96, 3, 3)
+
+
+def test_unknown_name():
+    with pytest.raises(ValueError, match=r"^name: required one of nat_mini,.*got 'nat-tiny' \(.* 'nat_tiny'\?\)$"):
+        create_model("nat-tiny")
+    with pytest.raises(ValueError, match="^name: .*got 'zzz'$"):
+        create_model("zzz")
+    with pytest.raises(TypeError, match="^name: .*int 3"):
+        create_model(3)
+
+
+def test_overrides_reach_the_model():
+    with torch.device("meta"):
+        model = create_model("nat_mini", num_classes=7, kernel_size=5, dilations=2, in_chans=1, layer_scale=0.1)
+    assert model.head.out_features == 7
+    assert {(a.kernel_size, a.dilation) for a in attentions(model)} == {((5, 5), (2, 2))}
+    assert model.patch_embed.proj[0].in_channels == 1
+    assert model.levels[0].blocks[0].gamma1 is not None
+    with pytest.raises(TypeError, match="no_such_argument"):
+        create_model("nat_mini", no_such_argument=1)
+
+
+# --- forward
+
+
+@pytest.mark.parametrize("size", [(224, 224), (32, 32), (97, 131), (1, 1), (33, 240)])
+def test_forward_shape(size):
+    model = small()
+    x = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        features, logits = model.forward_features(x), model(x)
+    assert features.shape == (2, math.ceil(size[0] / 32), math.ceil(size[1] / 32), 128)
+    assert logits.shape == (2, 10) and logits.isfinite().all()
+    pooled = model.forward_head(features, pre_logits=True)
+    torch.testing.assert_close(pooled, features.mean((1, 2)))
+    torch.testing.assert_close(logits, model.head(pooled))
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 4, 32, 32), (1, 3, 32)])
+def test_forward_refuses_other_layouts(shape):
+    with pytest.raises(ValueError, match=r"^x: required shape \[batch, 3, height, width\], got"):
+        small()(torch.zeros(shape))
+
+
+def test_gradients_reach_every_parameter():
+    model = small(layer_scale=1e-5).train()
+    model(torch.randn(2, 3, 64, 64)).square().sum().backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert without == []
+
+
+def test_dilations_reach_the_layers():
+    model = small(depths=(2, 1, 1, 1), dilations=((1, 8), 4, [2], 1))
+    assert [a.dilation for a in attentions(model)] == [(1, 1), (8, 8), (4, 4), (2, 2), (1, 1)]
+    assert model(torch.randn(1, 3, 224, 224)).shape == (1, 10)
+    assert per_layer_dilations(None, (1, 2)) == [(1,), (1, 1)]
+    assert per_layer_dilations(3, (1, 2)) == [(3,), (3, 3)]
+
+
+# --- features only
+
+
+def test_features_only_maps():
+    model = small(features_only=True)
+    maps = model(torch.randn(2, 3, 90, 65))
+    assert [tuple(m.shape) for m in maps] == [(2, 16, 23, 17), (2, 32, 12, 9), (2, 64, 6, 5), (2, 128, 3, 3)]
+    assert all(m.is_contiguous() for m in maps)
+    assert [f["num_chs"] for f in model.feature_info] == [16, 32, 64, 128]
+    assert [f["reduction"] for f in model.feature_info] == [4, 8, 16, 32]
+    outputs = [key for key in model.state_dict() if key.startswith(("norm", "head"))]
+    assert outputs == [f"norm{i}.{p}" for i in range(4) for p in ("weight", "bias")]
+
+
+def test_features_only_maps_are_those_before_the_downsampler_normed():
+    model, backbone = small().double(), small(features_only=True, out_indices=(1, 3)).double()
+    backbone.load_state_dict(model.state_dict(), strict=False)
+    backbone.norm3.load_state_dict(model.norm.state_dict())
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    stage1, stage3 = backbone(x)
+    torch.testing.assert_close(stage3, model.forward_features(x).permute(0, 3, 1, 2))
+    tokens = model.patch_embed(x)
+    tokens = model.levels[0](tokens)[1]
+    tokens = model.levels[1].blocks[0](tokens)
+    torch.testing.assert_close(stage1, backbone.norm1(tokens).permute(0, 3, 1, 2))
+
+
+def test_features_only_leaves_out_unused_stages():
+    model = small(features_only=True, out_indices=(0, 2), drop_path_rate=0.3)
+    assert len(model.levels) == 3 and model.levels[2].downsample is None and model.num_features == 64
+    assert [f["module"] for f in model.feature_info] == ["levels.0", "levels.2"]
+    assert [tuple(m.shape) for m in model(torch.randn(1, 3, 64, 64))] == [(1, 16, 16, 16), (1, 64, 4, 4)]
+    rates = [m.rate for m in model.modules() if isinstance(m, DropPath)]
+    assert rates == pytest.approx([0.0, 0.1, 0.2])
+    model.train()(torch.randn(2, 3, 64, 64))[1].sum().backward()
+
+
+@pytest.mark.parametrize("out_indices", [(), (0, 4), (-1,), (1, 0), (2, 2), 3, "01"])
+def test_wrong_out_indices(out_indices):
+    with pytest.raises((ValueError, TypeError), match="^out_indices: required"):
+        small(features_only=True, out_indices=out_indices)
+
+
+# --- what timm's users expect
+
+
+def test_classifier():
+    model = small(num_classes=0)
+    assert isinstance(model.get_classifier(), nn.Identity) and model.num_features == 128
+    assert model(torch.randn(1, 3, 32, 32)).shape == (1, 128)
+    model.double().reset_classifier(5)
+    assert model.num_classes == 5 and model.get_classifier().weight.dtype == torch.float64
+    assert model(torch.randn(1, 3, 32, 32, dtype=torch.float64)).shape == (1, 5)
+    assert model.head.weight.std() < 0.03 and not model.head.bias.any()
+    model.reset_classifier(0)
+    assert isinstance(model.get_classifier(), nn.Identity)
+    backbone = small(features_only=True)
+    backbone.reset_classifier(0)
+    with pytest.raises(ValueError, match="^num_classes: required 0 .*got 5"):
+        backbone.reset_classifier(5)
+
+
+def test_initialisation():
+    model = small(embed_dim=64, layer_scale=1e-5)
+    block = model.levels[3].blocks[0]
+    for weight in (block.attn.qkv.weight, block.attn.rpb, block.mlp.fc1.weight, model.head.weight):
+        assert weight.std().item() == pytest.approx(0.02, rel=0.1)
+        assert weight.abs().max() <= 2.0
+    assert not block.attn.qkv.bias.any() and not block.mlp.fc2.bias.any()
+    assert (block.gamma1 == 1e-5).all() and (block.gamma2 == 1e-5).all()
+    assert block.norm1.eps == 1e-5
+
+
+def test_no_weight_decay():
+    assert small().no_weight_decay() == {f"levels.{i}.blocks.0.attn.rpb" for i in range(4)}
+
+
+def test_set_backend():
+    model = small(backend="auto")
+    model.set_backend("reference")
+    assert {a.backend for a in attentions(model)} == {"reference"}
+    with pytest.raises(ValueError, match="^backend: required one of auto, compiled, reference, got 'cuda'"):
+        model.set_backend("cuda")
+    assert {a.backend for a in attentions(model)} == {"reference"}
+
+
+def test_drop_path_and_dropout_act_in_training_alone():
+    model, x = small(drop_path_rate=0.5, drop_rate=0.1), torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(model(x), model(x), rtol=0, atol=0)
+    model.train()
+    assert not torch.equal(model(x), model(x))
+
+
+# --- arguments
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "error"),
+    [
+        ("embed_dim", 15, ValueError),
+        ("embed_dim", 0, ValueError),
+        ("embed_dim", 16.0, TypeError),
+        ("depths", (), ValueError),
+        ("depths", (1, 0, 1, 1), ValueError),
+        ("depths", 4, TypeError),
+        ("num_heads", (1, 2), ValueError),
+        ("num_heads", (1, 2, 4, True), TypeError),
+        ("num_classes", -1, ValueError),
+        ("num_classes", "10", TypeError),
+        ("in_chans", 0, ValueError),
+        ("kernel_size", 0, ValueError),
+        ("kernel_size", (3, 3, 3), ValueError),
+        ("dilations", (1, 1), ValueError),
+        ("dilations", (1, 1, 1, (1, 2)), ValueError),
+        ("dilations", "1111", TypeError),
+        ("dilations", 0, ValueError),
+        ("mlp_ratio", 0, ValueError),
+        ("drop_path_rate", 1.0, ValueError),
+        ("drop_path_rate", -0.1, ValueError),
+        ("drop_rate", "0.1", TypeError),
+        ("layer_scale", 0.0, ValueError),
+        ("layer_scale", float("nan"), ValueError),
+        ("features_only", 1, TypeError),
+        ("backend", "tvm", ValueError),
+    ],
+)
+def test_wrong_arguments_are_named(argument, value, error):
+    with pytest.raises(error, match=f"^{argument}.*required.*got"):
+        small(**{argument: value})

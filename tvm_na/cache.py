@@ -1,0 +1,183 @@
+"""Compiled kernels on disk, found without importing TVM.
+
+A *kernel* file is named by what it was compiled from: the scheduled TIR, the target with its CPU features and
+the versions of the compiler. A *request* is what a caller knows without the compiler (problem, target,
+versions, the digest of our own expressions and schedules); a small file maps it to its kernel. Files appear
+by an atomic rename, one builder at a time per request; a file that does not match its digest is a miss.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import tvm_na
+from tvm_na import settings
+from tvm_na.problem import NAProblem
+from tvm_na.target import NATarget
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """A kernel on disk."""
+
+    path: Path
+    bytes: int
+    modified: datetime
+    problem: str
+    target: str
+
+
+def digest_of(*parts: Any) -> str:
+    """A hex digest of JSON-able values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@functools.lru_cache(maxsize=1)
+def versions() -> dict[str, str]:
+    """Versions of what a kernel is compiled with and runs on."""
+    return {
+        "apache-tvm": metadata.version("apache-tvm"),
+        "apache-tvm-ffi": metadata.version("apache-tvm-ffi"),
+        "tvm_na": tvm_na.__version__,
+    }
+
+
+@functools.lru_cache(maxsize=1)
+def _source_digest() -> str:
+    """A digest of the expressions and schedules, so that a change to one makes its kernels anew."""
+    from tvm_na import schedules, te
+
+    digest = hashlib.sha256()
+    for package in (te, schedules):
+        for file in sorted(Path(package.__path__[0]).glob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def request_digest(problem: NAProblem, target: NATarget) -> str:
+    """The name of a request."""
+    return digest_of(problem.to_json(), asdict(target), versions(), _source_digest())
+
+
+def _index_file(request: str) -> Path:
+    return settings.cache_dir() / "index" / f"{request}.json"
+
+
+def _kernel_file(kernel: str) -> Path:
+    return settings.cache_dir() / "kernels" / f"{kernel}.so"
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def lookup(request: str) -> Path | None:
+    """The kernel file of a request, or None if there is none or it is damaged."""
+    index = _index_file(request)
+    try:
+        entry = json.loads(index.read_text(encoding="utf-8"))
+        file = _kernel_file(entry["kernel"])
+        if _sha256(file) == entry["sha256"]:
+            return file
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as damage:
+        _log.warning("kernel cache: %s is damaged (%s); building anew", index, damage)
+        return None
+    _log.warning("kernel cache: %s is damaged; building anew", file)
+    return None
+
+
+@contextmanager
+def _atomic(file: Path) -> Iterator[Path]:
+    """A temporary path beside ``file`` that becomes ``file`` when the block ends well."""
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=".tmp-", suffix=file.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def get_or_build(
+    request: str, describe: dict[str, Any], compile_: Callable[[], tuple[str, Callable[[Path], None]]]
+) -> Path:
+    """The kernel file of a request, compiled if there is none.
+
+    Args:
+        request: From :func:`request_digest`.
+        describe: What to remember about the kernel (problem, target, schedule).
+        compile_: Gives the kernel's name and a function that writes the shared library to a path. Runs
+            under the request's lock: of several processes that miss, one compiles.
+
+    Raises:
+        RuntimeError: if the cache folder cannot be written.
+    """
+    from filelock import FileLock  # not needed where a kernel is found
+
+    index = _index_file(request)
+    try:
+        for folder in ("index", "kernels", "locks"):
+            (settings.cache_dir() / folder).mkdir(parents=True, exist_ok=True)
+        lock = FileLock(settings.cache_dir() / "locks" / f"{request}.lock")
+        with lock:
+            if (found := lookup(request)) is not None:
+                return found
+            kernel, write = compile_()
+            file = _kernel_file(kernel)
+            with _atomic(file) as temporary:
+                write(temporary)
+                entry = {"kernel": kernel, "sha256": _sha256(temporary), **describe}
+            with _atomic(index) as temporary:
+                temporary.write_text(json.dumps(entry, sort_keys=True), encoding="utf-8")
+            return file
+    except PermissionError as error:
+        raise RuntimeError(f"kernel cache: required a writable folder (TVM_NA_CACHE_DIR), got {error}") from error
+
+
+def description(request: str) -> dict[str, Any]:
+    """What :func:`get_or_build` remembered about a request's kernel; empty if it is not there."""
+    try:
+        loaded = json.loads(_index_file(request).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def entries() -> list[CacheEntry]:
+    """The kernels in the cache, the oldest first."""
+    found = []
+    for index in (settings.cache_dir() / "index").glob("*.json"):
+        entry = description(index.stem)
+        file = _kernel_file(str(entry.get("kernel")))
+        if "problem" not in entry or not file.is_file():
+            continue
+        stat = file.stat()
+        modified = datetime.fromtimestamp(stat.st_mtime, tz=timezone.utc)
+        found.append(CacheEntry(file, stat.st_size, modified, str(entry.get("problem")), str(entry.get("target"))))
+    return sorted(found, key=lambda e: e.modified)
+
+
+def clear() -> int:
+    """Remove every kernel; returns how many there were."""
+    count = len(entries())
+    for folder, pattern in (("index", "*.json"), ("kernels", "*.so"), ("locks", "*.lock")):
+        for file in (settings.cache_dir() / folder).glob(pattern):
+            file.unlink(missing_ok=True)
+    return count

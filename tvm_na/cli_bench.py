@@ -1,0 +1,126 @@
+"""``tvm-na bench``: the compiled backend against the reference, for one operator or a whole model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from tvm_na.cli_common import build, console, reports_errors, warn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tvm_na.problem import NAProblem
+
+app = typer.Typer(help="Time the compiled backend against the reference.", no_args_is_help=True)
+
+Rounds = Annotated[int, typer.Option(min=1, help="Samples of every candidate.")]
+Batch = Annotated[int, typer.Option(min=1, help="Images at once.")]
+
+
+def _compare(
+    title: str, candidates: Mapping[str, Callable[[], Tensor]], rounds: int, error: float, budget: float
+) -> None:
+    """Time ``compiled`` and ``reference`` and print a table; Exit(1) without a speedup if ``error`` is too large."""
+    from rich.table import Table
+
+    from tvm_na import settings
+    from tvm_na.benchmark import format_speedup, format_time, measure, speedup
+
+    out = console()
+    with out.status("measuring"):
+        timings = measure(candidates, rounds=rounds)
+    table = Table("backend", "median", "spread", "fastest", "slowest", title=title)
+    for name, t in timings.items():
+        table.add_row(name, *(format_time(seconds) for seconds in (t.median, t.spread, t.minimum, t.maximum)))
+    out.print(table)
+    out.print(f"{rounds} samples, {settings.num_threads()} threads; spread is the interquartile range")
+    out.print(f"relative error {error:.1e}, budget {budget:.0e}")
+    ratio = speedup(timings["compiled"], timings["reference"], error, budget)
+    if ratio is None:
+        out.print(f"wrong numbers: no speedup is given for an error of {error:.1e} > {budget:.0e}", style="bold red")
+        raise typer.Exit(1)
+    out.print(f"speedup {format_speedup(ratio)}", style="bold green")
+
+
+@app.command("op")
+@reports_errors
+def bench_op(
+    size: Annotated[tuple[int, int], typer.Option(help="Height and width of the map.")] = (56, 56),
+    heads: Annotated[int, typer.Option(help="Attention heads.")] = 2,
+    head_dim: Annotated[int, typer.Option(help="Channels of a head.")] = 32,
+    kernel_size: Annotated[int, typer.Option(help="Window length.")] = 7,
+    dilation: Annotated[int, typer.Option(help="Step between neighbors.")] = 1,
+    stride: Annotated[int, typer.Option(help="Queries per shared window.")] = 1,
+    causal: Annotated[bool, typer.Option("--causal", help="See only what is at or before the query.")] = False,
+    rpb: Annotated[bool, typer.Option("--rpb", help="Add a relative position bias.")] = False,
+    dtype: Annotated[Literal["float32", "float64"], typer.Option(help="Of every tensor.")] = "float32",
+    batch: Batch = 1,
+    rounds: Rounds = 15,
+) -> None:
+    """Time one attention operator; refuses a speedup when the numbers are wrong."""
+    from tvm_na.problem import NAProblem
+
+    problem = NAProblem.make(
+        size, kernel_size, heads, head_dim, stride=stride, dilation=dilation, is_causal=causal, dtype=dtype, bias=rpb
+    )
+    _bench_problem(problem, batch, rounds)
+
+
+def _bench_problem(problem: NAProblem, batch: int, rounds: int) -> None:
+    import torch
+
+    from tvm_na.benchmark import ERROR_BUDGET, relative_error
+    from tvm_na.build import explain
+    from tvm_na.functional import na2d
+
+    torch.manual_seed(0)
+    shape = (batch, *problem.spatial, problem.heads, problem.head_dim)
+    tensors = [torch.randn(shape, dtype=getattr(torch, problem.dtype)) for _ in range(3)]
+    bias = torch.randn(problem.bias_shape, dtype=tensors[0].dtype) if problem.bias else None
+    window = (problem.kernel_size, problem.stride, problem.dilation, problem.is_causal)
+
+    def attend(backend: str) -> Tensor:
+        out: Tensor = na2d(*tensors, *window, rpb=bias, backend=backend)
+        return out
+
+    build([problem])
+    console().print(f"kernel: {explain(problem)}", markup=False, soft_wrap=True)
+    with torch.inference_mode():
+        exact_bias = None if bias is None else bias.double()
+        exact = na2d(*(t.double() for t in tensors), *window, rpb=exact_bias, backend="reference")
+        error = relative_error(attend("compiled"), exact)
+        candidates = {backend: partial(attend, backend) for backend in ("compiled", "reference")}
+        _compare(f"{problem}, batch {batch}", candidates, rounds, error, ERROR_BUDGET[problem.dtype])
+
+
+@app.command("model")
+@reports_errors
+def bench_model(
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="Name of a model, such as nat_mini.")],
+    input_size: Annotated[int, typer.Option(min=32, help="Height and width of the image in pixels.")] = 224,
+    batch: Batch = 1,
+    rounds: Rounds = 9,
+) -> None:
+    """Time a model with random weights; refuses a speedup when the logits are wrong."""
+    import torch
+
+    from tvm_na.benchmark import LOGITS_BUDGET, relative_error
+    from tvm_na.models import create_model, problems_of
+
+    torch.manual_seed(0)
+    compiled = create_model(name, backend="compiled").eval()
+    reference = copy.deepcopy(compiled)
+    reference.set_backend("reference")
+    warn("random weights: logits and latency are compared, not what the model sees")
+    x = torch.randn(batch, 3, input_size, input_size)
+    build(problems_of(compiled, input_size))
+    with torch.inference_mode():
+        error = relative_error(compiled(x), reference(x))
+        candidates = {"compiled": partial(compiled, x), "reference": partial(reference, x)}
+        title = f"{name}, {input_size}x{input_size}, batch {batch}, float32"
+        _compare(title, candidates, rounds, error, LOGITS_BUDGET)

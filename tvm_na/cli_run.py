@@ -1,0 +1,114 @@
+"""``tvm-na run``: classify image files."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tvm_na.cli_common import BackendName, build, console, reports_errors, warn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tvm_na.models import NAT
+
+IMAGENET_CLASSES = 1000
+
+
+def read_labels(path: Path) -> list[str]:
+    """The labels in a text file, one per line, in the order of the classes.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not UTF-8 text, is empty, or has an empty line.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"labels: required an existing file, got {path}")
+    try:
+        labels = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"labels: required a text file in UTF-8, got {path}: {error}") from error
+    if not labels or "" in labels:
+        line = labels.index("") + 1 if labels else 1
+        raise ValueError(f"labels: required one label per line, got {path} with nothing on line {line}")
+    return labels
+
+
+def load_model(name: str, weights: Path | None, num_classes: int, backend: str) -> NAT:
+    """A model in evaluation mode; says loudly what of its weights is random.
+
+    Raises:
+        TypeError, ValueError, FileNotFoundError: as :func:`tvm_na.models.create_model` does.
+    """
+    import torch
+
+    from tvm_na.models import create_model, load_checkpoint
+
+    torch.manual_seed(0)
+    model = create_model(name, num_classes=num_classes, backend=backend)
+    if weights is None:
+        warn("no --weights: the weights are RANDOM, and so are the classes below")
+    else:
+        report = load_checkpoint(model, weights)
+        if report.adapted:
+            warn(f"{weights} does not fit as it is\n{report}")
+    return model.eval()
+
+
+@reports_errors
+def run(
+    model_name: Annotated[str, typer.Argument(metavar="MODEL", help="Name of a model, such as nat_mini.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
+    weights: Annotated[Path | None, typer.Option(help="Checkpoint (.pth, .safetensors); random if none.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Text file with the label of each class, one per line.")] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(min=1, help="Classes of the model; by default those of --labels, or 1000.")
+    ] = None,
+    backend: Annotated[BackendName, typer.Option(help="Who computes attention.")] = "auto",
+    input_size: Annotated[int, typer.Option(min=32, help="Pixels in height and width that the model sees.")] = 224,
+    top: Annotated[int, typer.Option(min=1, help="Classes to show per image.")] = 5,
+) -> None:
+    """Classify image files."""
+    names = read_labels(labels) if labels else None
+    if names and num_classes not in (None, len(names)):
+        raise ValueError(f"labels: required {num_classes} labels, one per class, got {len(names)} in {labels}")
+    from dataclasses import replace
+
+    import torch
+
+    from tvm_na.build import is_supported
+    from tvm_na.images import load_image, preprocess
+    from tvm_na.models import problems_of
+    from tvm_na.models.registry import get_spec
+
+    preprocessing = replace(get_spec(model_name).preprocessing, input_size=input_size)
+    inputs = [preprocess(load_image(path), preprocessing) for path in images]
+    classes = num_classes or (len(names) if names else IMAGENET_CLASSES)
+    model = load_model(model_name, weights, classes, backend)
+    if backend != "reference":
+        problems = problems_of(model, input_size)
+        build([p for p in problems if backend == "compiled" or is_supported(p)])
+    with torch.inference_mode():
+        model(inputs[0][None])  # the first call starts thread pools, which is no image's time
+        for path, x in zip(images, inputs, strict=True):
+            start = time.perf_counter()
+            probabilities = model(x[None])[0].softmax(-1)
+            _print_classes(path, probabilities, min(top, classes), names, time.perf_counter() - start)
+
+
+def _print_classes(path: Path, probabilities: Tensor, top: int, names: list[str] | None, seconds: float) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from tvm_na.benchmark import format_time
+
+    table = Table(
+        title=Text(f"{path.name}, {format_time(seconds)}", style="bold"), title_justify="left", show_header=False
+    )
+    best = probabilities.topk(top)
+    for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        table.add_row(Text(names[index] if names else f"class {index}"), f"{probability:.2%}")
+    console().print(table)

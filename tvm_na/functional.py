@@ -1,0 +1,217 @@
+"""Neighborhood attention as functions: na1d, na2d, na3d, merge_attentions."""
+
+from __future__ import annotations
+
+import enum
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tvm_na import ops, reference
+from tvm_na.problem import NAProblem, check_additional, check_scale, per_axis_bools, per_axis_ints, problem_of
+
+
+class Backend(str, enum.Enum):
+    """Who computes: a compiled kernel, the eager reference, or whichever of them serves the call."""
+
+    AUTO = "auto"
+    COMPILED = "compiled"
+    REFERENCE = "reference"
+
+    @classmethod
+    def of(cls, backend: Backend | str) -> Backend:
+        """The member called ``backend``; ValueError or TypeError for anything else."""
+        if backend.__class__ is cls:
+            return backend
+        if not isinstance(backend, str):
+            raise TypeError(f"backend: required a Backend or its name, got {type(backend).__name__} {backend!r}")
+        if backend not in cls._value2member_map_:
+            names = ", ".join(member.value for member in cls)
+            raise ValueError(f"backend: required one of {names}, got {backend!r}")
+        return cls(backend)
+
+
+_warned: set[str] = set()
+
+
+def _why_not_compiled(problem: NAProblem, device: torch.device, needs_grad: bool) -> str | None:
+    """What of a call has no compiled kernel; None if all has."""
+    if needs_grad:
+        return "a gradient is needed and compiled kernels have no backward yet"
+    if device.type not in ("cpu", "meta"):
+        return f"there are no compiled kernels for the device {device.type} yet"
+    if problem.rank != 2:
+        return f"compiled kernels have 2 spatial axes so far, the call has {problem.rank}"
+    return None
+
+
+def _choose(backend: Backend, reason: str | None) -> Backend:
+    if backend is Backend.REFERENCE:
+        return Backend.REFERENCE
+    if reason is None:
+        return Backend.COMPILED
+    if backend is Backend.COMPILED:
+        raise NotImplementedError(f"backend='compiled': {reason}; backend='reference' serves this call")
+    if not torch.compiler.is_compiling() and reason not in _warned:
+        _warned.add(reason)
+        warnings.warn(f"tvm_na: backend='auto' takes the eager reference: {reason}", stacklevel=3)
+    return Backend.REFERENCE
+
+
+# Calls that were checked before. A check costs as much as a small kernel.
+_checked: dict[tuple[Any, ...], NAProblem] = {}
+
+
+def _problem(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rpb: Tensor | None,
+    window: tuple[Any, Any, Any, Any],
+    lse: bool,
+    rank: int,
+) -> NAProblem:
+    if torch.compiler.is_compiling() or not (type(query) is type(key) is type(value) is Tensor):
+        return problem_of(query, key, value, *window, rpb, lse, rank)
+    at = (window, lse, rank, ops.signature(query, key, value, rpb))
+    problem = _checked.get(at)
+    if problem is None:
+        problem = problem_of(query, key, value, *window, rpb, lse, rank)
+        _checked[at] = problem
+    return problem
+
+
+def _front(rank: int) -> Callable[..., Any]:
+    """The public function for ``rank`` spatial axes."""
+
+    def neighborhood_attention(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        dilation: int | Sequence[int] = 1,
+        is_causal: bool | Sequence[bool] = False,
+        scale: float | None = None,
+        additional_keys: Tensor | None = None,
+        additional_values: Tensor | None = None,
+        *,
+        rpb: Tensor | None = None,
+        return_lse: bool = False,
+        backend: Backend | str = Backend.AUTO,
+    ) -> Any:
+        chosen = Backend.of(backend)
+        if not isinstance(return_lse, bool):
+            raise TypeError(f"return_lse: required bool, got {type(return_lse).__name__} {return_lse!r}")
+        window = (
+            per_axis_ints("kernel_size", kernel_size, rank),
+            per_axis_ints("stride", stride, rank),
+            per_axis_ints("dilation", dilation, rank),
+            per_axis_bools("is_causal", is_causal, rank),
+        )
+        problem = _problem(query, key, value, rpb, window, return_lse, rank)
+        factor = check_scale(scale, problem.head_dim)
+        has_extra = check_additional(additional_keys, additional_values, query, key, value)
+
+        needs_grad = torch.is_grad_enabled() and ops.any_requires_grad(
+            query, key, value, rpb, additional_keys, additional_values
+        )
+        if _choose(chosen, _why_not_compiled(problem, query.device, needs_grad)) is Backend.REFERENCE:
+            out, lse = reference.neighborhood_attention(
+                problem, query, key, value, factor, rpb, additional_keys, additional_values
+            )
+            return (out, lse) if return_lse else out
+        if not has_extra and not return_lse:
+            return ops.na_forward(query, key, value, rpb, *window, factor)
+        out, lse = ops.na_forward_lse(query, key, value, rpb, *window, factor)
+        if has_extra:
+            assert additional_keys is not None and additional_values is not None
+            extra = _dense_attention(query, additional_keys, additional_values, factor)
+            out, lse = merge_attentions([out, extra[0]], [lse, extra[1]])
+        return (out, lse) if return_lse else out
+
+    axes = ("length", "height, width", "depth, height, width")[rank - 1]
+    neighborhood_attention.__name__ = neighborhood_attention.__qualname__ = f"na{rank}d"
+    neighborhood_attention.__doc__ = _DOCSTRING.format(rank=rank, axes=axes)
+    return neighborhood_attention
+
+
+_DOCSTRING = """Neighborhood attention over {rank} spatial axes (arXiv 2204.07143, 2209.15001).
+
+    softmax(scale * query key^T + rpb) value, over the window of each query. Along an axis of which every
+    ``dilation``-th position belongs to a query's group, a window is the ``kernel_size`` positions nearest to
+    the query, shifted so as not to leave the map.
+
+    Args:
+        query: ``[batch, {axes}, heads, head_dim]``, float16, bfloat16, float32 or float64.
+        key: ``[batch, {axes}, heads_kv, head_dim]``; heads is a multiple of heads_kv.
+        value: ``[batch, {axes}, heads_kv, head_dim_v]``.
+        kernel_size: Window length, an integer or one per axis; ``kernel_size * dilation`` <= the axis.
+        stride: Queries that share a window, at most kernel_size.
+        dilation: Step between neighbors.
+        is_causal: Whether a query sees only keys at or before it, a bool or one per axis.
+        scale: Factor of the scores; ``head_dim ** -0.5`` if None.
+        additional_keys: ``[batch, extra, heads_kv, head_dim]``, seen by every query.
+        additional_values: ``[batch, extra, heads_kv, head_dim_v]``.
+        rpb: Relative position bias ``[heads, 2 * kernel_size - 1, ...]``, added to the scaled scores; its
+            index is (key - query) / dilation + kernel_size - 1 along each axis.
+        return_lse: Whether the log-sum-exp of the scores is returned too.
+        backend: ``compiled``, ``reference``, or ``auto``: compiled where it serves the call, else the
+            reference with one warning. Half precision is computed in float32.
+
+    Returns:
+        The output ``[batch, {axes}, heads, head_dim_v]`` in the inputs' dtype; with return_lse also the
+        natural log-sum-exp ``[batch, {axes}, heads]`` in float32 (float64 for float64).
+
+    Raises:
+        TypeError, ValueError: name the argument, what was required and what came.
+        NotImplementedError: for backend='compiled' where no compiled kernel serves the call, such as one that
+            needs a gradient.
+    """
+
+na1d = _front(1)
+na2d = _front(2)
+na3d = _front(3)
+
+
+def _dense_attention(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention of every query to ``[batch, extra, heads_kv, ...]``, with its log-sum-exp."""
+    accum = torch.float64 if query.dtype == torch.float64 else torch.float32
+    group = query.shape[-2] // keys.shape[-2]
+    grouped = query.to(accum).flatten(1, -3).unflatten(-2, (keys.shape[-2], group))
+    scores = torch.einsum("bnhgd,behd->bnhge", grouped, keys.to(accum)) * scale
+    out = torch.einsum("bnhge,behd->bnhgd", torch.softmax(scores, dim=-1), values.to(accum))
+    tokens = query.shape[:-1]
+    lse = torch.logsumexp(scores, dim=-1).reshape(tokens)
+    return out.reshape(*tokens, values.shape[-1]).to(query.dtype), lse
+
+
+def merge_attentions(outputs: Sequence[Tensor], lse_tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The attention to the union of disjoint sets of keys, from the attentions to each.
+
+    Args:
+        outputs: At least two of ``[batch, *spatial, heads, head_dim_v]``.
+        lse_tensors: Their log-sum-exps, ``[batch, *spatial, heads]``.
+
+    Returns:
+        The merged output and log-sum-exp, in the dtypes of the first ones.
+
+    Raises:
+        ValueError: for fewer than two outputs, or numbers or shapes that do not fit.
+    """
+    if len(outputs) < 2 or len(outputs) != len(lse_tensors):
+        got = f"{len(outputs)} outputs and {len(lse_tensors)} lse_tensors"
+        raise ValueError(f"outputs: required two or more, and as many lse_tensors, got {got}")
+    for out, lse in zip(outputs, lse_tensors, strict=True):
+        if out.shape != outputs[0].shape or lse.shape != outputs[0].shape[:-1]:
+            got = f"{tuple(out.shape)} with {tuple(lse.shape)}"
+            raise ValueError(f"lse_tensors: required the shape of outputs without head_dim, got {got}")
+    sums = torch.stack(list(lse_tensors))
+    merged = torch.logsumexp(sums, dim=0)
+    weights = torch.exp(sums - merged).unsqueeze(-1)
+    out = sum(w * o.to(w.dtype) for w, o in zip(weights, outputs, strict=True))
+    assert isinstance(out, Tensor)
+    return out.to(outputs[0].dtype), merged

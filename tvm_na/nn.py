@@ -1,0 +1,136 @@
+"""Neighborhood attention modules: projection, attention over the neighborhood, projection.
+
+Argument names follow NATTEN's modules; ``rel_pos_bias`` is the relative position bias of the NAT papers.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tvm_na.functional import Backend, na1d, na2d, na3d
+from tvm_na.problem import check_scale, per_axis_bools, per_axis_ints
+
+_ATTENTION = {1: na1d, 2: na2d, 3: na3d}
+
+
+class _NeighborhoodAttention(nn.Module):
+    rank: ClassVar[int]
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        dilation: int | tuple[int, ...] = 1,
+        is_causal: bool | tuple[bool, ...] = False,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        proj_drop: float = 0.0,
+        *,
+        rel_pos_bias: bool = False,
+        backend: Backend | str = Backend.AUTO,
+    ) -> None:
+        super().__init__()
+        (embed_dim,) = per_axis_ints("embed_dim", embed_dim, 1)
+        (num_heads,) = per_axis_ints("num_heads", num_heads, 1)
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim: required a multiple of num_heads={num_heads}, got {embed_dim}")
+        self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
+        self.kernel_size = per_axis_ints("kernel_size", kernel_size, self.rank)
+        self.stride = per_axis_ints("stride", stride, self.rank)
+        self.dilation = per_axis_ints("dilation", dilation, self.rank)
+        self.is_causal = per_axis_bools("is_causal", is_causal, self.rank)
+        for s, k in zip(self.stride, self.kernel_size, strict=True):
+            if s > k:
+                raise ValueError(f"stride: required stride <= kernel_size on every axis, got {s} > {k}")
+        self.scale = check_scale(qk_scale, self.head_dim)
+        self.backend = Backend.of(backend)
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
+        self.rpb: nn.Parameter | None = None
+        if rel_pos_bias:
+            self.rpb = nn.Parameter(torch.zeros(num_heads, *(2 * k - 1 for k in self.kernel_size)))
+            nn.init.trunc_normal_(self.rpb, std=0.02)
+        self.proj = nn.Linear(embed_dim, embed_dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend over ``x`` ``[batch, *spatial, embed_dim]``; the same shape comes back.
+
+        A map smaller than ``kernel_size * dilation`` is zero-padded right and bottom before the projection
+        of queries, keys and values, attended over whole, and cropped, as NATTEN <= 0.15 did.
+        """
+        if x.ndim != self.rank + 2 or x.shape[-1] != self.embed_dim:
+            wanted = f"[batch, {self.rank} spatial axes, {self.embed_dim}]"
+            raise ValueError(f"x: required shape {wanted}, got {tuple(x.shape)}")
+        sizes = x.shape[1:-1]
+        missing = [max(0, k * d - n) for k, d, n in zip(self.kernel_size, self.dilation, sizes, strict=True)]
+        if any(missing):
+            x = F.pad(x, [0, 0] + [p for m in reversed(missing) for p in (0, m)])
+        query, key, value = self._project(x)
+        out = _ATTENTION[self.rank](
+            query,
+            key,
+            value,
+            self.kernel_size,
+            self.stride,
+            self.dilation,
+            self.is_causal,
+            self.scale,
+            rpb=self.rpb,
+            backend=self.backend,
+        )
+        if any(missing):
+            for axis, n in enumerate(sizes, start=1):
+                out = out.narrow(axis, 0, n)
+        return self.proj_drop(self.proj(out.flatten(-2)))
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values ``[batch, *spatial, heads, head_dim]``."""
+        qkv = self.qkv(x).view(*x.shape[:-1], 3, self.num_heads, self.head_dim)
+        query, key, value = qkv.unbind(-3)
+        return query, key, value
+
+    def extra_repr(self) -> str:
+        parts: dict[str, Any] = {"heads": self.num_heads, "kernel_size": self.kernel_size, "stride": self.stride}
+        parts |= {"dilation": self.dilation, "is_causal": self.is_causal, "rel_pos_bias": self.rpb is not None}
+        return ", ".join(f"{name}={value}" for name, value in parts.items())
+
+
+class NeighborhoodAttention1D(_NeighborhoodAttention):
+    """Neighborhood attention over ``[batch, length, embed_dim]``."""
+
+    rank = 1
+
+
+class NeighborhoodAttention2D(_NeighborhoodAttention):
+    """Neighborhood attention over ``[batch, height, width, embed_dim]`` (arXiv 2204.07143).
+
+    Args:
+        embed_dim: Channels, a multiple of ``num_heads``.
+        num_heads: Attention heads.
+        kernel_size: Window length, an integer or one per axis.
+        stride: Queries per shared window; 1 is neighborhood attention, ``kernel_size`` blocked attention.
+        dilation: Step between neighbors (arXiv 2209.15001).
+        is_causal: Whether a query sees only what is at or before it, per axis.
+        qkv_bias: Whether the projection of queries, keys and values has a bias.
+        qk_scale: Factor of the scores; ``head_dim ** -0.5`` if None.
+        proj_drop: Dropout after the output projection.
+        rel_pos_bias: Whether there is a learned relative position bias ``rpb`` ``[heads, 2k-1, 2k-1]``.
+        backend: ``auto``, ``compiled`` or ``reference``.
+
+    Raises:
+        TypeError, ValueError: name the argument, what was required and what came.
+    """
+
+    rank = 2
+
+
+class NeighborhoodAttention3D(_NeighborhoodAttention):
+    """Neighborhood attention over ``[batch, depth, height, width, embed_dim]``."""
+
+    rank = 3

@@ -1,0 +1,70 @@
+"""Kernels on PyTorch's OpenMP threads: see ``native/parallel.cc`` for why."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from tvm_na import cache
+
+_SOURCE = Path(__file__).parent / "native" / "parallel.cc"
+_SYMBOLS = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "omp_in_parallel")
+
+
+def cxx_compiler() -> str:
+    """The C++ compiler on PATH; RuntimeError if there is none."""
+    found = shutil.which("g++") or shutil.which("clang++")
+    if found is None:
+        raise RuntimeError("required a C++ compiler to link kernels with (g++ or clang++ on PATH), found none")
+    return found
+
+
+def loaded_openmp() -> ctypes.CDLL | None:
+    """The OpenMP library that PyTorch brought into this process; None where it cannot be told or has none."""
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+    except FileNotFoundError:  # not Linux
+        return None
+    files = {line.split()[-1] for line in maps.splitlines() if "libgomp" in line or "libiomp5" in line}
+    for file in sorted(files):
+        library = ctypes.CDLL(file)
+        if all(hasattr(library, name) for name in _SYMBOLS):
+            return library
+    return None
+
+
+def _library() -> ctypes.CDLL:
+    """The launcher, compiled once per machine and source."""
+    source = _SOURCE.read_text(encoding="utf-8")
+    request = cache.digest_of("parallel", source)
+
+    def compile_() -> tuple[str, Callable[[Path], None]]:
+        def write(file: Path) -> None:
+            command = [cxx_compiler(), "-std=c++17", "-O2", "-shared", "-fPIC", "-o", str(file), str(_SOURCE)]
+            subprocess.run(command, check=True, capture_output=True, text=True)
+
+        return f"parallel-{request}", write
+
+    file = cache.lookup(request) or cache.get_or_build(request, {}, compile_)
+    return ctypes.CDLL(str(file))
+
+
+def register(openmp: ctypes.CDLL) -> Callable[[int], None]:
+    """Make kernels loaded from now on run on ``openmp``'s threads.
+
+    Returns:
+        A function that sets the number of threads of the calling thread's next kernels.
+    """
+    import tvm_ffi.libinfo
+
+    library = _library()
+    library.tvm_na_use_openmp(*(ctypes.cast(getattr(openmp, name), ctypes.c_void_p) for name in _SYMBOLS))
+    ffi = ctypes.CDLL(tvm_ffi.libinfo.find_libtvm_ffi())
+    launch = ctypes.cast(library.tvm_na_parallel_launch, ctypes.c_void_p)
+    if ffi.TVMFFIEnvModRegisterContextSymbol(b"__TVMBackendParallelLaunch", launch):
+        raise RuntimeError("TVM's runtime refused the thread launcher")
+    set_threads: Callable[[int], None] = library.tvm_na_set_threads
+    return set_threads

@@ -1,0 +1,235 @@
+"""The operator as PyTorch sees it: schemas, fake kernels, and the launcher of compiled kernels.
+
+TVM is not imported here; a kernel that is on disk runs without it. ``torch.ops.tvm_na.na_forward`` and
+``na_forward_lse`` take any rank in their schema; :mod:`tvm_na.functional` is the front door.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tvm_na import runtime
+from tvm_na.problem import NAProblem, problem_of
+
+_ARGUMENTS = (
+    "(Tensor query, Tensor key, Tensor value, Tensor? rpb, int[] kernel_size, int[] stride, int[] dilation, "
+    "bool[] is_causal, float scale)"
+)
+_ALIGNMENT = 64  # bytes; TVM's kernels assume it and do not check
+_MAX_ELEMENTS = 2**31 - 1  # kernels count elements in 32 bits
+
+_library = torch.library.Library("tvm_na", "DEF")
+_library.define(f"na_forward{_ARGUMENTS} -> Tensor")
+_library.define(f"na_forward_lse{_ARGUMENTS} -> (Tensor, Tensor)")
+
+# Calls that were checked before, by everything the check depends on.
+_launchers: dict[tuple[Any, ...], Callable[..., tuple[Tensor, Tensor | None]]] = {}
+
+
+def any_requires_grad(*tensors: Tensor | None) -> bool:
+    """Whether one of the tensors requires a gradient."""
+    # On every call's path, and several times as fast as any() of a generator.
+    for t in tensors:  # noqa: SIM110
+        if t is not None and t.requires_grad:
+            return True
+    return False
+
+
+def signature(query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None) -> tuple[Any, ...]:
+    """All of a call's tensors that its check depends on."""
+    shapes = (query.shape, key.shape, value.shape, query.dtype, key.dtype, value.dtype)
+    places = (query.device, key.device, value.device, query.layout, key.layout, value.layout)
+    bias = None if rpb is None else (rpb.__class__, rpb.shape, rpb.dtype, rpb.device, rpb.layout)
+    return shapes, places, bias
+
+
+def _outputs(problem: NAProblem, query: Tensor) -> tuple[Tensor, Tensor | None]:
+    tokens = query.shape[:-1]
+    if problem.head_dim_v == problem.head_dim:
+        out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    else:
+        out = torch.empty((*tokens, problem.head_dim_v), dtype=query.dtype, device=query.device)
+    if not problem.return_lse:
+        return out, None
+    accum = torch.float64 if problem.dtype == "float64" else torch.float32
+    return out, torch.empty(tokens, dtype=accum, device=query.device)
+
+
+def _problem(
+    query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, window: tuple[Any, Any, Any, Any], lse: bool
+) -> NAProblem:
+    return problem_of(query, key, value, *window, rpb, lse, rank=query.ndim - 3)
+
+
+@functools.lru_cache(maxsize=256)
+def _scale_tensor(scale: float, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor([scale], dtype=dtype, device="cpu")
+
+
+def _ready(tensor: Tensor) -> Tensor:
+    """``tensor`` as a kernel can read it: no lazy negation, contiguous, aligned."""
+    tensor = tensor.resolve_neg().contiguous()
+    return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _elements_per_sample(problem: NAProblem) -> int:
+    """A bound on the elements per sample of the largest tensor of a kernel, packed copies included."""
+    tokens = 1
+    for size, d in zip(problem.spatial, problem.dilation, strict=True):
+        tokens *= size + 2 * d * 64  # padding of dilation groups to whole vectors
+    return tokens * problem.heads * max(problem.head_dim, problem.head_dim_v)
+
+
+def _make_launcher(problem: NAProblem) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    from tvm_na.build import kernel_for
+
+    kernel = kernel_for(problem).function
+    accum = torch.float64 if problem.dtype == "float64" else torch.float32
+    flops = problem.useful_flops
+    samples = _MAX_ELEMENTS // _elements_per_sample(problem)
+    if samples == 0:
+        raise ValueError(f"query: required fewer than 2^31 elements per sample, got {problem}")
+
+    def launch(
+        query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, scale: float
+    ) -> tuple[Tensor, Tensor | None]:
+        out, lse = _outputs(problem, query)
+        if query.shape[0] == 0:
+            return out, lse
+        runtime.use_threads(flops * query.shape[0])
+        constants = [_scale_tensor(scale, accum)] + ([] if rpb is None else [_ready(rpb)])
+        if query.shape[0] <= samples:
+            kernel(_ready(query), _ready(key), _ready(value), *constants, out, *([] if lse is None else [lse]))
+            return out, lse
+        for first in range(0, query.shape[0], samples):
+            part = slice(first, first + samples)
+            part_out, part_lse = _outputs(problem, query[part])
+            lse_argument = [] if part_lse is None else [part_lse]
+            kernel(_ready(query[part]), _ready(key[part]), _ready(value[part]), *constants, part_out, *lse_argument)
+            out[part] = part_out
+            if lse is not None and part_lse is not None:
+                lse[part] = part_lse
+        return out, lse
+
+    return launch
+
+
+def _run(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rpb: Tensor | None,
+    window: tuple[Any, Any, Any, Any],
+    scale: float,
+    lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    if torch.is_grad_enabled() and any_requires_grad(query, key, value, rpb):
+        raise NotImplementedError(
+            "backend='compiled' has no backward yet: required inputs without requires_grad, or torch.no_grad(); "
+            "backend='reference' is differentiable"
+        )
+    kernel_size, stride, dilation, is_causal = window
+    at = (
+        signature(query, key, value, rpb),
+        tuple(kernel_size),
+        tuple(stride),
+        tuple(dilation),
+        tuple(is_causal),
+        lse,
+    )
+    launcher = _launchers.get(at)
+    if launcher is None:
+        launcher = _make_launcher(_kernel_problem(_problem(query, key, value, rpb, window, lse)))
+        _launchers[at] = launcher
+    if query.dtype in (torch.float16, torch.bfloat16):
+        # Accumulation is float32 by contract, and CPUs have no faster arithmetic for halves at hand.
+        inputs = [None if t is None else t.float() for t in (query, key, value, rpb)]
+        out, sums = launcher(*inputs, scale)
+        return out.to(query.dtype), sums
+    return launcher(query, key, value, rpb, scale)
+
+
+def _kernel_problem(problem: NAProblem) -> NAProblem:
+    """The problem that the kernel solves: halves are computed in float32."""
+    if problem.dtype not in ("float16", "bfloat16"):
+        return problem
+    fields = {name: getattr(problem, name) for name in problem.__dataclass_fields__}
+    return NAProblem(**{**fields, "dtype": "float32"})
+
+
+def _forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rpb: Tensor | None,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    is_causal: Sequence[bool],
+    scale: float,
+) -> Tensor:
+    return _run(query, key, value, rpb, (kernel_size, stride, dilation, is_causal), scale, False)[0]
+
+
+def _forward_lse(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rpb: Tensor | None,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    is_causal: Sequence[bool],
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    out, lse = _run(query, key, value, rpb, (kernel_size, stride, dilation, is_causal), scale, True)
+    assert lse is not None
+    return out, lse
+
+
+_library.impl("na_forward", _forward, "CPU")
+_library.impl("na_forward_lse", _forward_lse, "CPU")
+
+
+@torch.library.register_fake("tvm_na::na_forward", lib=_library)
+def _fake_forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rpb: Tensor | None,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    is_causal: Sequence[bool],
+    scale: float,
+) -> Tensor:
+    window = (kernel_size, stride, dilation, is_causal)
+    return _outputs(_problem(query, key, value, rpb, window, False), query)[0]
+
+
+@torch.library.register_fake("tvm_na::na_forward_lse", lib=_library)
+def _fake_forward_lse(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rpb: Tensor | None,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    is_causal: Sequence[bool],
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    window = (kernel_size, stride, dilation, is_causal)
+    out, lse = _outputs(_problem(query, key, value, rpb, window, True), query)
+    assert lse is not None
+    return out, lse
+
+
+na_forward = torch.ops.tvm_na.na_forward.default
+na_forward_lse = torch.ops.tvm_na.na_forward_lse.default

@@ -1,0 +1,81 @@
+"""Running a compiled kernel with TVM's runtime library alone: no compiler, no ``import tvm``.
+
+A kernel's parallel loops run on PyTorch's OpenMP threads (:mod:`tvm_na.openmp`), where there are none on a
+pool of TVM's that belongs to the calling thread. Neither survives ``fork``: the child computes on one thread,
+as torch's DataLoader workers do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tvm_na import openmp, settings
+
+_pools = threading.local()
+_forked = False
+# About 20 microseconds of one core's work, several times what waking a thread takes.
+_FLOPS_PER_THREAD = 2_000_000
+
+
+def runtime_library() -> Path:
+    """The path of TVM's runtime library, found without importing TVM; ImportError if TVM is not installed."""
+    spec = importlib.util.find_spec("tvm")
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError("required the package apache-tvm, which is not installed")
+    return Path(spec.submodule_search_locations[0]) / "lib" / "libtvm_runtime.so"
+
+
+@functools.lru_cache(maxsize=1)
+def _load_runtime() -> Callable[[int], None]:
+    """Load the runtime once; returns the function that sets the calling thread's number of threads."""
+    import tvm_ffi
+
+    ctypes.CDLL(str(runtime_library()), ctypes.RTLD_GLOBAL)
+    os.register_at_fork(after_in_child=_after_fork)
+    library = openmp.loaded_openmp()
+    return _tvm_pool(tvm_ffi) if library is None else openmp.register(library)
+
+
+def _tvm_pool(tvm_ffi: Any) -> Callable[[int], None]:
+    # Read by TVM when a pool starts: it can be told to use fewer threads than it has, never more. Bound
+    # threads would meet those of every other process and pool on the same cores.
+    os.environ["TVM_NUM_THREADS"] = str(max(settings.num_threads(), settings.available_cores()))
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    configure = tvm_ffi.get_global_func("runtime.config_threadpool")
+    big_cores = 1  # an affinity mode; without bound threads it only has to be named
+    return lambda threads: configure(big_cores, threads, ["0"] if _forked else [])
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+    # The workers did not come along; waiting for them would never end.
+    _load_runtime()(1)
+    _pools.threads = 1
+
+
+def use_threads(flops: int) -> None:
+    """Set the calling thread's threads to the number wanted now for a kernel that computes ``flops``."""
+    text = settings.num_threads_text()
+    if getattr(_pools, "text", "") != text:
+        _pools.text, _pools.wanted = text, settings.num_threads()
+    threads = 1 if _forked else max(1, min(_pools.wanted, flops // _FLOPS_PER_THREAD))
+    if getattr(_pools, "threads", None) != threads:
+        _load_runtime()(threads)
+        _pools.threads = threads
+
+
+def load(file: Path, entry: str) -> Callable[..., None]:
+    """The function ``entry`` of the kernel in a shared library."""
+    _load_runtime()
+    import tvm_ffi
+
+    function: Callable[..., None] = tvm_ffi.load_module(str(file))[entry]
+    return function

@@ -1,0 +1,59 @@
+"""Every environment variable that tvm_na reads, read anew at each use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_MEANINGS = {
+    "TVM_NA_NUM_THREADS": "threads of a CPU kernel (default: all cores this process may use)",
+    "TVM_NA_CACHE_DIR": "folder of compiled kernels (default: the user's cache folder)",
+    "TVM_NA_TARGET": "target kernels are built for (default: native)",
+}
+
+
+def num_threads_text() -> str | None:
+    """TVM_NA_NUM_THREADS as it stands."""
+    return os.environ.get("TVM_NA_NUM_THREADS")
+
+
+def num_threads() -> int:
+    """Threads of a CPU kernel; ValueError if TVM_NA_NUM_THREADS is no positive integer."""
+    text = num_threads_text()
+    if text is None:
+        return available_cores()
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"TVM_NA_NUM_THREADS: required a positive integer, got {text!r}")
+    return int(text)
+
+
+def available_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cache_dir() -> Path:
+    """The folder of compiled kernels (it may not exist yet)."""
+    text = os.environ.get("TVM_NA_CACHE_DIR")
+    if text:
+        return Path(text).expanduser()
+    import platformdirs
+
+    return platformdirs.user_cache_path("tvm_na", appauthor=False)
+
+
+def target_name() -> str:
+    """The name of the target that kernels are built for."""
+    return os.environ.get("TVM_NA_TARGET", "native")
+
+
+def describe() -> list[tuple[str, str, str]]:
+    """(name, value in force, meaning) of each variable."""
+    values = {
+        "TVM_NA_NUM_THREADS": str(num_threads()),
+        "TVM_NA_CACHE_DIR": str(cache_dir()),
+        "TVM_NA_TARGET": target_name(),
+    }
+    return [(name, values[name], meaning) for name, meaning in _MEANINGS.items()]

@@ -1,0 +1,259 @@
+"""Two-dimensional neighborhood attention forward in a form that a CPU with vector registers can tile.
+
+A tile of neighboring queries in one row meets one box of keys: the rows of its window, and as many
+consecutive columns of its dilation group (the *lanes*) as the windows of all its queries span. Scores are a
+small matrix product of the tile's queries with the transposed keys of the box, vectorised over the lanes;
+what a query's window leaves out of the box is masked. In the coordinates of a dilation group (``window.py``)
+nothing depends on the dilation, so a dilated window is as contiguous as any other.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tvm_na.problem import NAProblem
+from tvm_na.te.window import axis_window, group_length, group_window
+
+
+@dataclass(frozen=True)
+class LanesTile:
+    """The sizes that the expression itself depends on.
+
+    Attributes:
+        queries: Queries per tile, along the columns.
+        vector: Elements of the vectors in which lanes are counted.
+        exact_values: Whether each query is multiplied with the values of its own window (no wasted product,
+            and an inf or NaN outside the window stays there) or with those of the whole box.
+        pack_values: Whether values are first copied so that those of one head and dilation group lie together.
+    """
+
+    queries: int
+    vector: int
+    exact_values: bool = True
+    pack_values: bool = False
+
+    def to_json(self) -> str:
+        """A canonical JSON text."""
+        return json.dumps({"formulation": "lanes", **asdict(self)}, sort_keys=True)
+
+
+def spanned_columns(problem: NAProblem, queries: int) -> int:
+    """The most columns of a dilation group that the windows of one tile of ``queries`` queries span."""
+    k, s, causal = problem.kernel_size[1], problem.stride[1], problem.is_causal[1]
+    lengths = {group_length(problem.spatial[1], problem.dilation[1], r) for r in (0, problem.dilation[1] - 1)}
+    spanned = k
+    for length in lengths:
+        for first in range(0, length, queries):
+            last = min(first + queries, length) - 1
+            starts = [group_window(t, length, k, s, causal)[0] for t in (first, last)]
+            spanned = max(spanned, starts[1] - starts[0] + k)
+    return spanned
+
+
+def lanes_of(problem: NAProblem, tile: LanesTile) -> int:
+    """The lanes of the box of a tile: the spanned columns rounded up to vectors."""
+    return _round_up(spanned_columns(problem, tile.queries), tile.vector)
+
+
+def _round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+class _Geometry:
+    """Index arithmetic of the tiles: i, a are rows; group r, tile t, query u of the tile, lane l are columns."""
+
+    def __init__(self, problem: NAProblem, tile: LanesTile) -> None:
+        self.problem, self.tile = problem, tile
+        self.height, self.width = problem.spatial
+        self.dilation_h, self.dilation = problem.dilation
+        self.row_group = -(-self.height // self.dilation_h)  # rows of the longest dilation group
+        self.lanes = lanes_of(problem, tile)
+        self.group = -(-self.width // self.dilation)  # columns of the longest dilation group
+        self.tiles = -(-self.group // tile.queries)
+        self.packed_width = _round_up(max(self.group, self.lanes), tile.vector)
+        self.even = self.group * self.dilation == self.width and self.tiles * tile.queries == self.group
+
+    def length(self, r: Any) -> Any:
+        """The number of columns in a group: a constant where all groups have as many."""
+        even = self.width % self.dilation == 0
+        return self.group if even else group_length(self.width, self.dilation, r)
+
+    def query_column(self, r: Any, t: Any, u: Any) -> Any:
+        """A query's place in its group; places that the last tile has too many repeat the group's last."""
+        from tvm import tirx
+
+        place = t * self.tile.queries + u
+        return place if self.even else tirx.min(place, self.length(r) - 1)
+
+    def columns(self, r: Any, t: Any, u: Any) -> tuple[Any, Any]:
+        """Start and end of a query's window, in its group's coordinates."""
+        p, place = self.problem, self.query_column(r, t, u)
+        return group_window(place, self.length(r), p.kernel_size[1], p.stride[1], p.is_causal[1])
+
+    def first_lane(self, r: Any, t: Any) -> Any:
+        """The group's column at lane 0 of a tile's box."""
+        from tvm import tirx
+
+        return tirx.min(self.columns(r, t, 0)[0], self.packed_width - self.lanes)
+
+    def rows(self, i: Any) -> tuple[Any, Any, Any]:
+        """Residue, start and end of the rows of the window of row ``i``."""
+        p = self.problem
+        return axis_window(i, self.height, p.kernel_size[0], p.stride[0], p.dilation[0], p.is_causal[0])
+
+    def key_row(self, i: Any, a: Any) -> tuple[Any, Any]:
+        """Group and place in it of the a-th row of a window (on the map also where causality masks it)."""
+        residue, start, _ = self.rows(i)
+        return residue, start + a
+
+    def exists(self, i: Any, r: Any, t: Any, u: Any, a: Any, column: Any) -> Any:
+        """Whether the window of a query holds row ``a`` of its box and the group's ``column``."""
+        from tvm import tirx
+
+        start, end = self.columns(r, t, u)
+        inside = [column >= start, column < end]
+        if self.problem.is_causal[0]:
+            _, row_start, row_end = self.rows(i)
+            inside.append(row_start + a < row_end)
+        return tirx.all(*inside)
+
+
+def forward(problem: NAProblem, tile: LanesTile) -> Any:
+    """The lanes formulation of a two-dimensional ``problem`` as an unscheduled PrimFunc.
+
+    Arguments as in :mod:`tvm_na.te.operands`. Scores are kept in powers of two (``exp.py``).
+    """
+    from tvm import te, tirx
+
+    from tvm_na.te.exp import LN_2, LOG2_E, exp2_nonpositive
+    from tvm_na.te.operands import Operands
+
+    if problem.rank != 2:
+        raise ValueError(f"problem: required two spatial axes, got {problem.rank}")
+    ops, geo = Operands.of(problem), _Geometry(problem, tile)
+    accum, vector, lanes = problem.accum_dtype, tile.vector, geo.lanes
+    batch, dilation = ops.batch, geo.dilation
+    rows, columns = problem.kernel_size
+    kv_head = (
+        (lambda h: h) if problem.heads == problem.heads_kv else (lambda h: h // (problem.heads // problem.heads_kv))
+    )
+    log2_e = tirx.const(LOG2_E, accum)
+
+    def packed(source: Any, y_group: Any, y: Any, x_group: Any, x: Any, at: Any) -> Any:
+        """``source`` at a place of a dilation group; zero behind the end of the map."""
+        row, column = y_group + geo.dilation_h * y, x_group + dilation * x
+        on_map = [row < geo.height] if geo.row_group * geo.dilation_h > geo.height else []
+        on_map += [column < geo.width] if geo.packed_width * dilation > geo.width else []
+        if not on_map:
+            return source[at(row, column)]
+        clamped = at(tirx.min(row, geo.height - 1), tirx.min(column, geo.width - 1))
+        return tirx.if_then_else(tirx.all(*on_map), source[clamped], tirx.const(0, problem.dtype))
+
+    groups = (batch, problem.heads_kv, geo.dilation_h, geo.row_group, dilation)
+    packed_key = te.compute(
+        (*groups, problem.head_dim, geo.packed_width),
+        lambda b, h, yg, y, xg, d, x: packed(ops.key, yg, y, xg, x, lambda i, j: (b, i, j, h, d)),
+        name="packed_key",
+    )
+    if tile.pack_values:
+        packed_value = te.compute(
+            (*groups, geo.packed_width, problem.head_dim_v),
+            lambda b, h, yg, y, xg, x, c: packed(ops.value, yg, y, xg, x, lambda i, j: (b, i, j, h, c)),
+            name="packed_value",
+        )
+
+    def value_at(b: Any, row: tuple[Any, Any], group: Any, column: Any, h: Any, c: Any) -> Any:
+        if tile.pack_values:
+            return packed_value[b, h, row[0], row[1], group, column, c]
+        x = group + dilation * column
+        if not tile.exact_values:
+            x = tirx.min(x, geo.width - 1)
+        return ops.value[b, row[0] + geo.dilation_h * row[1], x, h, c]
+
+    tiled = (batch, problem.heads, geo.height, dilation, geo.tiles, tile.queries)
+    box = (*tiled, rows, lanes)
+
+    d = te.reduce_axis((0, problem.head_dim), name="d")
+    dots = te.compute(
+        box,
+        lambda b, h, i, r, t, u, a, l: te.sum(
+            ops.query[b, i, r + dilation * geo.query_column(r, t, u), h, d]
+            * packed_key[(b, kv_head(h), *geo.key_row(i, a), r, d, geo.first_lane(r, t) + l)],
+            axis=d,
+        ),
+        name="dots",
+    )
+
+    if ops.rpb is not None:
+        # Padded by what lanes outside a window reach for, so that whole vectors can be read.
+        margin = lanes - columns
+        padded_bias = te.compute(
+            (problem.heads, 2 * rows - 1, 2 * lanes - 1),
+            lambda h, y, e: tirx.if_then_else(
+                tirx.all(e >= margin, e < margin + 2 * columns - 1),
+                ops.rpb[h, y, tirx.min(tirx.max(e - margin, 0), 2 * columns - 2)] * log2_e,
+                tirx.const(0, accum),
+            ),
+            name="padded_bias",
+        )
+
+    def score(b: Any, h: Any, i: Any, r: Any, t: Any, u: Any, a: Any, l: Any) -> Any:
+        column = geo.first_lane(r, t) + l
+        result = dots[b, h, i, r, t, u, a, l] * (ops.scale[0] * log2_e)
+        if ops.rpb is not None:
+            row = geo.rows(i)[1] + a - i // problem.dilation[0] + rows - 1
+            if problem.is_causal[0]:
+                row = tirx.min(row, 2 * rows - 2)
+            result = result + padded_bias[h, row, column - geo.query_column(r, t, u) + lanes - 1]
+        return tirx.Select(geo.exists(i, r, t, u, a, column), result, tirx.min_value(accum))
+
+    scores = te.compute(box, score, name="scores")
+
+    def fold(name: str, source: Any, combine: Any) -> Any:
+        """Reduce a box to one number per query: over rows and vectors first, then over one vector's lanes."""
+        a, v = te.reduce_axis((0, rows), name="a"), te.reduce_axis((0, lanes // vector), name="v")
+        partial = te.compute(
+            (*tiled, vector),
+            lambda *q: combine(source[(*q[:-1], a, v * vector + q[-1])], axis=[a, v]),
+            name=f"{name}_lanes",
+        )
+        l = te.reduce_axis((0, vector), name="l")
+        return te.compute(tiled, lambda *q: combine(partial[(*q, l)], axis=l), name=name)
+
+    maximum = fold("maximum", scores, te.max)
+    weights = te.compute(box, lambda *q: exp2_nonpositive(scores[q] - maximum[q[:-2]], accum), name="weights")
+    total = fold("total", weights, te.sum)
+
+    a = te.reduce_axis((0, rows), name="a")
+    l = te.reduce_axis((0, columns if tile.exact_values else lanes), name="l")
+
+    def attend(b: Any, h: Any, i: Any, r: Any, t: Any, u: Any, x: Any) -> Any:
+        first = geo.columns(r, t, u)[0] if tile.exact_values else geo.first_lane(r, t)
+        weight = weights[b, h, i, r, t, u, a, first - geo.first_lane(r, t) + l]
+        found = value_at(b, geo.key_row(i, a), r, first + l, kv_head(h), x)
+        if tile.exact_values and any(problem.is_causal):  # zero times inf is not zero
+            found = tirx.Select(geo.exists(i, r, t, u, a, first + l), found, tirx.const(0, accum))
+        return te.sum(weight * found, axis=[a, l])
+
+    attended = te.compute((*tiled, problem.head_dim_v), attend, name="attended")
+
+    normalised = te.compute((*tiled, problem.head_dim_v), lambda *q: attended[q] / total[q[:-1]], name="normalised")
+
+    def place(i: Any, j: Any) -> tuple[Any, ...]:
+        """The tile's coordinates of the query at row i, column j."""
+        r, c = (0, j) if dilation == 1 else (j % dilation, j // dilation)
+        return i, r, c // tile.queries, c % tile.queries
+
+    tokens = (batch, geo.height, geo.width, problem.heads)
+    out = te.compute(
+        (*tokens, problem.head_dim_v), lambda b, i, j, h, x: normalised[(b, h, *place(i, j), x)], name="out"
+    )
+    outputs = [out]
+    if problem.return_lse:
+        tiled_lse = te.compute(
+            tiled, lambda *q: (maximum[q] + tirx.log2(total[q])) * tirx.const(LN_2, accum), name="tiled_lse"
+        )
+        outputs.append(te.compute(tokens, lambda b, i, j, h: tiled_lse[(b, h, *place(i, j))], name="lse"))
+    return ops.prim_func(problem, outputs, tile.to_json())
