@@ -93,7 +93,7 @@ def lookup(request: str) -> Path | None:
         file = _kernel_file(entry["kernel"])
         if _sha256(file) == entry["sha256"]:
             return file
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, TypeError, KeyError) as damage:
         _log.warning("kernel cache: %s is damaged (%s); building anew", index, damage)
@@ -147,7 +147,7 @@ def get_or_build(
             with _atomic(index) as temporary:
                 temporary.write_text(json.dumps(entry, sort_keys=True), encoding="utf-8")
             return file
-    except PermissionError as error:
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
         raise RuntimeError(f"kernel cache: required a writable folder (TVM_NA_CACHE_DIR), got {error}") from error
 
 

@@ -1,0 +1,141 @@
+"""Threads: how many, on whose pool, after fork, from several Python threads at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from tvm_na import na2d, openmp, runtime, settings
+
+ROOT = Path(__file__).parent.parent
+
+
+def attention(seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    query = torch.randn(1, 28, 28, 4, 32, generator=generator)
+    return na2d(query, query.flip(1), query.flip(2), 7, backend="compiled")
+
+
+class Attentions(Dataset):
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return attention(index)[0]
+
+
+def test_forked_workers_compute_the_same() -> None:
+    expected = [attention(i)[0] for i in range(6)]  # the parent's threads exist before the fork
+    loader = DataLoader(Attentions(), batch_size=1, num_workers=2, multiprocessing_context="fork", timeout=60)
+    for wanted, got in zip(expected, loader, strict=True):
+        torch.testing.assert_close(got[0], wanted)
+    torch.testing.assert_close(attention(0)[0], expected[0])  # and the parent goes on
+
+
+def test_eight_threads_at_once() -> None:
+    expected = [attention(i) for i in range(8)]
+    wrong: list[int] = []
+
+    def work(i: int) -> None:
+        for _ in range(10):
+            if not torch.allclose(attention(i), expected[i], atol=1e-6):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_the_number_of_threads_is_read_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    attention(0)
+    told: list[int] = []
+    monkeypatch.setattr(runtime, "_load_runtime", lambda: told.append)
+    monkeypatch.setattr(runtime, "_pools", threading.local())
+    for text, flops, threads in (
+        ("5", 10**9, 5),
+        ("3", 10**9, 3),
+        ("3", 4_000_000, 2),
+        ("3", 0, 1),
+        ("1", 10**9, 1),
+    ):
+        monkeypatch.setenv("TVM_NA_NUM_THREADS", text)
+        runtime.use_threads(flops)
+        assert told[-1] == threads
+    monkeypatch.delenv("TVM_NA_NUM_THREADS")
+    runtime.use_threads(10**12)
+    assert told[-1] == settings.available_cores()
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", ""])
+def test_a_wrong_number_of_threads_is_an_error(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("TVM_NA_NUM_THREADS", text)
+    with pytest.raises(ValueError, match="TVM_NA_NUM_THREADS: required a positive integer"):
+        attention(0)
+
+
+@pytest.mark.parametrize("threads", ["1", "2", "7"])
+def test_any_number_of_threads_gives_the_same(monkeypatch: pytest.MonkeyPatch, threads: str) -> None:
+    expected = attention(3)
+    monkeypatch.setenv("TVM_NA_NUM_THREADS", threads)
+    assert torch.equal(attention(3), expected)
+
+
+def test_kernels_run_on_the_openmp_that_pytorch_brought() -> None:
+    library = openmp.loaded_openmp()
+    assert library is not None
+    assert "libgomp" in library._name or "libiomp5" in library._name
+    # No thread comes up for kernels beside PyTorch's.
+    code = """
+        import os, torch
+        from tvm_na import na2d
+        torch.set_num_threads(2)
+        x = torch.rand(512, 512)
+        (x @ x).sum()
+        torch.nn.functional.gelu(torch.rand(1 << 20))
+        before = len(os.listdir("/proc/self/task"))
+        q = torch.rand(1, 56, 56, 2, 32)
+        na2d(q, q, q, 7, backend="compiled")
+        print(before, len(os.listdir("/proc/self/task")))
+    """
+    environment = {**os.environ, "TVM_NA_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        cwd=ROOT, capture_output=True, text=True, check=True, env=environment,
+    )  # fmt: skip
+    before, after = map(int, done.stdout.split())
+    assert after == before
+
+
+def test_without_openmp_tvms_pool_computes_the_same(tmp_path: Path) -> None:
+    code = """
+        import os, sys, threading, torch
+        from tvm_na import openmp
+        openmp.loaded_openmp = lambda: None
+        from tests.test_runtime import attention
+        expected = torch.load(sys.argv[1])
+        assert torch.equal(attention(3), expected)
+        thread = threading.Thread(target=attention, args=(3,))
+        thread.start()
+        thread.join()
+        child = os.fork()
+        if child == 0:
+            torch.set_num_threads(1)  # as DataLoader's workers do: PyTorch's own threads are gone as well
+            os._exit(0 if torch.equal(attention(3), expected) else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    """
+    torch.save(attention(3), tmp_path / "expected.pt")
+    environment = {**os.environ, "TVM_NA_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "expected.pt")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
