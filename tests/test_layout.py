@@ -54,7 +54,7 @@ def imported_modules(file: Path) -> set[str]:
             names = [f"tvm_na.{alias.name}" for alias in node.names] if whole else [node.module]
         else:
             continue
-        found |= {(name.split(".") + [""])[1] for name in names if name.split(".")[0] == "tvm_na"}
+        found |= {([*name.split("."), ""])[1] for name in names if name.split(".")[0] == "tvm_na"}
     return found
 
 

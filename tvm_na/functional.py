@@ -74,7 +74,8 @@ def _problem(
     lse: bool,
     rank: int,
 ) -> NAProblem:
-    if torch.compiler.is_compiling() or not (type(query) is type(key) is type(value) is Tensor):
+    plain = type(query) is type(key) is type(value) is Tensor and (rpb is None or isinstance(rpb, Tensor))
+    if not plain or torch.compiler.is_compiling():
         return problem_of(query, key, value, *window, rpb, lse, rank)
     at = (window, lse, rank, ops.signature(query, key, value, rpb))
     problem = _checked.get(at)

@@ -1,0 +1,217 @@
+"""na1d, na2d, na3d: bad input, the choice of the backend, additional keys and values, merging."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import TOLERANCE
+from tests.helpers import random_additional, random_inputs, reference64, relative_error
+from tvm_na import Backend, functional, merge_attentions, na1d, na2d, na3d, reference
+from tvm_na.problem import NAProblem
+
+SHAPE = (2, 6, 7, 2, 8)
+
+
+@pytest.fixture(autouse=True)
+def _no_warning_was_given_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(functional, "_warned", set())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def t(*shape: int, **options: Any) -> torch.Tensor:
+    return torch.zeros(*(shape or SHAPE), **options)
+
+
+# name: (arguments that replace good ones, the error, the argument that its message names)
+BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "query-rank-4": ({"query": t(2, 6, 7, 8)}, ValueError, "query"),
+    "query-rank-6": ({"query": t(2, 2, 6, 7, 2, 8)}, ValueError, "query"),
+    "query-list": ({"query": [[1.0]]}, TypeError, "query"),
+    "query-numpy": ({"query": np.zeros(SHAPE, dtype=np.float32)}, TypeError, "query"),
+    "query-none": ({"query": None}, TypeError, "query"),
+    "query-int": ({"query": t(dtype=torch.int32)}, TypeError, "query"),
+    "query-complex": ({"query": t(dtype=torch.complex64)}, TypeError, "query"),
+    "query-bool": ({"query": t(dtype=torch.bool)}, TypeError, "query"),
+    "query-sparse": ({"query": t().to_sparse()}, TypeError, "query"),
+    "query-no-heads": ({"query": t(2, 6, 7, 0, 8)}, ValueError, "query"),
+    "query-no-rows": ({n: t(2, 0, 7, 2, 8) for n in ("query", "key", "value")}, ValueError, "query"),
+    "key-sparse": ({"key": t().to_sparse()}, TypeError, "key"),
+    "key-dtype": ({"key": t(dtype=torch.float64)}, TypeError, "key"),
+    "key-meta": ({"key": t(device="meta")}, ValueError, "key"),
+    "key-batch": ({"key": t(1, 6, 7, 2, 8)}, ValueError, "key"),
+    "key-width": ({"key": t(2, 6, 8, 2, 8)}, ValueError, "key"),
+    "key-head-dim": ({"key": t(2, 6, 7, 2, 4)}, ValueError, "key"),
+    "key-heads": ({"key": t(2, 6, 7, 3, 8), "value": t(2, 6, 7, 3, 8)}, ValueError, "heads"),
+    "value-heads": ({"value": t(2, 6, 7, 1, 8)}, ValueError, "value"),
+    "value-no-dim": ({"value": t(2, 6, 7, 2, 0)}, ValueError, "value"),
+    "value-dtype": ({"value": t(dtype=torch.float16)}, TypeError, "value"),
+    "kernel-bool": ({"kernel_size": True}, TypeError, "kernel_size"),
+    "kernel-bool-in-tuple": ({"kernel_size": (3, True)}, TypeError, "kernel_size"),
+    "kernel-float": ({"kernel_size": 3.0}, TypeError, "kernel_size"),
+    "kernel-str": ({"kernel_size": "3"}, TypeError, "kernel_size"),
+    "kernel-none": ({"kernel_size": None}, TypeError, "kernel_size"),
+    "kernel-zero": ({"kernel_size": 0}, ValueError, "kernel_size"),
+    "kernel-negative": ({"kernel_size": (3, -1)}, ValueError, "kernel_size"),
+    "kernel-three": ({"kernel_size": (3, 3, 3)}, ValueError, "kernel_size"),
+    "kernel-larger-than-map": ({"kernel_size": 7}, ValueError, "kernel_size"),
+    "dilated-larger-than-map": ({"dilation": 3}, ValueError, "kernel_size"),
+    "dilation-zero": ({"dilation": 0}, ValueError, "dilation"),
+    "dilation-bool": ({"dilation": True}, TypeError, "dilation"),
+    "stride-zero": ({"stride": 0}, ValueError, "stride"),
+    "stride-larger-than-kernel": ({"stride": 4}, ValueError, "stride"),
+    "stride-float": ({"stride": 1.5}, TypeError, "stride"),
+    "causal-int": ({"is_causal": 1}, TypeError, "is_causal"),
+    "causal-str": ({"is_causal": "yes"}, TypeError, "is_causal"),
+    "causal-three": ({"is_causal": (True, False, True)}, ValueError, "is_causal"),
+    "scale-nan": ({"scale": math.nan}, ValueError, "scale"),
+    "scale-inf": ({"scale": -math.inf}, ValueError, "scale"),
+    "scale-huge": ({"scale": 10**400}, ValueError, "scale"),
+    "scale-bool": ({"scale": True}, TypeError, "scale"),
+    "scale-tensor": ({"scale": torch.ones(1)}, TypeError, "scale"),
+    "rpb-shape": ({"rpb": t(2, 5, 4)}, ValueError, "rpb"),
+    "rpb-heads": ({"rpb": t(1, 5, 5)}, ValueError, "rpb"),
+    "rpb-dtype": ({"rpb": t(2, 5, 5, dtype=torch.float64)}, TypeError, "rpb"),
+    "rpb-rank": ({"rpb": t(2, 5)}, ValueError, "rpb"),
+    "rpb-list": ({"rpb": [0.0]}, TypeError, "rpb"),
+    "rpb-sparse": ({"rpb": t(2, 5, 5).to_sparse()}, TypeError, "rpb"),
+    "rpb-meta": ({"rpb": t(2, 5, 5, device="meta")}, ValueError, "rpb"),
+    "lse-int": ({"return_lse": 1}, TypeError, "return_lse"),
+    "backend-name": ({"backend": "cuda"}, ValueError, "backend"),
+    "backend-none": ({"backend": None}, TypeError, "backend"),
+    "extra-alone": ({"additional_keys": t(2, 3, 2, 8)}, ValueError, "additional_values"),
+    "extra-heads": (
+        {"additional_keys": t(2, 3, 1, 8), "additional_values": t(2, 3, 1, 8)},
+        ValueError,
+        "additional_keys",
+    ),
+    "extra-count": (
+        {"additional_keys": t(2, 3, 2, 8), "additional_values": t(2, 4, 2, 8)},
+        ValueError,
+        "additional_values",
+    ),
+}
+
+
+@pytest.mark.parametrize("backend", ["auto", "compiled", "reference"])
+@pytest.mark.parametrize(("change", "error", "argument"), BAD.values(), ids=BAD)
+def test_bad_input_is_named(backend: str, change: dict[str, Any], error: type[Exception], argument: str) -> None:
+    good = {"query": t(), "key": t(), "value": t(), "kernel_size": 3, "backend": backend}
+    na2d(**good)  # a good call before does not make a bad one pass
+    with pytest.raises(error) as caught:
+        na2d(**{**good, **change})
+    assert caught.type is error
+    assert str(caught.value).startswith(f"{argument}: required "), caught.value
+    assert "got" in str(caught.value)
+
+
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
+def test_unusual_input_is_answered(backend: str) -> None:
+    query, key, value, _ = random_inputs(NAProblem.make((6, 7), 3, 2, 8), 2, 0)
+    uniform = na2d(query, key, value, 3, scale=0, backend=backend)
+    expected = na2d(torch.zeros_like(query), key, value, 3, backend="reference")
+    assert relative_error(uniform, expected) <= TOLERANCE["float32"]
+    alone = na2d(query, key, value, 1, backend=backend)
+    assert torch.equal(alone, value)
+    negative = na2d(query, key, value, [3, 3], [1, 2], scale=-1.0, backend=backend)
+    assert relative_error(negative, na2d(-query, key, value, 3, (1, 2), scale=1.0)) <= TOLERANCE["float32"]
+    assert na2d(query[:0], key[:0], value[:0], 3, backend=backend).shape == (0, 6, 7, 2, 8)
+
+
+def test_auto_takes_the_reference_for_a_gradient_and_says_so_once() -> None:
+    query = torch.randn(SHAPE, requires_grad=True)
+    with pytest.warns(UserWarning, match="takes the eager reference: a gradient is needed") as given:
+        out = na2d(query, query, query, 3)
+    assert len(given) == 1
+    assert given[0].filename == __file__
+    out.sum().backward()
+    assert query.grad is not None
+    na2d(query, query, query, 3)  # a second warning would be an error here
+    with torch.no_grad():
+        assert not na2d(query, query, query, 3).requires_grad
+
+
+def test_compiled_never_falls_back() -> None:
+    query = torch.randn(SHAPE, requires_grad=True)
+    with pytest.raises(NotImplementedError, match="gradient"):
+        na2d(query, query, query, 3, backend="compiled")
+    rpb = torch.zeros(2, 5, 5, requires_grad=True)
+    with pytest.raises(NotImplementedError, match="gradient"):
+        na2d(query.detach(), query.detach(), query.detach(), 3, rpb=rpb, backend=Backend.COMPILED)
+    line = torch.randn(1, 9, 2, 4)
+    with pytest.raises(NotImplementedError, match="2 spatial axes"):
+        na1d(line, line, line, 3, backend="compiled")
+
+
+def test_the_backend_that_is_named_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    query = torch.randn(SHAPE)
+    monkeypatch.setattr(functional.ops, "na_forward", lambda *_: "compiled")
+    monkeypatch.setattr(functional.reference, "neighborhood_attention", lambda *_: ("reference", None))
+    for backend, who in (("auto", "compiled"), ("compiled", "compiled"), ("reference", "reference")):
+        assert na2d(query, query, query, 3, backend=backend) == who
+
+
+def test_one_and_three_axes() -> None:
+    for function, problem in (
+        (na1d, NAProblem.make(9, 3, 2, 4, dilation=2)),
+        (na3d, NAProblem.make((4, 5, 6), (3, 2, 3), 2, 4, is_causal=(True, False, False))),
+    ):
+        inputs = random_inputs(problem, 2, 0)
+        options = (problem.kernel_size, problem.stride, problem.dilation, problem.is_causal)
+        with pytest.warns(UserWarning, match="spatial axes"):
+            out = function(*inputs[:3], *options)
+        assert relative_error(out, reference64(problem, inputs)[0]) <= TOLERANCE["float32"]
+        functional._warned.clear()
+        with pytest.raises(ValueError, match="query: required"):
+            na2d(*inputs[:3], 3)
+
+
+@pytest.mark.parametrize("extra", [0, 1, 5])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (3, 1)])
+def test_additional_keys_and_values(extra: int, heads: tuple[int, int]) -> None:
+    problem = NAProblem.make(
+        (6, 7), 3, heads[0], 8, heads_kv=heads[1], head_dim_v=5, bias=True, is_causal=(True, False)
+    )
+    inputs = random_inputs(problem, 2, 0)
+    more = random_additional(problem, 2, extra, 1)
+    call = {"is_causal": (True, False), "rpb": inputs[3], "return_lse": True, "scale": 0.6}
+    out, lse = na2d(*inputs[:3], 3, additional_keys=more[0], additional_values=more[1], backend="compiled", **call)
+    doubles = [x.double() for x in (*inputs[:3], inputs[3], *more) if x is not None]
+    wanted, wanted_lse = reference.neighborhood_attention(problem, *doubles[:3], 0.6, *doubles[3:])
+    assert relative_error(out, wanted) <= TOLERANCE["float32"]
+    assert relative_error(lse, wanted_lse) <= TOLERANCE["float32"]
+
+
+def test_merging_two_halves_of_the_keys_is_attention_to_all() -> None:
+    query, keys, values = torch.randn(2, 5, 3, 4), torch.randn(2, 8, 3, 4), torch.randn(2, 8, 3, 4)
+    parts = [functional._dense_attention(query, keys[:, a:b], values[:, a:b], 0.5) for a, b in ((0, 3), (3, 8))]
+    out, lse = merge_attentions([p[0] for p in parts], [p[1] for p in parts])
+    whole, whole_lse = functional._dense_attention(query, keys, values, 0.5)
+    assert relative_error(out, whole) <= TOLERANCE["float32"]
+    assert relative_error(lse, whole_lse) <= TOLERANCE["float32"]
+
+
+def test_merging_what_does_not_fit_is_an_error() -> None:
+    out, lse = torch.zeros(2, 5, 3, 4), torch.zeros(2, 5, 3)
+    with pytest.raises(ValueError, match="outputs: required two or more"):
+        merge_attentions([out], [lse])
+    with pytest.raises(ValueError, match="outputs: required two or more"):
+        merge_attentions([out, out], [lse])
+    with pytest.raises(ValueError, match="lse_tensors: required"):
+        merge_attentions([out, out], [lse, lse[:1]])
+
+
+def test_gradients_flow_through_the_log_sum_exp() -> None:
+    query = torch.randn(SHAPE, requires_grad=True)
+    _, lse = na2d(query, query.detach(), query.detach(), 3, return_lse=True, backend="reference")
+    lse.sum().backward()
+    assert query.grad is not None
+    assert query.grad.abs().sum() > 0
