@@ -159,7 +159,7 @@ class _LanesSchedule:
         v_outer, v_inner = self.decide.split(v, vectors_inner, self.vectors)
         queries_inner = largest_divisor(tile.queries, self.accumulators)
         u_outer, u_inner = self.decide.split(u, queries_inner, tile.queries)
-        rows = self.default_row_block(self.accumulators // (queries_inner * vectors_inner))
+        rows = self.even_block(self.rows, self.accumulators // (queries_inner * vectors_inner))
         row_block = self.decide.one_of(range(1, min(self.rows, 8) + 1), default=rows)
         a_outer, a_inner = sch.split(a, [None, row_block], preserve_unit_iters=True)
         sch.reorder(u_outer, a_outer, v_outer, d, a_inner, v_inner, u_inner, lane)
@@ -169,10 +169,11 @@ class _LanesSchedule:
         sch.vectorize(lane)
         self.split_off_init("dots", d, unrolled=3)
 
-    def default_row_block(self, limit: int) -> int:
-        """Rows per block: as few blocks as ``limit`` allows, as even as can be."""
-        limit = max(1, min(limit, 8, self.rows))
-        return -(-self.rows // -(-self.rows // limit))
+    @staticmethod
+    def even_block(n: int, limit: int) -> int:
+        """The block size, at most ``limit`` and 8, that cuts ``n`` into few blocks of about the same size."""
+        limit = max(1, min(limit, 8, n))
+        return -(-n // -(-n // limit))
 
     def split_off_init(self, name: str, loop: Any, unrolled: int) -> None:
         """The zeros of a reduction in a block of their own in front of ``loop``, unrolled and vectorised."""
@@ -211,10 +212,11 @@ class _LanesSchedule:
         vectors = dim // self.extent(lane)
         vectors_inner = largest_divisor(vectors, self.accumulators)
         x_outer, x_inner = self.decide.split(x, vectors_inner, vectors)
-        queries_inner = largest_divisor(self.tile.queries, max(1, self.accumulators // vectors_inner))
-        u_outer, u_inner = self.decide.split(u, queries_inner, self.tile.queries)
+        queries = self.even_block(self.tile.queries, self.accumulators // vectors_inner)
+        query_block = self.decide.one_of(range(1, min(self.tile.queries, 8) + 1), default=queries)
+        u_outer, u_inner = sch.split(u, [None, query_block], preserve_unit_iters=True)
         sch.reorder(u_outer, x_outer, a, l, u_inner, x_inner, lane)
-        for loop in (u_inner, x_inner):
+        for loop in (u_outer, u_inner, x_inner):
             self.unroll(loop)
         sch.vectorize(lane)
         self.split_off_init("attended", a, unrolled=2)

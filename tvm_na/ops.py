@@ -50,8 +50,8 @@ def signature(query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None) -> 
 
 def _outputs(problem: NAProblem, query: Tensor) -> tuple[Tensor, Tensor | None]:
     tokens = query.shape[:-1]
-    if problem.head_dim_v == problem.head_dim:
-        out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    if problem.head_dim_v == problem.head_dim and query.is_contiguous():
+        out = torch.empty_like(query)  # the fastest way to an output
     else:
         out = torch.empty((*tokens, problem.head_dim_v), dtype=query.dtype, device=query.device)
     if not problem.return_lse:
