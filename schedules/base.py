@@ -1,7 +1,7 @@
 """What a search space is, and how it makes decisions.
 
-A space is a function ``apply(func, target) -> Schedule | None``: None where it does not serve ``func`` on
-``target``. Every choice goes through a :class:`Decisions`, which either states the default or leaves the
+A space is a function ``apply(func, target, sample=False) -> Schedule | None``: None where it does not serve
+``func`` on ``target``. Every choice goes through a :class:`Decisions`, which either states the default or leaves the
 sampling to MetaSchedule; both leave the same trace.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 class Space(Protocol):
     """A search space; see the module."""
 
-    def __call__(self, func: Any, target: Any) -> Any | None: ...
+    def __call__(self, func: Any, target: Any, sample: bool = False) -> Any | None: ...
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """CPUs (LLVM): every two-dimensional float32 and float64 problem, through the lanes formulation.
 
-Parallel over blocks of query rows; in a block, tiles of queries walk along the row. A tile's scores and its
+Parallel over batch, head and row; in a row, tile after tile of queries. A tile's scores and its
 output are register-blocked matrix products. See ``docs/DESIGN.md`` for what was measured.
 """
 

@@ -106,6 +106,18 @@ def test_the_key_holds_all_that_a_kernel_depends_on(monkeypatch: pytest.MonkeyPa
     assert len(keys) == len(list_targets()) + 4
 
 
+def test_requests_that_compile_to_the_same_do_not_harm_each_other(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for source in ("one", "two"):  # as two checkouts with other comments and one cache would have it
+        monkeypatch.setattr(cache, "_source_digest", lambda source=source: source)
+        build.kernel_for(PROBLEM)
+    assert len(cache.entries()) == 2
+    for source in ("one", "two"):
+        monkeypatch.setattr(cache, "_source_digest", lambda source=source: source)
+        assert build.is_cached(PROBLEM)
+
+
 def test_of_many_threads_one_builds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built, original = [], build._build
     monkeypatch.setattr(build, "_build", lambda *a: built.append(1) or original(*a))

@@ -12,8 +12,8 @@ from tvm_na import cache, openmp, runtime, settings
 from tvm_na.problem import NAProblem
 from tvm_na.schedules import SearchSpace, spaces_for
 from tvm_na.target import NATarget, parse_target
+from tvm_na.te import ENTRY
 
-_ENTRY = "main"
 _kernels: dict[str, Kernel] = {}
 _building = threading.Lock()
 
@@ -66,7 +66,7 @@ def kernel_for(problem: NAProblem, target: NATarget | None = None) -> Kernel:
             kernel = _kernels.get(request)
             if kernel is None:
                 file = cache.lookup(request) or _build(request, problem, target)
-                kernel = Kernel(problem, target, file, runtime.load(file, _ENTRY))
+                kernel = Kernel(problem, target, file, runtime.load(file, ENTRY))
                 _kernels[request] = kernel
     return kernel
 

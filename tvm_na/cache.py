@@ -1,9 +1,10 @@
 """Compiled kernels on disk, found without importing TVM.
 
-A *kernel* file is named by what it was compiled from: the scheduled TIR, the target with its CPU features and
-the versions of the compiler. A *request* is what a caller knows without the compiler (problem, target,
-versions, the digest of our own expressions and schedules); a small file maps it to its kernel. Files appear
-by an atomic rename, one builder at a time per request; a file that does not match its digest is a miss.
+A *kernel* file is named by what it was compiled from (the scheduled TIR, the target with its CPU features and
+the versions of the compiler) and by what it holds, so that no build replaces another's file. A *request* is
+what a caller knows without the compiler (problem, target, versions, the digest of our own expressions and
+schedules); a small file maps it to its kernel. Files appear by an atomic rename, one builder at a time per
+request; a file that does not match its digest is a miss.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ def _index_file(request: str) -> Path:
     return settings.cache_dir() / "index" / f"{request}.json"
 
 
-def _kernel_file(kernel: str) -> Path:
-    return settings.cache_dir() / "kernels" / f"{kernel}.so"
+def _kernel_file(entry: dict[str, Any]) -> Path:
+    return settings.cache_dir() / "kernels" / f"{entry['kernel']}-{entry['sha256'][:16]}.so"
 
 
 def _sha256(file: Path) -> str:
@@ -90,7 +91,7 @@ def lookup(request: str) -> Path | None:
     index = _index_file(request)
     try:
         entry = json.loads(index.read_text(encoding="utf-8"))
-        file = _kernel_file(entry["kernel"])
+        file = _kernel_file(entry)
         if _sha256(file) == entry["sha256"]:
             return file
     except (FileNotFoundError, NotADirectoryError):
@@ -103,16 +104,14 @@ def lookup(request: str) -> Path | None:
 
 
 @contextmanager
-def _atomic(file: Path) -> Iterator[Path]:
-    """A temporary path beside ``file`` that becomes ``file`` when the block ends well."""
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=".tmp-", suffix=file.suffix)
+def _temporary(folder: Path) -> Iterator[Path]:
+    """A temporary file in ``folder``, to be renamed to where it belongs; removed if it is still there."""
+    handle, name = tempfile.mkstemp(dir=folder, prefix=".tmp-", suffix=".so")
     os.close(handle)
-    temporary = Path(name)
     try:
-        yield temporary
-        temporary.replace(file)
+        yield Path(name)
     finally:
-        temporary.unlink(missing_ok=True)
+        Path(name).unlink(missing_ok=True)
 
 
 def get_or_build(
@@ -140,14 +139,15 @@ def get_or_build(
             if (found := lookup(request)) is not None:
                 return found
             kernel, write = compile_()
-            file = _kernel_file(kernel)
-            with _atomic(file) as temporary:
+            with _temporary(settings.cache_dir() / "kernels") as temporary:
                 write(temporary)
                 entry = {"kernel": kernel, "sha256": _sha256(temporary), **describe}
-            with _atomic(index) as temporary:
+                file = temporary.replace(_kernel_file(entry))
+            with _temporary(index.parent) as temporary:
                 temporary.write_text(json.dumps(entry, sort_keys=True), encoding="utf-8")
+                temporary.replace(index)
             return file
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+    except OSError as error:
         raise RuntimeError(f"kernel cache: required a writable folder (TVM_NA_CACHE_DIR), got {error}") from error
 
 
@@ -165,12 +165,12 @@ def entries() -> list[CacheEntry]:
     found = []
     for index in (settings.cache_dir() / "index").glob("*.json"):
         entry = description(index.stem)
-        file = _kernel_file(str(entry.get("kernel")))
-        if "problem" not in entry or not file.is_file():
+        if "problem" not in entry or not _kernel_file(entry).is_file():
             continue
+        file = _kernel_file(entry)
         stat = file.stat()
         modified = datetime.fromtimestamp(stat.st_mtime, tz=timezone.utc)
-        found.append(CacheEntry(file, stat.st_size, modified, str(entry.get("problem")), str(entry.get("target"))))
+        found.append(CacheEntry(file, stat.st_size, modified, str(entry["problem"]), str(entry["target"])))
     return sorted(found, key=lambda e: e.modified)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -39,12 +40,14 @@ def loaded_openmp() -> ctypes.CDLL | None:
 def _library() -> ctypes.CDLL:
     """The launcher, compiled once per machine and source."""
     source = _SOURCE.read_text(encoding="utf-8")
-    request = cache.digest_of("parallel", source)
+    request = cache.digest_of("parallel", source, platform.machine())
 
     def compile_() -> tuple[str, Callable[[Path], None]]:
         def write(file: Path) -> None:
             command = [cxx_compiler(), "-std=c++17", "-O2", "-shared", "-fPIC", "-o", str(file), str(_SOURCE)]
-            subprocess.run(command, check=True, capture_output=True, text=True)
+            done = subprocess.run(command, check=False, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"the C++ compiler failed on the thread launcher:\n{done.stderr}")
 
         return f"parallel-{request}", write
 

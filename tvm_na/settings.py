@@ -1,4 +1,7 @@
-"""Every environment variable that tvm_na reads, read anew at each use."""
+"""Every environment variable that tvm_na reads.
+
+They are read anew at each use; a call that was made before in the process keeps the kernel it got.
+"""
 
 from __future__ import annotations
 

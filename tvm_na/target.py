@@ -91,15 +91,15 @@ def _cpuinfo(field: str) -> str:
 @functools.lru_cache(maxsize=1)
 def detect_target() -> NATarget:
     """The target of the CPU this process runs on; RuntimeError where none of the known ones fits."""
-    machine = platform.machine().lower()
-    if machine in ("aarch64", "arm64"):
+    machine, system = platform.machine().lower(), platform.system()
+    if machine in ("aarch64", "arm64") and system == "Linux":
         return _TARGETS["llvm-aarch64-neon"]
     if machine in ("x86_64", "amd64"):
         flags = set(_cpuinfo("flags").split())
         for name, needed in _X86_LEVELS:
             if needed <= flags:
                 return _TARGETS[name]
-    raise RuntimeError(f"target: required an x86-64-v2 or AArch64 CPU under Linux, got {machine or 'unknown'}")
+    raise RuntimeError(f"target: required an x86-64-v2 or AArch64 CPU under Linux, got {machine} under {system}")
 
 
 def cpu_name() -> str:

@@ -14,8 +14,7 @@ from typing import Any
 from tvm import te, tirx
 
 from tvm_na.problem import NAProblem
-
-ENTRY = "main"
+from tvm_na.te import ENTRY
 
 
 @dataclass(frozen=True)
