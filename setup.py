@@ -4,7 +4,7 @@ from setuptools import setup
 
 setup(
     packages=["tvm_na", "tvm_na.te", "tvm_na.models", "tvm_na.schedules"],
-    package_data={"tvm_na": ["native/*.cc"]},
+    package_data={"tvm_na": ["py.typed", "native/*.cc"]},
     package_dir={
         "tvm_na": "tvm_na",
         "tvm_na.te": "tvm_na/te",

@@ -40,6 +40,28 @@ def test_forked_workers_compute_the_same() -> None:
     torch.testing.assert_close(attention(0)[0], expected[0])  # and the parent goes on
 
 
+def test_workers_forked_before_the_first_call() -> None:
+    code = """
+        import torch
+        from torch.utils.data import DataLoader
+        torch.set_num_threads(2)
+        torch.nn.functional.gelu(torch.rand(1 << 20))  # PyTorch's threads exist, tvm_na is not imported
+        class Attentions(torch.utils.data.Dataset):
+            def __len__(self):
+                return 4
+            def __getitem__(self, index):
+                from tests.test_runtime import attention
+                return attention(index)[0]
+        loader = DataLoader(Attentions(), num_workers=2, multiprocessing_context="fork", timeout=60)
+        got = [out[0] for out in loader]
+        from tests.test_runtime import attention
+        assert all(torch.allclose(got[i], attention(i)[0], atol=1e-6) for i in range(4))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_eight_threads_at_once() -> None:
     expected = [attention(i) for i in range(8)]
     wrong: list[int] = []
@@ -74,7 +96,7 @@ def test_the_number_of_threads_is_read_at_each_call(monkeypatch: pytest.MonkeyPa
         assert told[-1] == threads
     monkeypatch.delenv("TVM_NA_NUM_THREADS")
     runtime.use_threads(10**12)
-    assert told[-1] == settings.available_cores()
+    assert told[-1] == torch.get_num_threads() == settings.num_threads()
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", ""])

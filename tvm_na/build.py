@@ -11,7 +11,7 @@ from typing import Any
 from tvm_na import cache, openmp, runtime, settings
 from tvm_na.problem import NAProblem
 from tvm_na.schedules import SearchSpace, spaces_for
-from tvm_na.target import NATarget, parse_target
+from tvm_na.target import NATarget, check_runs_here, parse_target
 from tvm_na.te import ENTRY
 
 _kernels: dict[str, Kernel] = {}
@@ -55,6 +55,7 @@ def kernel_for(problem: NAProblem, target: NATarget | None = None) -> Kernel:
     """The kernel of ``problem``: from this process, from disk, or compiled now (seconds).
 
     Raises:
+        ValueError: if this CPU cannot run kernels for the target.
         NotImplementedError: if no search space serves the problem on the target.
         RuntimeError: if there is no C++ compiler to link with, or the cache cannot be written.
     """
@@ -65,6 +66,7 @@ def kernel_for(problem: NAProblem, target: NATarget | None = None) -> Kernel:
         with _building:
             kernel = _kernels.get(request)
             if kernel is None:
+                check_runs_here(target)
                 file = cache.lookup(request) or _build(request, problem, target)
                 kernel = Kernel(problem, target, file, runtime.load(file, ENTRY))
                 _kernels[request] = kernel

@@ -6,6 +6,7 @@ TVM is not imported here; a kernel that is on disk runs without it. ``torch.ops.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -159,8 +160,7 @@ def _kernel_problem(problem: NAProblem) -> NAProblem:
     """The problem that the kernel solves: halves are computed in float32."""
     if problem.dtype not in ("float16", "bfloat16"):
         return problem
-    fields = {name: getattr(problem, name) for name in problem.__dataclass_fields__}
-    return NAProblem(**{**fields, "dtype": "float32"})
+    return dataclasses.replace(problem, dtype="float32")
 
 
 def _forward(

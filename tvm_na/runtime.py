@@ -38,7 +38,6 @@ def _load_runtime() -> Callable[[int], None]:
     import tvm_ffi
 
     ctypes.CDLL(str(runtime_library()), ctypes.RTLD_GLOBAL)
-    os.register_at_fork(after_in_child=_after_fork)
     library = openmp.loaded_openmp()
     return _tvm_pool(tvm_ffi) if library is None else openmp.register(library)
 
@@ -56,17 +55,18 @@ def _tvm_pool(tvm_ffi: Any) -> Callable[[int], None]:
 def _after_fork() -> None:
     global _forked
     _forked = True
-    # The workers did not come along; waiting for them would never end.
-    _load_runtime()(1)
-    _pools.threads = 1
+    _pools.threads = None
+    if _load_runtime.cache_info().currsize:
+        # The workers did not come along; waiting for them would never end.
+        use_threads(0)
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def use_threads(flops: int) -> None:
     """Set the calling thread's threads to the number wanted now for a kernel that computes ``flops``."""
-    text = settings.num_threads_text()
-    if getattr(_pools, "text", "") != text:
-        _pools.text, _pools.wanted = text, settings.num_threads()
-    threads = 1 if _forked else max(1, min(_pools.wanted, flops // _FLOPS_PER_THREAD))
+    threads = 1 if _forked else max(1, min(settings.num_threads(), flops // _FLOPS_PER_THREAD))
     if getattr(_pools, "threads", None) != threads:
         _load_runtime()(threads)
         _pools.threads = threads

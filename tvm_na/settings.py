@@ -6,25 +6,26 @@ They are read anew at each use; a call that was made before in the process keeps
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 _MEANINGS = {
-    "TVM_NA_NUM_THREADS": "threads of a CPU kernel (default: all cores this process may use)",
+    "TVM_NA_NUM_THREADS": "threads of a CPU kernel (default: PyTorch's number, all cores)",
     "TVM_NA_CACHE_DIR": "folder of compiled kernels (default: the user's cache folder)",
     "TVM_NA_TARGET": "target kernels are built for (default: native)",
 }
 
 
-def num_threads_text() -> str | None:
-    """TVM_NA_NUM_THREADS as it stands."""
-    return os.environ.get("TVM_NA_NUM_THREADS")
-
-
 def num_threads() -> int:
-    """Threads of a CPU kernel; ValueError if TVM_NA_NUM_THREADS is no positive integer."""
-    text = num_threads_text()
+    """Threads of a CPU kernel; ValueError if TVM_NA_NUM_THREADS is no positive integer.
+
+    Unset, it is PyTorch's number (all cores, unless ``torch.set_num_threads`` or a DataLoader's worker says
+    otherwise): kernels run on PyTorch's threads.
+    """
+    text = os.environ.get("TVM_NA_NUM_THREADS")
     if text is None:
-        return available_cores()
+        torch = sys.modules.get("torch")
+        return available_cores() if torch is None else torch.get_num_threads()
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"TVM_NA_NUM_THREADS: required a positive integer, got {text!r}")
     return int(text)

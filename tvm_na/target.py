@@ -102,6 +102,15 @@ def detect_target() -> NATarget:
     raise RuntimeError(f"target: required an x86-64-v2 or AArch64 CPU under Linux, got {machine} under {system}")
 
 
+def check_runs_here(target: NATarget) -> None:
+    """ValueError if this CPU lacks instructions that kernels for ``target`` use."""
+    native = detect_target()
+    levels = [name for name, _ in _X86_LEVELS]
+    usable = levels[levels.index(native.name) :] if native.name in levels else [native.name]
+    if target.name not in usable:
+        raise ValueError(f"target: required one that this CPU can run ({', '.join(usable)}), got {target.name}")
+
+
 def cpu_name() -> str:
     """The CPU's model name, for display."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()
