@@ -41,6 +41,26 @@ def test_the_module_is_its_formula(backend: str, options: dict[str, Any]) -> Non
         assert relative_error(module(x), by_hand(module, x)) <= TOLERANCE["float32"]
 
 
+def test_hooks_and_replacements_of_the_projection_are_called() -> None:
+    module = NeighborhoodAttention2D(16, 2, 3)
+    x = torch.randn(1, 5, 5, 16)
+    with torch.no_grad():
+        plain, seen = module(x), []
+        handle = module.qkv.register_forward_hook(lambda *_: seen.append(1))
+        assert relative_error(module(x), plain) <= TOLERANCE["float32"]
+        handle.remove()
+        assert seen == [1]
+
+        class Doubled(torch.nn.Linear):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return 2 * super().forward(x)
+
+        doubled = Doubled(16, 48)
+        doubled.load_state_dict(module.qkv.state_dict())
+        module.qkv = doubled
+        assert relative_error(module(x), plain) > 0.1
+
+
 @pytest.mark.parametrize("size", [(4, 9), (9, 4), (3, 2), (1, 1), (6, 6)])
 def test_a_map_smaller_than_the_window_is_padded_and_cropped(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
