@@ -23,18 +23,19 @@ def cxx_compiler() -> str:
     return found
 
 
-def loaded_openmp() -> ctypes.CDLL | None:
-    """The OpenMP library that PyTorch brought into this process; None where it cannot be told or has none."""
-    try:
-        maps = Path("/proc/self/maps").read_text(encoding="utf-8")
-    except FileNotFoundError:  # not Linux
+def pytorch_openmp() -> ctypes.CDLL | None:
+    """A library in which OpenMP's functions are those that PyTorch calls; None where it has none.
+
+    Other packages bring OpenMP libraries too (scikit-learn does). A look-up in PyTorch's own library finds the
+    one that it was linked with, by whatever name.
+    """
+    import torch
+
+    file = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    if not file.is_file():  # not Linux
         return None
-    files = {line.split()[-1] for line in maps.splitlines() if "libgomp" in line or "libiomp5" in line}
-    for file in sorted(files):
-        library = ctypes.CDLL(file)
-        if all(hasattr(library, name) for name in _SYMBOLS):
-            return library
-    return None
+    library = ctypes.CDLL(str(file))
+    return library if all(hasattr(library, name) for name in _SYMBOLS) else None
 
 
 def _library() -> ctypes.CDLL:

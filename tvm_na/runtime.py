@@ -38,7 +38,7 @@ def _load_runtime() -> Callable[[int], None]:
     import tvm_ffi
 
     ctypes.CDLL(str(runtime_library()), ctypes.RTLD_GLOBAL)
-    library = openmp.loaded_openmp()
+    library = openmp.pytorch_openmp()
     return _tvm_pool(tvm_ffi) if library is None else openmp.register(library)
 
 
