@@ -12,7 +12,7 @@ from pathlib import Path
 from tvm_na import cache
 
 _SOURCE = Path(__file__).parent / "native" / "parallel.cc"
-_SYMBOLS = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "omp_in_parallel")
+_SYMBOLS = ("GOMP_parallel", "omp_in_parallel")
 
 
 def cxx_compiler() -> str:

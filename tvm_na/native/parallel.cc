@@ -16,32 +16,38 @@ using Lambda = int (*)(int task_id, GroupEnv* env, void* data);
 struct Region {
   Lambda lambda;
   void* data;
+  int tasks;
+  int next;
   int status;
 };
 
+// Tasks per thread. Threads take them as they come, so that one that is held up (by another process, or
+// because its core is a slow one) holds up the others by a fraction of its share only.
+constexpr int kTasksPerThread = 4;
+
 void (*parallel)(void (*)(void*), void*, unsigned, unsigned) = nullptr;  // GOMP_parallel
-int (*thread_number)() = nullptr;                                         // omp_get_thread_num
-int (*thread_count)() = nullptr;                                          // omp_get_num_threads
 int (*in_parallel)() = nullptr;                                           // omp_in_parallel
 
 thread_local int wanted_threads = 1;
 
 void run_task(void* argument) {
   auto* region = static_cast<Region*>(argument);
-  GroupEnv env{nullptr, thread_count()};
-  int status = region->lambda(thread_number(), &env, region->data);
-  if (status != 0) __atomic_store_n(&region->status, status, __ATOMIC_RELAXED);
+  GroupEnv env{nullptr, region->tasks};
+  for (;;) {
+    int task = __atomic_fetch_add(&region->next, 1, __ATOMIC_RELAXED);
+    if (task >= region->tasks) return;
+    int status = region->lambda(task, &env, region->data);
+    if (status != 0) __atomic_store_n(&region->status, status, __ATOMIC_RELAXED);
+  }
 }
 
 }  // namespace
 
 extern "C" {
 
-void tvm_na_use_openmp(void* gomp_parallel, void* get_thread_num, void* get_num_threads, void* get_in_parallel) {
+void tvm_na_use_openmp(void* gomp_parallel, void* omp_in_parallel) {
   parallel = reinterpret_cast<decltype(parallel)>(gomp_parallel);
-  thread_number = reinterpret_cast<decltype(thread_number)>(get_thread_num);
-  thread_count = reinterpret_cast<decltype(thread_count)>(get_num_threads);
-  in_parallel = reinterpret_cast<decltype(in_parallel)>(get_in_parallel);
+  in_parallel = reinterpret_cast<decltype(in_parallel)>(omp_in_parallel);
 }
 
 // The threads of the calling thread's next kernels.
@@ -54,7 +60,7 @@ int tvm_na_parallel_launch(Lambda lambda, void* data, int num_task) {
     GroupEnv env{nullptr, 1};
     return lambda(0, &env, data);
   }
-  Region region{lambda, data, 0};
+  Region region{lambda, data, threads * kTasksPerThread, 0, 0};
   parallel(run_task, &region, static_cast<unsigned>(threads), 0);
   return region.status;
 }
