@@ -59,21 +59,26 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "kernel-float": ({"kernel_size": 3.0}, TypeError, "kernel_size"),
     "kernel-str": ({"kernel_size": "3"}, TypeError, "kernel_size"),
     "kernel-none": ({"kernel_size": None}, TypeError, "kernel_size"),
+    "kernel-numpy": ({"kernel_size": np.array([3, 3])}, TypeError, "kernel_size"),
+    "kernel-nested": ({"kernel_size": (3, [3])}, TypeError, "kernel_size"),
     "kernel-zero": ({"kernel_size": 0}, ValueError, "kernel_size"),
     "kernel-negative": ({"kernel_size": (3, -1)}, ValueError, "kernel_size"),
     "kernel-three": ({"kernel_size": (3, 3, 3)}, ValueError, "kernel_size"),
     "kernel-larger-than-map": ({"kernel_size": 7}, ValueError, "kernel_size"),
     "dilated-larger-than-map": ({"dilation": 3}, ValueError, "kernel_size"),
     "dilation-zero": ({"dilation": 0}, ValueError, "dilation"),
+    "dilation-bool-in-tuple": ({"dilation": (1, True)}, TypeError, "dilation"),
     "dilation-bool": ({"dilation": True}, TypeError, "dilation"),
     "stride-zero": ({"stride": 0}, ValueError, "stride"),
     "stride-larger-than-kernel": ({"stride": 4}, ValueError, "stride"),
     "stride-float": ({"stride": 1.5}, TypeError, "stride"),
     "causal-int": ({"is_causal": 1}, TypeError, "is_causal"),
+    "causal-int-in-tuple": ({"is_causal": (0, False)}, TypeError, "is_causal"),
     "causal-str": ({"is_causal": "yes"}, TypeError, "is_causal"),
     "causal-three": ({"is_causal": (True, False, True)}, ValueError, "is_causal"),
     "scale-nan": ({"scale": math.nan}, ValueError, "scale"),
     "scale-inf": ({"scale": -math.inf}, ValueError, "scale"),
+    "scale-one-as-bool": ({"scale": True, "kernel_size": 2}, TypeError, "scale"),
     "scale-huge": ({"scale": 10**400}, ValueError, "scale"),
     "scale-bool": ({"scale": True}, TypeError, "scale"),
     "scale-tensor": ({"scale": torch.ones(1)}, TypeError, "scale"),
@@ -105,7 +110,9 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 @pytest.mark.parametrize(("change", "error", "argument"), BAD.values(), ids=BAD)
 def test_bad_input_is_named(backend: str, change: dict[str, Any], error: type[Exception], argument: str) -> None:
     good = {"query": t(), "key": t(), "value": t(), "kernel_size": 3, "backend": backend}
-    na2d(**good)  # a good call before does not make a bad one pass
+    # Good calls before do not make a bad one pass that equals them.
+    na2d(**good)
+    na2d(**{**good, "kernel_size": (3, 1), "dilation": (1, 1), "is_causal": (False, False), "scale": 1})
     with pytest.raises(error) as caught:
         na2d(**{**good, **change})
     assert caught.type is error

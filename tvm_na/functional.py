@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,28 +61,67 @@ def _choose(backend: Backend, reason: str | None) -> Backend:
     return Backend.REFERENCE
 
 
+class _Plan(NamedTuple):
+    """What is left to do for a call whose arguments were checked."""
+
+    problem: NAProblem
+    window: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[bool, ...]]
+    scale: float
+
+
 # Calls that were checked before. A check costs as much as a small kernel.
-_checked: dict[tuple[Any, ...], NAProblem] = {}
+_checked: dict[tuple[Any, ...], _Plan] = {}
 
 
-def _problem(
+def _kind(value: Any) -> Any:
+    """The type of a per-axis argument, and of its elements: True equals 1, but is no kernel size."""
+    return tuple(map(type, value)) if value.__class__ is tuple else value.__class__
+
+
+def _check(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     rpb: Tensor | None,
-    window: tuple[Any, Any, Any, Any],
-    lse: bool,
+    axes: tuple[Any, Any, Any, Any],
+    scale: Any,
+    return_lse: Any,
     rank: int,
-) -> NAProblem:
+) -> _Plan:
+    if not isinstance(return_lse, bool):
+        raise TypeError(f"return_lse: required bool, got {type(return_lse).__name__} {return_lse!r}")
+    window = (
+        per_axis_ints("kernel_size", axes[0], rank),
+        per_axis_ints("stride", axes[1], rank),
+        per_axis_ints("dilation", axes[2], rank),
+        per_axis_bools("is_causal", axes[3], rank),
+    )
+    problem = problem_of(query, key, value, *window, rpb, return_lse, rank)
+    return _Plan(problem, window, check_scale(scale, problem.head_dim))
+
+
+def _plan(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rpb: Tensor | None,
+    axes: tuple[Any, Any, Any, Any],
+    scale: Any,
+    return_lse: Any,
+    rank: int,
+) -> _Plan:
     plain = type(query) is type(key) is type(value) is Tensor and (rpb is None or isinstance(rpb, Tensor))
     if not plain or torch.compiler.is_compiling():
-        return problem_of(query, key, value, *window, rpb, lse, rank)
-    at = (window, lse, rank, ops.signature(query, key, value, rpb))
-    problem = _checked.get(at)
-    if problem is None:
-        problem = problem_of(query, key, value, *window, rpb, lse, rank)
-        _checked[at] = problem
-    return problem
+        return _check(query, key, value, rpb, axes, scale, return_lse, rank)
+    kinds = (*map(_kind, axes), scale.__class__, return_lse.__class__)
+    at = (ops.signature(query, key, value, rpb), axes, kinds, scale, return_lse, rank)
+    try:
+        plan = _checked.get(at)
+    except TypeError:  # a list cannot be looked up, nor can much that the check will refuse
+        return _check(query, key, value, rpb, axes, scale, return_lse, rank)
+    if plan is None:
+        plan = _checked[at] = _check(query, key, value, rpb, axes, scale, return_lse, rank)
+    return plan
 
 
 def _front(rank: int) -> Callable[..., Any]:
@@ -105,16 +144,8 @@ def _front(rank: int) -> Callable[..., Any]:
         backend: Backend | str = Backend.AUTO,
     ) -> Any:
         chosen = Backend.of(backend)
-        if not isinstance(return_lse, bool):
-            raise TypeError(f"return_lse: required bool, got {type(return_lse).__name__} {return_lse!r}")
-        window = (
-            per_axis_ints("kernel_size", kernel_size, rank),
-            per_axis_ints("stride", stride, rank),
-            per_axis_ints("dilation", dilation, rank),
-            per_axis_bools("is_causal", is_causal, rank),
-        )
-        problem = _problem(query, key, value, rpb, window, return_lse, rank)
-        factor = check_scale(scale, problem.head_dim)
+        axes_given = (kernel_size, stride, dilation, is_causal)
+        problem, window, factor = _plan(query, key, value, rpb, axes_given, scale, return_lse, rank)
         has_extra = check_additional(additional_keys, additional_values, query, key, value)
 
         needs_grad = torch.is_grad_enabled() and ops.any_requires_grad(

@@ -75,7 +75,8 @@ def _scale_tensor(scale: float, dtype: torch.dtype) -> Tensor:
 
 def _ready(tensor: Tensor) -> Tensor:
     """``tensor`` as a kernel can read it: no lazy negation, contiguous, aligned."""
-    tensor = tensor.resolve_neg().contiguous()
+    if tensor.is_neg() or not tensor.is_contiguous():
+        tensor = tensor.resolve_neg().contiguous()
     return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone(memory_format=torch.contiguous_format)
 
 
@@ -103,12 +104,13 @@ def _make_launcher(problem: NAProblem) -> Callable[..., tuple[Tensor, Tensor | N
         out, lse = _outputs(problem, query)
         if query.shape[0] == 0:
             return out, lse
-        runtime.use_threads(flops * query.shape[0])
-        constants = [_scale_tensor(scale, accum)] + ([] if rpb is None else [_ready(rpb)])
-        if query.shape[0] <= samples:
-            kernel(_ready(query), _ready(key), _ready(value), *constants, out, *([] if lse is None else [lse]))
+        batch = query.shape[0]
+        runtime.use_threads(flops * batch)
+        constants = (_scale_tensor(scale, accum),) if rpb is None else (_scale_tensor(scale, accum), _ready(rpb))
+        if batch <= samples:
+            kernel(_ready(query), _ready(key), _ready(value), *constants, out, *(() if lse is None else (lse,)))
             return out, lse
-        for first in range(0, query.shape[0], samples):
+        for first in range(0, batch, samples):
             part = slice(first, first + samples)
             part_out, part_lse = _outputs(problem, query[part])
             lse_argument = [] if part_lse is None else [part_lse]
