@@ -66,12 +66,11 @@ def apply(func: Any, target: NATarget, sample: bool = False) -> Any | None:
     import tvm
     from tvm import s_tir
 
-    attrs = func.attrs or {}
-    if "tvm_na.formulation" not in attrs:
+    if not func.attrs or "tvm_na.formulation" not in func.attrs:
         return None
-    formulation = json.loads(str(attrs["tvm_na.formulation"])) if "{" in str(attrs["tvm_na.formulation"]) else {}
-    problem = NAProblem.from_json(str(attrs["tvm_na.problem"]))
-    if formulation.pop("formulation", "") != "lanes" or not serves(problem, target):
+    formulation = json.loads(str(func.attrs["tvm_na.formulation"]))
+    problem = NAProblem.from_json(str(func.attrs["tvm_na.problem"]))
+    if formulation.pop("formulation") != "lanes" or not serves(problem, target):
         return None
     sch = s_tir.Schedule(tvm.IRModule({"main": func}))
     _LanesSchedule(sch, problem, LanesTile(**formulation), target, sample).build()
@@ -108,7 +107,7 @@ class _LanesSchedule:
         sch.vectorize(lane)
         if self.tile.pack_values:
             *_, value_row, _, _, c = sch.get_loops(self.block("packed_value"))
-            sch.vectorize(self.vector_of(c, self.problem.head_dim_v))
+            sch.vectorize(self.vector_of(c)[1])
             sch.merge(row, value_row)  # waking the threads costs more than a small copy
         sch.parallel(sch.fuse(*sch.get_loops(self.block("packed_key"))[:4]))
         if self.problem.bias:
@@ -118,17 +117,15 @@ class _LanesSchedule:
         """Parallel over (batch, head, row); in a row, tile after tile with all stages of a tile inside."""
         sch = self.sch
 
-        def rows_of(name: str) -> tuple[list[Any], list[Any]]:
+        def row_of(name: str) -> Any:
             batch, i, j, head, *rest = sch.get_loops(self.block(name))
             sch.reorder(batch, head, i, j, *rest)
-            return [batch, head, i], rest
+            return i
 
-        row = rows_of("out")[0][-1]
-        outputs, tiles = ["out"], ["normalised"]
+        row, tiles = row_of("out"), ["normalised"]
         if self.problem.return_lse:
             # Two outputs share a tile's sums: only in one loop nest can both have them at hand.
-            row = sch.merge(row, rows_of("lse")[0][-1])
-            outputs.append("lse")
+            row = sch.merge(row, row_of("lse"))
             tiles.append("tiled_lse")
         for name in tiles:  # each as early in the row as can be, so that both end up before the outputs
             sch.compute_at(self.block(name), row, preserve_unit_loops=True, index=-2)
@@ -140,15 +137,20 @@ class _LanesSchedule:
             sch.compute_at(self.block(name), tile, preserve_unit_loops=True)
         for name in ("out", "normalised"):
             x = sch.get_loops(self.block(name))[-1]
-            sch.vectorize(self.vector_of(x, self.problem.head_dim_v))
+            sch.vectorize(self.vector_of(x)[1])
         sch.parallel(sch.fuse(*sch.get_loops(self.block("out"))[:3]))
 
-    def vector_of(self, loop: Any, extent: int) -> Any:
-        """The inner part of ``loop`` that is to be vectorised, at most one register long."""
-        limit = self.tile.vector
-        power = largest_divisor(limit, extent & -extent)
-        width = extent if extent <= limit else power if power >= limit // 2 else largest_divisor(extent, limit)
-        return self.sch.split(loop, [None, width], preserve_unit_iters=True)[1]
+    def vector_width(self) -> int:
+        """Elements of ``head_dim_v`` in a vector: a register of them, half of one, or what divides it."""
+        dim, limit = self.problem.head_dim_v, self.tile.vector
+        if dim <= limit:
+            return dim
+        power = largest_divisor(limit, dim & -dim)
+        return power if power >= limit // 2 else largest_divisor(dim, limit)
+
+    def vector_of(self, loop: Any) -> list[Any]:
+        """A loop over ``head_dim_v`` split into vectors; the inner one is to be vectorised."""
+        return list(self.sch.split(loop, [None, self.vector_width()], preserve_unit_iters=True))
 
     def dots(self) -> None:
         """queries x rows x vectors accumulators, the reduction over head_dim inside of every block of them."""
@@ -178,7 +180,7 @@ class _LanesSchedule:
     def split_off_init(self, name: str, loop: Any, unrolled: int) -> None:
         """The zeros of a reduction in a block of their own in front of ``loop``, unrolled and vectorised."""
         init = self.sch.decompose_reduction(self.block(name), loop)
-        *_, loops = [self.sch.get_loops(init)]
+        loops = self.sch.get_loops(init)
         for outer in loops[-1 - unrolled : -1]:
             self.unroll(outer)
         self.sch.vectorize(loops[-1])
@@ -207,9 +209,8 @@ class _LanesSchedule:
         """queries x vectors of head_dim_v accumulators, over the keys of the window."""
         sch, dim = self.sch, self.problem.head_dim_v
         u, x, a, l = self.inner_loops(self.block("attended"), 4)
-        lane = self.vector_of(x, dim)
-        x = self.inner_loops(self.block("attended"), 4)[0]
-        vectors = dim // self.extent(lane)
+        x, lane = self.vector_of(x)
+        vectors = dim // self.vector_width()
         vectors_inner = largest_divisor(vectors, self.accumulators)
         x_outer, x_inner = self.decide.split(x, vectors_inner, vectors)
         queries = self.even_block(self.tile.queries, self.accumulators // vectors_inner)
@@ -221,10 +222,7 @@ class _LanesSchedule:
         sch.vectorize(lane)
         self.split_off_init("attended", a, unrolled=2)
 
-    def extent(self, loop: Any) -> int:
-        return int(self.sch.get(loop).extent)
-
     def unroll(self, loop: Any) -> None:
         # Where a region is inferred from uneven groups, its extent is an expression: that stays a loop.
-        if isinstance(self.sch.get(loop).extent, int) or hasattr(self.sch.get(loop).extent, "value"):
+        if hasattr(self.sch.get(loop).extent, "value"):
             self.sch.unroll(loop)

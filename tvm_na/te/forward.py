@@ -112,4 +112,4 @@ def forward(problem: NAProblem) -> Any:
     outputs = [out]
     if problem.return_lse:
         outputs.append(te.compute(tokens, lambda *t: maximum[t] + tirx.log(total[t]), name="lse"))
-    return ops.prim_func(problem, outputs, "natural")
+    return ops.prim_func(problem, outputs, '{"formulation": "natural"}')
