@@ -6,13 +6,15 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm_na import cache, openmp, runtime, settings
 from tvm_na.problem import NAProblem
-from tvm_na.schedules import SearchSpace, spaces_for
 from tvm_na.target import NATarget, check_runs_here, parse_target
 from tvm_na.te import ENTRY
+
+if TYPE_CHECKING:
+    from tvm_na.schedules import SearchSpace
 
 _kernels: dict[str, Kernel] = {}
 _building = threading.Lock()
@@ -43,6 +45,8 @@ def current_target() -> NATarget:
 
 def is_supported(problem: NAProblem, target: NATarget | None = None) -> bool:
     """Whether a kernel can be built for ``problem``."""
+    from tvm_na.schedules import spaces_for
+
     return bool(spaces_for(problem, target or current_target()))
 
 
@@ -86,6 +90,8 @@ def prepare(
 
 
 def _space(problem: NAProblem, target: NATarget) -> SearchSpace:
+    from tvm_na.schedules import spaces_for  # not needed where a kernel is found
+
     spaces = spaces_for(problem, target)
     if not spaces:
         raise NotImplementedError(f"no kernel for {problem} on {target.name}: {unsupported(problem, target)}")
