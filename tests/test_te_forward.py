@@ -158,5 +158,5 @@ def test_signature(bias: bool, return_lse: bool) -> None:
     }
     assert all(b.shape[0].same_as(batch) for b in buffers if len(b.shape) > 3)
     assert NAProblem.from_json(str(func.attrs["tvm_na.problem"])) == problem
-    assert func.attrs["tvm_na.formulation"] == "natural"
+    assert func.attrs["tvm_na.formulation"] == '{"formulation": "natural"}'
     assert func.attrs["global_symbol"] == "main"
