@@ -133,6 +133,15 @@ def test_unusual_input_is_answered(backend: str) -> None:
     assert na2d(query[:0], key[:0], value[:0], 3, backend=backend).shape == (0, 6, 7, 2, 8)
 
 
+def test_another_scale_is_not_another_call_to_remember() -> None:
+    query = torch.randn(SHAPE)
+    na2d(query, query, query, 3)
+    known = len(functional._checked)
+    for i in range(20):
+        na2d(query, query, query, 3, scale=0.1 * i)
+    assert len(functional._checked) == known
+
+
 def test_auto_takes_the_reference_for_a_gradient_and_says_so_once() -> None:
     query = torch.randn(SHAPE, requires_grad=True)
     with pytest.warns(UserWarning, match="takes the eager reference: a gradient is needed") as given:

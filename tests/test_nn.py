@@ -61,6 +61,13 @@ def test_hooks_and_replacements_of_the_projection_are_called() -> None:
         assert relative_error(module(x), plain) > 0.1
 
 
+def test_backward_hooks_of_the_projection_are_called() -> None:
+    module, seen = NeighborhoodAttention2D(16, 2, 3, backend="reference"), []
+    module.qkv.register_full_backward_hook(lambda *_: seen.append(1))
+    module(torch.randn(1, 5, 5, 16, requires_grad=True)).sum().backward()
+    assert seen == [1]
+
+
 @pytest.mark.parametrize("size", [(4, 9), (9, 4), (3, 2), (1, 1), (6, 6)])
 def test_a_map_smaller_than_the_window_is_padded_and_cropped(size: tuple[int, int]) -> None:
     torch.manual_seed(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,16 +61,13 @@ def _choose(backend: Backend, reason: str | None) -> Backend:
     return Backend.REFERENCE
 
 
-class _Plan(NamedTuple):
-    """What is left to do for a call whose arguments were checked."""
-
-    problem: NAProblem
-    window: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[bool, ...]]
-    scale: float
-
+# The problem of a call and its window, one value per axis.
+_Checked = tuple[NAProblem, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[bool, ...]]]
+_Tensors = tuple[Tensor, Tensor, Tensor, "Tensor | None"]  # query, key, value, rpb
+_Axes = tuple[Any, Any, Any, Any]  # kernel_size, stride, dilation, is_causal as they were given
 
 # Calls that were checked before. A check costs as much as a small kernel.
-_checked: dict[tuple[Any, ...], _Plan] = {}
+_checked: dict[tuple[Any, ...], _Checked] = {}
 
 
 def _kind(value: Any) -> Any:
@@ -78,16 +75,7 @@ def _kind(value: Any) -> Any:
     return tuple(map(type, value)) if value.__class__ is tuple else value.__class__
 
 
-def _check(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    rpb: Tensor | None,
-    axes: tuple[Any, Any, Any, Any],
-    scale: Any,
-    return_lse: Any,
-    rank: int,
-) -> _Plan:
+def _check(tensors: _Tensors, axes: _Axes, return_lse: Any, rank: int) -> _Checked:
     if not isinstance(return_lse, bool):
         raise TypeError(f"return_lse: required bool, got {type(return_lse).__name__} {return_lse!r}")
     window = (
@@ -96,32 +84,22 @@ def _check(
         per_axis_ints("dilation", axes[2], rank),
         per_axis_bools("is_causal", axes[3], rank),
     )
-    problem = problem_of(query, key, value, *window, rpb, return_lse, rank)
-    return _Plan(problem, window, check_scale(scale, problem.head_dim))
+    return problem_of(*tensors[:3], *window, tensors[3], return_lse, rank), window
 
 
-def _plan(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    rpb: Tensor | None,
-    axes: tuple[Any, Any, Any, Any],
-    scale: Any,
-    return_lse: Any,
-    rank: int,
-) -> _Plan:
+def _checked_once(tensors: _Tensors, axes: _Axes, return_lse: Any, rank: int) -> _Checked:
+    query, key, value, rpb = tensors
     plain = type(query) is type(key) is type(value) is Tensor and (rpb is None or isinstance(rpb, Tensor))
     if not plain or torch.compiler.is_compiling():
-        return _check(query, key, value, rpb, axes, scale, return_lse, rank)
-    kinds = (*map(_kind, axes), scale.__class__, return_lse.__class__)
-    at = (ops.signature(query, key, value, rpb), axes, kinds, scale, return_lse, rank)
+        return _check(tensors, axes, return_lse, rank)
+    at = (ops.signature(*tensors), axes, *map(_kind, axes), return_lse, return_lse.__class__, rank)
     try:
-        plan = _checked.get(at)
+        found = _checked.get(at)
     except TypeError:  # a list cannot be looked up, nor can much that the check will refuse
-        return _check(query, key, value, rpb, axes, scale, return_lse, rank)
-    if plan is None:
-        plan = _checked[at] = _check(query, key, value, rpb, axes, scale, return_lse, rank)
-    return plan
+        return _check(tensors, axes, return_lse, rank)
+    if found is None:
+        found = _checked[at] = _check(tensors, axes, return_lse, rank)
+    return found
 
 
 def _front(rank: int) -> Callable[..., Any]:
@@ -145,7 +123,8 @@ def _front(rank: int) -> Callable[..., Any]:
     ) -> Any:
         chosen = Backend.of(backend)
         axes_given = (kernel_size, stride, dilation, is_causal)
-        problem, window, factor = _plan(query, key, value, rpb, axes_given, scale, return_lse, rank)
+        problem, window = _checked_once((query, key, value, rpb), axes_given, return_lse, rank)
+        factor = check_scale(scale, problem.head_dim)
         has_extra = check_additional(additional_keys, additional_values, query, key, value)
 
         needs_grad = torch.is_grad_enabled() and ops.any_requires_grad(

@@ -17,6 +17,12 @@ from tvm_na.problem import check_scale, per_axis_bools, per_axis_ints
 _ATTENTION = {1: na1d, 2: na2d, 3: na3d}
 
 
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
 class _NeighborhoodAttention(nn.Module):
     rank: ClassVar[int]
 
@@ -92,7 +98,7 @@ class _NeighborhoodAttention(nn.Module):
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values ``[batch, *spatial, heads, head_dim]``."""
         heads = (self.num_heads, self.head_dim)
-        if type(self.qkv) is not nn.Linear or self.qkv._forward_hooks or self.qkv._forward_pre_hooks:
+        if type(self.qkv) is not nn.Linear or _has_hooks(self.qkv):
             query, key, value = self.qkv(x).unflatten(-1, (3, *heads)).unbind(-3)
             return query, key, value
         # Three products with thirds of the weight write what one product would leave to be copied apart:
