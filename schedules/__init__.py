@@ -7,14 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from tvm_na.problem import NAProblem
 from tvm_na.schedules import cpu
-from tvm_na.schedules.base import Space
+from tvm_na.schedules.base import Plan, Scheduled
 from tvm_na.target import NATarget
 
 __all__ = ["SearchSpace", "spaces_for"]
+
+
+class Formulations(Protocol):
+    """See :attr:`SearchSpace.formulations`."""
+
+    def __call__(self, problem: NAProblem, target: NATarget, batch: int | None = None) -> list[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -24,17 +30,20 @@ class SearchSpace:
     Attributes:
         name: For records and display.
         serves: Whether there is a kernel for (problem, target).
-        formulations: The PrimFuncs of a problem that are worth scheduling, the default first.
+        formulations: ``formulations(problem, target, batch=None)``: the PrimFuncs of a problem that are worth
+            scheduling, the default first; with a symbolic batch, or (for the tuner) the one given.
+        structures: The names of the structures for one of them, the default first.
         apply: Schedules one of them (see :mod:`tvm_na.schedules.base`).
     """
 
     name: str
     serves: Callable[[NAProblem, NATarget], bool]
-    formulations: Callable[[NAProblem, NATarget], list[Any]]
-    apply: Space
+    formulations: Formulations
+    structures: Callable[[Any, NATarget], tuple[str, ...]]
+    apply: Callable[[Any, NATarget, Plan], Scheduled | None]
 
 
-_SPACES = (SearchSpace("cpu-lanes", cpu.serves, cpu.formulations, cpu.apply),)
+_SPACES = (SearchSpace("cpu-lanes", cpu.serves, cpu.formulations, cpu.structures, cpu.apply),)
 
 
 def spaces_for(problem: NAProblem, target: NATarget) -> list[SearchSpace]:

@@ -1,49 +1,146 @@
 """What a search space is, and how it makes decisions.
 
-A space is a function ``apply(func, target, sample=False) -> Schedule | None``: None where it does not serve
-``func`` on ``target``. Every choice goes through a :class:`Decisions`, which either states the default or leaves the
-sampling to MetaSchedule; both leave the same trace.
+A space schedules a PrimFunc by ``apply(func, target, plan) -> Scheduled | None``: None where it does not serve
+``func`` on ``target``. Where loops can be nested in ways that differ by more than numbers, each way is a
+*structure* of the space; everything else is a *decision*. Every decision goes through :class:`Decisions`, which
+takes the default, the value that a plan wishes for, or one that MetaSchedule draws; all leave the same trace.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
 
-
-class Space(Protocol):
-    """A search space; see the module."""
-
-    def __call__(self, func: Any, target: Any, sample: bool = False) -> Any | None: ...
+#: The key of the block annotation under which a trace keeps the name of its structure.
+STRUCTURE = "tvm_na.structure"
 
 
 @dataclass(frozen=True)
-class Decisions:
-    """How the choices of a space are made.
+class Plan:
+    """Which point of a space is wanted.
 
     Attributes:
-        sch: The schedule under construction.
-        sample: Whether choices are drawn (for the tuner) or take their defaults.
+        structure: The name of the structure; None for the default one.
+        sample: Whether MetaSchedule draws the decisions.
+        like: Values to take, by the name of the decision; where one is no option, the nearest is taken.
+            Decisions without one take their defaults.
     """
 
-    sch: Any
+    structure: str | None = None
     sample: bool = False
+    like: Mapping[str, int] = field(default_factory=dict)
 
-    def one_of(self, candidates: Sequence[int], default: int) -> Any:
-        """One of ``candidates``; ``default`` must be among them."""
-        index = list(candidates).index(default)
-        probability = [1.0 / len(candidates)] * len(candidates)
-        decision = None if self.sample else index
-        return self.sch.sample_categorical(list(candidates), probability, decision=decision)
 
-    def split(self, loop: Any, inner: int, extent: int) -> list[Any]:
+@dataclass(frozen=True)
+class Choice:
+    """One decision that was made.
+
+    Attributes:
+        name: What was decided, in a few words.
+        options: All values that it could have.
+        value: The value it has.
+    """
+
+    name: str
+    options: tuple[int, ...]
+    value: int
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """A scheduled function.
+
+    Attributes:
+        schedule: TVM's Schedule of a module with the function.
+        structure: The structure's name.
+        choices: The decisions, in the order in which the trace has them.
+    """
+
+    schedule: Any
+    structure: str
+    choices: tuple[Choice, ...]
+
+    @property
+    def points(self) -> int:
+        """How many points this structure has."""
+        return prod(len(choice.options) for choice in self.choices)
+
+
+class Decisions:
+    """Makes the decisions of one schedule and remembers them.
+
+    Attributes:
+        made: The decisions so far.
+    """
+
+    def __init__(self, sch: Any, plan: Plan) -> None:
+        self._sch, self._plan = sch, plan
+        self.made: list[Choice] = []
+
+    def _wanted(self, name: str, options: Sequence[int], default: int) -> int:
+        if name not in self._plan.like:
+            return default
+        return min(options, key=lambda option: abs(option - self._plan.like[name]))
+
+    def _made(self, name: str, options: Sequence[int], variable: Any) -> None:
+        self.made.append(Choice(name, tuple(options), int(self._sch.get(variable))))
+
+    def one_of(self, name: str, options: Sequence[int], default: int) -> Any:
+        """One of ``options`` (distinct); ``default`` must be among them."""
+        index = list(options).index(self._wanted(name, options, default))
+        probability = [1.0 / len(options)] * len(options)
+        decision = None if self._plan.sample else index
+        variable = self._sch.sample_categorical(list(options), probability, decision=decision)
+        self._made(name, options, variable)
+        return variable
+
+    def split(self, name: str, loop: Any, extent: int, inner: int) -> list[Any]:
         """Split ``loop`` of ``extent`` in two without remainder; ``inner`` is the default inner factor."""
-        decision = None if self.sample else [extent // inner, inner]
-        factors = self.sch.sample_perfect_tile(loop, n=2, max_innermost_factor=extent, decision=decision)
-        return list(self.sch.split(loop, factors, preserve_unit_iters=True))
+        options = divisors(extent)
+        inner = self._wanted(name, options, inner)
+        decision = None if self._plan.sample else [extent // inner, inner]
+        factors = self._sch.sample_perfect_tile(loop, n=2, max_innermost_factor=extent, decision=decision)
+        self._made(name, options, factors[1])
+        return list(self._sch.split(loop, factors, preserve_unit_iters=True))
+
+
+def choices_of(trace: Any, scheduled: Scheduled) -> tuple[Choice, ...]:
+    """The decisions in ``trace``, named as those of ``scheduled``, a schedule of the same function and structure.
+
+    Raises:
+        ValueError: if the trace has other decisions.
+    """
+    sampled = [inst for inst in trace.insts if inst.kind.name.startswith("Sample")]
+    if len(sampled) != len(scheduled.choices):
+        raise ValueError(f"trace: required {len(scheduled.choices)} decisions, got {len(sampled)}")
+    found = []
+    for inst, choice in zip(sampled, scheduled.choices, strict=True):
+        decision = trace.get_decision(inst)
+        if inst.kind.name == "SamplePerfectTile":
+            value = int(decision[-1])
+        else:
+            value = int(inst.attrs[0][int(decision)])
+        if value not in choice.options:
+            raise ValueError(f"trace: required {choice.name} in {choice.options}, got {value}")
+        found.append(Choice(choice.name, choice.options, value))
+    return tuple(found)
+
+
+def structure_of(trace: Any) -> str | None:
+    """The name of the structure that ``trace`` was made with; None if it has none."""
+    for inst in trace.insts:
+        if inst.kind.name == "Annotate" and str(inst.attrs[0]) == STRUCTURE:
+            return str(inst.inputs[1])
+    return None
+
+
+def divisors(n: int) -> list[int]:
+    """The divisors of ``n`` from 1 to ``n``."""
+    return [d for d in range(1, n + 1) if n % d == 0]
 
 
 def largest_divisor(n: int, limit: int) -> int:
     """The largest divisor of ``n`` that is at most ``limit`` (and at least 1)."""
-    return max(d for d in range(1, max(1, min(n, limit)) + 1) if n % d == 0)
+    return max(d for d in divisors(n) if d <= max(1, limit))

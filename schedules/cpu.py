@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from tvm_na.problem import NAProblem
-from tvm_na.schedules.base import Decisions, largest_divisor
+from tvm_na.schedules.base import STRUCTURE, Decisions, Plan, Scheduled, largest_divisor
 from tvm_na.target import NATarget
 from tvm_na.te.lanes import LanesTile, lanes_of
 
@@ -48,20 +48,25 @@ def tiles(problem: NAProblem, target: NATarget) -> list[LanesTile]:
     return sorted((LanesTile(q, vector, pack_values=pack) for q in range(1, limit + 1)), key=cost)
 
 
-def formulations(problem: NAProblem, target: NATarget) -> list[Any]:
+def formulations(problem: NAProblem, target: NATarget, batch: int | None = None) -> list[Any]:
     """The PrimFuncs of ``problem`` that this space schedules, the default first."""
     from tvm_na.te.lanes import forward
 
-    return [forward(problem, tile) for tile in tiles(problem, target)[:1]]
+    return [forward(problem, tile, batch) for tile in tiles(problem, target)[:1]]
 
 
-def apply(func: Any, target: NATarget, sample: bool = False) -> Any | None:
+def structures(func: Any, target: NATarget) -> tuple[str, ...]:
+    """The structures for a lanes PrimFunc, the default first."""
+    return ("pack first",)
+
+
+def apply(func: Any, target: NATarget, plan: Plan = Plan()) -> Scheduled | None:  # noqa: B008
     """The schedule of a lanes PrimFunc; None for any other function or target.
 
     Args:
         func: An unscheduled PrimFunc of :func:`tvm_na.te.lanes.forward`.
         target: The machine.
-        sample: Whether MetaSchedule draws the decisions; else they take their defaults.
+        plan: Which point of the space is wanted.
     """
     import tvm
     from tvm import s_tir
@@ -73,14 +78,17 @@ def apply(func: Any, target: NATarget, sample: bool = False) -> Any | None:
     if formulation.pop("formulation") != "lanes" or not serves(problem, target):
         return None
     sch = s_tir.Schedule(tvm.IRModule({"main": func}))
-    _LanesSchedule(sch, problem, LanesTile(**formulation), target, sample).build()
-    return sch
+    structure = plan.structure or structures(func, target)[0]
+    decide = Decisions(sch, plan)
+    _LanesSchedule(sch, problem, LanesTile(**formulation), target, decide).build()
+    sch.annotate(sch.get_sblock("out"), STRUCTURE, structure)
+    return Scheduled(sch, structure, tuple(decide.made))
 
 
 class _LanesSchedule:
-    def __init__(self, sch: Any, problem: NAProblem, tile: LanesTile, target: NATarget, sample: bool) -> None:
+    def __init__(self, sch: Any, problem: NAProblem, tile: LanesTile, target: NATarget, decide: Decisions) -> None:
         self.sch, self.problem, self.tile = sch, problem, tile
-        self.decide = Decisions(sch, sample)
+        self.decide = decide
         self.rows = problem.kernel_size[0]
         self.vectors = lanes_of(problem, tile) // tile.vector
         # Accumulators that fit beside the operands of a multiply-add.
@@ -158,11 +166,11 @@ class _LanesSchedule:
         u, a, l, d = self.inner_loops(self.block("dots"), 4)
         v, lane = sch.split(l, [None, tile.vector], preserve_unit_iters=True)
         vectors_inner = largest_divisor(self.vectors, max(1, self.accumulators // tile.queries))
-        v_outer, v_inner = self.decide.split(v, vectors_inner, self.vectors)
+        v_outer, v_inner = self.decide.split("score vectors at once", v, self.vectors, vectors_inner)
         queries_inner = largest_divisor(tile.queries, self.accumulators)
-        u_outer, u_inner = self.decide.split(u, queries_inner, tile.queries)
+        u_outer, u_inner = self.decide.split("score queries at once", u, tile.queries, queries_inner)
         rows = self.even_block(self.rows, self.accumulators // (queries_inner * vectors_inner))
-        row_block = self.decide.one_of(range(1, min(self.rows, 8) + 1), default=rows)
+        row_block = self.decide.one_of("score rows at once", range(1, min(self.rows, 8) + 1), default=rows)
         a_outer, a_inner = sch.split(a, [None, row_block], preserve_unit_iters=True)
         sch.reorder(u_outer, a_outer, v_outer, d, a_inner, v_inner, u_inner, lane)
         # Unrolled, so that a last block with fewer rows costs no test inside.
@@ -212,9 +220,11 @@ class _LanesSchedule:
         x, lane = self.vector_of(x)
         vectors = dim // self.vector_width()
         vectors_inner = largest_divisor(vectors, self.accumulators)
-        x_outer, x_inner = self.decide.split(x, vectors_inner, vectors)
+        x_outer, x_inner = self.decide.split("value vectors at once", x, vectors, vectors_inner)
         queries = self.even_block(self.tile.queries, self.accumulators // vectors_inner)
-        query_block = self.decide.one_of(range(1, min(self.tile.queries, 8) + 1), default=queries)
+        query_block = self.decide.one_of(
+            "value queries at once", range(1, min(self.tile.queries, 8) + 1), default=queries
+        )
         u_outer, u_inner = sch.split(u, [None, query_block], preserve_unit_iters=True)
         sch.reorder(u_outer, x_outer, a, l, u_inner, x_inner, lane)
         for loop in (u_outer, u_inner, x_inner):

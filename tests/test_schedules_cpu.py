@@ -13,6 +13,7 @@ from tests.helpers import random_inputs, random_problem, reference64, relative_e
 from tvm_na import build
 from tvm_na.problem import NAProblem
 from tvm_na.schedules import base, cpu, spaces_for
+from tvm_na.schedules.base import Plan
 from tvm_na.target import NATarget, detect_target, list_targets, parse_target
 from tvm_na.te.lanes import LanesTile, forward, lanes_of, spanned_columns
 from tvm_na.te.window import group_length, group_window
@@ -27,7 +28,7 @@ def compile_(problem: NAProblem, tile: LanesTile | None = None) -> Any:
     if tile is None:
         module = build.scheduled_module(problem, target)[0]
     else:
-        module = cpu.apply(forward(problem, tile), target).mod
+        module = cpu.apply(forward(problem, tile), target).schedule.mod
     return tvm.compile(module, target=target.tvm_target())["main"]
 
 
@@ -104,8 +105,9 @@ def test_drawn_points_of_the_space_give_the_same_numbers(seed: int) -> None:
 
     problem, target = CORNERS["uneven-causal" if seed % 2 else "wide-window"], detect_target()
     space = spaces_for(problem, target)[0]
-    schedule = space.apply(space.formulations(problem, target)[0], target, sample=True)
-    assert schedule is not None
+    scheduled = space.apply(space.formulations(problem, target)[0], target, Plan(sample=True))
+    assert scheduled is not None
+    schedule = scheduled.schedule
     found = errors(problem, tvm.compile(schedule.mod, target=target.tvm_target())["main"], batch=1, seed=seed)
     assert all(e <= TOLERANCE[problem.dtype] for e in found), (found, str(schedule.trace))
 

@@ -115,11 +115,13 @@ def explain(problem: NAProblem, target: NATarget | None = None) -> str:
 
 def scheduled_module(problem: NAProblem, target: NATarget) -> tuple[Any, SearchSpace]:
     """The scheduled IRModule of ``problem`` and the space it came from (imports TVM)."""
+    from tvm_na.schedules.base import Plan
+
     space = _space(problem, target)
-    schedule = space.apply(space.formulations(problem, target)[0], target)
-    if schedule is None:
+    scheduled = space.apply(space.formulations(problem, target)[0], target, Plan())
+    if scheduled is None:
         raise AssertionError(f"the space {space.name} serves {problem}, but refused its own formulation")
-    return schedule.mod, space
+    return scheduled.schedule.mod, space
 
 
 def _build(request: str, problem: NAProblem, target: NATarget) -> Path:

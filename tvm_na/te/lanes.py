@@ -120,10 +120,10 @@ class _Geometry:
         return tirx.all(*inside)
 
 
-def forward(problem: NAProblem, tile: LanesTile) -> Any:
+def forward(problem: NAProblem, tile: LanesTile, batch_size: int | None = None) -> Any:
     """The lanes formulation of a two-dimensional ``problem`` as an unscheduled PrimFunc.
 
-    Arguments as in :mod:`tvm_na.te.operands`. Scores are kept in powers of two (``exp.py``).
+    Arguments as in :mod:`tvm_na.te.operands`; the batch is symbolic unless ``batch_size`` is given. Scores are kept in powers of two (``exp.py``).
     """
     from tvm import te, tirx
 
@@ -132,7 +132,7 @@ def forward(problem: NAProblem, tile: LanesTile) -> Any:
 
     if problem.rank != 2:
         raise ValueError(f"problem: required two spatial axes, got {problem.rank}")
-    ops, geo = Operands.of(problem), _Geometry(problem, tile)
+    ops, geo = Operands.of(problem, batch_size), _Geometry(problem, tile)
     accum, vector, lanes = problem.accum_dtype, tile.vector, geo.lanes
     batch, dilation = ops.batch, geo.dilation
     rows, columns = problem.kernel_size

@@ -19,7 +19,7 @@ from tvm_na.te import ENTRY
 
 @dataclass(frozen=True)
 class Operands:
-    """The placeholders of one kernel; the batch is symbolic."""
+    """The placeholders of one kernel; the batch is symbolic, unless it is given."""
 
     batch: Any
     query: Any
@@ -29,9 +29,9 @@ class Operands:
     rpb: Any | None
 
     @classmethod
-    def of(cls, problem: NAProblem) -> Operands:
-        """Placeholders for ``problem``."""
-        batch = tirx.Var("batch", "int32")
+    def of(cls, problem: NAProblem, size: int | None = None) -> Operands:
+        """Placeholders for ``problem``, with a batch of ``size`` or a symbolic one."""
+        batch = tirx.Var("batch", "int32") if size is None else size
         dtype = problem.dtype
         kv = (batch, *problem.spatial, problem.heads_kv)
         return cls(
