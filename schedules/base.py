@@ -96,14 +96,21 @@ class Decisions:
         self._made(name, options, variable)
         return variable
 
-    def split(self, name: str, loop: Any, extent: int, inner: int) -> list[Any]:
-        """Split ``loop`` of ``extent`` in two without remainder; ``inner`` is the default inner factor."""
-        options = divisors(extent)
+    def factors(self, name: str, loop: Any, extent: int, inner: int, limit: int | None = None) -> list[Any]:
+        """Two factors whose product is the ``extent`` of ``loop``; ``inner`` is the default of the second.
+
+        The second is at most ``limit``. Several loops of that extent may be split by them.
+        """
+        options = [d for d in divisors(extent) if d <= (limit or extent)]
         inner = self._wanted(name, options, inner)
         decision = None if self._plan.sample else [extent // inner, inner]
-        factors = self._sch.sample_perfect_tile(loop, n=2, max_innermost_factor=extent, decision=decision)
-        self._made(name, options, factors[1])
-        return list(self._sch.split(loop, factors, preserve_unit_iters=True))
+        found = self._sch.sample_perfect_tile(loop, n=2, max_innermost_factor=limit or extent, decision=decision)
+        self._made(name, options, found[1])
+        return list(found)
+
+    def split(self, name: str, loop: Any, extent: int, inner: int, limit: int | None = None) -> list[Any]:
+        """Split ``loop`` by :meth:`factors`."""
+        return list(self._sch.split(loop, self.factors(name, loop, extent, inner, limit), preserve_unit_iters=True))
 
 
 def choices_of(trace: Any, scheduled: Scheduled) -> tuple[Choice, ...]:
@@ -117,11 +124,8 @@ def choices_of(trace: Any, scheduled: Scheduled) -> tuple[Choice, ...]:
         raise ValueError(f"trace: required {len(scheduled.choices)} decisions, got {len(sampled)}")
     found = []
     for inst, choice in zip(sampled, scheduled.choices, strict=True):
-        decision = trace.get_decision(inst)
-        if inst.kind.name == "SamplePerfectTile":
-            value = int(decision[-1])
-        else:
-            value = int(inst.attrs[0][int(decision)])
+        decision, tile = trace.get_decision(inst), inst.kind.name == "SamplePerfectTile"
+        value = int(decision[-1] if tile else inst.attrs[0][int(decision)])
         if value not in choice.options:
             raise ValueError(f"trace: required {choice.name} in {choice.options}, got {value}")
         found.append(Choice(choice.name, choice.options, value))

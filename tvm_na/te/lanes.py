@@ -123,7 +123,8 @@ class _Geometry:
 def forward(problem: NAProblem, tile: LanesTile, batch_size: int | None = None) -> Any:
     """The lanes formulation of a two-dimensional ``problem`` as an unscheduled PrimFunc.
 
-    Arguments as in :mod:`tvm_na.te.operands`; the batch is symbolic unless ``batch_size`` is given. Scores are kept in powers of two (``exp.py``).
+    Arguments as in :mod:`tvm_na.te.operands`; the batch is symbolic unless ``batch_size`` is given. Scores are
+    kept in powers of two (``exp.py``).
     """
     from tvm import te, tirx
 
@@ -239,7 +240,8 @@ def forward(problem: NAProblem, tile: LanesTile, batch_size: int | None = None) 
 
     attended = te.compute((*tiled, problem.head_dim_v), attend, name="attended")
 
-    normalised = te.compute((*tiled, problem.head_dim_v), lambda *q: attended[q] / total[q[:-1]], name="normalised")
+    inverse = te.compute(tiled, lambda *q: tirx.const(1, accum) / total[q], name="inverse")
+    normalised = te.compute((*tiled, problem.head_dim_v), lambda *q: attended[q] * inverse[q[:-1]], name="normalised")
 
     def place(i: Any, j: Any) -> tuple[Any, ...]:
         """The tile's coordinates of the query at row i, column j."""
