@@ -58,8 +58,9 @@ def tiles(problem: NAProblem, target: NATarget, vector: int | None = None) -> li
 def formulations(problem: NAProblem, target: NATarget, batch: int | None = None) -> list[Any]:
     """The PrimFuncs of ``problem`` that are worth scheduling, the default first.
 
-    Some sizes of the tile, with long vectors also one of vectors half as long; values of each query's window or of the whole box;
-    for the first of them, also with values packed where they are not by default, or the other way round.
+    Some sizes of the tile, with long vectors also one of vectors half as long; values of each query's window or of
+    the whole box; for the first of them, also with values packed where they are not by default, or the other way
+    round.
     """
     from tvm_na.te.lanes import forward
 
