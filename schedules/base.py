@@ -24,12 +24,14 @@ class Plan:
     Attributes:
         structure: The name of the structure; None for the default one.
         sample: Whether MetaSchedule draws the decisions.
+        seed: For MetaSchedule's draws; None for another one each time.
         like: Values to take, by the name of the decision; where one is no option, the nearest is taken.
             Decisions without one take their defaults.
     """
 
     structure: str | None = None
     sample: bool = False
+    seed: int | None = None
     like: Mapping[str, int] = field(default_factory=dict)
 
 

@@ -102,7 +102,7 @@ def apply(func: Any, target: NATarget, plan: Plan = Plan()) -> Scheduled | None:
     name = plan.structure or next(iter(STRUCTURES))
     if name not in STRUCTURES:
         raise ValueError(f"structure: required one of {', '.join(STRUCTURES)}, got {name}")
-    sch = s_tir.Schedule(tvm.IRModule({"main": func}))
+    sch = s_tir.Schedule(tvm.IRModule({"main": func}), seed=plan.seed)
     decide = Decisions(sch, plan)
     LanesSchedule(sch, problem, LanesTile(**formulation), target, STRUCTURES[name], decide).build()
     sch.annotate(sch.get_sblock("out"), STRUCTURE, name)

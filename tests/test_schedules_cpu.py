@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from tests.conftest import TOLERANCE
 from tests.helpers import random_inputs, random_problem, reference64, relative_error
-from tvm_na import build
+from tvm_na import build, settings
 from tvm_na.problem import NAProblem
 from tvm_na.schedules import base, cpu, spaces_for
 from tvm_na.schedules.base import Plan
@@ -30,6 +31,15 @@ def compile_(problem: NAProblem, tile: LanesTile | None = None) -> Any:
     else:
         module = cpu.apply(forward(problem, tile), target).schedule.mod
     return tvm.compile(module, target=target.tvm_target())["main"]
+
+
+def compile_all(modules: list[Any]) -> list[Any]:
+    """Kernels of scheduled modules, compiled on all cores."""
+    import tvm
+
+    target = detect_target().tvm_target()
+    with ThreadPoolExecutor(settings.available_cores()) as pool:
+        return list(pool.map(lambda module: tvm.compile(module, target=target)["main"], modules))
 
 
 def errors(problem: NAProblem, kernel: Any, batch: int, seed: int) -> list[float]:
@@ -63,9 +73,12 @@ def drawn(seed: int) -> NAProblem:
 
 @pytest.mark.parametrize("block", range(25))
 def test_500_random_problems_agree_with_the_reference(block: int) -> None:
-    for seed in range(20 * block, 20 * block + 20):
-        problem = drawn(seed)
-        found = errors(problem, compile_(problem), batch=1 + seed % 2, seed=seed)
+    seeds = range(20 * block, 20 * block + 20)
+    problems = [drawn(seed) for seed in seeds]
+    target = detect_target()
+    kernels = compile_all([build.scheduled_module(problem, target)[0] for problem in problems])
+    for seed, problem, kernel in zip(seeds, problems, kernels, strict=True):
+        found = errors(problem, kernel, batch=1 + seed % 2, seed=seed)
         assert all(e <= TOLERANCE[problem.dtype] for e in found), (seed, str(problem), found)
 
 
@@ -99,17 +112,49 @@ def test_every_tile_gives_the_same_numbers(queries: int, exact: bool, pack: bool
     assert all(e <= TOLERANCE["float32"] for e in found), found
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_drawn_points_of_the_space_give_the_same_numbers(seed: int) -> None:
-    import tvm
+@pytest.mark.parametrize("seed", range(20))
+def test_200_drawn_points_of_20_problems_give_the_same_numbers(seed: int) -> None:
+    rng = random.Random(seed)
+    problem = list(CORNERS.values())[seed // 2 % len(CORNERS)] if seed % 2 else drawn(1000 + seed)
+    target = detect_target()
+    points = []
+    for k in range(10):
+        func = rng.choice(cpu.formulations(problem, target))
+        plan = Plan(rng.choice(cpu.structures(func, target)), sample=True, seed=100 * seed + k + 1)
+        scheduled = cpu.apply(func, target, plan)
+        assert scheduled is not None
+        points.append(scheduled)
+    kernels = compile_all([point.schedule.mod for point in points])
+    for k, (point, kernel) in enumerate(zip(points, kernels, strict=True)):
+        found = errors(problem, kernel, batch=1 + k % 2, seed=k)
+        assert all(e <= TOLERANCE[problem.dtype] for e in found), (str(problem), point.structure, point.choices, found)
 
-    problem, target = CORNERS["uneven-causal" if seed % 2 else "wide-window"], detect_target()
-    space = spaces_for(problem, target)[0]
-    scheduled = space.apply(space.formulations(problem, target)[0], target, Plan(sample=True))
-    assert scheduled is not None
-    schedule = scheduled.schedule
-    found = errors(problem, tvm.compile(schedule.mod, target=target.tvm_target())["main"], batch=1, seed=seed)
-    assert all(e <= TOLERANCE[problem.dtype] for e in found), (found, str(schedule.trace))
+
+def test_plans() -> None:
+    """The default, a wish, the nearest to a wish, and draws that a seed repeats."""
+    problem, target = NAProblem.make((12, 12), 5, 2, 8), detect_target()
+    func = cpu.formulations(problem, target)[0]
+
+    def values(plan: Plan) -> dict[str, int]:
+        scheduled = cpu.apply(func, target, plan)
+        assert scheduled is not None
+        assert base.choices_of(scheduled.schedule.trace, scheduled) == scheduled.choices
+        assert base.structure_of(scheduled.schedule.trace) == scheduled.structure
+        assert all(choice.value in choice.options for choice in scheduled.choices)
+        return {choice.name: choice.value for choice in scheduled.choices}
+
+    default = values(Plan())
+    assert values(Plan(like=default)) == default
+    wished = values(Plan(structure="pack in task", like={"rows per task": 7, "unknown": 3}))
+    assert wished == {**default, "rows per task": 6}
+    draws = [values(Plan(sample=True, seed=seed)) for seed in (1, 1, 2, 3)]
+    assert draws[0] == draws[1]
+    assert len({tuple(draw.items()) for draw in draws}) == 3
+    with pytest.raises(ValueError, match="structure: required one of pack first"):
+        values(Plan(structure="none"))
+    for structure in cpu.structures(func, target):
+        with pytest.raises(ValueError, match="trace: required"):
+            base.choices_of(cpu.apply(func, target, Plan(structure)).schedule.trace, base.Scheduled(None, "", ()))
 
 
 def test_one_kernel_serves_every_batch() -> None:

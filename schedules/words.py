@@ -1,0 +1,93 @@
+"""Schedules in words, for reports: what a formulation, a structure and its decisions mean."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from tvm_na.schedules.base import Choice
+
+# A phrase, and the decisions whose values are counted in it, each with what it counts.
+_DECISIONS: tuple[tuple[str, dict[str, str]], ...] = (
+    ("tasks of {}", {"rows per task": "row", "heads per task": "head"}),
+    ("{} at once", {"tiles at once": "tile"}),
+    (
+        "scores in blocks of {}",
+        {
+            "score queries at once": "query",
+            "score rows at once": "row",
+            "score vectors at once": "vector",
+            "score channels at once": "channel",
+        },
+    ),
+    ("softmax over {} at once", {"softmax rows at once": "row"}),
+    ("sums of values in blocks of {}", {"value queries at once": "query", "value vectors at once": "vector"}),
+)
+
+_LANES = {"queries", "vector", "exact_values", "pack_values"}
+
+_STRUCTURES = {
+    "pack first": "{} packed before all tasks",
+    "pack in task": "{} packed inside of each task",
+    "value rows outside": "a block of tiles meets one row of values after the other",
+}
+
+
+def in_words(formulation_json: str, structure: str, choices: Iterable[Choice]) -> str:
+    """A schedule in words: its parts are separated by semicolons.
+
+    Args:
+        formulation_json: Of the PrimFunc, its attribute ``tvm_na.formulation``.
+        structure: The name of the structure.
+        choices: The decisions. One that has no phrase here is told by its name and value.
+
+    Raises:
+        ValueError: ``formulation_json`` is no JSON object.
+    """
+    try:
+        formulation = dict(json.loads(formulation_json))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"formulation_json: required a JSON object, got {formulation_json!r}") from error
+    values = {choice.name: choice.value for choice in choices}
+    return "; ".join([formulation_in_words(formulation_json), *_structure(formulation, structure), *_decisions(values)])
+
+
+def formulation_in_words(formulation_json: str) -> str:
+    """A formulation, given as JSON, in words."""
+    fields = dict(json.loads(formulation_json))
+    name = fields.pop("formulation", None)
+    if name != "lanes" or not _LANES <= fields.keys():
+        return ", ".join([str(name or "unnamed formulation"), *(_field(*item) for item in fields.items())])
+    words = [f"a tile of {_count(fields.pop('queries'), 'query')} in one row"]
+    words.append(f"vectors of {_count(fields.pop('vector'), 'lane')}")
+    words.append(f"values of {'each window' if fields.pop('exact_values') else 'the whole box'}")
+    words.append(f"values {'packed' if fields.pop('pack_values') else 'read in place'}")
+    return ", ".join(words + [_field(*item) for item in fields.items()])
+
+
+def _structure(formulation: dict[str, Any], structure: str) -> list[str]:
+    packed = "keys and values" if formulation.get("pack_values") else "keys"
+    return [_STRUCTURES.get(part, part).format(packed) for part in structure.split(", ")]
+
+
+def _decisions(values: dict[str, int]) -> list[str]:
+    words = []
+    for phrase, counted in _DECISIONS:
+        counts = [_count(values.pop(name), what) for name, what in counted.items() if name in values]
+        if counts:
+            words.append(phrase.format(" x ".join(counts)))
+    return words + [f"{name} {value}" for name, value in values.items()]
+
+
+def _field(name: str, value: Any) -> str:
+    name = name.replace("_", " ")
+    if isinstance(value, bool):
+        return name if value else f"no {name}"
+    return f"{name} {value}"
+
+
+def _count(n: int, what: str) -> str:
+    if n == 1:
+        return f"1 {what}"
+    return f"{n} {what[:-1]}ies" if what.endswith("y") else f"{n} {what}s"
