@@ -142,6 +142,54 @@ def test_another_scale_is_not_another_call_to_remember() -> None:
     assert len(functional._checked) == known
 
 
+def test_a_known_call_passes_the_dispatcher_by_unless_it_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    q = torch.randn(2, 6, 7, 2, 8)
+    expected = na2d(q, q, q, 3)
+    seen = []
+    operator = functional.ops.na_forward
+    monkeypatch.setattr(functional.ops, "na_forward", lambda *a: seen.append(a) or operator(*a))
+    assert torch.equal(na2d(q, q, q, 3), expected)
+    assert torch.equal(na2d(q, q, q, 3, scale=0.0), na2d(q, q, q, 3, scale=0.0, backend="compiled"))
+    assert not seen
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            return function(*args, **(kwargs or {}))
+
+    def batched() -> torch.Tensor:
+        return torch.func.vmap(lambda x: na2d(x, x, x, 3))(q.unsqueeze(1)).squeeze(1)
+
+    def in_mode() -> torch.Tensor:
+        with Watch():
+            return na2d(q, q, q, 3)
+
+    def profiled() -> torch.Tensor:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            out = na2d(q, q, q, 3)
+        assert any("na_forward" in event.key for event in profile.key_averages())
+        return out
+
+    def traced() -> torch.Tensor:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.jit.trace(lambda x: na2d(x, x, x, 3), (q,), check_trace=False)(q)
+
+    def on_device() -> torch.Tensor:
+        with torch.device("cpu"):
+            return na2d(q, q, q, 3)
+
+    for watched in (batched, in_mode, profiled, traced, on_device):
+        seen.clear()
+        assert torch.allclose(watched(), expected, atol=1e-6), watched
+        assert seen, watched
+    with torch.autograd.forward_ad.dual_level():
+        seen.clear()
+        na2d(q, q, q, 3)
+        assert seen
+
+
 def test_auto_takes_the_reference_for_a_gradient_and_says_so_once() -> None:
     query = torch.randn(SHAPE, requires_grad=True)
     with pytest.warns(UserWarning, match="takes the eager reference: a gradient is needed") as given:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -61,8 +62,18 @@ def _choose(backend: Backend, reason: str | None) -> Backend:
     return Backend.REFERENCE
 
 
-# The problem of a call and its window, one value per axis.
-_Checked = tuple[NAProblem, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[bool, ...]]]
+_Window = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[bool, ...]]
+
+
+@dataclass
+class _Checked:
+    """A call that was checked: its problem, its window, one value per axis, and what it may call directly."""
+
+    problem: NAProblem
+    window: _Window
+    launch: ops.Launcher | None = None
+
+
 _Tensors = tuple[Tensor, Tensor, Tensor, "Tensor | None"]  # query, key, value, rpb
 _Axes = tuple[Any, Any, Any, Any]  # kernel_size, stride, dilation, is_causal as they were given
 
@@ -84,7 +95,7 @@ def _check(tensors: _Tensors, axes: _Axes, return_lse: Any, rank: int) -> _Check
         per_axis_ints("dilation", axes[2], rank),
         per_axis_bools("is_causal", axes[3], rank),
     )
-    return problem_of(*tensors[:3], *window, tensors[3], return_lse, rank), window
+    return _Checked(problem_of(*tensors[:3], *window, tensors[3], return_lse, rank), window)
 
 
 def _checked_once(tensors: _Tensors, axes: _Axes, return_lse: Any, rank: int) -> _Checked:
@@ -123,21 +134,29 @@ def _front(rank: int) -> Callable[..., Any]:
     ) -> Any:
         chosen = Backend.of(backend)
         axes_given = (kernel_size, stride, dilation, is_causal)
-        problem, window = _checked_once((query, key, value, rpb), axes_given, return_lse, rank)
+        checked = _checked_once((query, key, value, rpb), axes_given, return_lse, rank)
+        problem, window = checked.problem, checked.window
         factor = check_scale(scale, problem.head_dim)
         has_extra = check_additional(additional_keys, additional_values, query, key, value)
 
         needs_grad = torch.is_grad_enabled() and ops.any_requires_grad(
             query, key, value, rpb, additional_keys, additional_values
         )
+        direct = not (needs_grad or has_extra or torch.compiler.is_compiling() or ops.is_watched())
+        if direct and checked.launch is not None and chosen is not Backend.REFERENCE:
+            out, lse = checked.launch(query, key, value, rpb, factor)
+            return (out, lse) if return_lse else out
         if _choose(chosen, _why_not_compiled(problem, query.device, needs_grad)) is Backend.REFERENCE:
             out, lse = reference.neighborhood_attention(
                 problem, query, key, value, factor, rpb, additional_keys, additional_values
             )
             return (out, lse) if return_lse else out
         if not has_extra and not return_lse:
-            return ops.na_forward(query, key, value, rpb, *window, factor)
-        out, lse = ops.na_forward_lse(query, key, value, rpb, *window, factor)
+            out = ops.na_forward(query, key, value, rpb, *window, factor)
+        else:
+            out, lse = ops.na_forward_lse(query, key, value, rpb, *window, factor)
+        if direct:
+            checked.launch = ops.known_launcher(query, key, value, rpb, window, return_lse)
         if has_extra:
             assert additional_keys is not None and additional_values is not None
             extra = _dense_attention(query, additional_keys, additional_values, factor)

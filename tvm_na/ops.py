@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from tvm_na import runtime
 from tvm_na.problem import NAProblem, problem_of
@@ -24,12 +25,21 @@ _ARGUMENTS = (
 _ALIGNMENT = 64  # bytes; TVM's kernels assume it and do not check
 _MAX_ELEMENTS = 2**31 - 1  # kernels count elements in 32 bits
 
+Launcher = Callable[..., tuple[Tensor, "Tensor | None"]]
+
+# PyTorch has no public names for these; where one is missing, every call counts as watched.
+_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
+_function_modes = getattr(torch._C, "_len_torch_function_stack", lambda: 1)
+_transforms = getattr(torch._C._functorch, "peek_interpreter_stack", lambda: 1)
+_tracing = getattr(torch._C, "_get_tracing_state", lambda: 1)
+_profiling = getattr(torch._C._autograd, "_profiler_enabled", lambda: True)
+
 _library = torch.library.Library("tvm_na", "DEF")
 _library.define(f"na_forward{_ARGUMENTS} -> Tensor")
 _library.define(f"na_forward_lse{_ARGUMENTS} -> (Tensor, Tensor)")
 
 # Calls that were checked before, by everything the check depends on.
-_launchers: dict[tuple[Any, ...], Callable[..., tuple[Tensor, Tensor | None]]] = {}
+_launchers: dict[tuple[Any, ...], Launcher] = {}
 
 
 def any_requires_grad(*tensors: Tensor | None) -> bool:
@@ -88,7 +98,7 @@ def _elements_per_sample(problem: NAProblem) -> int:
     return tokens * problem.heads * max(problem.head_dim, problem.head_dim_v)
 
 
-def _make_launcher(problem: NAProblem) -> Callable[..., tuple[Tensor, Tensor | None]]:
+def _make_launcher(problem: NAProblem) -> Launcher:
     from tvm_na.build import kernel_for
 
     kernel = kernel_for(problem).function
@@ -137,32 +147,60 @@ def _run(
             "backend='compiled' has no backward yet: required inputs without requires_grad, or torch.no_grad(); "
             "backend='reference' is differentiable"
         )
-    kernel_size, stride, dilation, is_causal = window
-    at = (
-        signature(query, key, value, rpb),
-        tuple(kernel_size),
-        tuple(stride),
-        tuple(dilation),
-        tuple(is_causal),
-        lse,
-    )
+    at = _call(query, key, value, rpb, window, lse)
     launcher = _launchers.get(at)
     if launcher is None:
-        launcher = _make_launcher(_kernel_problem(_problem(query, key, value, rpb, window, lse)))
-        _launchers[at] = launcher
-    if query.dtype in (torch.float16, torch.bfloat16):
-        # Accumulation is float32 by contract, and CPUs have no faster arithmetic for halves at hand.
-        inputs = [None if t is None else t.float() for t in (query, key, value, rpb)]
-        out, sums = launcher(*inputs, scale)
-        return out.to(query.dtype), sums
+        launcher = _launchers[at] = _launcher_of(_problem(query, key, value, rpb, window, lse))
     return launcher(query, key, value, rpb, scale)
 
 
-def _kernel_problem(problem: NAProblem) -> NAProblem:
-    """The problem that the kernel solves: halves are computed in float32."""
+def _call(
+    query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, window: tuple[Any, Any, Any, Any], lse: bool
+) -> tuple[Any, ...]:
+    kernel_size, stride, dilation, is_causal = window
+    kind = (tuple(kernel_size), tuple(stride), tuple(dilation), tuple(is_causal), lse)
+    return signature(query, key, value, rpb), kind
+
+
+def known_launcher(
+    query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, window: tuple[Any, Any, Any, Any], lse: bool
+) -> Launcher | None:
+    """What the operator calls for such tensors, if it has been called with such before: out and, with lse, lse.
+
+    It takes query, key, value, rpb and scale, and knows neither gradients nor the modes of :func:`is_watched`.
+    """
+    return _launchers.get(_call(query, key, value, rpb, window, lse))
+
+
+def is_watched() -> bool:
+    """Whether something wants to see calls of operators: a mode, a transform, a tracer, a profiler, forward-mode AD.
+
+    Where nothing does, the dispatcher, which takes as long as a small kernel, may be passed by.
+    """
+    return bool(
+        _dispatch_modes()
+        or _function_modes()
+        or _transforms() is not None
+        or _tracing() is not None
+        or _profiling()
+        or forward_ad._current_level >= 0
+    )
+
+
+def _launcher_of(problem: NAProblem) -> Launcher:
     if problem.dtype not in ("float16", "bfloat16"):
-        return problem
-    return dataclasses.replace(problem, dtype="float32")
+        return _make_launcher(problem)
+    # Accumulation is float32 by contract, and CPUs have no faster arithmetic for halves at hand.
+    in_float32 = _make_launcher(dataclasses.replace(problem, dtype="float32"))
+
+    def launch(
+        query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, scale: float
+    ) -> tuple[Tensor, Tensor | None]:
+        inputs = [None if t is None else t.float() for t in (query, key, value, rpb)]
+        out, lse = in_float32(*inputs, scale)
+        return out.to(query.dtype), lse
+
+    return launch
 
 
 def _forward(
