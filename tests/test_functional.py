@@ -171,16 +171,11 @@ def test_a_known_call_passes_the_dispatcher_by_unless_it_is_watched(monkeypatch:
         assert any("na_forward" in event.key for event in profile.key_averages())
         return out
 
-    def traced() -> torch.Tensor:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.jit.trace(lambda x: na2d(x, x, x, 3), (q,), check_trace=False)(q)
-
     def on_device() -> torch.Tensor:
         with torch.device("cpu"):
             return na2d(q, q, q, 3)
 
-    for watched in (batched, in_mode, profiled, traced, on_device):
+    for watched in (batched, in_mode, profiled, on_device):
         seen.clear()
         assert torch.allclose(watched(), expected, atol=1e-6), watched
         assert seen, watched
