@@ -1,14 +1,15 @@
-"""tvm_na: models/ and schedules/ lie beside the package and belong to it by name."""
+"""tvm_na: models/, schedules/ and tuning_logs/ lie beside the package and belong to it by name."""
 
 from setuptools import setup
 
 setup(
-    packages=["tvm_na", "tvm_na.te", "tvm_na.models", "tvm_na.schedules"],
-    package_data={"tvm_na": ["py.typed", "native/*.cc"]},
+    packages=["tvm_na", "tvm_na.te", "tvm_na.models", "tvm_na.schedules", "tvm_na.tuning_logs"],
+    package_data={"tvm_na": ["py.typed", "native/*.cc", "*.j2"], "tvm_na.tuning_logs": ["*/*.json"]},
     package_dir={
         "tvm_na": "tvm_na",
         "tvm_na.te": "tvm_na/te",
         "tvm_na.models": "models",
         "tvm_na.schedules": "schedules",
+        "tvm_na.tuning_logs": "tuning_logs",
     },
 )

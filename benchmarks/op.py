@@ -1,15 +1,19 @@
 """The operator against its peers at NAT-Tiny's four stages: ``python -m benchmarks.op [--check] [--plot FILE]``.
 
 float32, batch 1, all cores, no bias (flex_attention and SDPA would need another formulation). The candidates take
-turns in one process. A candidate whose numbers deviate from the float64 reference gets no time.
+turns in one process: the operator as it is used, with tuning records where there are some; the operator with its
+default schedule; its peers; a matrix product. A candidate whose numbers deviate from the float64 reference gets no
+time.
 """
 
 from __future__ import annotations
 
-import statistics
-from dataclasses import dataclass, field
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
+from unittest.mock import patch
 
 import torch
 import typer
@@ -17,84 +21,42 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.goals import failures_of, tuning_goals
 from benchmarks.peers import PEERS, heads_first
 from benchmarks.report import RESULTS, load_before, use_all_cores, write_json
-from tvm_na import reference
-from tvm_na.benchmark import ERROR_BUDGET, Timing, format_time, measure, relative_error, speedup
+from benchmarks.stage import DEFAULT, MATMUL, MATMUL_SIZE, OURS, Stage, geomean, mean_of
+from tvm_na import ops, reference
+from tvm_na.benchmark import format_time, measure, relative_error
+from tvm_na.build import explain
 from tvm_na.functional import Backend, na2d
 from tvm_na.problem import NAProblem
-
-OURS = "tvm_na"
-MATMUL = "torch.mm"
-MATMUL_SIZE = 1024
-MIN_GEOMEAN = 5.0
 
 STAGES = tuple(NAProblem.make((n, n), 7, heads, 32) for n, heads in ((56, 2), (28, 4), (14, 8), (7, 16)))
 
 
-@dataclass
-class Stage:
-    """What was measured for one problem.
+@contextmanager
+def records_off() -> Iterator[None]:
+    """Let kernels have their default schedules."""
+    with patch.dict(os.environ, {"TVM_NA_RECORDS": "off"}):
+        yield
 
-    Attributes:
-        problem: The problem.
-        timings: By candidate that ran, including :data:`MATMUL`, the product of two 1024x1024 matrices.
-        errors: Relative error by candidate that ran.
-        unavailable: Why a candidate did not run.
+
+def our_calls(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: NAProblem) -> dict[str, Any]:
+    """The operator with tuning records, where there are some, and with its default schedule.
+
+    A call keeps the kernel that it got first, so the two must be different calls: one names the window's length, the
+    other the lengths of its axes. Otherwise they go the same way.
     """
 
-    problem: NAProblem
-    timings: dict[str, Timing] = field(default_factory=dict)
-    errors: dict[str, float] = field(default_factory=dict)
-    unavailable: dict[str, str] = field(default_factory=dict)
+    def call(window: int | tuple[int, ...]) -> Any:
+        return lambda: na2d(q, k, v, window, backend=Backend.COMPILED)
 
-    def is_right(self, name: str) -> bool:
-        """Whether a candidate ran and its error is within the budget."""
-        return self.errors.get(name, float("inf")) <= ERROR_BUDGET[self.problem.dtype]
-
-    @property
-    def best_peer(self) -> str | None:
-        """The fastest peer with right numbers."""
-        right = [peer.name for peer in PEERS if self.is_right(peer.name)]
-        return min(right, key=lambda name: self.timings[name].median, default=None)
-
-    @property
-    def speedup(self) -> float | None:
-        """Best peer's time over ours; None if our numbers are wrong or there is no peer."""
-        best = self.best_peer
-        if best is None:
-            return None
-        budget = ERROR_BUDGET[self.problem.dtype]
-        return speedup(self.timings[OURS], self.timings[best], self.errors[OURS], budget)
-
-    @property
-    def fastest_speedup(self) -> float | None:
-        """The same by fastest samples."""
-        if self.speedup is None:
-            return None
-        peers = [self.timings[peer.name].minimum for peer in PEERS if self.is_right(peer.name)]
-        return min(peers) / self.timings[OURS].minimum
-
-    @property
-    def matmul_time(self) -> float:
-        """Seconds that ``torch.mm`` would need for the problem's useful operations."""
-        return self.timings[MATMUL].median * self.problem.useful_flops / (2 * MATMUL_SIZE**3)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "problem": str(self.problem),
-            "useful_flops": self.problem.useful_flops,
-            "candidates": {
-                name: {**timing.to_dict(), "relative_error": self.errors.get(name)}
-                for name, timing in self.timings.items()
-            },
-            "unavailable": self.unavailable,
-            "matmul_time": self.matmul_time,
-            "best_peer": self.best_peer,
-            "speedup": self.speedup,
-            "fastest_speedup": self.fastest_speedup,
-        }
+    calls = {OURS: call(problem.kernel_size[0]), DEFAULT: call(problem.kernel_size)}
+    for name, function in calls.items():
+        ops._launchers.clear()  # there they are one call; above it each keeps its own
+        with records_off() if name == DEFAULT else nullcontext():
+            function()
+    return calls
 
 
 def run_stage(problem: NAProblem, rounds: int) -> Stage:
@@ -105,8 +67,9 @@ def run_stage(problem: NAProblem, rounds: int) -> Stage:
     expected, _ = reference.neighborhood_attention(
         problem, q.double(), k.double(), v.double(), scale=problem.head_dim**-0.5
     )
-    candidates: dict[str, Any] = {OURS: lambda: na2d(q, k, v, problem.kernel_size, backend=Backend.COMPILED)}
-    stage.errors[OURS] = relative_error(candidates[OURS](), expected)
+    candidates = our_calls(q, k, v, problem)
+    stage.schedule = explain(problem)
+    stage.errors = {name: relative_error(call(), expected) for name, call in candidates.items()}
     tensors = (heads_first(q), heads_first(k), heads_first(v))
     for peer in PEERS:
         try:
@@ -139,22 +102,42 @@ def _milliseconds(seconds: float) -> str:
 def table_of(stages: list[Stage]) -> Table:
     """Medians in milliseconds of every candidate; half the interquartile range in percent of them."""
     table = Table(title="2D neighborhood attention, k 7, head_dim 32, float32, batch 1: ms", box=SIMPLE_HEAD)
-    for column in ("map, heads", OURS, *(peer.name for peer in PEERS), "mm", "speedup"):
+    for column in ("map, heads", OURS, DEFAULT, *(peer.name for peer in PEERS), "mm", "speedup"):
         table.add_column(column, justify="left" if column == "map, heads" else "right", no_wrap=True)
     for stage in stages:
-        p = stage.problem
-        name = f"{p.spatial[0]}x{p.spatial[1]}, {p.heads}"
-        cells = [_cell(stage, candidate) for candidate in (OURS, *(peer.name for peer in PEERS))]
-        ratio = "[red]refused[/red]" if stage.speedup is None else f"{stage.speedup:.2f}x"
-        table.add_row(name, *cells, _milliseconds(stage.matmul_time), ratio)
+        cells = [_cell(stage, candidate) for candidate in (OURS, DEFAULT, *(peer.name for peer in PEERS))]
+        table.add_row(_name(stage), *cells, _milliseconds(stage.matmul_time), _ratio(stage.speedup))
     return table
 
 
-def geomean(stages: list[Stage], fastest: bool = False) -> float | None:
-    """Geometric mean of each stage's speedup, by medians or fastest samples; None if one is refused."""
-    ratios = [stage.fastest_speedup if fastest else stage.speedup for stage in stages]
-    right = [ratio for ratio in ratios if ratio is not None]
-    return statistics.geometric_mean(right) if len(right) == len(ratios) else None
+def _name(stage: Stage) -> str:
+    p = stage.problem
+    return f"{p.spatial[0]}x{p.spatial[1]}, {p.heads}"
+
+
+def _ratio(ratio: float | None) -> str:
+    return "[red]refused[/red]" if ratio is None else f"{ratio:.2f}x"
+
+
+def ratios_of(stages: list[Stage]) -> Table:
+    """Where the operator stands beside its default schedule, the matrix product and the best peer."""
+    table = Table(title="by medians / by fastest samples", box=SIMPLE_HEAD)
+    for column in ("map, heads", "default / ours", "ours / mm", "best peer / ours"):
+        table.add_column(column, justify="left" if column == "map, heads" else "right", no_wrap=True)
+    ratios = [
+        [
+            [each(stage, fastest) for fastest in (False, True)]
+            for each in (Stage.over_default, Stage.of_matmul, Stage.over_peer)
+        ]
+        for stage in stages
+    ]
+    for stage, row in zip(stages, ratios, strict=True):
+        table.add_row(_name(stage), *(" / ".join(map(_ratio, pair)) for pair in row))
+    table.add_section()
+    columns = [[[row[i][j] for row in ratios] for j in range(2)] for i in range(3)]
+    means = (" / ".join(_ratio(mean_of(kind)) for kind in column) for column in columns)
+    table.add_row("geometric mean", *means)
+    return table
 
 
 def plot(stages: list[Stage], path: Path) -> None:
@@ -164,7 +147,7 @@ def plot(stages: list[Stage], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    names = [OURS, *(peer.name for peer in PEERS)]
+    names = [OURS, DEFAULT, *(peer.name for peer in PEERS)]
     figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
     width = 0.8 / len(names)
     for i, name in enumerate(names):
@@ -186,25 +169,12 @@ def plot(stages: list[Stage], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def failures_of(stages: list[Stage]) -> list[str]:
-    """What ``--check`` complains about. Fastest samples count as well, since noise that favors us hides in medians."""
-    found = [f"{stage.problem}: no speedup" for stage in stages if stage.speedup is None]
-    for kind, fastest in (("medians", False), ("fastest samples", True)):
-        for stage in stages:
-            ratio = stage.fastest_speedup if fastest else stage.speedup
-            if ratio is not None and ratio < 1:
-                found.append(f"{stage.problem}: slower than the best peer by {kind}")
-        mean = geomean(stages, fastest)
-        if mean is None or mean < MIN_GEOMEAN:
-            found.append(f"geometric mean by {kind}: required >= {MIN_GEOMEAN}, got {mean}")
-    return found
-
-
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="Samples of every candidate.")] = 21,
     output: Annotated[Path, typer.Option(help="JSON file to write.")] = RESULTS / "op.json",
     plot_file: Annotated[Path | None, typer.Option("--plot", help="PNG file to draw.")] = None,
-    check: Annotated[bool, typer.Option(help="Exit 1 below the goal: nowhere slower, geometric mean >= 5.")] = False,
+    check: Annotated[bool, typer.Option(help="Exit 1 if a stage is slower than a peer, or the mean below 5x.")] = False,
+    goals: Annotated[bool, typer.Option(help="Exit 1 also if tuned kernels miss one of their goals.")] = False,
 ) -> None:
     """Compare the compiled operator with gather-and-einsum, masked SDPA and flex_attention."""
     console = Console()
@@ -220,17 +190,25 @@ def main(
     for peer in PEERS:
         console.print(f"  {peer.name}: {peer.what}", style="dim")
     console.print("  mm: what torch.mm takes for the same useful FLOPs", style="dim")
+    console.print(ratios_of(stages))
+    for stage in stages:
+        console.print(f"  {_name(stage)}: {stage.schedule}", style="dim", markup=False)
     for name, reason in {k: v for stage in stages for k, v in stage.unavailable.items()}.items():
         console.print(f"unavailable: {name}: {reason}", style="yellow", markup=False)
     wrong = "refused: there are wrong numbers, or no peer"
     console.print("geometric mean of best peer / ours: " + (wrong if mean is None else f"{mean:.2f}x"), style="bold")
     if (fastest := geomean(stages, fastest=True)) is not None:
         console.print(f"the same by fastest samples, which other processes disturb least: {fastest:.2f}x")
-    content = {"benchmark": "op", "rounds": rounds, "load_before": load, "geomean": mean}
+    content: dict[str, Any] = {"benchmark": "op", "rounds": rounds, "load_before": load, "geomean": mean}
+    reached = tuning_goals(stages)
+    for goal in reached:
+        console.print(str(goal), style="green" if goal.met else "yellow", markup=False)
+    content["tuning_goals"] = [vars(goal) for goal in reached]
     write_json(output, {**content, "stages": [stage.to_dict() for stage in stages]})
     if plot_file is not None:
         plot(stages, plot_file)
     failures = failures_of(stages) if check else []
+    failures += [str(goal) for goal in reached if not goal.met] if goals else []
     for failure in failures:
         console.print(f"check failed: {failure}", style="red", markup=False)
     raise typer.Exit(1 if failures else 0)

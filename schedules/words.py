@@ -57,7 +57,7 @@ def formulation_in_words(formulation_json: str) -> str:
     """A formulation, given as JSON, in words."""
     fields = dict(json.loads(formulation_json))
     name = fields.pop("formulation", None)
-    if name != "lanes" or not _LANES <= fields.keys():
+    if name != "lanes" or not fields.keys() >= _LANES:
         return ", ".join([str(name or "unnamed formulation"), *(_field(*item) for item in fields.items())])
     words = [f"a tile of {_count(fields.pop('queries'), 'query')} in one row"]
     words.append(f"vectors of {_count(fields.pop('vector'), 'lane')}")

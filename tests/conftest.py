@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,6 +12,15 @@ import torch
 #: reference in float64 on the same (already rounded) inputs. float16 and bfloat16 round each output once, to
 #: 2^-11 and 2^-8, and have room for another rounding; float32 and float64 add up the order of their sums.
 TOLERANCE = {"float32": 2e-6, "float64": 1e-13, "float16": 2e-3, "bfloat16": 1.5e-2}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_tuning_records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Kernels have default schedules unless a test says otherwise, whatever its user or this checkout has tuned."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TVM_NA_RECORDS_DIR", str(tmp_path_factory.mktemp("no-records")))
+        patch.setenv("TVM_NA_RECORDS", "user")
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import op, peers
 from tests.conftest import TOLERANCE
-from tvm_na import reference
+from tvm_na import build, ops, reference, settings
 from tvm_na.benchmark import (
     ERROR_BUDGET,
     Timing,
@@ -199,8 +199,8 @@ def stage_with(error: float, peer_error: float = 0.0) -> op.Stage:
     stage = op.Stage(op.STAGES[0])
     fast, slow = Timing((1e-3,)), Timing((6e-3,))
     first, second, _ = (peer.name for peer in op.PEERS)
-    stage.timings = {op.OURS: fast, first: slow, second: Timing((2e-4,)), op.MATMUL: fast}
-    stage.errors = {op.OURS: error, first: 0.0, second: peer_error}
+    stage.timings = {op.OURS: fast, op.DEFAULT: slow, first: slow, second: Timing((2e-4,)), op.MATMUL: fast}
+    stage.errors = {op.OURS: error, op.DEFAULT: 0.0, first: 0.0, second: peer_error}
     return stage
 
 
@@ -233,6 +233,46 @@ def test_the_check_wants_the_fastest_samples_as_well():
 def test_useful_work_of_the_matrix_product():
     stage = stage_with(0.0)
     assert stage.matmul_time == pytest.approx(1e-3 * stage.problem.useful_flops / (2 * 1024**3))
+
+
+def test_ratios_of_the_default_and_the_matrix_product():
+    stage = stage_with(0.0)
+    stage.timings[op.DEFAULT] = Timing((5e-4, 2e-3, 2e-3))
+    assert (stage.over_default(), stage.over_default(fastest=True)) == (pytest.approx(2.0), pytest.approx(0.5))
+    assert stage.of_matmul() == pytest.approx(2 * 1024**3 / stage.problem.useful_flops)
+    stage.errors[op.DEFAULT] = 1e-3
+    assert stage.over_default() is None
+    assert stage_with(1e-3).of_matmul() is None
+    assert [op.mean_of([2.0, 8.0]), op.mean_of([2.0, None]), op.mean_of([])] == [pytest.approx(4.0), None, None]
+
+
+def test_goals_of_tuning_are_named_one_by_one():
+    stage = stage_with(0.0, peer_error=0.1)  # 6x the peer, 6x the default, 55x the matrix product
+    goals = op.tuning_goals([stage])
+    assert [goal.met for goal in goals] == [False, True, False] * 2
+    assert (
+        str(goals[1])
+        == "goal met: default schedule's time over ours, geometric mean, medians: required >= 1.3x, got 6.00x"
+    )
+    stage.timings[op.MATMUL] = Timing((0.1,))
+    stage.timings[op.PEERS[0].name] = Timing((1.2e-2,))
+    assert all(goal.met for goal in op.tuning_goals([stage]))
+    refused = op.tuning_goals([stage, stage_with(1e-3)])
+    assert not any(goal.met for goal in refused) and "refused" in str(refused[0])
+
+
+def test_ours_and_the_default_are_different_kernels(monkeypatch):
+    asked = []
+    kernel_for = build.kernel_for
+    monkeypatch.setenv("TVM_NA_RECORDS", "shipped")
+    monkeypatch.setattr(build, "kernel_for", lambda p: asked.append(settings.records_mode()) or kernel_for(p))
+    monkeypatch.setattr(ops, "_launchers", {})
+    problem = NAProblem.make((9, 9), 3, 1, 8)
+    q = torch.rand(1, 9, 9, 1, 8)
+    with torch.inference_mode():
+        calls = op.our_calls(q, q, q, problem)
+        assert torch.allclose(calls[op.OURS](), calls[op.DEFAULT](), atol=1e-5)
+    assert asked == ["shipped", "off"]
 
 
 def test_results_are_json_and_a_picture(tmp_path):

@@ -23,7 +23,21 @@ ALLOWED = {
     "cache": {"schedules", "te"},
     "openmp": {"cache"},
     "runtime": {"openmp"},
-    "build": {"cache", "openmp", "runtime", "schedules", "te"},
+    "record_files": set(),
+    "records": {"record_files"},
+    "record_index": {"cache", "record_files", "records"},
+    "rejections": {"cache", "record_index"},
+    "choose": {"cache", "record_files", "record_index", "rejections"},
+    "database": {"cache", "record_files", "records"},
+    "upkeep": {"cache", "database", "record_files", "records"},
+    "replay": {"choose", "database", "records", "schedules"},
+    "build": {"cache", "choose", "openmp", "replay", "runtime", "schedules", "te"},
+    "verify": {"build", "choose", "measure", "record_index", "records", "upkeep"},
+    "machine": {"benchmark"},
+    "ranking": set(),
+    "report_data": {"choose", "journal", "ranking", "records", "replay", "schedules"},
+    "report_plots": {"choose", "machine", "report_data"},
+    "report": {"benchmark", "database", "machine", "report_data", "report_plots"},
     "ops": {"build", "runtime"},
     "functional": {"ops", "reference"},
     "nn": {"functional"},
@@ -111,6 +125,8 @@ def test_an_installation_offers_every_package(tmp_path: Path, editable: bool) ->
     for name in names:
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_bytes((ROOT / name).read_bytes())
+    (copy / "tuning_logs" / "some-target").mkdir()
+    (copy / "tuning_logs" / "some-target" / "meta.json").write_text("{}", encoding="utf-8")
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=True)
     python = str(environment / "bin" / "python")
@@ -125,8 +141,10 @@ def test_an_installation_offers_every_package(tmp_path: Path, editable: bool) ->
         import importlib.util, models, torch
         import tvm_na.models, tvm_na.schedules, tvm_na.te
         from tvm_na import na2d
+        from tvm_na.records import shipped_folder
         assert models.owner == "user"
         assert importlib.util.find_spec("schedules") is None
+        assert (shipped_folder("some-target") / "meta.json").is_file()
         print(tvm_na.__file__)
         q = torch.rand(1, 5, 5, 1, 4)
         assert na2d(q, q, q, 3, backend="compiled").shape == q.shape
@@ -135,4 +153,4 @@ def test_an_installation_offers_every_package(tmp_path: Path, editable: bool) ->
     assert where.startswith(str(copy if editable else environment))
     if not editable:
         tops = {path.name for path in Path(site).iterdir() if path.suffix not in (".pth", ".dist-info")}
-        assert not tops & {"models", "schedules", "tests", "benchmarks", "examples"}
+        assert not tops & {"models", "schedules", "tuning_logs", "tests", "benchmarks", "examples"}

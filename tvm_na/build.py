@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_na import cache, openmp, runtime, settings
+from tvm_na.choose import Chosen, InapplicableError, choose, considered, reject
 from tvm_na.problem import NAProblem
 from tvm_na.target import NATarget, check_runs_here, parse_target
 from tvm_na.te import ENTRY
@@ -27,6 +28,7 @@ class Kernel:
     Attributes:
         problem: What it computes.
         target: What it was built for.
+        schedule: The schedule it was built with.
         file: The shared library.
         function: ``function(query, key, value, scale[, rpb], out[, lse])`` on contiguous CPU tensors whose
             storage starts at a multiple of 64 bytes; shapes as in :mod:`tvm_na.te.operands`.
@@ -34,6 +36,7 @@ class Kernel:
 
     problem: NAProblem
     target: NATarget
+    schedule: Chosen
     file: Path
     function: Callable[..., None]
 
@@ -50,13 +53,20 @@ def is_supported(problem: NAProblem, target: NATarget | None = None) -> bool:
     return bool(spaces_for(problem, target or current_target()))
 
 
-def is_cached(problem: NAProblem, target: NATarget | None = None) -> bool:
+def is_cached(problem: NAProblem, target: NATarget | None = None, records: str | None = None) -> bool:
     """Whether the kernel of ``problem`` is on disk."""
-    return cache.lookup(cache.request_digest(problem, target or current_target())) is not None
+    target = target or current_target()
+    chosen = choose(problem, target, mode=records)
+    return cache.lookup(cache.request_digest(problem, target, chosen.key)) is not None
 
 
-def kernel_for(problem: NAProblem, target: NATarget | None = None) -> Kernel:
+def kernel_for(problem: NAProblem, target: NATarget | None = None, records: str | None = None) -> Kernel:
     """The kernel of ``problem``: from this process, from disk, or compiled now (seconds).
+
+    Args:
+        problem: What it is to compute.
+        target: What it is to run on; None for :func:`current_target`.
+        records: Which tuning records count: ``all``, ``user``, ``shipped`` or ``off``; None for TVM_NA_RECORDS.
 
     Raises:
         ValueError: if this CPU cannot run kernels for the target.
@@ -64,15 +74,30 @@ def kernel_for(problem: NAProblem, target: NATarget | None = None) -> Kernel:
         RuntimeError: if there is no C++ compiler to link with, or the cache cannot be written.
     """
     target = target or current_target()
-    request = cache.request_digest(problem, target)
+    while True:
+        chosen = choose(problem, target, mode=records)
+        try:
+            return kernel_with(chosen, problem, target)
+        except InapplicableError as error:
+            reject(chosen, problem, target, error)  # so that this ends, with the default at the latest
+
+
+def kernel_with(chosen: Chosen, problem: NAProblem, target: NATarget) -> Kernel:
+    """The kernel of ``problem`` with this schedule.
+
+    Raises:
+        InapplicableError: if the schedule's record does not apply.
+        Others: as :func:`kernel_for`.
+    """
+    request = cache.request_digest(problem, target, chosen.key)
     kernel = _kernels.get(request)
     if kernel is None:
         with _building:
             kernel = _kernels.get(request)
             if kernel is None:
                 check_runs_here(target)
-                file = cache.lookup(request) or _build(request, problem, target)
-                kernel = Kernel(problem, target, file, runtime.load(file, ENTRY))
+                file = cache.lookup(request) or _build(request, problem, target, chosen)
+                kernel = Kernel(problem, target, chosen, file, runtime.load(file, ENTRY))
                 _kernels[request] = kernel
     return kernel
 
@@ -105,36 +130,63 @@ def unsupported(problem: NAProblem, target: NATarget) -> str:
     return f"compiled kernels are float32 and float64, the problem is {problem.dtype}"
 
 
-def explain(problem: NAProblem, target: NATarget | None = None) -> str:
+def explain(problem: NAProblem, target: NATarget | None = None, records: str | None = None) -> str:
     """Which schedule a problem gets on a target, and why."""
     target = target or current_target()
     space = _space(problem, target)
-    where = "kernel on disk" if is_cached(problem, target) else "kernel not built yet"
-    return f"{space.name}, default decisions (there are no tuning records yet); {where}"
+    chosen, passed_over = considered(problem, target, mode=records)
+    where = "kernel on disk" if is_cached(problem, target, records) else "kernel not built yet"
+    return "; ".join([f"{space.name}, {chosen}", where, *passed_over])
 
 
-def scheduled_module(problem: NAProblem, target: NATarget) -> tuple[Any, SearchSpace]:
-    """The scheduled IRModule of ``problem`` and the space it came from (imports TVM)."""
+def scheduled_module(problem: NAProblem, target: NATarget, chosen: Chosen | None = None) -> tuple[Any, SearchSpace]:
+    """The scheduled IRModule of ``problem`` and the space that serves it (imports TVM).
+
+    Without ``chosen`` it has the default schedule.
+
+    Raises:
+        InapplicableError: if the record that was chosen does not apply.
+    """
     from tvm_na.schedules.base import Plan
 
     space = _space(problem, target)
+    if chosen is not None and chosen.record is not None:
+        return _module_by_record(chosen, problem, target), space
     scheduled = space.apply(space.formulations(problem, target)[0], target, Plan())
     if scheduled is None:
         raise AssertionError(f"the space {space.name} serves {problem}, but refused its own formulation")
     return scheduled.schedule.mod, space
 
 
-def _build(request: str, problem: NAProblem, target: NATarget) -> Path:
+def _module_by_record(chosen: Chosen, problem: NAProblem, target: NATarget) -> Any:
+    from tvm_na.replay import carried_over, replayed
+
+    record = None if chosen.record is None else chosen.record.load()
+    if record is None:
+        raise InapplicableError("it is there no more", lasting=False)
+    return (replayed if chosen.kind == "record" else carried_over)(record, problem, target)
+
+
+def _compiled(module: Any, target: NATarget, chosen: Chosen) -> Any:
+    import tvm
+
+    try:
+        return tvm.compile(module, target=target.tvm_target())
+    except Exception as error:  # TVM's errors have no class in common
+        if chosen.record is None:
+            raise
+        raise InapplicableError(f"TVM cannot compile it: {type(error).__name__}: {error}") from error
+
+
+def _build(request: str, problem: NAProblem, target: NATarget, chosen: Chosen) -> Path:
     _space(problem, target)  # an unsupported problem fails before TVM is imported
     openmp.cxx_compiler()  # so does a machine that cannot link
 
     def compile_() -> tuple[str, Callable[[Path], None]]:
-        import tvm
-
-        module, _ = scheduled_module(problem, target)
+        module, _ = scheduled_module(problem, target, chosen)
         name = cache.digest_of(module.script(), repr(target), cache.versions())
-        executable = tvm.compile(module, target=target.tvm_target())
+        executable = _compiled(module, target, chosen)
         return name, lambda file: executable.export_library(str(file))
 
-    description = {"problem": str(problem), "target": target.name, "schedule": "default"}
+    description = {"problem": str(problem), "target": target.name, "schedule": str(chosen)}
     return cache.get_or_build(request, description, compile_)

@@ -70,9 +70,24 @@ def _source_digest() -> str:
     return digest.hexdigest()
 
 
-def request_digest(problem: NAProblem, target: NATarget) -> str:
-    """The name of a request."""
-    return digest_of(problem.to_json(), asdict(target), versions(), _source_digest())
+def context_digest(target: NATarget) -> str:
+    """A digest of all that a kernel depends on beside its problem and the record it is made with."""
+    return digest_of(asdict(target), versions(), _source_digest())
+
+
+def request_digest(problem: NAProblem, target: NATarget, schedule: str = "default") -> str:
+    """The name of a request; ``schedule`` is the key of what :mod:`tvm_na.choose` chose."""
+    return digest_of(problem.to_json(), context_digest(target), schedule)
+
+
+def indexes_dir() -> Path:
+    """The folder of indexes of tuning records (it may not exist yet)."""
+    return settings.cache_dir() / "records"
+
+
+def rejections_dir() -> Path:
+    """The folder that remembers which tuning records do not apply (it may not exist yet)."""
+    return settings.cache_dir() / "rejected"
 
 
 def _index_file(request: str) -> Path:
@@ -176,9 +191,10 @@ def entries() -> list[CacheEntry]:
 
 
 def clear() -> int:
-    """Remove every kernel; returns how many there were."""
+    """Remove every kernel, and what is remembered about tuning records; returns how many kernels there were."""
     count = len(entries())
-    for folder, pattern in (("index", "*.json"), ("kernels", "*.so"), ("locks", "*.lock")):
+    mine = (("index", "*.json"), ("kernels", "*.so"), ("locks", "*.lock"), ("records", "*.txt"), ("rejected", "*"))
+    for folder, pattern in mine:
         for file in (settings.cache_dir() / folder).glob(pattern):
             file.unlink(missing_ok=True)
     return count

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tvm_na import __version__, cli_bench, cli_run
-from tvm_na.cli_common import console, reports_errors, rows_of, size_of
+from tvm_na import __version__, cli_bench, cli_info, cli_records, cli_report, cli_run, cli_tune
+from tvm_na.cli_common import console, reports_errors, size_of
 
 app = typer.Typer(
     name="tvm-na",
@@ -20,7 +19,11 @@ app = typer.Typer(
 cache_app = typer.Typer(help="The compiled kernels on disk.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
 app.add_typer(cli_bench.app, name="bench")
+app.add_typer(cli_records.app, name="records")
+app.command()(cli_info.info)
+app.command()(cli_report.report)
 app.command()(cli_run.run)
+app.command()(cli_tune.tune)
 
 
 def _print_version(wanted: bool) -> None:
@@ -36,49 +39,6 @@ def _main(
     ] = False,
 ) -> None:
     pass
-
-
-@app.command()
-@reports_errors
-def info() -> None:
-    """Show the machine, the target, versions, settings, the kernel cache and the tuning records."""
-    from rich.text import Text
-
-    from tvm_na import cache, settings
-    from tvm_na.benchmark import versions
-    from tvm_na.target import cpu_name, parse_target
-
-    out = console()
-
-    def section(title: str, rows: list[tuple[object, ...]]) -> None:
-        out.print(Text(title, style="bold cyan"))
-        out.print(rows_of(rows), "")
-
-    target = parse_target(settings.target_name())
-    vectors = f"{target.vector_registers} vector registers of {target.vector_bytes} bytes"
-    section(
-        "machine",
-        [
-            ("cpu", cpu_name()),
-            ("cores", settings.available_cores()),
-            ("threads", f"{settings.num_threads()} used by kernels"),
-            ("target", f"{target.name} ({target.kind}, {target.cpu}, {vectors})"),
-        ],
-    )
-    section("versions", list(versions().items()))
-    section("settings", list(settings.describe()))
-    kernels = cache.entries()
-    section(
-        "kernel cache",
-        [("folder", settings.cache_dir()), ("kernels", f"{len(kernels)}, {size_of(sum(e.bytes for e in kernels))}")],
-    )
-    section("tuning records", [(_records(target.name),)])
-
-
-def _records(target_name: str) -> str:
-    folder = Path("tuning_logs") / target_name
-    found = f"{folder} exists, but " if folder.is_dir() else ""
-    return f"{found}none are used by this version: they come with the tuner. Kernels have default schedules."
 
 
 @cache_app.command("ls")

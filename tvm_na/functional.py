@@ -144,8 +144,8 @@ def _front(rank: int) -> Callable[..., Any]:
         )
         direct = not (needs_grad or has_extra or torch.compiler.is_compiling() or ops.is_watched())
         if direct and checked.launch is not None and chosen is not Backend.REFERENCE:
-            out, lse = checked.launch(query, key, value, rpb, factor)
-            return (out, lse) if return_lse else out
+            known = checked.launch(query, key, value, rpb, factor)
+            return known if return_lse else known[0]
         if _choose(chosen, _why_not_compiled(problem, query.device, needs_grad)) is Backend.REFERENCE:
             out, lse = reference.neighborhood_attention(
                 problem, query, key, value, factor, rpb, additional_keys, additional_values

@@ -64,9 +64,14 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
+def threads_for(flops: int, limit: int) -> int:
+    """The threads, at most ``limit``, that a kernel that computes ``flops`` is worth."""
+    return max(1, min(limit, flops // _FLOPS_PER_THREAD))
+
+
 def use_threads(flops: int) -> None:
     """Set the calling thread's threads to the number wanted now for a kernel that computes ``flops``."""
-    threads = 1 if _forked else max(1, min(settings.num_threads(), flops // _FLOPS_PER_THREAD))
+    threads = 1 if _forked else threads_for(flops, settings.num_threads())
     if getattr(_pools, "threads", None) != threads:
         _load_runtime()(threads)
         _pools.threads = threads

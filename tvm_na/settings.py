@@ -13,7 +13,11 @@ _MEANINGS = {
     "TVM_NA_NUM_THREADS": "threads of a CPU kernel (default: PyTorch's number, all cores)",
     "TVM_NA_CACHE_DIR": "folder of compiled kernels (default: the user's cache folder)",
     "TVM_NA_TARGET": "target kernels are built for (default: native)",
+    "TVM_NA_RECORDS": "tuning records that count: all, user, shipped or off (default: all)",
+    "TVM_NA_RECORDS_DIR": "folder of the user's tuning records (default: the user's data folder)",
 }
+
+RECORDS_MODES = ("all", "user", "shipped", "off")
 
 
 def num_threads() -> int:
@@ -53,11 +57,35 @@ def target_name() -> str:
     return os.environ.get("TVM_NA_TARGET", "native")
 
 
+def records_mode() -> str:
+    """Which tuning records count: all, user, shipped or off; ValueError for anything else in TVM_NA_RECORDS."""
+    return check_records_mode("TVM_NA_RECORDS", os.environ.get("TVM_NA_RECORDS", "all"))
+
+
+def check_records_mode(argument: str, mode: str) -> str:
+    """``mode``, which must be one of :data:`RECORDS_MODES`; ValueError otherwise."""
+    if mode not in RECORDS_MODES:
+        raise ValueError(f"{argument}: required one of {', '.join(RECORDS_MODES)}, got {mode!r}")
+    return mode
+
+
+def records_dir() -> Path:
+    """The folder of the user's tuning records, in which each target has one (it may not exist yet)."""
+    text = os.environ.get("TVM_NA_RECORDS_DIR")
+    if text:
+        return Path(text).expanduser()
+    import platformdirs
+
+    return platformdirs.user_data_path("tvm_na", appauthor=False) / "records"
+
+
 def describe() -> list[tuple[str, str, str]]:
     """(name, value in force, meaning) of each variable."""
     values = {
         "TVM_NA_NUM_THREADS": str(num_threads()),
         "TVM_NA_CACHE_DIR": str(cache_dir()),
         "TVM_NA_TARGET": target_name(),
+        "TVM_NA_RECORDS": records_mode(),
+        "TVM_NA_RECORDS_DIR": str(records_dir()),
     }
     return [(name, values[name], meaning) for name, meaning in _MEANINGS.items()]

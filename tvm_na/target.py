@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,11 +36,12 @@ class NATarget:
     vector_bytes: int
     vector_registers: int
 
-    def tvm_target(self) -> Any:
-        """The target as TVM takes it (imports TVM)."""
+    def tvm_target(self, threads: int | None = None) -> Any:
+        """The target as TVM takes it (imports TVM), with ``threads`` for its number of cores (default: all)."""
         import tvm
 
-        spec: dict[str, Any] = {"kind": self.kind, "mcpu": self.cpu, "num-cores": os.cpu_count() or 1}
+        cores = (os.cpu_count() or 1) if threads is None else threads
+        spec: dict[str, Any] = {"kind": self.kind, "mcpu": self.cpu, "num-cores": cores}
         if self.triple:
             spec["mtriple"] = self.triple
         if self.features:
@@ -64,6 +66,15 @@ _X86_LEVELS = (
     ("llvm-x86-avx2", {"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"}),
     ("llvm-x86-sse4", {"sse4_2", "popcnt", "ssse3", "cx16"}),
 )
+
+
+def name_of_spec(spec: Mapping[str, Any]) -> str | None:
+    """The name of the target that TVM writes as the JSON object ``spec``; None if it is none of the known ones."""
+    for target in _TARGETS.values():
+        features = tuple(spec.get("mattr") or ())
+        if (spec.get("kind"), spec.get("mcpu"), features) == (target.kind, target.cpu, target.features):
+            return target.name
+    return None
 
 
 def list_targets() -> list[str]:

@@ -1,0 +1,68 @@
+"""Schedules in words."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tvm_na.problem import NAProblem
+from tvm_na.schedules import spaces_for
+from tvm_na.schedules.base import Choice, Plan
+from tvm_na.schedules.words import _DECISIONS, _STRUCTURES, formulation_in_words, in_words
+from tvm_na.target import parse_target
+
+LANES = json.dumps({"formulation": "lanes", "queries": 2, "vector": 8, "exact_values": False, "pack_values": True})
+
+
+def choices(**values: int) -> list[Choice]:
+    return [Choice(name.replace("_", " "), (value,), value) for name, value in values.items()]
+
+
+def test_every_part_has_its_phrase() -> None:
+    made = choices(rows_per_task=14, heads_per_task=1, tiles_at_once=28, score_queries_at_once=2, score_rows_at_once=4)
+    made += choices(softmax_rows_at_once=7, value_queries_at_once=2, value_vectors_at_once=4)
+    assert in_words(LANES, "pack in task, value rows outside", made).split("; ") == [
+        "a tile of 2 queries in one row, vectors of 8 lanes, values of the whole box, values packed",
+        "keys and values packed inside of each task",
+        "a block of tiles meets one row of values after the other",
+        "tasks of 14 rows x 1 head",
+        "28 tiles at once",
+        "scores in blocks of 2 queries x 4 rows",
+        "softmax over 7 rows at once",
+        "sums of values in blocks of 2 queries x 4 vectors",
+    ]
+
+
+def test_what_has_no_phrase_is_told_by_name() -> None:
+    said = in_words('{"formulation": "band", "rows": 2, "swizzle": false}', "ring", choices(stages=3, tiles_at_once=1))
+    assert said == "band, rows 2, no swizzle; ring; 1 tile at once; stages 3"
+
+
+def test_a_field_more_or_less_is_no_error() -> None:
+    more, less = json.loads(LANES), json.loads(LANES)
+    more["prefetch"] = True
+    del less["pack_values"]
+    assert formulation_in_words(json.dumps(more)).endswith("values packed, prefetch")
+    assert formulation_in_words(json.dumps(less)) == "lanes, queries 2, vector 8, no exact values"
+
+
+@pytest.mark.parametrize("text", ["", "3", "not JSON"])
+def test_a_formulation_is_a_json_object(text: str) -> None:
+    with pytest.raises(ValueError, match="formulation_json: required a JSON object"):
+        in_words(text, "pack first", [])
+
+
+@pytest.mark.parametrize("lse", [False, True])
+def test_the_cpu_space_is_told_completely(lse: bool) -> None:
+    problem, target = NAProblem.make((9, 9), 3, 2, 8, return_lse=lse), parse_target("llvm-x86-avx2")
+    (space,) = spaces_for(problem, target)
+    known = {name for _, counted in _DECISIONS for name in counted}
+    for func in space.formulations(problem, target, 1)[:1]:
+        for name in space.structures(func, target):
+            scheduled = space.apply(func, target, Plan(name))
+            assert scheduled is not None
+            assert {choice.name for choice in scheduled.choices} <= known
+            assert set(scheduled.structure.split(", ")) <= _STRUCTURES.keys()
+            said = in_words(str(func.attrs["tvm_na.formulation"]), scheduled.structure, scheduled.choices)
+            assert said.startswith("a tile of ") and "{}" not in said

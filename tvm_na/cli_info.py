@@ -1,0 +1,91 @@
+"""``tvm-na info``: what is there, and which schedules a model's problems get."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from tvm_na.cli_common import console, reports_errors, rows_of, size_of
+
+Rows = Sequence[tuple[object, ...]]
+
+
+@reports_errors
+def info(
+    model: Annotated[
+        str | None, typer.Option(help="Show only which schedule each problem of this model gets, and why.")
+    ] = None,
+    input_size: Annotated[int, typer.Option(min=32, help="Height and width of the model's image in pixels.")] = 224,
+) -> None:
+    """Show the machine, the target, versions, settings, the kernel cache and the tuning records."""
+    if model is not None:
+        _section(f"{model}, {input_size}x{input_size}", _schedules(model, input_size))
+        return
+    from tvm_na import settings
+    from tvm_na.benchmark import versions
+
+    _section("machine", _machine())
+    _section("versions", list(versions().items()))
+    _section("settings", settings.describe())
+    _section("kernel cache", _kernels())
+    _section("tuning records", _records())
+
+
+def _section(title: str, rows: Rows) -> None:
+    from rich.text import Text
+
+    out = console()
+    out.print(Text(title, style="bold cyan"))
+    out.print(rows_of(list(rows)), "")
+
+
+def _machine() -> Rows:
+    from tvm_na import settings
+    from tvm_na.build import current_target
+    from tvm_na.target import cpu_name
+
+    target = current_target()
+    vectors = f"{target.vector_registers} vector registers of {target.vector_bytes} bytes"
+    return [
+        ("cpu", cpu_name()),
+        ("cores", settings.available_cores()),
+        ("threads", f"{settings.num_threads()} used by kernels"),
+        ("target", f"{target.name} ({target.kind}, {target.cpu}, {vectors})"),
+    ]
+
+
+def _kernels() -> Rows:
+    from tvm_na import cache, settings
+
+    kernels = cache.entries()
+    count = f"{len(kernels)}, {size_of(sum(entry.bytes for entry in kernels))}"
+    return [("folder", settings.cache_dir()), ("kernels", count)]
+
+
+def _records() -> Rows:
+    from tvm_na.build import current_target
+    from tvm_na.records import records_in, shipped_folder, user_folder
+
+    name, rows = current_target().name, []
+    for whose, folder in (("user's", user_folder(name)), ("shipped", shipped_folder(name))):
+        records = records_in(folder)
+        problems = len({record.problem for record in records})
+        count = f"{len(records)} of {problems} problems" if records else "none"
+        last = max((record.date[:10] for record in records), default="")
+        rows.append((whose, count, f"last tuned {last}" if last else "", folder))
+    return rows
+
+
+def _schedules(name: str, input_size: int) -> Rows:
+    """A row for each problem: the layers that pose it, the problem, its schedule."""
+    from tvm_na.build import current_target, explain, is_supported, unsupported
+    from tvm_na.models import create_model, problems_of
+
+    target, rows = current_target(), []
+    for problem, layers in problems_of(create_model(name), input_size).items():
+        supported = is_supported(problem, target)
+        schedule = explain(problem, target) if supported else f"no kernel: {unsupported(problem, target)}"
+        rows.append((f"{layers} layer{'s' * (layers != 1)}", problem, schedule))
+    return rows

@@ -1,0 +1,192 @@
+"""``tvm-na tune``: search schedules for the problems of a model, or for any others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from tvm_na.cli_common import console, fail, reports_errors
+
+if TYPE_CHECKING:
+    from tvm_na.farm import Farm
+    from tvm_na.target import NATarget
+    from tvm_na.tasks import TuneTask
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a duration such as "90s", "30m" or "2h"; minutes where there is no unit.
+
+    Raises:
+        ValueError: it is something else, or zero.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip())
+    if found is None or float(found[1]) == 0:
+        raise ValueError(f"time_limit: required minutes, or a number with s, m or h, got {text!r}")
+    return float(found[1]) * _UNITS[found[2] or "m"]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width of "224" or "224x192"; ValueError for anything else."""
+    parts = text.split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(f"input_size: required pixels such as 224 or 224x192, got {text!r}")
+    return int(parts[0]), int(parts[-1])
+
+
+def _tasks_of_model(name: str, input_sizes: Sequence[str]) -> list[TuneTask]:
+    from tvm_na.models import create_model, problems_of
+    from tvm_na.tasks import merged, tasks_of
+
+    sizes = [parse_size(text) for text in input_sizes or ["224"]]
+    model = create_model(name)
+    return merged([task for size in sizes for task in tasks_of(problems_of(model, size))])
+
+
+def _best_recorded(tasks: Sequence[TuneTask], folder: Path, threads: int) -> list[float | None]:
+    from tvm_na.records import records_in
+
+    records = [r for r in records_in(folder) if r.threads == threads]
+    return [min((r.seconds for r in records if r.problem == t.problem), default=None) for t in tasks]
+
+
+def _dry_run(tasks: Sequence[TuneTask], target: NATarget, folder: Path, threads: int) -> None:
+    from tvm_na.tasks import formulations_of
+    from tvm_na.tune_display import print_plan
+
+    out = console()
+    with out.status("building the spaces"):
+        spaces = [formulations_of(task.problem, target) for task in tasks]
+    print_plan(out, tasks, spaces, _best_recorded(tasks, folder, threads))
+    out.print(f"target {target.name}, {threads} threads, records in {folder}", markup=False, soft_wrap=True)
+
+
+def _farm(rpc: str | None, key: str | None) -> Farm | None:
+    if rpc is None:
+        if key is not None:
+            raise ValueError("rpc: required HOST:PORT of a tracker with --rpc-key, got none")
+        return None
+    from tvm_na.farm import Farm
+
+    return Farm.parse(rpc, key or "")
+
+
+@reports_errors
+def tune(
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Name of a model, such as nat_tiny.")] = None,
+    input_size: Annotated[
+        list[str] | None, typer.Option(help="Of the model's images: 224 or 224x192. Can be repeated.")
+    ] = None,
+    problems: Annotated[Path | None, typer.Option(help="JSON file with a list of problems.")] = None,
+    size: Annotated[tuple[int, int] | None, typer.Option(help="A problem spelled out: height and width.")] = None,
+    heads: Annotated[int, typer.Option(help="Attention heads.")] = 2,
+    head_dim: Annotated[int, typer.Option(help="Channels of a head.")] = 32,
+    kernel_size: Annotated[int, typer.Option(help="Window length.")] = 7,
+    dilation: Annotated[int, typer.Option(help="Step between neighbors.")] = 1,
+    stride: Annotated[int, typer.Option(help="Queries per shared window.")] = 1,
+    causal: Annotated[bool, typer.Option("--causal", help="See only what is at or before the query.")] = False,
+    rpb: Annotated[bool, typer.Option("--rpb", help="Add a relative position bias.")] = False,
+    dtype: Annotated[Literal["float32", "float64"], typer.Option(help="Of every tensor.")] = "float32",
+    target: Annotated[str | None, typer.Option(help="What for; default: TVM_NA_TARGET, or this machine.")] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Measurements, with those that are recorded.")] = 1000,
+    time_limit: Annotated[str | None, typer.Option(help="Minutes, or with a unit: 90s, 30m, 2h.")] = None,
+    jobs: Annotated[int, typer.Option(min=0, help="Candidates compiled at once; 0 for one per core.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of all random numbers.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of a kernel; 0 for what production uses.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="Folder of the records; default: the user's.")] = None,
+    cold_cache: Annotated[bool, typer.Option("--cold-cache", help="Flush caches before each repeat.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be tuned.")] = False,
+    rpc: Annotated[str | None, typer.Option(help="HOST:PORT of a tracker: measure on its devices.")] = None,
+    rpc_key: Annotated[str | None, typer.Option(help="The key of the devices.")] = None,
+) -> None:
+    """Search schedules by building and measuring. Ctrl-C loses nothing; the same command continues.
+
+    The problems are those of MODEL, those of a file, or one that is spelled out from --size on.
+    """
+    sources = [name for name, given in (("MODEL", model), ("--problems", problems), ("--size", size)) if given]
+    if len(sources) != 1:
+        raise ValueError(
+            f"problems: required one of MODEL, --problems and --size, got {' and '.join(sources) or 'none'}"
+        )
+    if input_size and not model:
+        raise ValueError("input_size: required a MODEL with it, got none")
+    seconds = None if time_limit is None else parse_duration(time_limit)
+    farm = _farm(rpc, rpc_key)
+    if not dry_run:
+        from tvm_na import workers
+
+        workers.start_server()  # imports TVM while this process imports PyTorch
+    from tvm_na import settings
+    from tvm_na.records import user_folder
+    from tvm_na.target import parse_target
+
+    chosen = parse_target(target or settings.target_name())
+    if model:
+        tasks = _tasks_of_model(model, input_size or [])
+    elif problems:
+        from tvm_na.tasks import tasks_from_file
+
+        tasks = tasks_from_file(problems)
+    else:
+        from tvm_na.problem import NAProblem
+        from tvm_na.tasks import TuneTask
+
+        options: dict[str, Any] = {
+            "stride": stride,
+            "dilation": dilation,
+            "is_causal": causal,
+            "dtype": dtype,
+            "bias": rpb,
+        }
+        tasks = [TuneTask(NAProblem.make(size or (), kernel_size, heads, head_dim, **options))]
+    if dry_run:
+        return _dry_run(tasks, chosen, output or user_folder(chosen.name), threads or settings.num_threads())
+    _tune(tasks, chosen, trials, seconds, jobs, seed, threads, output, cold_cache, farm)
+    return None
+
+
+def _tune(
+    tasks: Sequence[TuneTask],
+    target: NATarget,
+    trials: int,
+    time_limit: float | None,
+    jobs: int,
+    seed: int,
+    threads: int,
+    output: Path | None,
+    cold_cache: bool,
+    farm: Farm | None,
+) -> None:
+    from tvm_na import tune_display
+    from tvm_na.tune import tune as run
+
+    out = console()
+    try:
+        with tune_display.observer(out) as observer:
+            result = run(
+                tasks,
+                target,
+                trials=trials,
+                time_limit=time_limit,
+                jobs=jobs,
+                seed=seed,
+                threads=threads,
+                output=output,
+                cold_cache=cold_cache,
+                farm=farm,
+                observer=observer,
+            )
+    except KeyboardInterrupt:  # before there was anything to keep, or the second one
+        raise typer.Exit(130) from None
+    except RuntimeError as error:
+        if type(error) is not RuntimeError:  # TVM's own errors derive from it
+            raise
+        raise fail(str(error)) from error
+    tune_display.print_summary(out, result.state, result.folder)
+    if result.state.ending == "interrupted":
+        raise typer.Exit(130)

@@ -1,0 +1,332 @@
+"""Tuning: finds schedules for problems by building and measuring, and keeps what it finds.
+
+Each problem has several formulations, each formulation several structures, each structure many points. First the
+default point of every formulation is measured; those that are far off are not looked at again. Then MetaSchedule's
+evolutionary search proposes batches of points, and the problem that promises most gets the next batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvm_na import metaschedule, openmp, settings, workers
+from tvm_na.builder import Builder
+from tvm_na.database import TuningDatabase, user_folder
+from tvm_na.journal import Journal, Trial, trials_in
+from tvm_na.measure import Conditions, LocalMeasurer
+from tvm_na.search import Search, Strategy, candidate_of
+from tvm_na.target import NATarget, check_runs_here
+from tvm_na.tasks import Formulation, TuneTask, formulations_of, label, merged
+from tvm_na.tune_session import Candidate, Measurer, Session, Slot, note
+from tvm_na.tune_state import FormulationState, ProblemState, TuneState
+
+if TYPE_CHECKING:
+    from tvm_na.farm import Farm
+
+LOG = "tune.log"
+WORKERS_LOG = "workers.log"
+_RECALLED = 16  # records per formulation; reading one replays its trace, which takes 20 ms or more
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to tune; see :func:`tune`."""
+
+    trials: int = 1000
+    time_limit: float | None = None
+    jobs: int = 0
+    seed: int = 0
+    threads: int = 0
+    batch: int = 0
+    strategy: Strategy = "evolutionary"
+    defaults_first: bool = True
+    only_default_formulation: bool = False
+    cold_cache: bool = False
+
+    def __post_init__(self) -> None:
+        for name, minimum in (("trials", 1), ("jobs", 0), ("seed", 0), ("threads", 0), ("batch", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name}: required an integer, got {type(value).__name__} {value!r}")
+            if value < minimum:
+                raise ValueError(f"{name}: required an integer >= {minimum}, got {value}")
+        if self.time_limit is not None and not self.time_limit > 0:
+            raise ValueError(f"time_limit: required seconds > 0, got {self.time_limit}")
+        if self.strategy not in ("evolutionary", "random"):
+            raise ValueError(f"strategy: required evolutionary or random, got {self.strategy!r}")
+
+    def completed(self, problems: int) -> Options:
+        """With numbers in place of zeros, for so many problems."""
+        jobs = self.jobs or settings.available_cores()
+        # Smaller batches ask the model more often, larger ones keep more jobs busy.
+        batch = max(4, min(16, self.trials // problems // 8))
+        return replace(self, jobs=jobs, threads=self.threads or settings.num_threads(), batch=self.batch or batch)
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What :func:`tune` did.
+
+    Attributes:
+        state: Where it stands at the end; ``state.ending`` says why it ended.
+        folder: Where the records are.
+    """
+
+    state: TuneState
+    folder: Path
+
+
+def tune(
+    tasks: Sequence[TuneTask],
+    target: NATarget,
+    *,
+    trials: int = 1000,
+    time_limit: float | None = None,
+    jobs: int = 0,
+    seed: int = 0,
+    output: Path | None = None,
+    threads: int = 0,
+    observer: Callable[[TuneState], None] | None = None,
+    farm: Farm | None = None,
+    batch: int = 0,
+    strategy: Strategy = "evolutionary",
+    defaults_first: bool = True,
+    only_default_formulation: bool = False,
+    cold_cache: bool = False,
+) -> TuneResult:
+    """Search schedules for problems, and keep every measurement.
+
+    Every finished measurement is on disk at once; a run that is repeated after an interruption continues. Ctrl-C
+    (in the main thread) ends it in good order.
+
+    Args:
+        tasks: The problems and their weights.
+        target: What for; this CPU must be able to run it, unless a farm is given.
+        trials: Measurements at most, failed ones too, over all tasks, with those that are already recorded.
+        time_limit: Seconds at most.
+        jobs: Candidates compiled at once; 0 for one per core.
+        seed: Of all random numbers.
+        output: The folder of the records; the user's for the target if None.
+        threads: Threads of a kernel; 0 for what production uses.
+        observer: Called with the state after every trial, and when a phase begins.
+        farm: Devices to measure on, in place of this machine.
+        batch: Candidates of one search; 0 for a number that fits the trials.
+        strategy: "evolutionary" with the XGBoost cost model, or "random" points (for comparison).
+        defaults_first: Whether the default point of each formulation is measured first.
+        only_default_formulation: Whether the other formulations are left out (for comparison).
+        cold_cache: Whether caches are flushed before each repeat; such records are not comparable with others.
+
+    Raises:
+        TypeError, ValueError: name the argument, what was required and what came.
+        RuntimeError: a package, the C++ compiler or the farm is missing.
+    """
+    options = Options(
+        trials, time_limit, jobs, seed, threads, batch, strategy, defaults_first, only_default_formulation, cold_cache
+    )
+    tasks = merged(list(tasks))
+    if not tasks:
+        raise ValueError("tasks: required one task or more, got none")
+    metaschedule.check_packages()
+    openmp.cxx_compiler()
+    if farm is None:
+        check_runs_here(target)
+    else:
+        options = replace(options, threads=farm.threads(options.threads))
+    options = options.completed(len(tasks))
+    workers.start_server()
+    state = TuneState([], options.trials)
+    if options.time_limit is not None:
+        state.deadline = state.started + options.time_limit
+    folder = user_folder(target.name) if output is None else output
+    with ExitStack() as stack:
+        session = _open(stack, state, len(tasks), target, options, folder, observer or (lambda _: None), farm)
+        _run(session, tasks, target, options)
+    return TuneResult(state, folder)
+
+
+def _open(
+    stack: ExitStack,
+    state: TuneState,
+    tasks: int,
+    target: NATarget,
+    options: Options,
+    folder: Path,
+    observe: Callable[[TuneState], None],
+    farm: Farm | None,
+) -> Session:
+    """Everything that a run works with; ``stack`` closes it."""
+    observe(state)
+    ms = metaschedule.import_metaschedule()
+    database = stack.enter_context(TuningDatabase(folder, target))
+    journal = stack.enter_context(Journal(folder))
+    stack.enter_context(_logging_to(folder / LOG))
+    kernels = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tvm_na-tune-")))
+    log = folder / WORKERS_LOG
+    builder = Builder(options.jobs, target, kernels, log)
+    stack.callback(builder.close)
+    conditions = Conditions(options.threads, cold_cache=options.cold_cache)
+    measurer: Measurer = LocalMeasurer(conditions, log) if farm is None else farm.measurer(conditions, target, log)
+    stack.callback(measurer.close)
+    facts = {name: value for name, value in vars(options).items() if value is not None}
+    number = database.begin_session(problems=tasks, farm=farm is not None, **facts)
+    stack.callback(lambda: database.end_session(**_facts(state)))
+    stopped = stack.enter_context(_stopping(state))
+    memory = ms.database.MemoryDatabase()
+    return Session(
+        state,
+        [],
+        database,
+        journal,
+        builder,
+        measurer,
+        target.tvm_target(options.threads),
+        options.threads,
+        number,
+        observe,
+        stopped,
+        memory,
+    )
+
+
+def _facts(state: TuneState) -> dict[str, Any]:
+    """What is kept of a session in ``meta.json``."""
+    seconds = {phase: round(spent, 1) for phase, spent in state.seconds.items()}
+    first = None if state.first is None else round(state.first, 1)
+    return {
+        "measured": state.measured,
+        "ending": state.ending,
+        "elapsed": round(state.elapsed, 1),
+        "first_measurement": first,
+        "seconds": seconds,
+    }
+
+
+def _add(session: Session, task: TuneTask, formulations: Sequence[Formulation]) -> list[Slot]:
+    """Register a task's formulations."""
+    import tvm
+
+    texts = [f.text for f in formulations]
+    states = [FormulationState(text, label(text, texts)) for text in texts]
+    problem = ProblemState(task.problem, task.weight, states)
+    session.state.problems.append(problem)
+    slots = []
+    for formulation, state in zip(formulations, states, strict=True):
+        workload = session.database.register(tvm.IRModule({"main": formulation.func}))
+        # MetaSchedule's own estimate fails on Let, which the expressions have.
+        module = tvm.IRModule({"main": formulation.func.with_attr("estimated_flops", task.problem.useful_flops)})
+        searched = session.memory.commit_workload(module)
+        slots.append(Slot(problem, state, formulation, module, workload, searched))
+    session.slots += slots
+    return slots
+
+
+def _recall(session: Session, slots: Sequence[Slot], trials: Sequence[Trial]) -> None:
+    """Take over what former sessions measured of a problem's formulations on as many threads."""
+    problem, by_text = slots[0].problem.problem, {slot.state.text: slot for slot in slots}
+    for trial in trials:
+        if trial.threads != session.threads or trial.problem != problem.to_json():
+            continue
+        slot = by_text.get(trial.formulation)
+        if slot is None:  # of a formulation that there is no more, only the trials count
+            slots[0].state.trials += 1
+            continue
+        session.known[(problem, *trial.point)] = trial.seconds
+        note(slot.problem, slot.state, trial.seconds, trial.failure)
+    for slot in slots:
+        for record in session.database.records_of(slot.workload, session.threads, _RECALLED):
+            seconds = min(float(s) for s in record.run_secs)
+            session.remember(slot, record.trace, seconds, record.args_info)
+            slot.state.best = seconds if slot.state.best is None else min(slot.state.best, seconds)
+        default = candidate_of(slot, slot.formulation.default.schedule)
+        slot.state.default = session.known.get((problem, *default.point))
+
+
+def _run(session: Session, tasks: Sequence[TuneTask], target: NATarget, options: Options) -> None:
+    """Measure the defaults, then search."""
+    state, trials = session.state, trials_in(session.database.folder)
+    with state.during("searching"):
+        for task in tasks:  # one after the other, so that the first measurement does not wait for all
+            formulations = formulations_of(task.problem, target)
+            slots = _add(session, task, formulations[:1] if options.only_default_formulation else formulations)
+            _recall(session, slots, trials)
+            problem = slots[0].problem
+            if options.defaults_first:
+                _measure_defaults(session, problem)
+            problem.note_round()
+            if len(problem.formulations) > 1 and options.defaults_first:
+                problem.drop_hopeless()
+            if session.stopped():
+                break
+        if not session.stopped():
+            Search(session, options.strategy, options.seed, options.batch, options.jobs).run()
+    state.ending = state.ending or "nothing is left to try"
+    state.phase = "done"
+    session.observe(state)
+
+
+def _measure_defaults(session: Session, problem: ProblemState) -> None:
+    """Measure the default point of every formulation of a problem that is not known."""
+    slots = [slot for slot in session.slots if slot.problem is problem and slot.state.default is None]
+    candidates: list[Candidate] = []
+    for slot in slots:
+        candidates.append(candidate_of(slot, slot.formulation.default.schedule))
+    if candidates and not session.stopped():
+        session.try_out(candidates)
+    for slot, candidate in zip(slots, candidates, strict=True):
+        slot.state.default = candidate.seconds
+
+
+@contextmanager
+def _stopping(state: TuneState) -> Iterator[Callable[[], bool]]:
+    """A function that says whether to end, for whatever reason; Ctrl-C is one, as long as the block lasts."""
+
+    def stopped() -> bool:
+        if not state.ending and time.monotonic() >= state.deadline:
+            state.ending = "the time is up"
+        if not state.ending and state.trials >= state.limit:
+            state.ending = "all trials are done"
+        return bool(state.ending)
+
+    def interrupted(*_: object) -> None:
+        state.ending = "interrupted"
+        signal.signal(signal.SIGINT, before)  # the next one is not waited for
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
+        yield stopped
+        return
+    before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _logging_to(file: Path) -> Iterator[None]:
+    """Send what MetaSchedule and the tuner log to a file, and nowhere else."""
+    handler = logging.handlers.RotatingFileHandler(file, maxBytes=20_000_000, backupCount=1, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    loggers = [logging.getLogger(name) for name in ("tvm.s_tir.meta_schedule", "tvm_na.tune")]
+    before = [(logger.level, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger, (level, propagate) in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+            logger.propagate = propagate
+        handler.close()

@@ -1,0 +1,250 @@
+"""One run of the tuner: candidates are built, measured and, each as it ends, written to disk."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from tvm_na.builder import Builder, Built
+from tvm_na.database import TuningDatabase, now
+from tvm_na.journal import Journal, Trial, point
+from tvm_na.measure import Measured
+from tvm_na.metaschedule import import_metaschedule
+from tvm_na.problem import NAProblem
+from tvm_na.tasks import Formulation
+from tvm_na.tune_state import FormulationState, ProblemState, TuneState
+
+_log = logging.getLogger("tvm_na.tune")
+#: Candidates slower than this times the best are measured twice.
+_FAR = 1.3
+
+
+class Measurer(Protocol):
+    """What measures kernels: a process of this machine, or devices behind a tracker."""
+
+    suffix: str
+
+    def measure(
+        self,
+        kernels: Sequence[tuple[Path, NAProblem]],
+        done: Callable[[int, Measured], None],
+        stopped: Callable[[], bool],
+    ) -> None:
+        """Measure kernels; ``done(index, measured)`` is called for each as it ends."""
+
+    def close(self) -> None:
+        """End it, whatever it does."""
+
+
+@dataclass
+class Slot:
+    """A formulation that is tuned.
+
+    Attributes:
+        problem: The problem it belongs to.
+        state: Where it stands.
+        formulation: The formulation and its spaces.
+        module: Its IRModule.
+        workload: Its workload in the database on disk.
+        searched: Its workload in the database of the search.
+    """
+
+    problem: ProblemState
+    state: FormulationState
+    formulation: Formulation
+    module: Any
+    workload: Any
+    searched: Any
+
+
+@dataclass
+class Candidate:
+    """A point of a space that may be measured.
+
+    Attributes:
+        slot: The formulation.
+        schedule: TVM's Schedule.
+        structure: The name of its structure.
+        choices: Its decisions, by name.
+        args_info: MetaSchedule's ArgInfo of the arguments.
+        predicted: The cost model's score; None before the model was trained.
+        seconds: The shortest repeat, once it is measured.
+        failure: What it failed at, if it did.
+        fresh: Whether it was tried now, and not before.
+    """
+
+    slot: Slot
+    schedule: Any
+    structure: str
+    choices: dict[str, int]
+    args_info: Any
+    predicted: float | None = None
+    seconds: float | None = None
+    failure: str | None = None
+    fresh: bool = False
+
+    @property
+    def point(self) -> tuple[object, ...]:
+        """Its name."""
+        return point(self.slot.state.text, self.structure, self.choices)
+
+
+@dataclass
+class Session:
+    """What a run works with.
+
+    Attributes:
+        state: Where tuning stands.
+        slots: Every formulation of every problem.
+        database: The records on disk, open.
+        journal: The journal, open.
+        builder: Compiles candidates.
+        measurer: Measures kernels.
+        target: TVM's target of the records.
+        threads: Threads of a kernel.
+        number: The session's number in ``meta.json``.
+        observe: Called after each trial and at the beginning of each phase.
+        stopped: Whether to end.
+        memory: MetaSchedule's database of the search: the shortest repeats alone, for these threads alone.
+        known: Points tried before: their seconds, None for a failure; by problem and point.
+    """
+
+    state: TuneState
+    slots: list[Slot]
+    database: TuningDatabase
+    journal: Journal
+    builder: Builder
+    measurer: Measurer
+    target: Any
+    threads: int
+    number: int
+    observe: Callable[[TuneState], None]
+    stopped: Callable[[], bool]
+    memory: Any
+    known: dict[tuple[object, ...], float | None] = field(default_factory=dict)
+
+    def build(self, candidates: Sequence[Candidate]) -> list[Built]:
+        """Build candidates, except those tried before (which learn what came of it) and those beyond the limit."""
+        allowed = self.state.limit - self.state.trials
+        fresh: list[Candidate] = []
+        for candidate in candidates:
+            key = (candidate.slot.problem.problem, *candidate.point)
+            if key in self.known:
+                candidate.seconds = self.known[key]
+                candidate.failure = None if candidate.seconds else "failed before"
+            elif len(fresh) < allowed:
+                candidate.fresh = True
+                fresh.append(candidate)
+            else:
+                candidate.failure = "stopped"
+        with self._during("building"):
+            modules = [candidate.schedule.mod for candidate in fresh]
+            built = iter(self.builder.build(modules, self.measurer.suffix, self.stopped))
+        results = []
+        for candidate in candidates:
+            result = next(built) if candidate.fresh else Built(None, candidate.failure)
+            if candidate.fresh and result.failure is not None:
+                self._ended(candidate, Measured((), result.failure, result.message))
+            results.append(result)
+        return results
+
+    def measure(self, candidates: Sequence[Candidate], files: Sequence[Path]) -> None:
+        """Measure built candidates; those far from the best twice, since that may be the neighbors' doing."""
+        kernels = [(f, c.slot.problem.problem) for f, c in zip(files, candidates, strict=True)]
+        best = [c.slot.problem.best for c in candidates]
+        held: dict[int, Measured] = {}  # not ended yet
+
+        def done(index: int, measured: Measured) -> None:
+            seconds, known = min(measured.run_secs, default=None), best[index]
+            if seconds is not None and (known is None or seconds > _FAR * known):
+                held[index] = measured
+            else:
+                self._ended(candidates[index], measured)
+
+        with self._during("measuring"):
+            self.measurer.measure(kernels, done, self.stopped)
+            fastest = min((min(m.run_secs) for m in held.values()), default=0.0)
+            again = []
+            for index, measured in held.items():
+                if min(measured.run_secs) > _FAR * (best[index] or fastest):
+                    again.append(index)
+                else:
+                    self._ended(candidates[index], measured)
+
+            def done_again(number: int, measured: Measured) -> None:
+                index = again[number]
+                both = Measured(held[index].run_secs + measured.run_secs)
+                self._ended(candidates[index], both if measured.failure in (None, "stopped") else measured)
+
+            self.measurer.measure([kernels[index] for index in again], done_again, self.stopped)
+        for file in files:
+            file.unlink(missing_ok=True)
+
+    def try_out(self, candidates: Sequence[Candidate]) -> None:
+        """Build and measure candidates."""
+        built = [(c, b.file) for c, b in zip(candidates, self.build(candidates), strict=True)]
+        there = [(c, file) for c, file in built if file is not None]
+        self.measure([c for c, _ in there], [file for _, file in there])
+
+    @contextmanager
+    def _during(self, phase: str) -> Iterator[None]:
+        with self.state.during(phase):
+            self.observe(self.state)
+            yield
+
+    def _ended(self, candidate: Candidate, measured: Measured) -> None:
+        """Keep what became of a candidate: on disk first."""
+        slot, state = candidate.slot, self.state
+        if measured.failure == "stopped":
+            candidate.fresh, candidate.failure = False, "stopped"
+            return
+        candidate.seconds = min(measured.run_secs, default=None)
+        candidate.failure = measured.failure
+        if candidate.seconds is not None:
+            trace = candidate.schedule.trace
+            self.database.commit(slot.workload, trace, measured.run_secs, self.threads, candidate.args_info)
+            self.remember(slot, trace, candidate.seconds, candidate.args_info)
+        else:
+            where = f"{slot.problem.problem} | {slot.state.label} | {candidate.structure} {candidate.choices}"
+            _log.warning("%s: %s\n%s", measured.failure, where, measured.message)
+        self.journal.write(self._trial(candidate))
+        self.known[(slot.problem.problem, *candidate.point)] = candidate.seconds
+        if state.first is None:
+            state.first = state.elapsed
+        state.measured += 1
+        note(slot.problem, slot.state, candidate.seconds, candidate.failure)
+        self.observe(state)
+
+    def remember(self, slot: Slot, trace: Any, seconds: float, args_info: Any) -> None:
+        """Tell the search of a measurement."""
+        record = import_metaschedule().database.TuningRecord
+        self.memory.commit_tuning_record(record(trace, slot.searched, [seconds], self.target, args_info))
+
+    def _trial(self, candidate: Candidate) -> Trial:
+        slot = candidate.slot
+        return Trial(
+            now(),
+            self.number,
+            slot.problem.problem.to_json(),
+            slot.state.text,
+            self.threads,
+            slot.problem.trials,
+            candidate.predicted,
+            candidate.seconds,
+            candidate.failure,
+            candidate.choices,
+            candidate.structure,
+        )
+
+
+def note(problem: ProblemState, formulation: FormulationState, seconds: float | None, failure: str | None) -> None:
+    """Count a trial."""
+    formulation.trials += 1
+    if failure is not None:
+        problem.failures[failure] += 1
+    elif seconds is not None:
+        formulation.best = seconds if formulation.best is None else min(formulation.best, seconds)

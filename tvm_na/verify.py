@@ -1,0 +1,89 @@
+"""Measuring tuning records again: do they still apply, are their numbers right, are they as fast as they were."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tvm_na import build, settings
+from tvm_na.choose import Chosen, InapplicableError
+from tvm_na.record_index import ref_of
+from tvm_na.records import Record
+from tvm_na.target import NATarget, check_runs_here, parse_target
+from tvm_na.upkeep import best_of
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What became of a record.
+
+    Attributes:
+        record: Which one.
+        seconds: The shortest repeat now; None where it could not be measured.
+        failure: Why not; "" where it was.
+    """
+
+    record: Record
+    seconds: float | None
+    failure: str = ""
+
+    def is_bad(self, threshold: float) -> bool:
+        """Whether it failed, or takes more than ``threshold`` times as long as was recorded."""
+        return self.seconds is None or self.seconds > threshold * self.record.seconds
+
+
+def draw(records: Sequence[Record], target: NATarget, count: int, seed: int) -> tuple[list[Record], int]:
+    """``count`` of the fastest records of each problem and number of threads, and how many need too many cores.
+
+    Raises:
+        ValueError: a record is for another target than ``target``, or this CPU cannot run its kernels: its times
+            mean nothing here.
+    """
+    check_runs_here(target)
+    foreign = sorted({record.target for record in records} - {target.name})
+    if foreign:
+        raise ValueError(f"records: required records of {target.name} to measure here, got {', '.join(foreign)}")
+    best = best_of(records)
+    possible = [record for record in best if record.threads <= settings.available_cores()]
+    drawn = random.Random(seed).sample(possible, min(count, len(possible)))
+    return sorted(drawn, key=lambda record: (str(record.problem), record.threads)), len(best) - len(possible)
+
+
+def verify(record: Record) -> Verified:
+    """Build the kernel of a record, check its numbers against the reference in float64, and time it.
+
+    Raises:
+        RuntimeError: a package or the C++ compiler is missing, or the cache cannot be written.
+    """
+    from tvm_na.measure import Conditions, run_kernel
+
+    if importlib.util.find_spec("psutil") is None:
+        raise RuntimeError("measuring: required the packages of the extra tvm_na[tune], missing psutil")
+    chosen = Chosen("record", ref_of(record, shipped=False), "to be verified")
+    try:
+        kernel = build.kernel_with(chosen, record.problem, parse_target(record.target))
+    except InapplicableError as error:
+        return Verified(record, None, f"does not apply: {error}")
+    with _threads(record.threads):
+        measured = run_kernel(str(kernel.file), record.problem, Conditions(record.threads))
+    if measured.failure is not None:
+        return Verified(record, None, f"{measured.failure}: {measured.message}")
+    return Verified(record, min(measured.run_secs))
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let kernels have ``count`` threads."""
+    before = os.environ.get("TVM_NA_NUM_THREADS")
+    os.environ["TVM_NA_NUM_THREADS"] = str(count)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TVM_NA_NUM_THREADS"]
+        else:
+            os.environ["TVM_NA_NUM_THREADS"] = before
