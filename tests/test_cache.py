@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -191,11 +192,13 @@ def test_a_warm_process_calls_a_kernel_without_tvm_in_100_ms(folder: Path) -> No
         assert "tvm" not in sys.modules and "tvm_ffi" in sys.modules
         print(end - start)
     """
+    # With the bytecode that every second process finds, also where this one may not write any.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPYCACHEPREFIX"] = str(folder.parent / "bytecode")
+    command = [sys.executable, "-c", textwrap.dedent(code)]
     seconds = []
     for _ in range(5):
-        done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True, check=True
-        )
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
         seconds.append(float(done.stdout))
     # The fastest of a few: what other processes take is not ours.
     assert min(seconds) < 0.100, seconds
