@@ -42,6 +42,12 @@ STRUCTURES = {
 }
 
 
+_DEFAULT = next(iter(STRUCTURES.values()))
+# Where the structures that only the tuner looks at start from: as many rows as are worth packing again at the edges
+# of a task, and as many queries as the first cache holds the scores of.
+_ROWS_PER_TASK, _QUERIES_AT_ONCE = 14, 64
+
+
 class LanesSchedule:
     """Schedules one PrimFunc; see the module."""
 
@@ -77,7 +83,8 @@ class LanesSchedule:
         for name in ("out", "lse") if p.return_lse else ("out",):
             batch, i, j, head, *rest = sch.get_loops(self.block(name))
             if row_factors is None:
-                row_factors = self.decide.factors("rows per task", i, p.spatial[0], 1)
+                rows_per_task = largest_divisor(p.spatial[0], _ROWS_PER_TASK if self.structure.pack_in_task else 1)
+                row_factors = self.decide.factors("rows per task", i, p.spatial[0], rows_per_task)
                 head_factors = self.decide.factors("heads per task", head, p.heads, 1)
             row_task, row = sch.split(i, row_factors, preserve_unit_iters=True)
             head_task, head = sch.split(head, head_factors, preserve_unit_iters=True)
@@ -96,7 +103,10 @@ class LanesSchedule:
         tiles = [sch.get_loops(self.block(name))[9] for name in names]
         extent = getattr(sch.get(tiles[0]).extent, "value", None)  # None: an expression, from uneven groups
         if extent is not None:
-            factors = self.decide.factors("tiles at once", tiles[0], extent, 1)
+            at_once = (
+                1 if self.structure == _DEFAULT else largest_divisor(extent, _QUERIES_AT_ONCE // self.tile.queries)
+            )
+            factors = self.decide.factors("tiles at once", tiles[0], extent, at_once)
             tiles = [sch.split(tile, factors, preserve_unit_iters=True)[0] for tile in tiles]
         else:
             tiles = [sch.split(tile, [None, 1], preserve_unit_iters=True)[0] for tile in tiles]

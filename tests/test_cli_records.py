@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -244,3 +245,38 @@ def test_verify_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch
         with verify._threads(7):
             assert os.environ["TVM_NA_NUM_THREADS"] == "7"
         assert os.environ.get("TVM_NA_NUM_THREADS") == value
+
+
+# --- contest
+
+
+def test_contest_keeps_the_winners_with_their_times(user: Path, tmp_path: Path) -> None:
+    before = {record.digest for record in records_in(user)}
+    report = tmp_path / "contest.json"
+    out = records("contest", "--count", "2", "--rounds", "5", "--yes", "--output", str(report))
+    assert "2 records kept" in out and out.count("by default") == 2
+    after = records_in(user)
+    assert {record.problem for record in after} == {PROBLEM, OTHER}
+    assert {record.digest for record in after} <= before
+    assert all(len(record.run_secs) == 5 and record.seconds < 1e-3 for record in after)  # invented ones are longer
+    outcomes = json.loads(report.read_text(encoding="utf-8"))
+    # The fastest two and the first: (1 ms, 2 ms), of which one is the first, and the only one there is.
+    assert [len(outcome["records"]) for outcome in outcomes] == [2, 1]
+    best = {record["record"]: record["minimum"] for outcome in outcomes for record in outcome["records"][:1]}
+    assert best == {record.digest: record.seconds for record in after}
+
+
+def test_contest_asks_and_leaves_wrong_numbers_out(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "Aborted" in records("contest", code=1)
+    right = measure.Case.check
+    seen = []
+
+    def check(self: Any, outputs: Any, budget: float) -> None:
+        right(self, outputs, budget)
+        seen.append(budget)
+        if len(seen) == 2:  # the default is the first
+            raise measure.WrongNumbers("out: off")
+
+    monkeypatch.setattr(measure.Case, "check", check)
+    out = records("contest", "--count", "1", "--rounds", "3", "--yes")
+    assert "wrong numbers: out: off" in out and "2 records kept" in out

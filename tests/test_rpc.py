@@ -11,19 +11,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tvm_na.database import records_in
-from tvm_na.farm import Farm
+from tvm_na.farm import Farm, run_remotely
 from tvm_na.journal import trials_in
+from tvm_na.measure import Conditions, Measured
 from tvm_na.problem import NAProblem
 from tvm_na.target import detect_target
 from tvm_na.tasks import TuneTask
 from tvm_na.tune import tune
 from tvm_na.tune_state import TuneState
+from tvm_na.workers import Outcome
 
 KEY = "board"
+PROBLEM = NAProblem.make((9, 9), 3, 1, 8)
 
 
 class Processes:
@@ -80,46 +84,105 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
     running.close()
 
 
+def free(farm: Farm) -> int:
+    """How many devices of the farm wait for work; 0 without a tracker."""
+    try:
+        tracker = farm.tracker()
+    except RuntimeError:  # it is not there yet
+        return 0
+    try:
+        return int(tracker.summary()["queue_info"].get(farm.key, {}).get("free", 0))
+    finally:
+        tracker.close()
+
+
 @pytest.mark.slow
 def test_a_server_that_is_killed_and_replaced_costs_nothing(processes: Processes, tmp_path: Path) -> None:
     farm = Farm.parse(f"127.0.0.1:{processes.port}", KEY)
     server = processes.server()
-
-    def devices() -> int:
-        try:
-            return farm.devices()
-        except RuntimeError:  # the tracker is not there yet
-            return 0
-
-    wait_for(lambda: devices() == 1)
-    assert Farm(farm.host, farm.port, "another").devices() == 0
+    wait_for(lambda: free(farm) == 1)
+    assert farm.devices() == 1
+    other = Farm(farm.host, farm.port, "another")
+    assert other.devices() == 0
     with pytest.raises(RuntimeError, match="rpc: required devices with the key 'another' at the tracker, got none"):
-        Farm(farm.host, farm.port, "another").threads(0)
+        other.threads(0)
     with pytest.raises(ValueError, match="threads: required at most 1 .*, got 4"):
         farm.threads(4)
-    events: list[str] = []
+
+    trials = [0]
+    killed_after = []
 
     def replace() -> None:
+        wait_for(lambda: free(farm) == 0)  # the third measurement has the server, which does not go on
         processes.kill(server)
-        events.append("killed")
+        killed_after.append(trials[0])
         processes.server()
 
     replacing = threading.Thread(target=replace)
 
     def observe(state: TuneState) -> None:
-        events.append(f"{state.phase} {state.trials}")
+        trials[0] = state.trials
         if state.phase == "measuring" and state.trials == 2:
-            replacing.start()  # while the third is measured
+            wait_for(lambda: free(farm) == 1)
+            os.killpg(server.pid, signal.SIGSTOP)
+            replacing.start()
 
-    problem = NAProblem.make((9, 9), 3, 1, 8)
-    result = tune([TuneTask(problem)], detect_target(), trials=8, output=tmp_path / "out", farm=farm, observer=observe)
+    options = {"output": tmp_path / "out", "only_default_formulation": True, "batch": 3}
+    result = tune([TuneTask(PROBLEM)], detect_target(), trials=4, farm=farm, observer=observe, **options)
     replacing.join()
-    assert "killed" in events and events.index("killed") < events.index("measuring 4")
+    assert killed_after == [2]
     assert result.state.problems[0].failures.total() == 0
     records = records_in(tmp_path / "out")
-    assert len(records) == len(trials_in(tmp_path / "out")) == 8
+    assert len(records) == len(trials_in(tmp_path / "out")) == 4
     assert {r.threads for r in records} == {1}  # TVM_NUM_THREADS of the server
     assert all(0 < seconds < 1e-2 for r in records for seconds in r.run_secs)
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[Measured]]:
+    """What a farm makes of kernels whose attempts end as said: in a time, in a failure, or lost."""
+
+    def measured(*plans: list[float | str], devices: int = 1) -> list[Measured]:
+        class Pool:
+            def __init__(self, *_: Any) -> None:
+                self.sizes: list[int] = []
+
+            def grow(self, count: int) -> None:
+                self.sizes.append(count)
+
+            def run(self, function: Any, calls: Any, timeout: float, done: Any, stopped: Any) -> None:
+                assert function is run_remotely
+                for number, (file, *_) in enumerate(calls):
+                    step = plans[int(Path(file).name)].pop(0)
+                    if step == "timeout":
+                        done(number, Outcome(None, "timeout", "it took too long"))
+                    else:
+                        done(number, Outcome(Measured((), step) if isinstance(step, str) else Measured((step,))))
+
+        monkeypatch.setattr("tvm_na.workers.Pool", Pool)
+        monkeypatch.setattr(Farm, "devices", lambda _: devices)
+        measurer = Farm("host", 1, KEY).measurer(Conditions(1), detect_target(), tmp_path / "log")
+        found: dict[int, Measured] = {}
+        measurer.measure([(Path(str(n)), PROBLEM) for n in range(len(plans))], found.__setitem__)
+        return [found[n] for n in range(len(plans))]
+
+    return measured
+
+
+def test_what_is_lost_is_measured_on_another_device(scripted: Callable[..., list[Measured]]) -> None:
+    found = scripted([1.0], ["lost", 2.0], ["lost", "lost", 3.0], ["wrong numbers"])
+    assert [m.run_secs for m in found] == [(1.0,), (2.0,), (3.0,), ()]
+    assert found[3].failure == "wrong numbers"
+
+
+def test_a_kernel_that_loses_every_device_has_crashed_them(scripted: Callable[..., list[Measured]]) -> None:
+    assert [m.failure for m in scripted(["lost"] * 3, [1.0])] == ["crash", None]
+
+
+def test_a_hang_is_the_kernels_fault_while_there_are_devices(scripted: Callable[..., list[Measured]]) -> None:
+    assert [m.failure for m in scripted(["timeout"], [1.0], devices=2)] == ["timeout", None]
+    with pytest.raises(RuntimeError, match="rpc: required devices with the key 'board', got none any more"):
+        scripted(["timeout"], devices=0)
 
 
 @pytest.mark.parametrize(
@@ -143,5 +206,5 @@ def test_a_missing_tracker_is_said_at_once(tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         farm = Farm("127.0.0.1", free.getsockname()[1], KEY)
     with pytest.raises(RuntimeError, match="rpc: required a tracker at 127.0.0.1:.*, got .*refused"):
-        tune([TuneTask(NAProblem.make((9, 9), 3, 1, 8))], detect_target(), output=tmp_path / "out", farm=farm)
+        tune([TuneTask(PROBLEM)], detect_target(), output=tmp_path / "out", farm=farm)
     assert not (tmp_path / "out").exists()

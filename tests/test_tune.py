@@ -459,7 +459,7 @@ def test_crashing_versions_and_missing_packages_are_refused(monkeypatch: pytest.
 
 
 def test_batches_grow_with_the_trials() -> None:
-    from tvm_na.tune import Options
+    from tvm_na.tune_options import Options
 
     assert [Options(trials).completed(1).batch for trials in (8, 64, 1000)] == [4, 8, 16]
     assert Options(1000).completed(20).batch == 6

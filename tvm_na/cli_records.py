@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,7 @@ import typer
 from tvm_na.cli_common import console, fail, reports_errors, warn
 
 if TYPE_CHECKING:
+    from tvm_na.contest import Outcome
     from tvm_na.records import Record
     from tvm_na.upkeep import Removed
     from tvm_na.verify import Verified
@@ -242,3 +244,54 @@ def _show_verified(results: Sequence[Verified], threshold: float) -> None:
     console().print(table)
     bad = sum(result.is_bad(threshold) for result in results)
     console().print(f"{len(results)} measured, {bad} wrong, inapplicable or more than {threshold:g} times slower")
+
+
+@app.command("contest")
+@reports_errors
+def records_contest(
+    folder: Folder = None,
+    count: Annotated[int, typer.Option(min=1, help="Records of each problem and number of threads.")] = 6,
+    keep: Annotated[int, typer.Option(min=1, help="Records that are kept of them.")] = 1,
+    rounds: Annotated[int, typer.Option(min=3, help="Samples of each.")] = 100,
+    output: Annotated[Path | None, typer.Option(help="JSON file for the times.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Measure the fastest records of each problem in turns, with the default; keep the winners, with these times.
+
+    The tuner measures one candidate after the other; where a machine's speed changes meanwhile, luck decides too.
+    """
+    from tvm_na import contest
+    from tvm_na.benchmark import format_speedup, format_time
+
+    where = _users(folder)
+    if not yes:
+        typer.confirm(f"Replace all records in {where} by the winners?", abort=True)
+    outcomes = []
+    try:
+        for outcome in contest.contest(where, count, rounds):
+            outcomes.append(outcome)
+            best = min(outcome.records[0][1]) if outcome.records else min(outcome.default)
+            gain = (
+                f"{format_time(min(outcome.default))} by default, {format_time(best)}: {format_speedup(outcome.gain)}"
+            )
+            typer.echo(f"{outcome.problem}, threads {outcome.threads}: {gain}")
+            for failure in outcome.failures:
+                warn(failure)
+    except RuntimeError as error:
+        raise fail(str(error)) from error
+    contest.keep(where, outcomes, keep)
+    if output is not None:
+        output.write_text(json.dumps([_outcome(o) for o in outcomes], indent=1) + "\n", encoding="utf-8")
+    typer.echo(f"{sum(min(keep, len(o.records)) for o in outcomes)} records kept in {where}")
+
+
+def _outcome(outcome: Outcome) -> dict[str, object]:
+    """For JSON: shortest and median seconds."""
+    import statistics
+
+    def times(samples: Sequence[float]) -> dict[str, float]:
+        return {"minimum": min(samples), "median": statistics.median(samples)}
+
+    records = [{"record": record.digest, **times(samples)} for record, samples in outcome.records]
+    about = {"problem": str(outcome.problem), "threads": outcome.threads, "gain": outcome.gain}
+    return {**about, "default": times(outcome.default), "records": records}

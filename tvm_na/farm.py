@@ -54,8 +54,8 @@ class Farm:
             raise ValueError("rpc_key: required the key of the devices, got none")
         return cls(host, int(port), key)
 
-    def _tracker(self) -> Any:
-        """A connection to the tracker; RuntimeError if there is none."""
+    def tracker(self) -> Any:
+        """TVM's connection to the tracker; RuntimeError if there is none."""
         if importlib.util.find_spec("tornado") is None:
             raise RuntimeError("rpc: required the packages of the extra tvm_na[tune], missing tornado")
         try:  # TVM tries for a minute
@@ -68,7 +68,7 @@ class Farm:
 
     def devices(self) -> int:
         """How many devices there are, busy ones too."""
-        tracker = self._tracker()
+        tracker = self.tracker()
         try:
             keys = [item["key"].partition(":")[2] for item in tracker.summary()["server_info"]]
         finally:
@@ -91,7 +91,7 @@ class Farm:
 
     def session(self, timeout: float) -> Any:
         """A session of so many seconds on a device, as soon as one is free."""
-        return self._tracker().request(self.key, session_timeout=timeout)
+        return self.tracker().request(self.key, session_timeout=timeout)
 
     def measurer(self, conditions: Conditions, target: NATarget, log: Path) -> FarmMeasurer:
         """What measures on these devices."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvm_na import metaschedule, openmp, settings, workers
+from tvm_na import metaschedule, openmp, workers
 from tvm_na.builder import Builder
 from tvm_na.database import TuningDatabase, user_folder
 from tvm_na.journal import Journal, Trial, trials_in
@@ -27,6 +27,7 @@ from tvm_na.measure import Conditions, LocalMeasurer
 from tvm_na.search import Search, Strategy, candidate_of
 from tvm_na.target import NATarget, check_runs_here
 from tvm_na.tasks import Formulation, TuneTask, formulations_of, label, merged
+from tvm_na.tune_options import Options
 from tvm_na.tune_session import Candidate, Measurer, Session, Slot, note
 from tvm_na.tune_state import FormulationState, ProblemState, TuneState
 
@@ -36,41 +37,6 @@ if TYPE_CHECKING:
 LOG = "tune.log"
 WORKERS_LOG = "workers.log"
 _RECALLED = 16  # records per formulation; reading one replays its trace, which takes 20 ms or more
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to tune; see :func:`tune`."""
-
-    trials: int = 1000
-    time_limit: float | None = None
-    jobs: int = 0
-    seed: int = 0
-    threads: int = 0
-    batch: int = 0
-    strategy: Strategy = "evolutionary"
-    defaults_first: bool = True
-    only_default_formulation: bool = False
-    cold_cache: bool = False
-
-    def __post_init__(self) -> None:
-        for name, minimum in (("trials", 1), ("jobs", 0), ("seed", 0), ("threads", 0), ("batch", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name}: required an integer, got {type(value).__name__} {value!r}")
-            if value < minimum:
-                raise ValueError(f"{name}: required an integer >= {minimum}, got {value}")
-        if self.time_limit is not None and not self.time_limit > 0:
-            raise ValueError(f"time_limit: required seconds > 0, got {self.time_limit}")
-        if self.strategy not in ("evolutionary", "random"):
-            raise ValueError(f"strategy: required evolutionary or random, got {self.strategy!r}")
-
-    def completed(self, problems: int) -> Options:
-        """With numbers in place of zeros, for so many problems."""
-        jobs = self.jobs or settings.available_cores()
-        # Smaller batches ask the model more often, larger ones keep more jobs busy.
-        batch = max(4, min(16, self.trials // problems // 8))
-        return replace(self, jobs=jobs, threads=self.threads or settings.num_threads(), batch=self.batch or batch)
 
 
 @dataclass(frozen=True)
@@ -265,6 +231,7 @@ def _run(session: Session, tasks: Sequence[TuneTask], target: NATarget, options:
             problem.note_round()
             if len(problem.formulations) > 1 and options.defaults_first:
                 problem.drop_hopeless()
+                _measure_structures(session, problem)
             if session.stopped():
                 break
         if not session.stopped():
@@ -284,6 +251,18 @@ def _measure_defaults(session: Session, problem: ProblemState) -> None:
         session.try_out(candidates)
     for slot, candidate in zip(slots, candidates, strict=True):
         slot.state.default = candidate.seconds
+
+
+def _measure_structures(session: Session, problem: ProblemState) -> None:
+    """Measure the default points of the other structures, of the formulations that are still open."""
+    candidates = []
+    for slot in session.slots:
+        if slot.problem is problem and slot.state.open:
+            spaces = list(slot.formulation.spaces.values())[1:]
+            candidates += [candidate_of(slot, scheduled.schedule) for scheduled in spaces]
+    new = [c for c in candidates if (problem.problem, *c.point) not in session.known]
+    if new and not session.stopped():
+        session.try_out(new)
 
 
 @contextmanager

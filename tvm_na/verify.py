@@ -43,14 +43,25 @@ def draw(records: Sequence[Record], target: NATarget, count: int, seed: int) -> 
         ValueError: a record is for another target than ``target``, or this CPU cannot run its kernels: its times
             mean nothing here.
     """
-    check_runs_here(target)
-    foreign = sorted({record.target for record in records} - {target.name})
-    if foreign:
-        raise ValueError(f"records: required records of {target.name} to measure here, got {', '.join(foreign)}")
+    check_measurable(records, target)
     best = best_of(records)
     possible = [record for record in best if record.threads <= settings.available_cores()]
     drawn = random.Random(seed).sample(possible, min(count, len(possible)))
     return sorted(drawn, key=lambda record: (str(record.problem), record.threads)), len(best) - len(possible)
+
+
+def check_measurable(records: Sequence[Record], target: NATarget) -> None:
+    """ValueError if a record is for another target than ``target``, or this CPU cannot run its kernels.
+
+    Raises:
+        RuntimeError: a package that measuring needs is missing.
+    """
+    if importlib.util.find_spec("psutil") is None:
+        raise RuntimeError("measuring: required the packages of the extra tvm_na[tune], missing psutil")
+    check_runs_here(target)
+    foreign = sorted({record.target for record in records} - {target.name})
+    if foreign:
+        raise ValueError(f"records: required records of {target.name} to measure here, got {', '.join(foreign)}")
 
 
 def verify(record: Record) -> Verified:
@@ -61,14 +72,12 @@ def verify(record: Record) -> Verified:
     """
     from tvm_na.measure import Conditions, run_kernel
 
-    if importlib.util.find_spec("psutil") is None:
-        raise RuntimeError("measuring: required the packages of the extra tvm_na[tune], missing psutil")
     chosen = Chosen("record", ref_of(record, shipped=False), "to be verified")
     try:
         kernel = build.kernel_with(chosen, record.problem, parse_target(record.target))
     except InapplicableError as error:
         return Verified(record, None, f"does not apply: {error}")
-    with _threads(record.threads):
+    with running_on(record.threads):
         measured = run_kernel(str(kernel.file), record.problem, Conditions(record.threads))
     if measured.failure is not None:
         return Verified(record, None, f"{measured.failure}: {measured.message}")
@@ -76,7 +85,7 @@ def verify(record: Record) -> Verified:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def running_on(count: int) -> Iterator[None]:
     """Let kernels have ``count`` threads."""
     before = os.environ.get("TVM_NA_NUM_THREADS")
     os.environ["TVM_NA_NUM_THREADS"] = str(count)
