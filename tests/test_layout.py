@@ -38,6 +38,7 @@ ALLOWED = {
         "choose",
         "database",
         "measure",
+        "record_files",
         "record_index",
         "records",
         "rejections",
@@ -64,8 +65,9 @@ ALLOWED = {
     "search": {"metaschedule", "points", "tune_session"},
     "tune": {
         *("builder", "database", "farm", "journal", "measure", "metaschedule", "openmp"),
-        *("search", "tasks", "tune_options", "tune_session", "tune_state", "workers"),
+        *("search", "tasks", "tune_guards", "tune_options", "tune_session", "tune_state", "workers"),
     },
+    "tune_guards": {"tune_state"},
     "tune_options": {"search"},
     "tune_display": {"benchmark", "tasks", "tune_state"},
     "ops": {"build", "runtime"},

@@ -48,19 +48,21 @@ def states() -> list[tuple[str, int]]:
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory, states: list[tuple[str, int]], formulations: Any) -> TuneResult:
-    """A run with as many trials as there are defaults, and 8 more."""
+    """A run with the defaults of all formulations, those of the structures of one, and six more."""
 
     def observe(state: TuneState) -> None:
         states.append((state.phase, state.trials))
 
     folder = tmp_path_factory.mktemp("real")
-    trials = len(formulations) + 8
-    return tune([TuneTask(PROBLEM)], TARGET, trials=trials, output=folder, threads=1, batch=4, observer=observe)
+    trials = len(formulations) + len(formulations[0].spaces) - 1 + 6
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tvm_na.tune_state.KEPT", 1)
+        return tune([TuneTask(PROBLEM)], TARGET, trials=trials, output=folder, threads=1, batch=3, observer=observe)
 
 
-def test_every_trial_is_recorded(real: TuneResult, formulations: list[Formulation]) -> None:
+def test_every_trial_is_recorded(real: TuneResult) -> None:
     trials, records = trials_in(real.folder), records_in(real.folder)
-    assert len(trials) == real.state.trials == real.state.measured == len(formulations) + 8
+    assert len(trials) == real.state.trials == real.state.measured == real.state.limit
     assert [t.trial for t in trials] == list(range(len(trials)))
     assert {(t.problem, t.threads, t.session) for t in trials} == {(PROBLEM.to_json(), 1, 0)}
     measured = [t for t in trials if t.failure is None]
@@ -83,9 +85,22 @@ def test_the_default_of_each_formulation_comes_first(real: TuneResult, formulati
     assert problem.improvement is not None and problem.improvement >= 1.0
 
 
+def test_the_default_of_each_structure_of_those_that_are_kept_comes_next(
+    real: TuneResult, formulations: list[Formulation]
+) -> None:
+    trials = trials_in(real.folder)
+    defaults, rest = trials[: len(formulations)], trials[len(formulations) :]
+    kept = min(defaults, key=lambda t: t.seconds or math.inf).formulation
+    spaces = next(f for f in formulations if f.text == kept).spaces
+    assert [t.structure for t in rest[: len(spaces) - 1]] == list(spaces)[1:]
+    assert {t.formulation for t in rest} == {kept}
+    for trial in rest[: len(spaces) - 1]:
+        assert dict(trial.choices) == {c.name: c.value for c in spaces[trial.structure].choices}
+
+
 def test_the_cost_model_predicts_once_it_has_learnt(real: TuneResult) -> None:
     predicted = [t.predicted for t in trials_in(real.folder)]
-    assert all(score is not None and math.isfinite(score) for score in predicted[-4:])
+    assert all(score is not None and math.isfinite(score) for score in predicted[-3:])
 
 
 def test_a_session_says_how_it_went(real: TuneResult, states: list[tuple[str, int]]) -> None:

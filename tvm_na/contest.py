@@ -17,8 +17,9 @@ from tvm_na import build
 from tvm_na.choose import Chosen
 from tvm_na.database import replace_files, write_meta, writing
 from tvm_na.problem import NAProblem
+from tvm_na.record_files import read_lines
 from tvm_na.record_index import ref_of
-from tvm_na.records import Record, read_lines, read_meta, records_in, workload_hash
+from tvm_na.records import Record, read_meta, records_in, workload_hash
 from tvm_na.rejections import InapplicableError
 from tvm_na.target import NATarget, parse_target
 from tvm_na.upkeep import best_of

@@ -1,20 +1,16 @@
 """Tuning: finds schedules for problems by building and measuring, and keeps what it finds.
 
 Each problem has several formulations, each formulation several structures, each structure many points. First the
-default point of every formulation is measured; those that are far off are not looked at again. Then MetaSchedule's
+default point of every formulation is measured; those that are far off are not looked at again. Of the others the
+default point of every structure is. Then MetaSchedule's
 evolutionary search proposes batches of points, and the problem that promises most gets the next batch.
 """
 
 from __future__ import annotations
 
-import logging
-import logging.handlers
-import signal
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +23,7 @@ from tvm_na.measure import Conditions, LocalMeasurer
 from tvm_na.search import Search, Strategy, candidate_of
 from tvm_na.target import NATarget, check_runs_here
 from tvm_na.tasks import Formulation, TuneTask, formulations_of, label, merged
+from tvm_na.tune_guards import logging_to, stopping
 from tvm_na.tune_options import Options
 from tvm_na.tune_session import Candidate, Measurer, Session, Slot, note
 from tvm_na.tune_state import FormulationState, ProblemState, TuneState
@@ -135,7 +132,7 @@ def _open(
     ms = metaschedule.import_metaschedule()
     database = stack.enter_context(TuningDatabase(folder, target))
     journal = stack.enter_context(Journal(folder))
-    stack.enter_context(_logging_to(folder / LOG))
+    stack.enter_context(logging_to(folder / LOG))
     kernels = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tvm_na-tune-")))
     log = folder / WORKERS_LOG
     builder = Builder(options.jobs, target, kernels, log)
@@ -146,7 +143,7 @@ def _open(
     facts = {name: value for name, value in vars(options).items() if value is not None}
     number = database.begin_session(problems=tasks, farm=farm is not None, **facts)
     stack.callback(lambda: database.end_session(**_facts(state)))
-    stopped = stack.enter_context(_stopping(state))
+    stopped = stack.enter_context(stopping(state))
     memory = ms.database.MemoryDatabase()
     return Session(
         state,
@@ -263,49 +260,3 @@ def _measure_structures(session: Session, problem: ProblemState) -> None:
     new = [c for c in candidates if (problem.problem, *c.point) not in session.known]
     if new and not session.stopped():
         session.try_out(new)
-
-
-@contextmanager
-def _stopping(state: TuneState) -> Iterator[Callable[[], bool]]:
-    """A function that says whether to end, for whatever reason; Ctrl-C is one, as long as the block lasts."""
-
-    def stopped() -> bool:
-        if not state.ending and time.monotonic() >= state.deadline:
-            state.ending = "the time is up"
-        if not state.ending and state.trials >= state.limit:
-            state.ending = "all trials are done"
-        return bool(state.ending)
-
-    def interrupted(*_: object) -> None:
-        state.ending = "interrupted"
-        signal.signal(signal.SIGINT, before)  # the next one is not waited for
-
-    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
-        yield stopped
-        return
-    before = signal.signal(signal.SIGINT, interrupted)
-    try:
-        yield stopped
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _logging_to(file: Path) -> Iterator[None]:
-    """Send what MetaSchedule and the tuner log to a file, and nowhere else."""
-    handler = logging.handlers.RotatingFileHandler(file, maxBytes=20_000_000, backupCount=1, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    loggers = [logging.getLogger(name) for name in ("tvm.s_tir.meta_schedule", "tvm_na.tune")]
-    before = [(logger.level, logger.propagate) for logger in loggers]
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
-    try:
-        yield
-    finally:
-        for logger, (level, propagate) in zip(loggers, before, strict=True):
-            logger.removeHandler(handler)
-            logger.setLevel(level)
-            logger.propagate = propagate
-        handler.close()
