@@ -26,7 +26,8 @@ Folder = Annotated[Path | None, typer.Argument(metavar="[FOLDER]", help="Of reco
 
 
 def _folders(given: Sequence[Path] | None) -> list[Path]:
-    """Existing folders: those that were given, or the user's and the shipped one."""
+    """Existing folders: those that were given, or the user's and the shipped one, as far as TVM_NA_RECORDS has them."""
+    from tvm_na import settings
     from tvm_na.build import current_target
     from tvm_na.records import shipped_folder, user_folder
 
@@ -35,8 +36,9 @@ def _folders(given: Sequence[Path] | None) -> list[Path]:
             if not folder.is_dir():
                 raise FileNotFoundError(f"records: required an existing folder, got {folder}")
         return list(given)
-    name = current_target().name
-    return [folder for folder in (user_folder(name), shipped_folder(name)) if folder.is_dir()]
+    name, mode = current_target().name, settings.records_mode()
+    folders = {"user": [user_folder(name)], "shipped": [shipped_folder(name)]}
+    return [f for f in folders.get(mode, [*folders["user"], *folders["shipped"]]) if f.is_dir()]
 
 
 def _users(given: Path | None) -> Path:

@@ -55,7 +55,7 @@ class Outcome:
 def contest(folder: Path, count: int, rounds: int) -> Iterator[Outcome]:
     """Measure records of each problem and number of threads in turns with the default schedule.
 
-    The ``count`` fastest take part, and the first, which is the tuner's record of the default.
+    The ``count`` fastest take part, and the first, since the tuner begins with default points.
 
     Args:
         folder: Of records for this machine.
@@ -68,7 +68,7 @@ def contest(folder: Path, count: int, rounds: int) -> Iterator[Outcome]:
     """
     groups: dict[tuple[NAProblem, int], list[Record]] = {}
     records = records_in(folder)
-    first = {(record.problem, record.threads): record for record in reversed(records)}  # the tuner begins with it
+    first = {(record.problem, record.threads): record for record in reversed(records)}  # a default point, mostly
     for record in dict.fromkeys([*first.values(), *best_of(records, count)]):
         groups.setdefault((record.problem, record.threads), []).append(record)
     for (problem, threads), records in groups.items():

@@ -159,6 +159,8 @@ class Session:
         held: dict[int, Measured] = {}  # not ended yet
 
         def done(index: int, measured: Measured) -> None:
+            if self.state.first is None:
+                self.state.first = self.state.elapsed
             seconds, known = min(measured.run_secs, default=None), best[index]
             if seconds is not None and (known is None or seconds > _FAR * known):
                 held[index] = measured
@@ -213,8 +215,6 @@ class Session:
             _log.warning("%s: %s\n%s", measured.failure, where, measured.message)
         self.journal.write(self._trial(candidate))
         self.known[(slot.problem.problem, *candidate.point)] = candidate.seconds
-        if state.first is None:
-            state.first = state.elapsed
         state.measured += 1
         note(slot.problem, slot.state, candidate.seconds, candidate.failure)
         self.observe(state)
