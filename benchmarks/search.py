@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_na import build, cache, measure, runtime
-from tvm_na.benchmark import ERROR_BUDGET, Timing
+from tvm_na.benchmark import ERROR_BUDGET, Timing, ratio_in_turns
 from tvm_na.benchmark import measure as measure_in_turns
 from tvm_na.choose import Chosen
 from tvm_na.journal import Trial, trials_in
@@ -99,12 +99,12 @@ class Outcome:
     found: dict[str, Found]
     timings: dict[str, Timing]
 
-    def advantage(self, fastest: bool) -> float:
-        """The time of random's best over that of the model's, by fastest samples or by medians; 1 for one schedule."""
+    @property
+    def advantage(self) -> float:
+        """The time of random's best over that of the model's, round by round; 1 for one schedule."""
         if self.found[MODEL].best.digest == self.found[RANDOM].best.digest:
             return 1.0
-        ours, theirs = (self.timings[name] for name in (MODEL, RANDOM))
-        return theirs.minimum / ours.minimum if fastest else theirs.median / ours.median
+        return ratio_in_turns(self.timings[RANDOM], self.timings[MODEL])
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -114,14 +114,13 @@ class Outcome:
             "seed": self.task.seed,
             "found": {name: found.to_dict() for name, found in self.found.items()},
             "timings": {name: timing.to_dict() for name, timing in self.timings.items()},
-            "advantage_by_fastest": self.advantage(fastest=True),
-            "advantage_by_median": self.advantage(fastest=False),
+            "advantage": self.advantage,
         }
 
 
-def wins(outcomes: list[Outcome], fastest: bool) -> int:
+def wins(outcomes: list[Outcome]) -> int:
     """In how many tasks the search with the model found the better schedule."""
-    return sum(outcome.advantage(fastest) > 1 for outcome in outcomes)
+    return sum(outcome.advantage > 1 for outcome in outcomes)
 
 
 def folder_of(task: SearchTask, strategy: str, trials: int, root: Path, target: NATarget) -> Path:
@@ -183,5 +182,5 @@ def compare(task: SearchTask, found: dict[str, Found], target: NATarget, rounds:
         calls[name] = functools.partial(kernel.function, *case.inputs, *outputs)
         calls[name]()
         case.check(outputs, ERROR_BUDGET[task.problem.dtype])
-    timings = measure_in_turns(calls, rounds=rounds, sample_time=2e-3, warmup_time=0.05)
+    timings = measure_in_turns(calls, rounds=rounds, sample_time=5e-4, warmup_time=0.05)
     return Outcome(task, found, timings)

@@ -52,13 +52,12 @@ def test_ten_different_tasks_with_seeds_of_their_own() -> None:
 
 def test_who_wins(tmp_path: Path) -> None:
     folder = make_searched(tmp_path)
-    fast, slow = Timing((1.0, 3.0, 3.0)), Timing((2.0, 2.0, 2.0))
+    fast, slow = Timing((1.0, 3.0, 5.0)), Timing((2.0, 4.0, 5.0))
     outcomes = [outcome_with(fast, slow, folder), outcome_with(slow, fast, folder)]
-    assert [outcome.advantage(fastest=True) for outcome in outcomes] == [2.0, 0.5]
-    assert [outcome.advantage(fastest=False) for outcome in outcomes] == [pytest.approx(2 / 3), 1.5]
-    assert (search.wins(outcomes, fastest=True), search.wins(outcomes, fastest=False)) == (1, 1)
+    assert [outcome.advantage for outcome in outcomes] == [pytest.approx(4 / 3), pytest.approx(3 / 4)]
+    assert search.wins(outcomes) == 1
     same = outcome_with(fast, slow, folder, same=True)
-    assert same.advantage(fastest=True) == 1.0 and search.wins([same], fastest=True) == 0
+    assert same.advantage == 1.0 and search.wins([same]) == 0
 
 
 def test_a_finished_search_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,18 @@ import torch
 from tests.helpers import random_problem, relative_error
 from tvm_na import measure, reference, workers
 from tvm_na.builder import Builder, Built
-from tvm_na.measure import Case, Conditions, LocalMeasurer, Measured, WrongNumbers, case_of, plan, repeated, scatters
+from tvm_na.measure import (
+    Case,
+    Conditions,
+    Kernel,
+    LocalMeasurer,
+    Measured,
+    WrongNumbers,
+    case_of,
+    in_turns,
+    plan,
+    scatters,
+)
 from tvm_na.problem import NAProblem
 from tvm_na.target import NATarget, detect_target
 from tvm_na.workers import Outcome, Pool
@@ -185,9 +196,9 @@ def test_every_repeat_is_kept_and_those_that_scatter_are_doubled(monkeypatch: py
     steady, uneven = Clock([1e-3]), Clock([1e-3, 3e-3])
     conditions = Conditions(1, repeats=10, shortest=1e-3, budget=1.0)
     monkeypatch.setattr(measure, "time", steady)
-    assert repeated(steady.call, conditions) == pytest.approx([1e-3] * 10)
+    assert in_turns([steady.call], conditions)[0] == pytest.approx([1e-3] * 10)
     monkeypatch.setattr(measure, "time", uneven)
-    seconds = repeated(uneven.call, conditions)
+    (seconds,) = in_turns([uneven.call], conditions)
     assert len(seconds) == 20
     assert min(seconds) == pytest.approx(1e-3)
     assert scatters(seconds)
@@ -197,7 +208,7 @@ def test_every_repeat_is_kept_and_those_that_scatter_are_doubled(monkeypatch: py
 def test_the_budget_ends_what_became_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock([1e-3] * 3 + [1.0] * 100)
     monkeypatch.setattr(measure, "time", clock)
-    assert repeated(clock.call, Conditions(1, repeats=40, shortest=1e-3, budget=0.5)) == pytest.approx([1.0] * 3)
+    assert in_turns([clock.call], Conditions(1, repeats=40, shortest=1e-3, budget=0.5))[0] == pytest.approx([1.0] * 3)
 
 
 def test_caches_are_flushed_before_each_repeat_and_not_in_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,9 +220,36 @@ def test_caches_are_flushed_before_each_repeat_and_not_in_its_time(monkeypatch: 
 
     monkeypatch.setattr(measure, "time", clock)
     monkeypatch.setattr(measure, "_flusher", lambda: flush)
-    seconds = repeated(clock.call, Conditions(1, repeats=4, budget=100.0, cold_cache=True))
+    (seconds,) = in_turns([clock.call], Conditions(1, repeats=4, budget=100.0, cold_cache=True))
     assert seconds == pytest.approx([1e-3] * 4)
     assert flushed == [3, 4, 5, 6]  # after three calls that are not counted
+
+
+def test_kernels_in_turns_meet_the_same_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine becomes twice as slow in the middle; what compares to the reference stays."""
+
+    class Machine:
+        def __init__(self) -> None:
+            self.now, self.called = 0.0, ""
+
+        def perf_counter(self) -> float:
+            return self.now
+
+        def kernel(self, name: str, cost: float) -> None:
+            self.called += name
+            self.now += cost * (2.0 if self.now > 0.02 else 1.0)
+
+    machine = Machine()
+    monkeypatch.setattr(measure, "time", machine)
+    calls = [lambda: machine.kernel("a", 3e-3), lambda: machine.kernel("b", 2e-3)]
+    found = in_turns(calls, Conditions(1, repeats=5, shortest=1e-3, budget=1.0))
+    assert machine.called == "aaabbb" + "ab" * 10  # twice five, since they scatter
+    assert [len(seconds) for seconds in found] == [10, 10]
+    assert [min(seconds) for seconds in found] == pytest.approx([3e-3, 2e-3])
+    assert measure.median(Measured(found[0], reference_secs=found[1]).beside(1.0)) == pytest.approx(1.5)
+    slow = Measured((6e-3, 7e-3), reference_secs=(4e-3, 5e-3))
+    assert slow.beside(2e-3) == pytest.approx((3e-3, 2.8e-3))
+    assert Measured((6e-3,)).beside(2e-3) == (6e-3,)
 
 
 # --- kernels
@@ -258,7 +296,7 @@ def local(log: Path) -> Iterator[LocalMeasurer]:
     measurer.close()
 
 
-def measured(measurer: LocalMeasurer, *kernels: tuple[Path, NAProblem]) -> list[Measured]:
+def measured(measurer: LocalMeasurer, *kernels: Kernel) -> list[Measured]:
     found: dict[int, Measured] = {}
     measurer.measure(kernels, found.__setitem__)
     return [found[index] for index in range(len(kernels))]
@@ -312,7 +350,7 @@ def test_bad_kernels_fail_each_in_its_way_and_the_next_is_measured(
     hang = compiled(tmp_path, "hang", "for (volatile int i = 0;; ++i) {}")
     idle = compiled(tmp_path, "idle", "")
     files = [right, abort, right, crash, hang, wrong, idle, tmp_path / "missing.so", right]
-    found = measured(local, *((file, PROBLEM) for file in files))
+    found = measured(local, *(Kernel(file, PROBLEM) for file in files))
     failures = [m.failure for m in found]
     assert failures == [None, "crash", None, "crash", "timeout", "wrong numbers", "wrong numbers", "run", None]
     assert "SIGABRT" in found[1].message and "SIGSEGV" in found[3].message
@@ -323,11 +361,22 @@ def test_bad_kernels_fail_each_in_its_way_and_the_next_is_measured(
         assert all(0 < seconds < 1 for seconds in m.run_secs)
 
 
+def test_a_reference_is_measured_beside_the_kernel_and_must_be_right_too(
+    built: list[Built], local: LocalMeasurer
+) -> None:
+    right, wrong = built[0].file, built[2].file
+    assert right is not None and wrong is not None
+    both, bad = measured(local, Kernel(right, PROBLEM, right), Kernel(right, PROBLEM, wrong))
+    assert (both.failure, bad.failure) == (None, "wrong numbers")
+    assert len(both.run_secs) == len(both.reference_secs) >= 5
+    assert min(both.run_secs) < 3 * min(both.reference_secs) < 9 * min(both.run_secs)  # one and the same kernel
+
+
 def test_measuring_can_be_stopped(built: list[Built], local: LocalMeasurer) -> None:
     file = built[0].file
     assert file is not None
     found: dict[int, Measured] = {}
-    local.measure([(file, PROBLEM)] * 3, found.__setitem__, lambda: bool(found))
+    local.measure([Kernel(file, PROBLEM)] * 3, found.__setitem__, lambda: bool(found))
     assert found[0].failure is None
     assert [found[1].failure, found[2].failure] == ["stopped", "stopped"]
 

@@ -18,7 +18,7 @@ import pytest
 from tvm_na.database import records_in
 from tvm_na.farm import Farm, run_remotely
 from tvm_na.journal import trials_in
-from tvm_na.measure import Conditions, Measured
+from tvm_na.measure import Conditions, Kernel, Measured
 from tvm_na.problem import NAProblem
 from tvm_na.target import detect_target
 from tvm_na.tasks import TuneTask
@@ -152,8 +152,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., l
 
             def run(self, function: Any, calls: Any, timeout: float, done: Any, stopped: Any) -> None:
                 assert function is run_remotely
-                for number, (file, *_) in enumerate(calls):
-                    step = plans[int(Path(file).name)].pop(0)
+                for number, (kernel, *_) in enumerate(calls):
+                    step = plans[int(kernel.file.name)].pop(0)
                     if step == "timeout":
                         done(number, Outcome(None, "timeout", "it took too long"))
                     else:
@@ -163,7 +163,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., l
         monkeypatch.setattr(Farm, "devices", lambda _: devices)
         measurer = Farm("host", 1, KEY).measurer(Conditions(1), detect_target(), tmp_path / "log")
         found: dict[int, Measured] = {}
-        measurer.measure([(Path(str(n)), PROBLEM) for n in range(len(plans))], found.__setitem__)
+        measurer.measure([Kernel(Path(str(n)), PROBLEM) for n in range(len(plans))], found.__setitem__)
         return [found[n] for n in range(len(plans))]
 
     return measured

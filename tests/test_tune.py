@@ -18,7 +18,7 @@ from tvm_na import metaschedule, tune_session
 from tvm_na.builder import Built
 from tvm_na.database import TuningDatabase
 from tvm_na.journal import trials_in
-from tvm_na.measure import Conditions, Measured
+from tvm_na.measure import Conditions, Kernel, Measured
 from tvm_na.points import Features, Mutator, read_point
 from tvm_na.problem import NAProblem
 from tvm_na.records import META, read_meta, records_in
@@ -151,7 +151,13 @@ class FakeBuilder:
 
 
 class FakeMeasurer(FakeBuilder):
+    """Measures nothing: there is no reference."""
+
     suffix = ".so"
+
+    def measure(self, kernels: Sequence[Kernel], done: Callable[[int, Measured], None], stopped: Any = None) -> None:
+        for index in range(len(kernels)):
+            done(index, Measured((), "run"))
 
 
 @pytest.fixture
@@ -320,40 +326,35 @@ def test_an_error_of_ours_comes_through_the_search(tmp_path: Path, invented: Any
     assert records_in(tmp_path)
 
 
-def test_far_off_times_are_measured_again() -> None:
-    """A neighbor's doing does not last; what is slow by itself stays slow, and what fails then has failed."""
-    plans = {"good": [1.0], "disturbed": [9.0, 1.5], "slow": [9.0, 8.0], "flaky": [9.0, "crash"]}
-    ended: dict[str, Measured] = {}
-    turns: list[str] = []
+def test_times_are_for_one_speed_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """However fast the machine is while a candidate is measured, in whichever session."""
+    speed = 1.0
 
-    class Measurer:
-        def measure(self, kernels: Any, done: Any, stopped: Any) -> None:
-            for index, (file, _) in enumerate(kernels):
-                turns.append(file.name)
-                found = plans[file.name].pop(0)
-                done(index, Measured((), found) if isinstance(found, str) else Measured((found,)))
+    class Measurer(FakeMeasurer):
+        def measure(self, kernels: Sequence[Kernel], done: Any, stopped: Any = None) -> None:
+            nonlocal speed
+            for index, kernel in enumerate(kernels):
+                run_secs, reference = (3.0 / speed, 4.0 / speed), (2.0 / speed, 2.0 / speed)
+                done(index, Measured(run_secs, reference_secs=reference if kernel.reference else ()))
+                speed *= 0.7
 
-    class Fake(Session):
-        def _ended(self, candidate: Any, measured: Measured) -> None:
-            ended[candidate.name] = measured
+    monkeypatch.setattr("tvm_na.tune.Builder", FakeBuilder)
+    monkeypatch.setattr("tvm_na.tune.LocalMeasurer", Measurer)
+    monkeypatch.setattr("tvm_na.tune.workers.start_server", lambda: None)
+    for count in (3, 6):
+        tune([TuneTask(PROBLEM)], TARGET, trials=count, output=tmp_path, threads=1)
+        speed = 0.1
+    trials = trials_in(tmp_path)
+    assert [trial.reference for trial in trials] == [3.5] * 6  # when it was measured for the first time, alone
+    assert [trial.seconds for trial in trials] == pytest.approx([3.5 / 2 * 3.5] * 6)
+    assert all(record.run_secs == pytest.approx((3.5 / 2 * 3, 3.5 / 2 * 4)) for record in records_in(tmp_path))
 
-    class Point:
-        def __init__(self, name: str) -> None:
-            self.name = name
-            self.slot = type("Slot", (), {"problem": type("P", (), {"best": None, "problem": PROBLEM})})
 
-    names = list(plans)
-    fake: Any = Fake.__new__(Fake)
-    fake.state, fake.measurer, fake.observe, fake.stopped = TuneState([], 9), Measurer(), lambda _: None, lambda: False
-    fake.measure([Point(name) for name in names], [Path(name) for name in names])
-    assert turns == [*names, "disturbed", "slow", "flaky"]
-    assert {name: m.run_secs for name, m in ended.items()} == {
-        "good": (1.0,),
-        "disturbed": (9.0, 1.5),
-        "slow": (9.0, 8.0),
-        "flaky": (),
-    }
-    assert ended["flaky"].failure == "crash"
+def test_without_a_reference_candidates_are_measured_alone(tmp_path: Path, invented: Any) -> None:
+    invented(smooth)
+    tune([TuneTask(PROBLEM)], TARGET, trials=3, output=tmp_path, threads=1)
+    assert [trial.reference for trial in trials_in(tmp_path)] == [None] * 3
+    assert "measured without a reference, its default kernel fails: run" in (tmp_path / "tune.log").read_text()
 
 
 def test_logging_is_as_before(tmp_path: Path, invented: Any, capfd: pytest.CaptureFixture[str]) -> None:

@@ -43,7 +43,7 @@ def commit_drawn(
         for ms in milliseconds:
             func, scheduled = drawn(problem, formulation)
             workload = database.register(tvm.IRModule({"main": func}))
-            database.commit(workload, scheduled.schedule.trace, [ms / 1e3, ms / 1e3 * 1.1], threads)
+            database.commit(workload, scheduled.schedule.trace, [ms / 1e3 * f for f in (1.1, 0.9, 1.0)], threads)
 
 
 def edit_meta(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:

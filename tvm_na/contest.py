@@ -1,7 +1,7 @@
 """The fastest records of a problem measured against each other, in turns.
 
-A tuner measures its candidates one after the other, over minutes; on a machine whose speed changes meanwhile, the
-record with the shortest time may be the one that was measured at the best moment. In turns, all meet the same ones.
+Of many candidates that are about as fast, the one with the shortest time is the one whose measurement erred the most.
+Measured once more, with more repeats, that luck is gone.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tvm_na import build
 from tvm_na.choose import Chosen
 from tvm_na.database import replace_files, write_meta, writing
+from tvm_na.measure import Measured
 from tvm_na.problem import NAProblem
 from tvm_na.record_files import read_lines
 from tvm_na.record_index import ref_of
@@ -25,7 +27,7 @@ from tvm_na.target import NATarget, parse_target
 from tvm_na.upkeep import best_of
 from tvm_na.verify import check_measurable, running_on
 
-_SAMPLE, _WARM_UP = 2e-3, 1e-2  # seconds
+_SAMPLE, _WARM_UP = 5e-4, 1e-2  # seconds
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Outcome:
         problem: Which.
         threads: Threads of its kernels.
         default: Seconds per call of every sample of the default schedule.
-        records: The records that took part, each with its samples, the fastest first.
+        records: The records that took part, each with its samples, converted to the speed of the machine at which the
+            default takes its median; the fastest first.
         failures: What those that could not be measured failed at.
     """
 
@@ -48,8 +51,8 @@ class Outcome:
 
     @property
     def gain(self) -> float:
-        """How many times faster than the default the fastest is, by their shortest samples."""
-        return min(self.default) / min(self.records[0][1]) if self.records else 1.0
+        """How many times faster than the default the fastest is: the median of the ratios of neighboring samples."""
+        return median(self.default) / median(self.records[0][1]) if self.records else 1.0
 
 
 def contest(folder: Path, count: int, rounds: int) -> Iterator[Outcome]:
@@ -90,9 +93,14 @@ def _measured(problem: NAProblem, threads: int, records: Sequence[Record], targe
         except (InapplicableError, ValueError) as error:
             failures.append(f"{record.digest}: {error}")
     timings = benchmark.measure(calls, rounds=rounds, sample_time=_SAMPLE, warmup_time=_WARM_UP)
-    found = [(record, timings[record.digest].samples) for record in records if record.digest in timings]
-    found.sort(key=lambda pair: min(pair[1]))
-    return Outcome(problem, threads, timings["default"].samples, tuple(found), tuple(failures))
+    default = timings["default"].samples
+    found = []
+    for record in records:
+        if record.digest in timings:
+            measured = Measured(timings[record.digest].samples, reference_secs=default)
+            found.append((record, measured.beside(median(default))))
+    found.sort(key=lambda pair: median(pair[1]))
+    return Outcome(problem, threads, default, tuple(found), tuple(failures))
 
 
 def _call(problem: NAProblem, kernel: Callable[..., None]) -> Callable[[], object]:

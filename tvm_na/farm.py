@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_na import workers
-from tvm_na.measure import Conditions, Measured, WrongNumbers, case_of, plan
+from tvm_na.measure import Case, Conditions, Kernel, Measured, WrongNumbers, case_of, plan
 from tvm_na.problem import NAProblem
 from tvm_na.target import NATarget
 
@@ -26,6 +26,8 @@ _WAIT = 120.0
 #: How often a measurement is begun on one device after the other before the kernel is to blame.
 _ATTEMPTS = 3
 _LOST = "lost"
+#: Repeats of a turn, which is a message there and back.
+_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -98,14 +100,14 @@ class Farm:
         return FarmMeasurer(self, conditions, target, log)
 
 
-def run_remotely(file: str, problem: NAProblem, conditions: Conditions, farm: Farm) -> Measured:
-    """Check and measure the kernel in ``file`` on a device (in a worker)."""
+def run_remotely(kernel: Kernel, conditions: Conditions, farm: Farm) -> Measured:
+    """Check and measure a kernel on a device (in a worker)."""
     try:
         session = farm.session(conditions.timeout)
     except Exception:
         return Measured((), _LOST, traceback.format_exc())
     try:
-        return Measured(_measure(session, Path(file), problem, conditions))
+        return _measure(session, kernel, conditions)
     except WrongNumbers as error:
         return Measured((), "wrong numbers", str(error))
     except Exception:
@@ -120,31 +122,48 @@ def _is_alive(session: Any) -> bool:
     return True
 
 
-def _measure(session: Any, file: Path, problem: NAProblem, conditions: Conditions) -> tuple[float, ...]:
+def _measure(session: Any, kernel: Kernel, conditions: Conditions) -> Measured:
+    from tvm_na.runtime import threads_for
+
+    case = case_of(kernel.problem)
+    threads = threads_for(kernel.problem.useful_flops, conditions.threads)
+    big_cores = 1  # an affinity mode; it only has to be named
+    session.get_function("runtime.config_threadpool")(big_cores, threads)
+    files = [kernel.file] if kernel.reference is None else [kernel.file, kernel.reference]
+    timers = [_checked(session, file, kernel.problem, case, conditions) for file in files]
+    plans = [plan(min(timed(1, 3)), conditions) for timed in timers]
+    seconds: list[list[float]] = [[] for _ in timers]
+    repeats = -(-plans[0][1] // _AT_ONCE)
+    for _ in range(repeats):
+        for timed, (calls, _), found in zip(timers, plans, seconds, strict=True):
+            found += timed(calls, _AT_ONCE)
+    return Measured(tuple(seconds[0]), reference_secs=tuple(seconds[1]) if len(seconds) > 1 else ())
+
+
+def _checked(
+    session: Any, file: Path, problem: NAProblem, case: Case, conditions: Conditions
+) -> Callable[[int, int], Sequence[float]]:
+    """``timed(calls, repeats)`` of the kernel in ``file``, whose numbers are right; WrongNumbers if they are not."""
     import torch
     import tvm.runtime
 
     from tvm_na.benchmark import ERROR_BUDGET
-    from tvm_na.runtime import threads_for
     from tvm_na.te import ENTRY
 
-    device, case, outputs = session.cpu(0), case_of(problem), []
+    device = session.cpu(0)
     session.upload(str(file))
     module = session.load_module(file.name)
-    threads = threads_for(problem.useful_flops, conditions.threads)
-    big_cores = 1  # an affinity mode; it only has to be named
-    session.get_function("runtime.config_threadpool")(big_cores, threads)
     inputs = [tvm.runtime.tensor(t.numpy(), device) for t in case.inputs]
     outputs = [tvm.runtime.tensor(t.numpy(), device) for t in case.outputs()]
     module[ENTRY](*inputs, *outputs)
     case.check([torch.from_numpy(t.numpy()) for t in outputs], ERROR_BUDGET[problem.dtype])
 
-    def timed(calls: int, repeats: int) -> tuple[float, ...]:
+    def timed(calls: int, repeats: int) -> Sequence[float]:
         flush = "cache_flush_cpu_non_first_arg" if conditions.cold_cache else ""
         evaluator = module.time_evaluator(ENTRY, device, number=calls, repeat=repeats, f_preproc=flush)
-        return tuple(float(s) for s in evaluator(*inputs, *outputs).results)
+        return [float(s) for s in evaluator(*inputs, *outputs).results]
 
-    return timed(*plan(min(timed(1, 3)), conditions))
+    return timed
 
 
 class FarmMeasurer:
@@ -168,7 +187,7 @@ class FarmMeasurer:
 
     def measure(
         self,
-        kernels: Sequence[tuple[Path, NAProblem]],
+        kernels: Sequence[Kernel],
         done: Callable[[int, Measured], None],
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -187,7 +206,7 @@ class FarmMeasurer:
 
     def _attempt(
         self,
-        kernels: Sequence[tuple[Path, NAProblem]],
+        kernels: Sequence[Kernel],
         left: Sequence[int],
         attempt: int,
         done: Callable[[int, Measured], None],
@@ -209,7 +228,7 @@ class FarmMeasurer:
                 done(index, dataclasses.replace(measured, failure="crash"))
 
         timeout = self.farm.wait + self.conditions.timeout
-        calls = [(str(kernels[i][0]), kernels[i][1], self.conditions, self.farm) for i in left]
+        calls = [(kernels[i], self.conditions, self.farm) for i in left]
         self._pool.run(run_remotely, calls, timeout, ended, stopped)
         return again
 

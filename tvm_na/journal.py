@@ -27,10 +27,12 @@ class Trial:
         threads: Threads it was measured with.
         trial: Its number among the problem's trials on that many threads, from 0.
         predicted: The cost model's score before it was measured, higher is better; None before the model was trained.
-        seconds: The shortest repeat; None if it failed.
+        seconds: The median of its repeats, at the reference's speed of the machine; None if it failed.
         failure: What it failed at (:mod:`tvm_na.builder`, :mod:`tvm_na.measure`); None if it did not.
         choices: The decisions, by name.
         structure: The name of its structure.
+        reference: Seconds that the default kernel was taken to need, which it was measured in turns with; None if it
+            was measured alone.
     """
 
     time: str
@@ -44,6 +46,7 @@ class Trial:
     failure: str | None
     choices: Mapping[str, int] = field(default_factory=dict)
     structure: str = ""
+    reference: float | None = None
 
     @property
     def point(self) -> tuple[object, ...]:

@@ -1,7 +1,9 @@
 """Measuring candidates of the tuner, in a process of their own, on the threads that they would run on in production.
 
-Many short repeats, each the mean of enough calls to be timed well: on a shared machine the median moves with what
-the neighbors do, and the shortest repeat hardly, so that is the one that ranks. Every repeat is kept.
+A machine's speed changes, by the second (neighbors) and by the minute (frequency), and more than candidates differ. So
+a kernel is measured in turns with a reference: many short repeats, each of which meets the same moment as the
+reference's next to it, and what counts is the median of their ratios. Where two equal kernels are compared so, the
+result scatters by 0.5 %; by their shortest repeats it does by 5 %, and alone, minutes apart, by 15 %.
 """
 
 from __future__ import annotations
@@ -46,11 +48,26 @@ class Conditions:
     """
 
     threads: int
-    repeats: int = 40
-    shortest: float = 2e-3
+    repeats: int = 160
+    shortest: float = 5e-4
     budget: float = 1.0
     cold_cache: bool = False
     timeout: float = 20.0
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel to be measured.
+
+    Attributes:
+        file: Its library.
+        problem: What it computes.
+        reference: The library of another kernel of the same problem, to be measured in turns with it; or None.
+    """
+
+    file: Path
+    problem: NAProblem
+    reference: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -61,11 +78,24 @@ class Measured:
         run_secs: Seconds per call of every repeat; empty if it failed.
         failure: "run", "timeout", "crash", "wrong numbers", "no device" or "stopped"; None if it was measured.
         message: What went wrong.
+        reference_secs: Seconds per call of the reference's repeats, each right after one of the kernel's.
     """
 
     run_secs: tuple[float, ...]
     failure: str | None = None
     message: str = ""
+    reference_secs: tuple[float, ...] = ()
+
+    def beside(self, nominal: float) -> tuple[float, ...]:
+        """``run_secs``, each at that speed of the machine at which the reference takes ``nominal`` seconds."""
+        if not self.reference_secs:
+            return self.run_secs
+        return tuple(nominal * own / other for own, other in zip(self.run_secs, self.reference_secs, strict=True))
+
+
+def median(seconds: Sequence[float]) -> float | None:
+    """Their median; None if there are none."""
+    return statistics.median(seconds) if seconds else None
 
 
 class WrongNumbers(Exception):
@@ -152,22 +182,26 @@ def prepare(threads: int) -> None:
     runtime.use_threads(0)  # loads the runtime
 
 
-def run_kernel(file: str, problem: NAProblem, conditions: Conditions) -> Measured:
-    """Check and measure the kernel in ``file`` (in the worker)."""
+def run_kernel(kernel: Kernel, conditions: Conditions) -> Measured:
+    """Check and measure a kernel (in the worker)."""
     from tvm_na import runtime
     from tvm_na.benchmark import ERROR_BUDGET
     from tvm_na.te import ENTRY
 
+    problem = kernel.problem
     try:
         case = case_of(problem)
-        outputs = case.outputs()
-        kernel = runtime.load(Path(file), ENTRY)
-        runtime.use_threads(problem.useful_flops)
-        call = functools.partial(kernel, *case.inputs, *outputs)
-        call()
-        case.check(outputs, ERROR_BUDGET[problem.dtype])
+        calls = []
+        for file in (kernel.file, kernel.reference):
+            if file is not None:
+                outputs = case.outputs()
+                calls.append(functools.partial(runtime.load(file, ENTRY), *case.inputs, *outputs))
+                runtime.use_threads(problem.useful_flops)
+                calls[-1]()
+                case.check(outputs, ERROR_BUDGET[problem.dtype])
         _calm.wait(runtime.threads_for(problem.useful_flops, conditions.threads))
-        return Measured(repeated(call, conditions))
+        run_secs, *reference_secs = in_turns(calls, conditions)
+        return Measured(run_secs, reference_secs=reference_secs[0] if reference_secs else ())
     except WrongNumbers as error:
         return Measured((), "wrong numbers", str(error))
     except Exception:
@@ -212,23 +246,29 @@ def plan(once: float, conditions: Conditions) -> tuple[int, int]:
     return calls, min(conditions.repeats, max(_FEWEST, math.ceil(conditions.budget / (once * calls))))
 
 
-def repeated(call: Callable[[], object], conditions: Conditions) -> tuple[float, ...]:
-    """Seconds per call of every repeat; ``call`` must have been called before."""
-    calls, repeats = plan(min(_time(call, 1) for _ in range(3)), conditions)
+def in_turns(calls: Sequence[Callable[[], object]], conditions: Conditions) -> list[tuple[float, ...]]:
+    """Seconds per call of every repeat of each of ``calls``, in turns; they must have been called before.
+
+    The first of them decides how many repeats there are.
+    """
+    plans = [plan(min(_time(call, 1) for _ in range(3)), conditions) for call in calls]
+    repeats = plans[0][1]
     flush = _flusher() if conditions.cold_cache else None
-    seconds: list[float] = []
+    seconds: list[list[float]] = [[] for _ in calls]
+    first = seconds[0]
     gc.disable()
     try:
-        end = time.perf_counter() + conditions.budget
-        while len(seconds) < repeats or (len(seconds) < 2 * repeats and scatters(seconds)):
-            if flush is not None:
-                flush()
-            seconds.append(_time(call, calls))
-            if len(seconds) >= _FEWEST and time.perf_counter() > end:
+        end = time.perf_counter() + conditions.budget * len(calls)
+        while len(first) < repeats or (len(first) < 2 * repeats and scatters(first)):
+            for call, (count, _), found in zip(calls, plans, seconds, strict=True):
+                if flush is not None:
+                    flush()
+                found.append(_time(call, count))
+            if len(first) >= _FEWEST and time.perf_counter() > end:
                 break
     finally:
         gc.enable()
-    return tuple(seconds)
+    return [tuple(found) for found in seconds]
 
 
 def scatters(seconds: Sequence[float]) -> bool:
@@ -270,7 +310,7 @@ class LocalMeasurer:
 
     def measure(
         self,
-        kernels: Sequence[tuple[Path, NAProblem]],
+        kernels: Sequence[Kernel],
         done: Callable[[int, Measured], None],
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -279,7 +319,7 @@ class LocalMeasurer:
         def ended(index: int, outcome: workers.Outcome) -> None:
             done(index, outcome.value if outcome.failure is None else Measured((), outcome.failure, outcome.message))
 
-        calls = [(str(file), problem, self.conditions) for file, problem in kernels]
+        calls = [(kernel, self.conditions) for kernel in kernels]
         self._pool.run(run_kernel, calls, self.conditions.timeout, ended, stopped)
 
     def close(self) -> None:

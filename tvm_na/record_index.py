@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 #: Records of a workload and number of threads that an index keeps. More than one, since one may not apply.
 _KEPT = 2
 

@@ -49,7 +49,7 @@ class Record:
         workload: The structural hash of its IRModule (batch 1), decimal.
         target: The name of its target.
         threads: Threads it was measured with.
-        run_secs: Seconds of every repeat.
+        run_secs: Seconds of every repeat, as the tuner converts them to one speed of the machine.
         trace_json: MetaSchedule's trace, as canonical JSON.
         folder: Where it lies.
         line: Its line in the folder's records file, from 1.
@@ -76,8 +76,10 @@ class Record:
 
     @property
     def seconds(self) -> float:
-        """The shortest repeat, in seconds."""
-        return min(self.run_secs)
+        """The median of the repeats, in seconds."""
+        import statistics  # not needed where a kernel is found
+
+        return statistics.median(self.run_secs)
 
     @property
     def spread(self) -> float:

@@ -8,6 +8,7 @@ evolutionary search proposes batches of points, and the problem that promises mo
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -207,11 +208,18 @@ def _recall(session: Session, slots: Sequence[Slot], trials: Sequence[Trial]) ->
         note(slot.problem, slot.state, trial.seconds, trial.failure)
     for slot in slots:
         for record in session.database.records_of(slot.workload, session.threads, _RECALLED):
-            seconds = min(float(s) for s in record.run_secs)
+            seconds = statistics.median(float(s) for s in record.run_secs)
             session.remember(slot, record.trace, seconds, record.args_info)
             slot.state.best = seconds if slot.state.best is None else min(slot.state.best, seconds)
         default = candidate_of(slot, slot.formulation.default.schedule)
         slot.state.default = session.known.get((problem, *default.point))
+
+
+def _nominal(session: Session, problem: ProblemState, trials: Sequence[Trial]) -> float | None:
+    """The seconds that former sessions took the default kernel of a problem to need; None if there were none."""
+    text = problem.problem.to_json()
+    known = (t.reference for t in reversed(trials) if t.threads == session.threads and t.problem == text)
+    return next((seconds for seconds in known if seconds is not None), problem.default)
 
 
 def _run(session: Session, tasks: Sequence[TuneTask], target: NATarget, options: Options) -> None:
@@ -223,6 +231,8 @@ def _run(session: Session, tasks: Sequence[TuneTask], target: NATarget, options:
             slots = _add(session, task, formulations[:1] if options.only_default_formulation else formulations)
             _recall(session, slots, trials)
             problem = slots[0].problem
+            if not session.stopped():
+                session.refer_to(slots[0], _nominal(session, problem, trials))
             if options.defaults_first:
                 _measure_defaults(session, problem)
             problem.note_round()

@@ -12,15 +12,13 @@ from typing import Any, Protocol
 from tvm_na.builder import Builder, Built
 from tvm_na.database import TuningDatabase, now
 from tvm_na.journal import Journal, Trial, point
-from tvm_na.measure import Measured
+from tvm_na.measure import Kernel, Measured, median
 from tvm_na.metaschedule import import_metaschedule
 from tvm_na.problem import NAProblem
 from tvm_na.tasks import Formulation
 from tvm_na.tune_state import FormulationState, ProblemState, TuneState
 
 _log = logging.getLogger("tvm_na.tune")
-#: Candidates slower than this times the best are measured twice.
-_FAR = 1.3
 
 
 class Measurer(Protocol):
@@ -30,7 +28,7 @@ class Measurer(Protocol):
 
     def measure(
         self,
-        kernels: Sequence[tuple[Path, NAProblem]],
+        kernels: Sequence[Kernel],
         done: Callable[[int, Measured], None],
         stopped: Callable[[], bool],
     ) -> None:
@@ -38,6 +36,19 @@ class Measurer(Protocol):
 
     def close(self) -> None:
         """End it, whatever it does."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The kernel of a problem that its candidates are measured in turns with: that of the default schedule.
+
+    Attributes:
+        file: Its library.
+        seconds: The time that it is taken to need, so that all times of the problem are for one speed of the machine.
+    """
+
+    file: Path
+    seconds: float
 
 
 @dataclass
@@ -72,7 +83,7 @@ class Candidate:
         choices: Its decisions, by name.
         args_info: MetaSchedule's ArgInfo of the arguments.
         predicted: The cost model's score; None before the model was trained.
-        seconds: The shortest repeat, once it is measured.
+        seconds: The median of its repeats, once it is measured, at the reference's speed of the machine.
         failure: What it failed at, if it did.
         fresh: Whether it was tried now, and not before.
     """
@@ -109,8 +120,9 @@ class Session:
         number: The session's number in ``meta.json``.
         observe: Called after each trial and at the beginning of each phase.
         stopped: Whether to end.
-        memory: MetaSchedule's database of the search: the shortest repeats alone, for these threads alone.
+        memory: MetaSchedule's database of the search: the medians alone, for these threads alone.
         known: Points tried before: their seconds, None for a failure; by problem and point.
+        references: What candidates of a problem are measured in turns with.
     """
 
     state: TuneState
@@ -126,6 +138,7 @@ class Session:
     stopped: Callable[[], bool]
     memory: Any
     known: dict[tuple[object, ...], float | None] = field(default_factory=dict)
+    references: dict[NAProblem, Reference] = field(default_factory=dict)
 
     def build(self, candidates: Sequence[Candidate]) -> list[Built]:
         """Build candidates, except those tried before (which learn what came of it) and those beyond the limit."""
@@ -152,37 +165,41 @@ class Session:
             results.append(result)
         return results
 
+    def refer_to(self, slot: Slot, seconds: float | None) -> None:
+        """Build the default kernel of a problem, as its reference; measure it unless ``seconds`` says its time.
+
+        A kernel that fails is no reference: the candidates of the problem are then measured alone.
+        """
+        problem, module = slot.problem.problem, slot.formulation.default.schedule.mod
+        with self._during("building"):
+            built = self.builder.build([module], self.measurer.suffix, self.stopped)[0]
+        why = built.failure, built.message
+        if built.file is not None and seconds is None:
+            found: dict[int, Measured] = {}
+            with self._during("measuring"):
+                self.measurer.measure([Kernel(built.file, problem)], found.__setitem__, self.stopped)
+            seconds, why = median(found[0].run_secs), (found[0].failure, found[0].message)
+        if built.file is not None and seconds is not None:
+            self.references[problem] = Reference(built.file, seconds)
+        elif why[0] != "stopped":
+            _log.warning("%s: measured without a reference, its default kernel fails: %s\n%s", problem, *why)
+
     def measure(self, candidates: Sequence[Candidate], files: Sequence[Path]) -> None:
-        """Measure built candidates; those far from the best twice, since that may be the neighbors' doing."""
-        kernels = [(f, c.slot.problem.problem) for f, c in zip(files, candidates, strict=True)]
-        best = [c.slot.problem.best for c in candidates]
-        held: dict[int, Measured] = {}  # not ended yet
+        """Measure built candidates, each in turns with the reference of its problem."""
+        problems = [candidate.slot.problem.problem for candidate in candidates]
+        references = [self.references.get(problem) for problem in problems]
+        kernels = [
+            Kernel(file, problem, reference.file if reference else None)
+            for file, problem, reference in zip(files, problems, references, strict=True)
+        ]
 
         def done(index: int, measured: Measured) -> None:
             if self.state.first is None:
                 self.state.first = self.state.elapsed
-            seconds, known = min(measured.run_secs, default=None), best[index]
-            if seconds is not None and (known is None or seconds > _FAR * known):
-                held[index] = measured
-            else:
-                self._ended(candidates[index], measured)
+            self._ended(candidates[index], measured)
 
         with self._during("measuring"):
             self.measurer.measure(kernels, done, self.stopped)
-            fastest = min((min(m.run_secs) for m in held.values()), default=0.0)
-            again = []
-            for index, measured in held.items():
-                if min(measured.run_secs) > _FAR * (best[index] or fastest):
-                    again.append(index)
-                else:
-                    self._ended(candidates[index], measured)
-
-            def done_again(number: int, measured: Measured) -> None:
-                index = again[number]
-                both = Measured(held[index].run_secs + measured.run_secs)
-                self._ended(candidates[index], both if measured.failure in (None, "stopped") else measured)
-
-            self.measurer.measure([kernels[index] for index in again], done_again, self.stopped)
         for file in files:
             file.unlink(missing_ok=True)
 
@@ -204,11 +221,13 @@ class Session:
         if measured.failure == "stopped":
             candidate.fresh, candidate.failure = False, "stopped"
             return
-        candidate.seconds = min(measured.run_secs, default=None)
+        reference = self.references.get(slot.problem.problem)
+        run_secs = measured.run_secs if reference is None else measured.beside(reference.seconds)
+        candidate.seconds = median(run_secs)
         candidate.failure = measured.failure
         if candidate.seconds is not None:
             trace = candidate.schedule.trace
-            self.database.commit(slot.workload, trace, measured.run_secs, self.threads, candidate.args_info)
+            self.database.commit(slot.workload, trace, run_secs, self.threads, candidate.args_info)
             self.remember(slot, trace, candidate.seconds, candidate.args_info)
         else:
             where = f"{slot.problem.problem} | {slot.state.label} | {candidate.structure} {candidate.choices}"
@@ -225,7 +244,7 @@ class Session:
         self.memory.commit_tuning_record(record(trace, slot.searched, [seconds], self.target, args_info))
 
     def _trial(self, candidate: Candidate) -> Trial:
-        slot = candidate.slot
+        slot, reference = candidate.slot, self.references.get(candidate.slot.problem.problem)
         return Trial(
             now(),
             self.number,
@@ -238,6 +257,7 @@ class Session:
             candidate.failure,
             candidate.choices,
             candidate.structure,
+            None if reference is None else reference.seconds,
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
+import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ class Verified:
 
     Attributes:
         record: Which one.
-        seconds: The shortest repeat now; None where it could not be measured.
+        seconds: The median of its repeats now; None where it could not be measured.
         failure: Why not; "" where it was.
     """
 
@@ -70,7 +71,7 @@ def verify(record: Record) -> Verified:
     Raises:
         RuntimeError: a package or the C++ compiler is missing, or the cache cannot be written.
     """
-    from tvm_na.measure import Conditions, run_kernel
+    from tvm_na.measure import Conditions, Kernel, run_kernel
 
     chosen = Chosen("record", ref_of(record, shipped=False), "to be verified")
     try:
@@ -78,10 +79,10 @@ def verify(record: Record) -> Verified:
     except InapplicableError as error:
         return Verified(record, None, f"does not apply: {error}")
     with running_on(record.threads):
-        measured = run_kernel(str(kernel.file), record.problem, Conditions(record.threads))
+        measured = run_kernel(Kernel(kernel.file, record.problem), Conditions(record.threads))
     if measured.failure is not None:
         return Verified(record, None, f"{measured.failure}: {measured.message}")
-    return Verified(record, min(measured.run_secs))
+    return Verified(record, statistics.median(measured.run_secs))
 
 
 @contextmanager
