@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.peers import PEERS
-from tvm_na.benchmark import ERROR_BUDGET, Timing
+from tvm_na.benchmark import ERROR_BUDGET, Timing, ratio_in_turns
 from tvm_na.problem import NAProblem
 
 OURS = "tvm_na"
@@ -26,6 +26,7 @@ class Stage:
         errors: Relative error by candidate that ran.
         unavailable: Why a candidate did not run.
         schedule: Which schedule ours has, in words.
+        duel: Timings of ours and the default alone, of many short samples, since the two are close.
     """
 
     problem: NAProblem
@@ -33,60 +34,51 @@ class Stage:
     errors: dict[str, float] = field(default_factory=dict)
     unavailable: dict[str, str] = field(default_factory=dict)
     schedule: str = ""
+    duel: dict[str, Timing] = field(default_factory=dict)
 
     def is_right(self, name: str) -> bool:
         """Whether a candidate ran and its error is within the budget."""
         return self.errors.get(name, float("inf")) <= ERROR_BUDGET[self.problem.dtype]
 
-    def seconds(self, name: str, fastest: bool = False) -> float:
-        """The median of a candidate's samples, or its fastest one."""
-        timing = self.timings[name]
-        return timing.minimum if fastest else timing.median
-
-    def _best_peer(self, fastest: bool) -> str | None:
-        right = [peer.name for peer in PEERS if self.is_right(peer.name)]
-        return min(right, key=lambda name: self.seconds(name, fastest), default=None)
+    def ratio(self, numerator: str, denominator: str, in_turns: bool) -> float:
+        """The time of one candidate over that of another: round by round, or by their medians."""
+        duel = {numerator, denominator} <= self.duel.keys()
+        one, other = ((self.duel if duel else self.timings)[name] for name in (numerator, denominator))
+        return ratio_in_turns(one, other) if in_turns else one.median / other.median
 
     @property
     def best_peer(self) -> str | None:
         """The fastest peer with right numbers, by medians."""
-        return self._best_peer(fastest=False)
+        right = [peer.name for peer in PEERS if self.is_right(peer.name)]
+        return min(right, key=lambda name: self.timings[name].median, default=None)
 
-    def over_peer(self, fastest: bool = False) -> float | None:
+    def over_peer(self, in_turns: bool = False) -> float | None:
         """Best peer's time over ours; None if our numbers are wrong or there is no peer."""
-        best = self._best_peer(fastest)
-        if best is None or not self.is_right(OURS):
-            return None
-        return self.seconds(best, fastest) / self.seconds(OURS, fastest)
+        best = self.best_peer
+        return None if best is None or not self.is_right(OURS) else self.ratio(best, OURS, in_turns)
 
     @property
     def speedup(self) -> float | None:
         """Best peer's time over ours, by medians."""
         return self.over_peer()
 
-    @property
-    def fastest_speedup(self) -> float | None:
-        """The same by fastest samples."""
-        return self.over_peer(fastest=True)
-
-    def over_default(self, fastest: bool = False) -> float | None:
+    def over_default(self, in_turns: bool = False) -> float | None:
         """The default schedule's time over ours; None if the numbers of either are wrong."""
-        if not (self.is_right(OURS) and self.is_right(DEFAULT)):
-            return None
-        return self.seconds(DEFAULT, fastest) / self.seconds(OURS, fastest)
+        return self.ratio(DEFAULT, OURS, in_turns) if self.is_right(OURS) and self.is_right(DEFAULT) else None
 
-    def matmul_seconds(self, fastest: bool = False) -> float:
-        """Seconds that ``torch.mm`` would need for the problem's useful operations."""
-        return self.seconds(MATMUL, fastest) * self.problem.useful_flops / (2 * MATMUL_SIZE**3)
+    @property
+    def _of_product(self) -> float:
+        """The problem's useful operations over those of the product."""
+        return self.problem.useful_flops / (2 * MATMUL_SIZE**3)
 
     @property
     def matmul_time(self) -> float:
-        """The same by medians."""
-        return self.matmul_seconds()
+        """Seconds that ``torch.mm`` would need for the problem's useful operations, by medians."""
+        return self.timings[MATMUL].median * self._of_product
 
-    def of_matmul(self, fastest: bool = False) -> float | None:
+    def of_matmul(self, in_turns: bool = False) -> float | None:
         """Our time over that of ``torch.mm`` for as many operations; None if our numbers are wrong."""
-        return self.seconds(OURS, fastest) / self.matmul_seconds(fastest) if self.is_right(OURS) else None
+        return self.ratio(OURS, MATMUL, in_turns) / self._of_product if self.is_right(OURS) else None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -98,15 +90,16 @@ class Stage:
                 name: {**timing.to_dict(), "relative_error": self.errors.get(name)}
                 for name, timing in self.timings.items()
             },
+            "duel": {name: timing.to_dict() for name, timing in self.duel.items()},
             "unavailable": self.unavailable,
             "matmul_time": self.matmul_time,
             "best_peer": self.best_peer,
             "speedup": self.speedup,
-            "fastest_speedup": self.fastest_speedup,
+            "speedup_in_turns": self.over_peer(in_turns=True),
             "over_default": self.over_default(),
-            "fastest_over_default": self.over_default(fastest=True),
+            "over_default_in_turns": self.over_default(in_turns=True),
             "of_matmul": self.of_matmul(),
-            "fastest_of_matmul": self.of_matmul(fastest=True),
+            "of_matmul_in_turns": self.of_matmul(in_turns=True),
         }
 
 
@@ -116,6 +109,6 @@ def mean_of(ratios: list[float | None]) -> float | None:
     return statistics.geometric_mean(right) if right and len(right) == len(ratios) else None
 
 
-def geomean(stages: list[Stage], fastest: bool = False) -> float | None:
+def geomean(stages: list[Stage], in_turns: bool = False) -> float | None:
     """Geometric mean of each stage's speedup over the best peer; None if one is refused."""
-    return mean_of([stage.over_peer(fastest) for stage in stages])
+    return mean_of([stage.over_peer(in_turns) for stage in stages])
