@@ -17,7 +17,7 @@ demo: install
 	$(BIN)/python examples/demo.py
 
 test: install lint typecheck
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadscope
 
 lint: install
 	$(BIN)/ruff check .

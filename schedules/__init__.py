@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tvm_na.problem import NAProblem
-from tvm_na.schedules import cpu
+from tvm_na.schedules import cpu, cuda
 from tvm_na.schedules.base import Plan, Scheduled
 from tvm_na.target import NATarget
 
@@ -43,7 +43,10 @@ class SearchSpace:
     apply: Callable[[Any, NATarget, Plan], Scheduled | None]
 
 
-_SPACES = (SearchSpace("cpu-lanes", cpu.serves, cpu.formulations, cpu.structures, cpu.apply),)
+_SPACES = (
+    SearchSpace("cpu-lanes", cpu.serves, cpu.formulations, cpu.structures, cpu.apply),
+    SearchSpace("cuda-gather", cuda.serves, cuda.formulations, cuda.structures, cuda.apply),
+)
 
 
 def spaces_for(problem: NAProblem, target: NATarget) -> list[SearchSpace]:

@@ -23,6 +23,15 @@ def _no_tuning_records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
         yield
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What needs a GPU is skipped where there is none, each test by its name."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu") is not None:
+            item.add_marker(pytest.mark.skip(reason=f"{item.name} needs a GPU, PyTorch sees none"))
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Every test draws the same numbers, alone or among others."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import statistics
 import subprocess
 import sys
 import textwrap
@@ -74,7 +75,7 @@ def test_what_is_committed_is_read(tmp_path: Path) -> None:
     assert record.workload == structural_hash(mod)
     assert record.workload == json.loads(read_lines(record.folder)[0][0])[0]
     assert record.run_secs == (3e-3, 1e-3, 2e-3)
-    assert (record.seconds, record.spread) == (1e-3, pytest.approx(0.5))
+    assert (record.seconds, record.spread) == (2e-3, pytest.approx(0.5))
     replayed = tvm.s_tir.Schedule(mod)
     tvm.s_tir.schedule.Trace.apply_json_to_schedule(record.trace, replayed)
     tvm.ir.assert_structural_equal(replayed.mod, scheduled.schedule.mod)
@@ -113,7 +114,7 @@ def test_the_records_of_one_workload(folder: Path, caplog: pytest.LogCaptureFixt
     with TuningDatabase(folder, detect_target()) as database:
         workload = database.register(tvm.IRModule({"main": func}))
         assert len(read_lines(folder)[0]) == 2  # it was there
-        found = [float(record.run_secs[0]) for record in database.records_of(workload)]
+        found = [statistics.median(map(float, record.run_secs)) for record in database.records_of(workload)]
         assert found == [0.5e-3, 2e-3, 3e-3]
         assert "line 2: skipped" in caplog.text
         assert len(database.records_of(workload, threads=1, limit=2)) == 1

@@ -17,10 +17,11 @@ ROOT = Path(__file__).parent.parent
 # What each module may import of tvm_na; problem, target and settings are open to all.
 ALLOWED = {
     "problem": set(),
-    "target": set(),
+    "target": {"cuda"},
+    "cuda": {"build", "cuda", "progress", "runtime"},
     "settings": set(),
     "reference": {"problem"},
-    "cache": {"schedules", "te"},
+    "cache": {"cuda", "schedules", "te"},
     "openmp": {"cache"},
     "runtime": {"openmp"},
     "record_files": set(),
@@ -31,7 +32,7 @@ ALLOWED = {
     "database": {"cache", "record_files", "records"},
     "upkeep": {"cache", "database", "record_files", "records"},
     "replay": {"choose", "database", "records", "schedules"},
-    "build": {"cache", "choose", "openmp", "replay", "runtime", "schedules", "te"},
+    "build": {"cache", "choose", "cuda", "openmp", "replay", "runtime", "schedules", "te"},
     "contest": {
         "benchmark",
         "build",
@@ -54,7 +55,7 @@ ALLOWED = {
     "report": {"benchmark", "database", "machine", "report_data", "report_plots"},
     "workers": set(),
     "metaschedule": set(),
-    "builder": {"metaschedule", "workers"},
+    "builder": {"build", "metaschedule", "workers"},
     "measure": {"benchmark", "reference", "runtime", "te", "workers"},
     "farm": {"benchmark", "measure", "runtime", "te", "workers"},
     "journal": set(),
@@ -70,7 +71,7 @@ ALLOWED = {
     "tune_guards": {"tune_state"},
     "tune_options": {"search"},
     "tune_display": {"benchmark", "tasks", "tune_state"},
-    "ops": {"build", "runtime"},
+    "ops": {"build", "cuda", "runtime"},
     "functional": {"ops", "reference"},
     "nn": {"functional"},
     "te": {"te"},
@@ -84,7 +85,12 @@ OPEN = {"", "__version__", "problem", "target", "settings"}
 
 def sources() -> list[tuple[str, Path]]:
     found = [(file.stem, file) for file in (ROOT / "tvm_na").glob("*.py")]
-    for folder, name in (("tvm_na/te", "te"), ("schedules", "schedules"), ("models", "models")):
+    for folder, name in (
+        ("tvm_na/cuda", "cuda"),
+        ("tvm_na/te", "te"),
+        ("schedules", "schedules"),
+        ("models", "models"),
+    ):
         found += [(name, file) for file in (ROOT / folder).glob("*.py")]
     return found
 

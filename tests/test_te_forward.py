@@ -1,4 +1,4 @@
-"""The natural tensor expression, compiled as it stands, against the reference."""
+"""The tensor expressions that serve every problem, compiled as they stand, against the reference."""
 
 from __future__ import annotations
 
@@ -49,16 +49,25 @@ PROBLEMS = {
 }
 
 
+#: By name: the parts of a dot product and the lanes of the gather formulation, None for the natural one.
+FORMS: dict[str, tuple[int, int] | None] = {"natural": None, "gather": (4, 0), "gather in lanes": (1, 4)}
+
+
+def expression(form: str, problem: NAProblem) -> Any:
+    from tvm_na.te import forward, gather
+
+    sizes = FORMS[form]
+    return forward.forward(problem) if sizes is None else gather.forward(problem, gather.GatherTile(*sizes))
+
+
 @functools.cache
-def kernel_of(problem: NAProblem) -> Any:
+def kernel_of(form: str, problem: NAProblem) -> Any:
     import tvm
 
-    from tvm_na.te.forward import forward
-
-    return tvm.compile(tvm.IRModule({"main": forward(problem)}), target="llvm")["main"]
+    return tvm.compile(tvm.IRModule({"main": expression(form, problem)}), target="llvm")["main"]
 
 
-def run(problem: NAProblem, inputs: Inputs, scale: float) -> tuple[Tensor, Tensor | None]:
+def run(form: str, problem: NAProblem, inputs: Inputs, scale: float) -> tuple[Tensor, Tensor | None]:
     """Output and log-sum-exp (None if the problem has none), written over NaN; the inputs stay as they are."""
     query, key, value, rpb = inputs
     accum = getattr(torch, problem.accum_dtype)
@@ -66,49 +75,54 @@ def run(problem: NAProblem, inputs: Inputs, scale: float) -> tuple[Tensor, Tenso
     lse = torch.full(query.shape[:-1], math.nan, dtype=accum) if problem.return_lse else None
     arguments = [query, key, value, torch.tensor([scale], dtype=accum), rpb]
     before = [None if t is None else t.clone() for t in arguments]
-    kernel_of(problem)(*(t for t in [*arguments, out, lse] if t is not None))
+    kernel_of(form, problem)(*(t for t in [*arguments, out, lse] if t is not None))
     for was, now in zip(before, arguments, strict=True):
         torch.testing.assert_close(now, was, rtol=0, atol=0, equal_nan=True)
     return out, lse
 
 
-def assert_right(problem: NAProblem, batch: int, scale: float) -> None:
+def assert_right(form: str, problem: NAProblem, batch: int, scale: float) -> None:
     inputs = random_inputs(problem, batch, seed=batch)
-    out, lse = run(problem, inputs, scale)
+    out, lse = run(form, problem, inputs, scale)
     ref_out, ref_lse = reference64(problem, inputs, scale)
     assert relative_error(out, ref_out) <= TOLERANCE[problem.dtype]
     if lse is not None:
         assert relative_error(lse, ref_lse) <= TOLERANCE[problem.accum_dtype]
 
 
+@pytest.fixture(params=FORMS)
+def form(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.mark.parametrize("name", PROBLEMS)
-def test_one_kernel_serves_every_batch(name: str) -> None:
+def test_one_kernel_serves_every_batch(form: str, name: str) -> None:
     for batch in (1, 3):
-        assert_right(PROBLEMS[name], batch, 0.6)
+        assert_right(form, PROBLEMS[name], batch, 0.6)
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_random_problems(seed: int) -> None:
+def test_random_problems(form: str, seed: int) -> None:
     rng = random.Random(seed)
     dtype = rng.choice(["float32", "float64"])
     problem = random_problem(
         rng, rank=1 + seed % 3, sizes=(3, 6), head_dim=4, head_dim_v=rng.choice([4, 12]), dtype=dtype
     )
-    assert_right(problem, 2, 0.5)
+    assert_right(form, problem, 2, 0.5)
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.5, 30.0])
-def test_any_scale(scale: float) -> None:
+def test_any_scale(form: str, scale: float) -> None:
     """Zero, negative, and so large that a softmax without its shift would overflow."""
-    assert_right(PROBLEMS["2d-lse"], 1, scale)
-    assert_right(PROBLEMS["2d-half-causal"], 1, scale)
+    assert_right(form, PROBLEMS["2d-lse"], 1, scale)
+    assert_right(form, PROBLEMS["2d-half-causal"], 1, scale)
 
 
-def test_corners_on_their_own() -> None:
+def test_corners_on_their_own(form: str) -> None:
     """The corner tokens see the clamped window, each token of which has the same weight at scale 0."""
     problem = PROBLEMS["2d-lse"]
     query, key, value, _ = random_inputs(problem, batch=1, seed=0)
-    out, lse = run(problem, (query, key, value, None), 0.0)
+    out, lse = run(form, problem, (query, key, value, None), 0.0)
     assert lse is not None
     corners = {(0, 0): (0, 0), (0, 5): (0, 3), (4, 0): (2, 0), (4, 5): (2, 3)}
     for (y, x), (top, left) in corners.items():
@@ -119,21 +133,28 @@ def test_corners_on_their_own() -> None:
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf], ids=str)
 @pytest.mark.parametrize("name", ["1d-causal-dilated", "2d-dilated", "2d-causal", "2d-half-causal", "3d-all"])
-def test_what_lies_outside_a_window_does_not_act(name: str, poison: float) -> None:
+def test_what_lies_outside_a_window_does_not_act(form: str, name: str, poison: float) -> None:
     problem = PROBLEMS[name]
     mask, _ = brute.dense(problem)
     query, key, value, rpb = random_inputs(problem, batch=1, seed=0)
-    clean = run(problem, (query, key, value, rpb), 0.6)
+    clean = run(form, problem, (query, key, value, rpb), 0.6)
     for token in range(len(mask)):
         bad_key, bad_value = key.clone(), value.clone()
         for t in (bad_key, bad_value):
             t.flatten(1, problem.rank)[:, token] = poison
-        found = run(problem, (query, bad_key, bad_value, rpb), 0.6)
+        found = run(form, problem, (query, bad_key, bad_value, rpb), 0.6)
         blind = ~mask[:, token]
         for dirty, wanted in zip(found, clean, strict=True):
             if dirty is not None and wanted is not None:
                 assert torch.equal(*(t.flatten(1, problem.rank)[:, blind] for t in (dirty, wanted))), token
         assert not found[0].flatten(1, problem.rank)[:, ~blind].isfinite().any(), token
+
+
+def test_parts_divide_the_head_dimension() -> None:
+    from tvm_na.te.gather import GatherTile, forward
+
+    with pytest.raises(ValueError, match="parts: required a divisor of head_dim 4, got 3"):
+        forward(PROBLEMS["2d"], GatherTile(3))
 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "rpb"])

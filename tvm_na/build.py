@@ -6,16 +6,18 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tvm_na import cache, openmp, runtime, settings
 from tvm_na.choose import Chosen, InapplicableError, choose, considered, reject
 from tvm_na.problem import NAProblem
-from tvm_na.target import NATarget, check_runs_here, parse_target
+from tvm_na.target import NATarget, check_runs_here, detect_cuda_target, detect_target, parse_target
 from tvm_na.te import ENTRY
 
 if TYPE_CHECKING:
     from tvm_na.schedules import SearchSpace
+
+R = TypeVar("R")
 
 _kernels: dict[str, Kernel] = {}
 _building = threading.Lock()
@@ -30,8 +32,9 @@ class Kernel:
         target: What it was built for.
         schedule: The schedule it was built with.
         file: The shared library.
-        function: ``function(query, key, value, scale[, rpb], out[, lse])`` on contiguous CPU tensors whose
-            storage starts at a multiple of 64 bytes; shapes as in :mod:`tvm_na.te.operands`.
+        function: ``function(query, key, value, scale[, rpb], out[, lse])`` on contiguous tensors, all on the CPU or on
+            one GPU, whose storage starts at a multiple of 64 bytes; shapes as in :mod:`tvm_na.te.operands`. On a GPU
+            it is launched on PyTorch's current stream, and that GPU is the current one of CUDA's runtime afterwards.
     """
 
     problem: NAProblem
@@ -44,6 +47,27 @@ class Kernel:
 def current_target() -> NATarget:
     """The target that kernels are built for: TVM_NA_TARGET, or this machine."""
     return parse_target(settings.target_name())
+
+
+def target_for(kind: str, index: int | None = None) -> NATarget:
+    """The target of kernels for a device of PyTorch's: what TVM_NA_TARGET says of such devices, or what it is.
+
+    Args:
+        kind: ``cpu`` or ``cuda``.
+        index: Which CUDA device.
+
+    Raises:
+        ValueError: there is no such device, or it cannot run what TVM_NA_TARGET names.
+    """
+    named = settings.target_name()
+    for_gpus = named.startswith(("cuda", "nvidia/"))
+    if kind == "cpu":
+        return detect_target() if for_gpus else parse_target(named)
+    if not for_gpus or named == "cuda":
+        return detect_cuda_target(index)
+    target = parse_target(named)
+    check_runs_here(target, index)
+    return target
 
 
 def is_supported(problem: NAProblem, target: NATarget | None = None) -> bool:
@@ -69,17 +93,45 @@ def kernel_for(problem: NAProblem, target: NATarget | None = None, records: str 
         records: Which tuning records count: ``all``, ``user``, ``shipped`` or ``off``; None for TVM_NA_RECORDS.
 
     Raises:
-        ValueError: if this CPU cannot run kernels for the target.
+        ValueError: if this machine cannot run kernels for the target.
         NotImplementedError: if no search space serves the problem on the target.
-        RuntimeError: if there is no C++ compiler to link with, or the cache cannot be written.
+        RuntimeError: if there is no C++ compiler to link with, for a GPU no CUDA compiler, or the cache cannot be
+            written.
     """
     target = target or current_target()
+    return _with_a_schedule(problem, target, records, lambda chosen: kernel_with(chosen, problem, target))
+
+
+def compile_for(problem: NAProblem, target: NATarget, records: str | None = None) -> Path:
+    """The shared library with the kernel of ``problem``, from disk or compiled now, for any target.
+
+    It is not loaded, so the target may be a GPU that is not here. In the cache of a machine that has it (with the same
+    versions of all that :func:`tvm_na.cache.kernel_versions` names) it is found at the first call.
+
+    Args:
+        problem: What it is to compute.
+        target: What it is to run on.
+        records: As for :func:`kernel_for`.
+
+    Raises:
+        NotImplementedError, RuntimeError: as :func:`kernel_for`.
+    """
+    return _with_a_schedule(problem, target, records, lambda chosen: _file(chosen, problem, target))
+
+
+def _with_a_schedule(problem: NAProblem, target: NATarget, records: str | None, use: Callable[[Chosen], R]) -> R:
+    """What ``use`` makes of the best schedule that applies."""
     while True:
         chosen = choose(problem, target, mode=records)
         try:
-            return kernel_with(chosen, problem, target)
+            return use(chosen)
         except InapplicableError as error:
             reject(chosen, problem, target, error)  # so that this ends, with the default at the latest
+
+
+def _file(chosen: Chosen, problem: NAProblem, target: NATarget) -> Path:
+    request = cache.request_digest(problem, target, chosen.key)
+    return cache.lookup(request) or _build(request, problem, target, chosen)
 
 
 def kernel_with(chosen: Chosen, problem: NAProblem, target: NATarget) -> Kernel:
@@ -97,7 +149,7 @@ def kernel_with(chosen: Chosen, problem: NAProblem, target: NATarget) -> Kernel:
             if kernel is None:
                 check_runs_here(target)
                 file = cache.lookup(request) or _build(request, problem, target, chosen)
-                kernel = Kernel(problem, target, chosen, file, runtime.load(file, ENTRY))
+                kernel = Kernel(problem, target, chosen, file, runtime.load(file, ENTRY, target.kind))
                 _kernels[request] = kernel
     return kernel
 
@@ -125,6 +177,8 @@ def _space(problem: NAProblem, target: NATarget) -> SearchSpace:
 
 def unsupported(problem: NAProblem, target: NATarget) -> str:
     """What of ``problem`` has no compiled kernel on ``target``, in words."""
+    if target.kind == "cuda":
+        return "no search space for GPUs serves it"
     if problem.rank != 2:
         return f"compiled kernels have 2 spatial axes, the problem has {problem.rank}"
     return f"compiled kernels are float32 and float64, the problem is {problem.dtype}"
@@ -167,11 +221,26 @@ def _module_by_record(chosen: Chosen, problem: NAProblem, target: NATarget) -> A
     return (replayed if chosen.kind == "record" else carried_over)(record, problem, target)
 
 
-def _compiled(module: Any, target: NATarget, chosen: Chosen) -> Any:
+def compiled(module: Any, target: NATarget) -> Callable[[Path], None]:
+    """A function that writes the shared library of a scheduled module to a path, compiled now (imports TVM).
+
+    Raises:
+        Exception: TVM's own, which have no class in common; RuntimeError for a GPU, see
+            :func:`tvm_na.cuda.library.compile_library`.
+    """
+    if target.kind == "cuda":
+        from tvm_na.cuda.library import compile_library
+
+        return compile_library(module, target).export
     import tvm
 
+    executable = tvm.compile(module, target=target.tvm_target())
+    return lambda file: executable.export_library(str(file))
+
+
+def _compiled(module: Any, target: NATarget, chosen: Chosen) -> Callable[[Path], None]:
     try:
-        return tvm.compile(module, target=target.tvm_target())
+        return compiled(module, target)
     except Exception as error:  # TVM's errors have no class in common
         if chosen.record is None:
             raise
@@ -181,12 +250,15 @@ def _compiled(module: Any, target: NATarget, chosen: Chosen) -> Any:
 def _build(request: str, problem: NAProblem, target: NATarget, chosen: Chosen) -> Path:
     _space(problem, target)  # an unsupported problem fails before TVM is imported
     openmp.cxx_compiler()  # so does a machine that cannot link
+    if target.kind == "cuda":
+        from tvm_na.cuda.toolchain import find_compiler
+
+        find_compiler()  # or cannot compile
 
     def compile_() -> tuple[str, Callable[[Path], None]]:
         module, _ = scheduled_module(problem, target, chosen)
-        name = cache.digest_of(module.script(), repr(target), cache.versions())
-        executable = _compiled(module, target, chosen)
-        return name, lambda file: executable.export_library(str(file))
+        name = cache.digest_of(module.script(), repr(target), cache.kernel_versions(target))
+        return name, _compiled(module, target, chosen)
 
     description = {"problem": str(problem), "target": target.name, "schedule": str(chosen)}
     return cache.get_or_build(request, description, compile_)

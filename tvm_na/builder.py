@@ -34,12 +34,12 @@ class Built:
 
 def compile_module(text: str, target: NATarget, file: str) -> str | None:
     """Compile the module in TVM's JSON ``text`` (in a worker); what went wrong, or None."""
-    import tvm
     import tvm.ir
 
+    from tvm_na.build import compiled
+
     try:
-        executable = tvm.compile(tvm.ir.load_json(text), target=target.tvm_target())
-        executable.export_library(file)
+        compiled(tvm.ir.load_json(text), target)(Path(file))
     except Exception:
         return traceback.format_exc()
     return None

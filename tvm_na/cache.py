@@ -18,7 +18,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -27,7 +27,7 @@ from typing import Any
 import tvm_na
 from tvm_na import settings
 from tvm_na.problem import NAProblem
-from tvm_na.target import NATarget
+from tvm_na.target import NATarget, detect_target
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +58,15 @@ def versions() -> dict[str, str]:
     }
 
 
+def kernel_versions(target: NATarget) -> dict[str, str]:
+    """:func:`versions`, and for a GPU also what compiles the code for it, and the CPU that is to launch it."""
+    if target.kind != "cuda":
+        return versions()
+    from tvm_na.cuda import toolchain
+
+    return {**versions(), "cuda": toolchain.description(), "host": detect_target().name}
+
+
 @functools.lru_cache(maxsize=1)
 def _source_digest() -> str:
     """A digest of the expressions and schedules, so that a change to one makes its kernels anew."""
@@ -72,7 +81,7 @@ def _source_digest() -> str:
 
 def context_digest(target: NATarget) -> str:
     """A digest of all that a kernel depends on beside its problem and the record it is made with."""
-    return digest_of(asdict(target), versions(), _source_digest())
+    return digest_of(target.to_dict(), kernel_versions(target), _source_digest())
 
 
 def request_digest(problem: NAProblem, target: NATarget, schedule: str = "default") -> str:

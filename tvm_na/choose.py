@@ -63,7 +63,7 @@ def choose(problem: NAProblem, target: NATarget, threads: int | None = None, mod
     Args:
         problem: For which a kernel is wanted.
         target: What it is built for.
-        threads: How many it will run on; None for TVM_NA_NUM_THREADS or PyTorch's number.
+        threads: How many it will run on; None for TVM_NA_NUM_THREADS or PyTorch's number. On a GPU it plays no role.
         mode: Which records count, one of ``settings.RECORDS_MODES``; None for TVM_NA_RECORDS.
     """
     return considered(problem, target, threads, mode)[0]
@@ -95,6 +95,8 @@ def candidates(
     The user's records come before the shipped ones, records of as many threads before others, then the fastest.
     """
     mode = settings.records_mode() if mode is None else settings.check_records_mode("records", mode)
+    if target.kind == "cuda":
+        threads = 1  # as its records have it
     threads = settings.num_threads() if threads is None else threads
     folders = _folders(target, mode)
     for folder in folders:

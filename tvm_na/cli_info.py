@@ -27,6 +27,7 @@ def info(
     from tvm_na.benchmark import versions
 
     _section("machine", _machine())
+    _section("cuda", _cuda())
     _section("versions", list(versions().items()))
     _section("settings", settings.describe())
     _section("kernel cache", _kernels())
@@ -47,13 +48,40 @@ def _machine() -> Rows:
     from tvm_na.target import cpu_name
 
     target = current_target()
-    vectors = f"{target.vector_registers} vector registers of {target.vector_bytes} bytes"
+    if target.kind == "cuda":
+        what = f"{target.arch}, {target.max_shared_bytes // 1024} KiB of shared memory per block"
+    else:
+        what = f"{target.cpu}, {target.vector_registers} vector registers of {target.vector_bytes} bytes"
     return [
         ("cpu", cpu_name()),
         ("cores", settings.available_cores()),
         ("threads", f"{settings.num_threads()} used by kernels"),
-        ("target", f"{target.name} ({target.kind}, {target.cpu}, {vectors})"),
+        ("target", f"{target.name} ({target.kind}, {what})"),
     ]
+
+
+def _cuda() -> Rows:
+    """The CUDA devices that PyTorch sees, and what would compile kernels for them."""
+    import torch
+
+    from tvm_na.cuda import arch, toolchain
+
+    rows: list[tuple[object, ...]] = []
+    for index, capability in enumerate(arch.devices()):
+        seen = torch.cuda.get_device_properties(index)
+        try:
+            target = f"cuda-{arch.arch_for(capability).name}"
+        except ValueError as error:
+            target = f"none ({error})"
+        number = ".".join(map(str, capability))
+        about = f"compute capability {number}, {seen.multi_processor_count} SMs, {seen.total_memory / 2**30:.0f} GiB"
+        rows.append((f"cuda:{index}", f"{seen.name} ({about}), target {target}"))
+    try:
+        compiler = toolchain.find_compiler()
+        found = f"{compiler.name} {compiler.version} ({compiler.where})"
+    except RuntimeError as error:
+        found = f"none ({error})"
+    return [*(rows or [("devices", "none that PyTorch sees")]), ("compiler", found)]
 
 
 def _kernels() -> Rows:

@@ -12,7 +12,6 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ def structural_hash(mod: Any) -> str:
 
 def features_of(target: NATarget) -> dict[str, Any]:
     """What of a target a schedule depends on, as ``meta.json`` has it."""
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(target).items() if name != "name"}
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in target.to_dict().items() if name != "name"}
 
 
 def check_meta(meta: Meta, folder: Path, target: NATarget) -> None:

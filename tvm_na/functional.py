@@ -42,11 +42,22 @@ def _why_not_compiled(problem: NAProblem, device: torch.device, needs_grad: bool
     """What of a call has no compiled kernel; None if all has."""
     if needs_grad:
         return "a gradient is needed and compiled kernels have no backward yet"
+    if device.type == "cuda":
+        return _why_no_kernel(problem, device)
     if device.type not in ("cpu", "meta"):
         return f"there are no compiled kernels for the device {device.type} yet"
     if problem.rank != 2:
-        return f"compiled kernels have 2 spatial axes so far, the call has {problem.rank}"
+        return f"compiled kernels have 2 spatial axes so far on CPUs, the call has {problem.rank}"
     return None
+
+
+def _why_no_kernel(problem: NAProblem, device: torch.device) -> str | None:
+    """:func:`ops.why_no_kernel`, of which a trace takes the answer, and does not look inside."""
+    return ops.why_no_kernel(problem, device)
+
+
+# What torch.compiler.assume_constant_result does, which would import 2 seconds of compiler to do it.
+_why_no_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _choose(backend: Backend, reason: str | None) -> Backend:
@@ -190,7 +201,7 @@ _DOCSTRING = """Neighborhood attention over {rank} spatial axes (arXiv 2204.0714
             index is (key - query) / dilation + kernel_size - 1 along each axis.
         return_lse: Whether the log-sum-exp of the scores is returned too.
         backend: ``compiled``, ``reference``, or ``auto``: compiled where it serves the call, else the
-            reference with one warning. Half precision is computed in float32.
+            reference with one warning. CPUs compute half precision in float32.
 
     Returns:
         The output ``[batch, {axes}, heads, head_dim_v]`` in the inputs' dtype; with return_lse also the

@@ -1,4 +1,4 @@
-"""The operator as PyTorch sees it: schemas, fake kernels, and the launcher of compiled kernels.
+"""The operator as PyTorch sees it: schemas, fake kernels, and the launcher of compiled kernels, on CPUs and GPUs.
 
 TVM is not imported here; a kernel that is on disk runs without it. ``torch.ops.tvm_na.na_forward`` and
 ``na_forward_lse`` take any rank in their schema; :mod:`tvm_na.functional` is the front door.
@@ -22,7 +22,7 @@ _ARGUMENTS = (
     "(Tensor query, Tensor key, Tensor value, Tensor? rpb, int[] kernel_size, int[] stride, int[] dilation, "
     "bool[] is_causal, float scale)"
 )
-_ALIGNMENT = 64  # bytes; TVM's kernels assume it and do not check
+_ALIGNMENT = 64  # bytes; TVM's kernels for CPUs assume it and do not check
 _MAX_ELEMENTS = 2**31 - 1  # kernels count elements in 32 bits
 
 Launcher = Callable[..., tuple[Tensor, "Tensor | None"]]
@@ -83,11 +83,11 @@ def _scale_tensor(scale: float, dtype: torch.dtype) -> Tensor:
         return torch.tensor([scale], dtype=dtype, device="cpu")
 
 
-def _ready(tensor: Tensor) -> Tensor:
+def _ready(tensor: Tensor, alignment: int) -> Tensor:
     """``tensor`` as a kernel can read it: no lazy negation, contiguous, aligned."""
     if tensor.is_neg() or not tensor.is_contiguous():
         tensor = tensor.resolve_neg().contiguous()
-    return tensor if tensor.data_ptr() % _ALIGNMENT == 0 else tensor.clone(memory_format=torch.contiguous_format)
+    return tensor if tensor.data_ptr() % alignment == 0 else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _elements_per_sample(problem: NAProblem) -> int:
@@ -98,13 +98,25 @@ def _elements_per_sample(problem: NAProblem) -> int:
     return tokens * problem.heads * max(problem.head_dim, problem.head_dim_v)
 
 
-def _make_launcher(problem: NAProblem) -> Launcher:
-    from tvm_na.build import kernel_for
+def _on_cpu(problem: NAProblem) -> runtime.Way:
+    from tvm_na.build import kernel_for, target_for
 
-    kernel = kernel_for(problem).function
+    kernel = kernel_for(problem, target_for("cpu")).function
+    samples = _MAX_ELEMENTS // _elements_per_sample(problem)
+    return runtime.Way(kernel, _scale_tensor, runtime.use_threads, _ALIGNMENT, samples)
+
+
+def _on_cuda(problem: NAProblem, index: int) -> runtime.Way:
+    from tvm_na.cuda.launch import way
+
+    return way(problem, index, _MAX_ELEMENTS)
+
+
+def _make_launcher(problem: NAProblem, device: torch.device) -> Launcher:
+    way = _on_cpu(problem) if device.type == "cpu" else _on_cuda(problem, device.index)
+    kernel, scale_tensor, before, alignment, samples = way.kernel, way.scale, way.before, way.alignment, way.samples
     accum = torch.float64 if problem.dtype == "float64" else torch.float32
     flops = problem.useful_flops
-    samples = _MAX_ELEMENTS // _elements_per_sample(problem)
     if samples == 0:
         raise ValueError(f"query: required fewer than 2^31 elements per sample, got {problem}")
 
@@ -115,16 +127,20 @@ def _make_launcher(problem: NAProblem) -> Launcher:
         if query.shape[0] == 0:
             return out, lse
         batch = query.shape[0]
-        runtime.use_threads(flops * batch)
-        constants = (_scale_tensor(scale, accum),) if rpb is None else (_scale_tensor(scale, accum), _ready(rpb))
+        if before is not None:
+            before(flops * batch)
+        factor = scale_tensor(scale, accum)
+        constants = (factor,) if rpb is None else (factor, _ready(rpb, alignment))
         if batch <= samples:
-            kernel(_ready(query), _ready(key), _ready(value), *constants, out, *(() if lse is None else (lse,)))
+            inputs = (_ready(query, alignment), _ready(key, alignment), _ready(value, alignment))
+            kernel(*inputs, *constants, out, *(() if lse is None else (lse,)))
             return out, lse
         for first in range(0, batch, samples):
             part = slice(first, first + samples)
             part_out, part_lse = _outputs(problem, query[part])
             lse_argument = [] if part_lse is None else [part_lse]
-            kernel(_ready(query[part]), _ready(key[part]), _ready(value[part]), *constants, part_out, *lse_argument)
+            inputs = (_ready(query[part], alignment), _ready(key[part], alignment), _ready(value[part], alignment))
+            kernel(*inputs, *constants, part_out, *lse_argument)
             out[part] = part_out
             if lse is not None and part_lse is not None:
                 lse[part] = part_lse
@@ -150,7 +166,7 @@ def _run(
     at = _call(query, key, value, rpb, window, lse)
     launcher = _launchers.get(at)
     if launcher is None:
-        launcher = _launchers[at] = _launcher_of(_problem(query, key, value, rpb, window, lse))
+        launcher = _launchers[at] = _launcher_of(_problem(query, key, value, rpb, window, lse), query.device)
     return launcher(query, key, value, rpb, scale)
 
 
@@ -187,11 +203,22 @@ def is_watched() -> bool:
     )
 
 
-def _launcher_of(problem: NAProblem) -> Launcher:
-    if problem.dtype not in ("float16", "bfloat16"):
-        return _make_launcher(problem)
+def why_no_kernel(problem: NAProblem, device: torch.device) -> str | None:
+    """Why there is no kernel for ``problem`` on a CUDA device, in words; None if there is one, or can be built."""
+    from tvm_na.build import is_supported, target_for, unsupported
+
+    try:
+        target = target_for("cuda", device.index)
+    except ValueError as error:
+        return str(error)
+    return None if is_supported(problem, target) else unsupported(problem, target)
+
+
+def _launcher_of(problem: NAProblem, device: torch.device) -> Launcher:
+    if device.type != "cpu" or problem.dtype not in ("float16", "bfloat16"):
+        return _make_launcher(problem, device)
     # Accumulation is float32 by contract, and CPUs have no faster arithmetic for halves at hand.
-    in_float32 = _make_launcher(dataclasses.replace(problem, dtype="float32"))
+    in_float32 = _make_launcher(dataclasses.replace(problem, dtype="float32"), device)
 
     def launch(
         query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, scale: float
@@ -233,8 +260,9 @@ def _forward_lse(
     return out, lse
 
 
-_library.impl("na_forward", _forward, "CPU")
-_library.impl("na_forward_lse", _forward_lse, "CPU")
+for _device in ("CPU", "CUDA"):
+    _library.impl("na_forward", _forward, _device)
+    _library.impl("na_forward_lse", _forward_lse, _device)
 
 
 @torch.library.register_fake("tvm_na::na_forward", lib=_library)

@@ -48,7 +48,7 @@ class Record:
         formulation: Canonical JSON, the attribute ``tvm_na.formulation`` of its PrimFunc.
         workload: The structural hash of its IRModule (batch 1), decimal.
         target: The name of its target.
-        threads: Threads it was measured with.
+        threads: Threads it was measured with; 1 on a GPU.
         run_secs: Seconds of every repeat, as the tuner converts them to one speed of the machine.
         trace_json: MetaSchedule's trace, as canonical JSON.
         folder: Where it lies.
@@ -232,7 +232,7 @@ def _record(
         formulation=str(about["formulation"]),
         workload=workload,
         target=target,
-        threads=int(spec["num-cores"]),
+        threads=1 if spec["kind"] == "cuda" else int(spec["num-cores"]),
         run_secs=seconds,
         trace_json=json.dumps(trace, separators=(",", ":")),
         folder=folder,

@@ -13,10 +13,31 @@ import importlib.util
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tvm_na import openmp, settings
+
+
+@dataclass(frozen=True)
+class Way:
+    """How kernels run on a device: what differs between launchers.
+
+    Attributes:
+        kernel: The kernel's function.
+        scale: ``scale(factor, dtype)``: the factor of the scores as a tensor ``[1]`` where the kernel can read it.
+        before: ``before(flops)`` is called before the kernel.
+        alignment: Bytes that its arguments must be aligned to.
+        samples: The largest batch of one call; 0 if one sample is too large.
+    """
+
+    kernel: Callable[..., None]
+    scale: Callable[[float, Any], Any]
+    before: Callable[[int], None] | None
+    alignment: int
+    samples: int
+
 
 _pools = threading.local()
 _forked = False
@@ -24,12 +45,12 @@ _forked = False
 _FLOPS_PER_THREAD = 2_000_000
 
 
-def runtime_library() -> Path:
+def runtime_library(name: str = "libtvm_runtime.so") -> Path:
     """The path of TVM's runtime library, found without importing TVM; ImportError if TVM is not installed."""
     spec = importlib.util.find_spec("tvm")
     if spec is None or not spec.submodule_search_locations:
         raise ImportError("required the package apache-tvm, which is not installed")
-    return Path(spec.submodule_search_locations[0]) / "lib" / "libtvm_runtime.so"
+    return Path(spec.submodule_search_locations[0]) / "lib" / name
 
 
 @functools.lru_cache(maxsize=1)
@@ -77,9 +98,52 @@ def use_threads(flops: int) -> None:
         _pools.threads = threads
 
 
-def load(file: Path, entry: str) -> Callable[..., None]:
-    """The function ``entry`` of the kernel in a shared library."""
+@functools.lru_cache(maxsize=1)
+def _load_cuda_runtime() -> None:
+    """Load what TVM needs beside its runtime to launch kernels on GPUs.
+
+    It links to CUDA's own runtime, which PyTorch for the same CUDA has loaded already.
+
+    Raises:
+        RuntimeError: something that it links to is missing.
+    """
+    library = str(runtime_library("libtvm_runtime_cuda.so"))
+    try:
+        try:
+            ctypes.CDLL(library)
+        except OSError:
+            for file in _cuda_runtimes():
+                ctypes.CDLL(str(file))
+            ctypes.CDLL(library)
+    except OSError as error:
+        raise RuntimeError(
+            "kernels for GPUs: required NVIDIA's driver (libcuda.so.1) and the runtime of CUDA 13 (libcudart.so.13, "
+            f"which comes with PyTorch for CUDA 13 or the package nvidia-cuda-runtime), got {error}"
+        ) from error
+
+
+def _cuda_runtimes() -> list[Path]:
+    """CUDA's runtime library where nvidia's package for it is installed but no loaded library has asked for it."""
+    spec = importlib.util.find_spec("nvidia")
+    folders = [] if spec is None else list(spec.submodule_search_locations or ())
+    files = (Path(folder) / "cu13" / "lib" / "libcudart.so.13" for folder in folders)
+    return [file for file in files if file.is_file()][:1]
+
+
+def load(file: Path, entry: str, kind: str = "llvm") -> Callable[..., None]:
+    """The function ``entry`` of the kernel in a shared library.
+
+    Args:
+        file: The library.
+        entry: The function's name.
+        kind: The kind of target that it was built for, ``llvm`` or ``cuda``.
+
+    Raises:
+        RuntimeError: what kernels of this kind run on is missing.
+    """
     _load_runtime()
+    if kind == "cuda":
+        _load_cuda_runtime()
     import tvm_ffi
 
     function: Callable[..., None] = tvm_ffi.load_module(str(file))[entry]

@@ -12,7 +12,7 @@ from pathlib import Path
 _MEANINGS = {
     "TVM_NA_NUM_THREADS": "threads of a CPU kernel (default: PyTorch's number, all cores)",
     "TVM_NA_CACHE_DIR": "folder of compiled kernels (default: the user's cache folder)",
-    "TVM_NA_TARGET": "target kernels are built for (default: native)",
+    "TVM_NA_TARGET": "target of kernels for CPUs, or of those for GPUs (default: what this machine has)",
     "TVM_NA_RECORDS": "tuning records that count: all, user, shipped or off (default: all)",
     "TVM_NA_RECORDS_DIR": "folder of the user's tuning records (default: the user's data folder)",
 }

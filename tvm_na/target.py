@@ -1,17 +1,20 @@
 """Targets: the machine a kernel is made for, known without importing TVM.
 
-A CPU is named by its architecture and the level of its vector instructions, not by its model, so that a
-kernel or a tuning record serves every CPU that has the same registers.
+A CPU is named by its architecture and the level of its vector instructions, a GPU by its architecture, neither by its
+model, so that a kernel or a tuning record serves every machine that has the same registers.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from tvm_na.cuda import arch as cuda_arch
 
 
 @dataclass(frozen=True)
@@ -20,12 +23,16 @@ class NATarget:
 
     Attributes:
         name: Also the name of its folder of tuning records.
-        kind: TVM's target kind.
+        kind: TVM's target kind: ``llvm`` for CPUs, ``cuda`` for NVIDIA's GPUs.
         triple: LLVM's target triple ("" for the machine's own).
         cpu: LLVM's CPU name.
         features: LLVM features on top of ``cpu``.
-        vector_bytes: Bytes of a vector register.
-        vector_registers: Number of them.
+        vector_bytes: Bytes of a vector register; on a GPU, of the widest load of a thread.
+        vector_registers: Number of them; on a GPU, the registers of 32 bits that a thread can have.
+        arch: The GPU's architecture, such as ``sm_90``.
+        shared_bytes: Shared memory of a block on a GPU, as it comes.
+        max_shared_bytes: Shared memory of a block, if the kernel asks for it.
+        registers_per_block: Registers of 32 bits that the threads of a block can have together.
     """
 
     name: str
@@ -35,11 +42,25 @@ class NATarget:
     features: tuple[str, ...]
     vector_bytes: int
     vector_registers: int
+    arch: str = ""
+    shared_bytes: int = 0
+    max_shared_bytes: int = 0
+    registers_per_block: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is known of it: every attribute that its kind of target has."""
+        fields = ((field, getattr(self, field.name)) for field in dataclasses.fields(self))
+        return {field.name: value for field, value in fields if value != field.default}
 
     def tvm_target(self, threads: int | None = None) -> Any:
-        """The target as TVM takes it (imports TVM), with ``threads`` for its number of cores (default: all)."""
+        """The target as TVM takes it (imports TVM), with ``threads`` for its number of cores (default: all).
+
+        A GPU's has this machine's CPU for the code that launches kernels, and no number of cores.
+        """
         import tvm
 
+        if self.kind == "cuda":
+            return tvm.target.Target(self._cuda_spec(), host=detect_target().tvm_target(threads))
         cores = (os.cpu_count() or 1) if threads is None else threads
         spec: dict[str, Any] = {"kind": self.kind, "mcpu": self.cpu, "num-cores": cores}
         if self.triple:
@@ -47,6 +68,21 @@ class NATarget:
         if self.features:
             spec["mattr"] = list(self.features)
         return tvm.target.Target(spec)
+
+    def _cuda_spec(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "arch": self.arch,
+            "max_shared_memory_per_block": self.max_shared_bytes,
+            "max_threads_per_block": 1024,
+            "registers_per_block": self.registers_per_block,
+            "thread_warp_size": 32,
+        }
+
+
+def _cuda_target(arch: cuda_arch.CudaArch) -> NATarget:
+    shared = (cuda_arch.STATIC_SHARED_BYTES, arch.max_shared_bytes)
+    return NATarget(f"cuda-{arch.name}", "cuda", "", "", (), 16, 255, arch.name, *shared, registers_per_block=65536)
 
 
 # Vectors as long as the registers, also where LLVM would by default prefer halves.
@@ -57,6 +93,7 @@ _TARGETS = {
         NATarget("llvm-x86-avx2", "llvm", "x86_64-unknown-linux-gnu", "x86-64-v3", (), 32, 16),
         NATarget("llvm-x86-sse4", "llvm", "x86_64-unknown-linux-gnu", "x86-64-v2", (), 16, 16),
         NATarget("llvm-aarch64-neon", "llvm", "aarch64-unknown-linux-gnu", "generic", ("+neon",), 16, 32),
+        *map(_cuda_target, cuda_arch.ARCHS),
     )
 }
 
@@ -70,6 +107,9 @@ _X86_LEVELS = (
 
 def name_of_spec(spec: Mapping[str, Any]) -> str | None:
     """The name of the target that TVM writes as the JSON object ``spec``; None if it is none of the known ones."""
+    if spec.get("kind") == "cuda":
+        name = f"cuda-{spec.get('arch')}"
+        return name if name in _TARGETS else None
     for target in _TARGETS.values():
         features = tuple(spec.get("mattr") or ())
         if (spec.get("kind"), spec.get("mcpu"), features) == (target.kind, target.cpu, target.features):
@@ -83,11 +123,20 @@ def list_targets() -> list[str]:
 
 
 def parse_target(name: str) -> NATarget:
-    """The target called ``name``, or this machine's for ``native``; ValueError for an unknown name."""
+    """The target called ``name``; ValueError for an unknown name.
+
+    Beside those of :func:`list_targets`, ``native`` is this machine's CPU, ``cuda`` the current CUDA device, and
+    ``nvidia/geforce-rtx-4090`` and the like are TVM's names for GPUs (which imports TVM).
+    """
     if name == "native":
         return detect_target()
+    if name == "cuda":
+        return detect_cuda_target()
+    if name.startswith("nvidia/"):
+        return _TARGETS[f"cuda-{cuda_arch.arch_of_tag(name).name}"]
     if name not in _TARGETS:
-        raise ValueError(f"target: required native or one of {', '.join(_TARGETS)}, got {name!r}")
+        others = "cuda, one of TVM's names for NVIDIA's GPUs (nvidia/...)"
+        raise ValueError(f"target: required native or one of {', '.join(_TARGETS)}, or {others}, got {name!r}")
     return _TARGETS[name]
 
 
@@ -113,13 +162,56 @@ def detect_target() -> NATarget:
     raise RuntimeError(f"target: required an x86-64-v2 or AArch64 CPU under Linux, got {machine} under {system}")
 
 
-def check_runs_here(target: NATarget) -> None:
-    """ValueError if this CPU lacks instructions that kernels for ``target`` use."""
+def detect_cuda_target(device_index: int | None = None) -> NATarget:
+    """The target of a CUDA device (imports PyTorch, not TVM).
+
+    A GPU newer than those known has the target of the newest one whose kernels it can run.
+
+    Args:
+        device_index: Which, in PyTorch's order; None for the current one.
+
+    Raises:
+        ValueError: there is no such device, or it is too old.
+    """
+    import torch
+
+    found = cuda_arch.devices()
+    if not found:
+        raise ValueError("target: required a CUDA device for cuda, got none (PyTorch sees no GPU)")
+    index = torch.cuda.current_device() if device_index is None else device_index
+    if not 0 <= index < len(found):
+        raise ValueError(f"device_index: required one of {len(found)} CUDA devices, got {index}")
+    return _TARGETS[f"cuda-{cuda_arch.arch_for(found[index]).name}"]
+
+
+def check_runs_here(target: NATarget, device_index: int | None = None) -> None:
+    """ValueError if this machine cannot run kernels for ``target``.
+
+    Args:
+        target: What they are built for.
+        device_index: The CUDA device that is to run them; None if any may. It plays no role for a CPU's kernels.
+    """
+    if target.kind == "cuda":
+        _check_devices(target, device_index)
+        return
     native = detect_target()
     levels = [name for name, _ in _X86_LEVELS]
     usable = levels[levels.index(native.name) :] if native.name in levels else [native.name]
     if target.name not in usable:
         raise ValueError(f"target: required one that this CPU can run ({', '.join(usable)}), got {target.name}")
+
+
+def _check_devices(target: NATarget, device_index: int | None) -> None:
+    found = cuda_arch.devices()
+    if device_index is not None:
+        found = found[device_index : device_index + 1]
+    if not found:
+        raise ValueError(f"target: required one that this machine can run, got {target.name} and no such CUDA device")
+    usable = {arch.name for arch in cuda_arch.ARCHS for capability in found if cuda_arch.runs_on(arch, capability)}
+    if target.arch not in usable:
+        names = ", ".join(name for name, other in _TARGETS.items() if other.arch in usable) or "none known"
+        where = "the CUDA devices" if device_index is None else f"the device cuda:{device_index}"
+        raise ValueError(f"target: required one that {where} can run ({names}), got {target.name}")
 
 
 def cpu_name() -> str:

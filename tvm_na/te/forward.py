@@ -10,8 +10,8 @@ from typing import Any
 from tvm import te, tirx
 
 from tvm_na.problem import NAProblem
+from tvm_na.te.neighbors import Neighbors
 from tvm_na.te.operands import Operands
-from tvm_na.te.window import axis_window
 
 
 def forward(problem: NAProblem) -> Any:
@@ -20,44 +20,18 @@ def forward(problem: NAProblem) -> Any:
     softmax(scale * query key^T + rpb) value over each query's window, the softmax shifted by its maximum;
     arguments as in :mod:`tvm_na.te.operands`.
     """
-    ops = Operands.of(problem)
+    ops, near = Operands.of(problem), Neighbors(problem)
     rank, accum = problem.rank, problem.accum_dtype
     group = problem.heads // problem.heads_kv
     tokens = (ops.batch, *problem.spatial, problem.heads)
     window = problem.kernel_size
-
-    def windows(position: tuple[Any, ...]) -> list[tuple[Any, Any, Any]]:
-        return [
-            axis_window(i, *axis)
-            for i, *axis in zip(
-                position,
-                problem.spatial,
-                window,
-                problem.stride,
-                problem.dilation,
-                problem.is_causal,
-                strict=True,
-            )
-        ]
-
-    def key_position(position: tuple[Any, ...], offset: tuple[Any, ...]) -> list[Any]:
-        # A causal window may be shorter than kernel_size; what is behind its end is masked, but read.
-        return [
-            tirx.min(residue + d * (start + a), size - 1)
-            for (residue, start, _), a, d, size in zip(
-                windows(position), offset, problem.dilation, problem.spatial, strict=True
-            )
-        ]
-
-    def exists(position: tuple[Any, ...], offset: tuple[Any, ...]) -> Any:
-        return tirx.all(*[start + a < end for (_, start, end), a in zip(windows(position), offset, strict=True)])
 
     d = te.reduce_axis((0, problem.head_dim), name="d")
 
     def dot(b: Any, *rest: Any) -> Any:
         position, h, offset = rest[:rank], rest[rank], rest[rank + 1 :]
         product = ops.query[(b, *position, h, d)].astype(accum)
-        product *= ops.key[(b, *key_position(position, offset), h // group, d)].astype(accum)
+        product *= ops.key[(b, *near.key_position(position, offset), h // group, d)].astype(accum)
         return te.sum(product, axis=d)
 
     dots = te.compute((*tokens, *window), dot, name="dots")
@@ -66,15 +40,8 @@ def forward(problem: NAProblem) -> Any:
         position, h, offset = rest[:rank], rest[rank], rest[rank + 1 :]
         value = dots[(b, *rest)] * ops.scale[0]
         if ops.rpb is not None:
-            # (key - query) / dilation + kernel_size - 1; the clamp acts on masked neighbors alone
-            index = [
-                tirx.min(tirx.max(start + a - i // dil + k - 1, 0), 2 * k - 2)
-                for (_, start, _), a, i, dil, k in zip(
-                    windows(position), offset, position, problem.dilation, window, strict=True
-                )
-            ]
-            value = value + ops.rpb[(h, *index)].astype(accum)
-        return tirx.Select(exists(position, offset), value, tirx.min_value(accum))
+            value = value + ops.rpb[(h, *near.bias_index(position, offset))].astype(accum)
+        return near.select(position, offset, value, tirx.min_value(accum))
 
     scores = te.compute((*tokens, *window), score, name="scores")
 
@@ -83,24 +50,21 @@ def forward(problem: NAProblem) -> Any:
 
     a = over_window("a")
     maximum = te.compute(tokens, lambda *t: te.max(scores[(*t, *a)], axis=a), name="maximum")
-    weights = te.compute(
-        (*tokens, *window),
-        lambda *t: tirx.Select(
-            exists(t[1 : rank + 1], t[rank + 2 :]),
-            tirx.exp(scores[t] - maximum[t[: rank + 2]]),
-            tirx.const(0, accum),
-        ),
-        name="weights",
-    )
+
+    def weight(*t: Any) -> Any:
+        value = tirx.exp(scores[t] - maximum[t[: rank + 2]])
+        return near.select(t[1 : rank + 1], t[rank + 2 :], value, tirx.const(0, accum))
+
+    weights = te.compute((*tokens, *window), weight, name="weights")
     c = over_window("c")
     total = te.compute(tokens, lambda *t: te.sum(weights[(*t, *c)], axis=c), name="total")
     e = over_window("e")
 
     def attend(b: Any, *rest: Any) -> Any:
         position, h, x = rest[:rank], rest[rank], rest[rank + 1]
-        value = ops.value[(b, *key_position(position, tuple(e)), h // group, x)].astype(accum)
-        if any(problem.is_causal):  # a masked value may be inf, and zero times that is not zero
-            value = tirx.Select(exists(position, tuple(e)), value, tirx.const(0, accum))
+        value = ops.value[(b, *near.key_position(position, tuple(e)), h // group, x)].astype(accum)
+        # A masked value may be inf, and zero times that is not zero.
+        value = near.select(position, tuple(e), value, tirx.const(0, accum))
         return te.sum(weights[(b, *position, h, *e)] * value, axis=e)
 
     attended = te.compute((*tokens, problem.head_dim_v), attend, name="attended")

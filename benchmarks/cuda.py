@@ -1,0 +1,199 @@
+"""The operator on an NVIDIA GPU at NAT-Tiny's four stages: ``python -m benchmarks.cuda [--output FILE]``.
+
+Batch 128 and 1, float16 and float32. Numbers are checked first; what is wrong gets no time. Inputs rotate through more
+memory than the last cache holds. Candidates take turns; times are those of CUDA events around some calls. The bound is
+the time that a copy needs which reads and writes as much memory as query, key, value and output take. A run that is
+repeated goes on where it was: cases that are in the output file are not measured again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks.cuda_peers import PEERS
+from benchmarks.report import RESULTS
+from tvm_na import reference
+from tvm_na.benchmark import ERROR_BUDGET, machine, relative_error
+from tvm_na.build import explain, target_for
+from tvm_na.functional import na2d
+from tvm_na.problem import NAProblem
+
+OURS, COPY = "tvm_na", "copy"
+_ROTATED_BYTES = 3 * 2**27  # several times the last cache of any GPU so far
+_SAMPLE_SECONDS = 2e-3
+
+Inputs = tuple[Tensor, Tensor, Tensor]
+
+
+def cases() -> list[tuple[int, NAProblem]]:
+    """Batch sizes and problems."""
+    stages = ((56, 2), (28, 4), (14, 8), (7, 16))
+    return [
+        (batch, NAProblem.make((size, size), 7, heads, 32, dtype=dtype))
+        for dtype, batch, (size, heads) in itertools.product(("float16", "float32"), (128, 1), stages)
+    ]
+
+
+def bytes_of(problem: NAProblem, batch: int) -> int:
+    """Bytes of query, key, value and output."""
+    elements = batch * problem.heads * (3 * problem.head_dim + problem.head_dim_v)
+    for size in problem.spatial:
+        elements *= size
+    return elements * getattr(torch, problem.dtype).itemsize
+
+
+def make_inputs(problem: NAProblem, batch: int, count: int) -> list[Inputs]:
+    """So many sets of query, key and value on the GPU."""
+    shape = (batch, *problem.spatial, problem.heads, problem.head_dim)
+    dtype = getattr(torch, problem.dtype)
+    return [
+        (
+            torch.randn(shape, dtype=dtype, device="cuda"),
+            torch.randn(shape, dtype=dtype, device="cuda"),
+            torch.randn(shape, dtype=dtype, device="cuda"),
+        )
+        for _ in range(count)
+    ]
+
+
+def rotating(call: Callable[..., object], sets: list[Any]) -> Callable[[], object]:
+    """A function that calls ``call`` with one set of arguments after the other."""
+    turn = itertools.cycle(sets)
+    return lambda: call(*next(turn))
+
+
+def candidates_of(
+    problem: NAProblem, batch: int
+) -> tuple[dict[str, Callable[[], object]], dict[str, float], dict[str, str]]:
+    """What is timed, its relative errors, and why something cannot be."""
+    count = max(2, -(-_ROTATED_BYTES // bytes_of(problem, batch)))
+    sets = make_inputs(problem, batch, min(count, 64))
+    few = tuple(t[:1].double() for t in sets[0])
+    expected, _ = reference.neighborhood_attention(problem, *few, scale=problem.head_dim**-0.5)
+
+    def ours(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out: Tensor = na2d(query, key, value, problem.kernel_size, backend="compiled")
+        return out
+
+    errors = {OURS: relative_error(ours(*sets[0])[:1], expected)}
+    calls, unavailable = {OURS: rotating(ours, sets)}, {}
+    for peer in PEERS:
+        try:
+            call = peer.prepare(problem)
+            theirs = [tuple(map(peer.layout, inputs)) for inputs in sets]
+            errors[peer.name] = relative_error(peer.back(call(*theirs[0]), problem)[:1], expected)
+            calls[peer.name] = rotating(call, theirs)
+        except Exception as error:  # a compiler's failure has no type of its own; it is reported by name
+            unavailable[peer.name] = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    # As many bytes read as written, as many in all as the operator must move.
+    halves = [
+        (torch.empty(2 * q.numel(), dtype=q.dtype, device="cuda"), torch.cat([q.flatten(), k.flatten()]))
+        for q, k, _ in sets
+    ]
+    calls[COPY] = rotating(lambda to, source: to.copy_(source), halves)
+    return calls, errors, unavailable
+
+
+def measure(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds per call of every sample, in turns."""
+    counts = {}
+    for name, call in calls.items():
+        for _ in range(3):
+            call()
+        counts[name] = max(1, min(2000, int(_SAMPLE_SECONDS / max(_sample(call, 5), 1e-7))))
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            call()
+            seconds[name].append(_sample(call, counts[name]))
+    return seconds
+
+
+def _sample(call: Callable[[], object], count: int) -> float:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(count):
+        call()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3 / count
+
+
+def run_case(batch: int, problem: NAProblem, rounds: int) -> dict[str, Any]:
+    """Check and measure one case; what JSON keeps of it."""
+    with torch.inference_mode():
+        calls, errors, unavailable = candidates_of(problem, batch)
+        right = {n: c for n, c in calls.items() if n == COPY or errors[n] <= ERROR_BUDGET[problem.dtype]}
+        seconds = measure(right, rounds)
+    medians = {name: statistics.median(samples) for name, samples in seconds.items()}
+    found = {"case": name_of(batch, problem), "bytes": bytes_of(problem, batch), "medians": medians, "errors": errors}
+    return {
+        **found,
+        "unavailable": unavailable,
+        "schedule": explain(problem, target_for("cuda", 0)),
+        "samples": seconds,
+    }
+
+
+def name_of(batch: int, problem: NAProblem) -> str:
+    """A case in words."""
+    return f"{problem.dtype}, batch {batch}, {problem.spatial[0]}x{problem.spatial[1]}, {problem.heads} heads"
+
+
+def table_of(found: list[dict[str, Any]]) -> Table:
+    """Medians in microseconds, and what ours is in terms of the bound and of the best peer."""
+    table = Table(title="2D neighborhood attention, k 7, head_dim 32: microseconds", box=SIMPLE_HEAD)
+    names = [OURS, *(peer.name for peer in PEERS), COPY]
+    for column in ("case", *names, "ours / copy", "best peer / ours"):
+        table.add_column(column, justify="left" if column == "case" else "right", no_wrap=True)
+    for case in found:
+        medians = case["medians"]
+        cells = [f"{medians[name] * 1e6:.1f}" if name in medians else "-" for name in names]
+        peers = [medians[peer.name] for peer in PEERS if peer.name in medians]
+        ours = medians.get(OURS)
+        bound = f"{ours / medians[COPY]:.2f}x" if ours else "refused"
+        over = f"{min(peers) / ours:.2f}x" if ours and peers else "-"
+        table.add_row(case["case"], *cells, bound, over)
+    return table
+
+
+def main(
+    rounds: Annotated[int, typer.Option(min=1, help="Samples of every candidate.")] = 21,
+    output: Annotated[Path, typer.Option(help="JSON file to write, and to go on from.")] = RESULTS / "cuda.json",
+) -> None:
+    """Compare the compiled operator with flex_attention, SDPA with a dense bias and NATTEN on a GPU."""
+    console = Console(width=160)
+    if not torch.cuda.is_available():
+        console.print("required a CUDA device, got none", style="red")
+        raise typer.Exit(2)
+    found: list[dict[str, Any]] = json.loads(output.read_text(encoding="utf-8"))["cases"] if output.is_file() else []
+    done = {case["case"] for case in found}
+    for batch, problem in cases():
+        if name_of(batch, problem) in done:
+            continue
+        with console.status(name_of(batch, problem)):
+            found.append(run_case(batch, problem, rounds))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        about = {**machine(), "device": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+        content = {"machine": about, "benchmark": "cuda", "rounds": rounds, "cases": found}
+        output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    console.print(table_of(found))
+    for case in found:
+        for name, reason in case["unavailable"].items():
+            console.print(f"  unavailable: {case['case']}: {name}: {reason}", style="dim", markup=False)
+
+
+if __name__ == "__main__":
+    typer.run(main)

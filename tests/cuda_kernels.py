@@ -1,0 +1,111 @@
+"""Kernels of CUDA schedules, run in the emulation and compared with the reference."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tests.conftest import TOLERANCE
+from tests.emulation.emulate import Emulated
+from tests.helpers import random_inputs, reference64, relative_error
+from tvm_na.cuda.library import cuda_source
+from tvm_na.problem import NAProblem
+from tvm_na.schedules import spaces_for
+from tvm_na.schedules.base import Plan, Scheduled
+from tvm_na.target import parse_target
+
+TARGET = parse_target("cuda-sm_80")
+
+
+def scheduled(problem: NAProblem, formulation: int = 0, plan: Plan = Plan()) -> Scheduled:  # noqa: B008
+    """A schedule of one of a problem's formulations."""
+    space = spaces_for(problem, TARGET)[0]
+    found = space.apply(space.formulations(problem, TARGET)[formulation], TARGET, plan)
+    assert found is not None
+    return found
+
+
+@dataclass(frozen=True)
+class CudaKernel:
+    """The generated source of one schedule.
+
+    Attributes:
+        problem: What it computes.
+        source: CUDA C++.
+        grid: The blocks per sample.
+        block: Threads of a block along x, y and z.
+    """
+
+    problem: NAProblem
+    source: str
+    grid: int
+    block: tuple[int, int, int]
+
+    def with_source(self, source: str) -> CudaKernel:
+        """The same with another source."""
+        return dataclasses.replace(self, source=source)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Of static shared memory."""
+        arrays = re.findall(r"__shared__ alignas\(\d+\) (float|double|half|nv_bfloat16) \w+\[(\d+)\]", self.source)
+        assert len(arrays) == self.source.count("__shared__")
+        return sum(_ELEMENT[dtype] * int(count) for dtype, count in arrays)
+
+    @property
+    def fits(self) -> bool:
+        """Whether a GPU can have such a block."""
+        return math.prod(self.block) <= 1024 and self.shared_bytes <= 48 * 1024
+
+
+_ELEMENT = {"float": 4, "double": 8, "half": 2, "nv_bfloat16": 2}
+
+
+def kernel_of(problem: NAProblem, schedule: Scheduled) -> CudaKernel:
+    """The source that TVM generates for a schedule, and how it is launched."""
+    module = schedule.schedule.mod
+    extents = _extents(module)
+    block = (extents.get("threadIdx.x", 1), extents.get("threadIdx.y", 1), extents.get("threadIdx.z", 1))
+    return CudaKernel(problem, cuda_source(module, TARGET), extents["blockIdx.x"], block)
+
+
+def _extents(module: Any) -> dict[str, int]:
+    """The extents of thread axes, of one sample, as TVMScript has them: such as ``batch * 28``; each but one."""
+    bound = re.findall(r"thread_binding\(([^,]+), thread=\"([\w.]+)\"\)", module.script())
+    found: dict[str, int] = {}
+    for text, axis in bound:
+        extent = math.prod(1 if factor == "batch" else int(factor) for factor in text.split(" * "))
+        assert found.setdefault(axis, extent) == extent, f"{axis} has {found[axis]} and {extent} threads"
+    return found
+
+
+def run(kernel: CudaKernel, batch: int = 1, seed: int = 0, scale: float | None = None) -> tuple[float, float]:
+    """The relative errors of output and log-sum-exp (0 without one) in the emulation, outputs NaN before."""
+    problem = kernel.problem
+    inputs = random_inputs(problem, batch, seed=seed)
+    scale = problem.head_dim**-0.5 if scale is None else scale
+    query, key, value, rpb = inputs
+    accum = getattr(torch, problem.accum_dtype)
+    out = torch.full((*query.shape[:-1], problem.head_dim_v), math.nan, dtype=query.dtype)
+    lse = torch.full(query.shape[:-1], math.nan, dtype=accum)
+    arguments = {"query": query, "key": key, "value": value, "scale": torch.tensor([scale], dtype=accum)}
+    arguments |= {"rpb": rpb, "out": out, "lse": lse, "batch": batch}
+    emulated = Emulated(kernel.source)
+    (name,) = emulated.kernels
+    parameters = emulated.kernels[name].parameters
+    given = [arguments[parameter.name.removesuffix("_ptr")] for parameter in parameters]
+    emulated.launch(name, (kernel.grid * batch, 1, 1), kernel.block, given, seed=seed)
+    ref_out, ref_lse = reference64(problem, inputs, scale)
+    return relative_error(out, ref_out), relative_error(lse, ref_lse) if problem.return_lse else 0.0
+
+
+def assert_right(kernel: CudaKernel, batch: int = 1, seed: int = 0) -> None:
+    """Run a kernel, and compare its results with the reference in float64."""
+    error, lse_error = run(kernel, batch, seed)
+    assert error <= TOLERANCE[kernel.problem.dtype]
+    assert lse_error <= TOLERANCE[kernel.problem.accum_dtype]

@@ -1,0 +1,144 @@
+"""What a compiled kernel uses of a GPU: registers, memory, instructions. For tests and for people; needs no GPU."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from tvm_na.cuda import toolchain
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """One kernel on one architecture.
+
+    Attributes:
+        name: The kernel's name.
+        arch: Such as ``sm_90``.
+        registers: Of 32 bits, per thread.
+        spill_bytes: What a thread stores to and loads from memory since registers are short; 0 is what is wanted. None
+            where a cubin was looked at, which does not tell.
+        stack_bytes: Memory of a thread for its arrays; 0 if all are in registers.
+        shared_bytes: Shared memory of a block whose size is known to the compiler; of a cubin, with the 1 KiB that the
+            system takes on newer architectures.
+        instructions: How often each instruction stands in the code, with its modifiers, such as ``HMMA.16816.F32``.
+        language: ``SASS``, what the GPU executes, or ``PTX`` where no disassembler is installed: there one
+            instruction may stand for many.
+    """
+
+    name: str
+    arch: str
+    registers: int
+    spill_bytes: int | None
+    stack_bytes: int
+    shared_bytes: int
+    instructions: Counter[str]
+    language: str
+
+    def count(self, prefix: str) -> int:
+        """How many instructions begin with ``prefix``."""
+        return sum(n for name, n in self.instructions.items() if name.startswith(prefix))
+
+
+def inspect_kernel(code: str | bytes, arch: str, name: str | None = None) -> Inspection:
+    """Compile a kernel with nvcc, as it is compiled for use, and see what became of it.
+
+    Args:
+        code: CUDA C++, or a cubin (which takes CUDA's cuobjdump and nvdisasm).
+        arch: Such as ``sm_90``.
+        name: Which kernel; None if there is but one.
+
+    Raises:
+        RuntimeError: nvcc, or for a cubin cuobjdump and nvdisasm, is missing or fails.
+        ValueError: there is no such kernel, or more than one without a name.
+    """
+    if isinstance(code, bytes):
+        return _of_cubin(code, arch, name)
+    nvcc = toolchain.find_nvcc()
+    cubin, log = nvcc.run(code, "--cubin", f"-arch={arch}", "-Xptxas=-v")
+    kernel, (registers, spill, stack, shared) = _only(_resources(log), name)
+    sass = _sass(cubin)
+    language = "PTX" if sass is None else "SASS"
+    if sass is None:
+        text = nvcc.run(code, "--ptx", f"-arch={arch.replace('sm_', 'compute_')}")[0].decode()
+        instructions = count_ptx(text, kernel)
+    else:
+        instructions = count_sass(sass, kernel)
+    return Inspection(kernel, arch, registers, spill, stack, shared, instructions, language)
+
+
+_Resources = tuple[int, "int | None", int, int]  # registers, spills, stack, shared
+
+
+def _only(kernels: dict[str, _Resources], name: str | None) -> tuple[str, _Resources]:
+    names = list(kernels) if name is None else [n for n in kernels if n == name]
+    if len(names) != 1:
+        wanted = "one kernel" if name is None else f"the kernel {name}"
+        raise ValueError(f"code: required {wanted}, got {', '.join(kernels) or 'none'}")
+    return names[0], kernels[names[0]]
+
+
+def _resources(log: str) -> dict[str, _Resources]:
+    """What ptxas -v says of each kernel."""
+    found: dict[str, _Resources] = {}
+    for text in re.split(r"Compiling entry function ", log)[1:]:
+        name = re.match(r"'(\w+)'", text)
+        registers = re.search(r"Used (\d+) registers", text)
+        memory = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", text)
+        if name is None or registers is None or memory is None:
+            raise RuntimeError(f"ptxas: required registers and spills of each kernel, got {text}")
+        stack, stores, loads = map(int, memory.groups())
+        shared = re.search(r"(\d+) bytes smem", text)
+        found[name[1]] = (int(registers[1]), stores + loads, stack, int(shared[1]) if shared else 0)
+    return found
+
+
+def _of_cubin(cubin: bytes, arch: str, name: str | None) -> Inspection:
+    cuobjdump, sass = toolchain.tool("cuobjdump"), _sass(cubin)
+    if cuobjdump is None or sass is None:
+        packages = "nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm"
+        raise RuntimeError(f"required cuobjdump and nvdisasm, of the CUDA toolkit or the packages {packages}")
+    usage = _run(cuobjdump, "--dump-resource-usage", cubin)
+    pattern = r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)"
+    kernels: dict[str, _Resources] = {
+        kernel: (int(registers), None, int(stack), int(shared))
+        for kernel, registers, stack, shared in re.findall(pattern, usage)
+    }
+    kernel, (registers, spill, stack, shared) = _only(kernels, name)
+    return Inspection(kernel, arch, registers, spill, stack, shared, count_sass(sass, kernel), "SASS")
+
+
+def _sass(cubin: bytes) -> str | None:
+    """The disassembly of a cubin; None where there is no disassembler."""
+    cuobjdump = toolchain.tool("cuobjdump")
+    if cuobjdump is not None and toolchain.tool("nvdisasm") is not None:  # the former calls the latter
+        return _run(cuobjdump, "--dump-sass", cubin)
+    return None
+
+
+def _run(program: str, option: str, cubin: bytes) -> str:
+    with tempfile.TemporaryDirectory(prefix="tvm_na-") as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(cubin)
+        done = subprocess.run([program, option, str(file)], check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{program} {option} failed:\n{done.stdout}{done.stderr}")
+        return done.stdout
+
+
+def count_sass(text: str, kernel: str) -> Counter[str]:
+    """Instructions of one kernel in cuobjdump's disassembly."""
+    parts = re.split(r"Function : (\w+)", text)
+    body = "".join(parts[i + 1] for i in range(1, len(parts), 2) if parts[i] == kernel)
+    return Counter(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", body, re.MULTILINE))
+
+
+def count_ptx(text: str, kernel: str) -> Counter[str]:
+    """Instructions of one kernel in PTX."""
+    found = re.search(rf"\.entry {kernel}\(.*?^}}", text, re.MULTILINE | re.DOTALL)
+    body = "" if found is None else found[0]
+    return Counter(re.findall(r"^\s+(?:@!?%\w+\s+)?([a-z][\w.:]*)(?=[\s;])[^{}]*?;", body, re.MULTILINE))

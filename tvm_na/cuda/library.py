@@ -1,0 +1,189 @@
+"""From a scheduled IRModule to a shared library with host code and device code, on machines with and without a GPU.
+
+TVM generates both codes. It would have its CUDA runtime compile the device code, which cannot be loaded where there is
+no driver; TVM then leaves the source in the library, without a word, for whoever loads it to compile. So TVM is always
+told to leave the source, we compile it, with flags of ours, and put the result where the source was.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tvm_na.cuda import fatbin, toolchain, workarounds
+from tvm_na.target import NATarget
+
+_environment = threading.Lock()
+
+
+@dataclass(frozen=True)
+class CudaLibrary:
+    """A kernel that is compiled, but on no disk yet.
+
+    Attributes:
+        source: The CUDA C++ that TVM generated.
+        image: What was made of it: a fatbin (or a cubin, see :class:`tvm_na.cuda.toolchain.Nvrtc`).
+        arch: The architecture it is for, such as ``sm_90``.
+    """
+
+    source: str
+    image: bytes
+    arch: str
+    _host: Any
+
+    def export(self, file: Path) -> None:
+        """Write the shared library.
+
+        Raises:
+            RuntimeError: TVM packs device code in another way than the one known here.
+        """
+        self._host.export_library(str(file), fpack_imports=self._pack)
+
+    def _pack(self, host: Any, is_system_lib: bool, prefix: str, folder: str) -> str:
+        """Write the object file with the device code (TVM's hook for that); returns its path."""
+        import tvm
+
+        packed = tvm.get_global_func("runtime.ModulePackImportsToTensor")(host).numpy().tobytes()
+        kind = "fatbin" if len(fatbin.parts_of(self.image)) > 1 else "cubin"
+        code = with_code(packed, self.source.encode(), kind, self.image)
+        triple = host.get_function("_get_target_string")()
+        blob = tvm.get_global_func("codegen.codegen_blob")(code, is_system_lib, triple, prefix)
+        path = os.path.join(folder, f"{prefix}devc.o")
+        blob.write_to_file(path)
+        return path
+
+
+def compile_library(module: Any, target: NATarget) -> CudaLibrary:
+    """Compile a scheduled IRModule (seconds; imports TVM).
+
+    Args:
+        module: An IRModule with a scheduled PrimFunc ``main``, whose loops are bound to blocks and threads.
+        target: A CUDA target; the device need not be here.
+
+    Raises:
+        RuntimeError: there is no CUDA compiler, it fails, or the kernel is one that cannot be launched by PyTorch's
+            rules: it needs memory of its own.
+    """
+    compiler = toolchain.find_compiler()
+    host = _lowered(module, target)
+    source = _source_of(host)
+    image = compiler.compile(source, target.arch)
+    fatbin.require_cubin(image, target.arch)
+    return CudaLibrary(source, image, target.arch, host)
+
+
+def cuda_source(module: Any, target: NATarget) -> str:
+    """The CUDA C++ that TVM generates for a scheduled IRModule (imports TVM; needs neither a GPU nor a compiler)."""
+    return _source_of(_lowered(module, target))
+
+
+def _lowered(module: Any, target: NATarget) -> Any:
+    """The host code of a module, with the device code as source imported to it."""
+    import tvm
+
+    names = frozenset[str]().union(*(workarounds.of(func) for func in module.functions.values()))
+    # The CUDA compiler finds common subexpressions itself; TVM would make arguments of those of the batch.
+    config = {"tirx.disable_cse_tir": True, **workarounds.pass_config(names)}
+    context = tvm.transform.PassContext(opt_level=3, config=config)
+    with context, _device_code_as_source():
+        host = tvm.tirx.build(module, target=target.tvm_target(), pipeline=workarounds.pipeline(names))
+    if "TVMBackendAllocWorkspace" in host.inspect_source("ll"):
+        # Taken from a pool that knows nothing of streams, by cudaMalloc, which no CUDA graph can capture.
+        raise RuntimeError("kernel: required one without global memory of its own, got one that allocates a workspace")
+    return host
+
+
+@contextmanager
+def _device_code_as_source() -> Iterator[None]:
+    """Have TVM leave CUDA C++ as it is. The switch is an environment variable: nothing else is heard by TVM."""
+    name = "TVM_COMPILE_FORCE_FALLBACK"
+    with _environment:
+        before = os.environ.get(name)
+        os.environ[name] = "1"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = before
+
+
+def _source_of(host: Any) -> str:
+    imported = [module for module in host.imports if module.kind == "cuda"]
+    if len(imported) != 1 or len(host.imports) != 1:
+        got = ", ".join(module.kind for module in host.imports) or "none"
+        raise RuntimeError(f"kernel: required one module of CUDA code (loops bound to blocks and threads), got {got}")
+    return str(imported[0].inspect_source("cuda"))
+
+
+class _Reader:
+    """Reads what TVM's streams write: numbers of 64 bits, strings with their length in front."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def number(self) -> int:
+        (value,) = struct.unpack_from("<Q", self.data, self.at)
+        self.at += 8
+        return int(value)
+
+    def string(self) -> bytes:
+        size = self.number()
+        self.at += size
+        if self.at > len(self.data):
+            raise struct.error("a string ends behind the data")
+        return self.data[self.at - size : self.at]
+
+    def numbers(self) -> list[int]:
+        return [self.number() for _ in range(self.number())]
+
+
+def _string(data: bytes) -> bytes:
+    return struct.pack("<Q", len(data)) + data
+
+
+def with_code(packed: bytes, source: bytes, kind: str, image: bytes) -> bytes:
+    """Packed modules with the source of the one CUDA module replaced by compiled code.
+
+    The layout is that of tvm_ffi's ``library_module.cc``: the size of all that follows; the tree of imports as two
+    lists of numbers; of each module its kind and, but for ``_lib``, its content. The content of a CUDA module (TVM's
+    ``cuda_module.cc``) is the kind of its code, a table of its functions, and the code.
+
+    Args:
+        packed: What TVM packs.
+        source: The code it must contain, as kind ``cuda``.
+        kind: The kind of the new code: ``fatbin`` or ``cubin``.
+        image: The new code.
+
+    Raises:
+        RuntimeError: ``packed`` looks otherwise.
+    """
+    try:
+        reader = _Reader(packed)
+        size = reader.number()
+        reader.numbers()
+        reader.numbers()
+        found, replaced = packed[8 : reader.at], 0
+        while reader.at < len(packed):
+            module = reader.string()
+            found += _string(module)
+            if module == b"_lib":
+                continue
+            content, cuda, code = reader.string(), _string(b"cuda"), _string(source)
+            if module != b"cuda" or not (content.startswith(cuda) and content.endswith(code)):
+                raise struct.error(f"an unexpected module of kind {module!r}")
+            table = content[len(cuda) : -len(code)]
+            found += _string(_string(kind.encode()) + table + _string(image))
+            replaced += 1
+        if replaced != 1 or size != len(packed) - 8:
+            raise struct.error(f"{replaced} CUDA modules in {size} of {len(packed)} bytes")
+    except struct.error as error:
+        raise RuntimeError(f"packed modules: required the layout of TVM 0.27, got {error}") from error
+    return _string(found)

@@ -1,0 +1,190 @@
+"""The compilers of CUDA C++: which are here, and device code from them.
+
+NVRTC comes first, where the package cuda-bindings, the library and CUDA's headers are installed: it compiles in this
+process. Else nvcc takes its place. Both get the same flags.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from tvm_na.cuda import nvrtc
+
+#: Never --use_fast_math: it makes division, square root and exp approximate and flushes what is below the normal range,
+#: and float32 must be exact to 2e-6. Products and sums may be fused, which is more exact, not less. The optimisation is
+#: what both compilers do unasked: -O3. What is spelled out here is their default, and stays so if that changes.
+FLAGS = ("--std=c++17", "--fmad=true", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")
+
+_DEFAULT_HOME = "/usr/local/cuda"
+
+
+class Compiler(Protocol):
+    """A compiler of CUDA C++.
+
+    Attributes:
+        name: ``NVRTC`` or ``nvcc``.
+        version: Its version.
+        where: Where it is, for people.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def where(self) -> str: ...
+
+    def compile(self, source: str, arch: str) -> bytes:
+        """What the CUDA driver can load: machine code for ``arch`` (such as ``sm_90``), and PTX where it can be joined.
+
+        Raises:
+            RuntimeError: with the compiler's messages, if it fails.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Nvrtc:
+    """NVRTC, through cuda-bindings."""
+
+    version: str
+    include_dirs: tuple[str, ...]
+    name: ClassVar[str] = "NVRTC"
+
+    @property
+    def where(self) -> str:
+        """The package it is called through, and where its headers are."""
+        return f"cuda-bindings, headers in {self.include_dirs[0]}"
+
+    def compile(self, source: str, arch: str) -> bytes:
+        """See :meth:`Compiler.compile`; a cubin alone where there is neither nvFatbin nor CUDA's fatbinary."""
+        from tvm_na.cuda import fatbin
+
+        cubin, ptx = nvrtc.compile(source, arch, FLAGS, self.include_dirs)
+        return fatbin.join(cubin, ptx, arch) or cubin
+
+
+@dataclass(frozen=True)
+class Nvcc:
+    """The compiler driver of the CUDA toolkit."""
+
+    where: str
+    version: str
+    name: ClassVar[str] = "nvcc"
+
+    def compile(self, source: str, arch: str) -> bytes:
+        """See :meth:`Compiler.compile`; a fatbin."""
+        number = arch.removeprefix("sm_")
+        both = f"arch=compute_{number},code=[sm_{number},compute_{number}]"
+        return self.run(source, "--fatbin", "-gencode", both)[0]
+
+    def run(self, source: str, *options: str) -> tuple[bytes, str]:
+        """The output file of nvcc for ``source`` with these and the usual options, and what it printed."""
+        with tempfile.TemporaryDirectory(prefix="tvm_na-") as name:
+            folder = Path(name)
+            (folder / "kernel.cu").write_text(source, encoding="utf-8")
+            command = [self.where, *options, *FLAGS, "-o", str(folder / "out"), str(folder / "kernel.cu")]
+            done = subprocess.run(command, check=False, capture_output=True, text=True)
+            if done.returncode:
+                raise RuntimeError(f"nvcc failed: {' '.join(command)}\n{done.stdout}{done.stderr}")
+            return (folder / "out").read_bytes(), done.stdout + done.stderr
+
+
+def homes() -> list[Path]:
+    """Where CUDA's toolkit may be: CUDA_HOME, CUDA_PATH, the usual folder, where nvidia's packages are installed."""
+    named = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    spec = importlib.util.find_spec("nvidia")
+    packages = list(spec.submodule_search_locations or ()) if spec is not None else []
+    # cu13 has the files of all packages for CUDA 13, the others are one folder each.
+    return [Path(p) for p in (*named, _DEFAULT_HOME, *(f"{folder}/cu13" for folder in packages))]
+
+
+def tool(name: str) -> str | None:
+    """The path of one of the toolkit's programs; None if it is not here."""
+    for home in homes():
+        if (found := shutil.which(name, path=str(home / "bin"))) is not None:
+            return found
+    return shutil.which(name)
+
+
+def find_nvcc() -> Nvcc:
+    """The nvcc of CUDA_HOME or CUDA_PATH, else on PATH, else where the toolkit is usually installed.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    named = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
+    folders = [*(f"{home}/bin" for home in named if home), os.environ.get("PATH", os.defpath), f"{_DEFAULT_HOME}/bin"]
+    path = shutil.which("nvcc", path=os.pathsep.join(folders))
+    if path is None:
+        raise RuntimeError("required nvcc, of the CUDA toolkit, on PATH or in CUDA_HOME, found none")
+    return Nvcc(path, _nvcc_version(path))
+
+
+@functools.lru_cache(maxsize=8)
+def _nvcc_version(path: str) -> str:
+    done = subprocess.run([path, "--version"], check=False, capture_output=True, text=True)
+    found = re.search(r"\bV([\d.]+)", done.stdout)
+    if done.returncode or found is None:
+        raise RuntimeError(f"required an nvcc that tells its version, got {path}: {done.stdout}{done.stderr}")
+    return found[1]
+
+
+def find_nvrtc() -> Nvrtc:
+    """NVRTC, where all that it needs is installed.
+
+    Raises:
+        RuntimeError: says what is missing.
+    """
+    version = nvrtc.version()
+    return Nvrtc(version, nvrtc.include_dirs(homes()))
+
+
+def find_compiler() -> Compiler:
+    """The compiler that kernels for GPUs are made with.
+
+    Raises:
+        RuntimeError: there is none; says what to install.
+    """
+    missing = []
+    for find in (find_nvrtc, find_nvcc):
+        try:
+            return find()
+        except RuntimeError as error:
+            missing.append(str(error))
+    raise RuntimeError(
+        "kernels for GPUs: required NVRTC (pip install 'tvm_na[cuda]') or nvcc (of the CUDA toolkit, version 12.8 or "
+        f"newer), got neither: {'; '.join(missing)}"
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _packages() -> tuple[str, ...]:
+    """What NVRTC is installed as, with versions: to load it in order to ask takes as long as the rest of a start."""
+    found = []
+    for name in ("cuda-bindings", "nvidia-cuda-nvrtc"):
+        try:
+            found.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    return tuple(found)
+
+
+def description() -> str:
+    """All that decides what device code comes out: the versions of the compilers that are here, and the flags."""
+    try:
+        nvcc: tuple[str, ...] = (f"nvcc {find_nvcc().version}",)
+    except RuntimeError:
+        nvcc = ()
+    return ", ".join((*_packages(), *nvcc, " ".join(FLAGS)))
