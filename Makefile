@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint typecheck bench clean
+.PHONY: install demo test lint typecheck bench gpu clean
 
 install: $(VENV)/.installed
 
@@ -31,6 +31,9 @@ typecheck: install
 bench: install
 	$(BIN)/python -m benchmarks.op --check
 	$(BIN)/python -m benchmarks.model
+
+gpu: install
+	PYTHON=$(BIN)/python benchmarks/gpu.sh
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
 
 import pytest
 import torch
+from rich.console import Console
 
-from benchmarks import op, peers
+from benchmarks import cuda, cuda_peers, op, peers
 from tests.conftest import TOLERANCE
 from tvm_na import build, ops, reference, settings
 from tvm_na.benchmark import (
@@ -285,3 +287,38 @@ def test_results_are_json_and_a_picture(tmp_path):
     json.dumps(stage.to_dict())
     op.plot([stage, stage_with(1.0)], tmp_path / "new" / "op.png")
     assert (tmp_path / "new" / "op.png").stat().st_size > 1000
+
+
+# --- the benchmark on GPUs, without one
+
+
+@pytest.mark.parametrize("size", [(7, 7), (14, 14), (16, 9)])
+def test_tiles_are_another_order_of_tokens(size):
+    problem = NAProblem.make(size, 3, 2, 4)
+    order = cuda_peers.tile_order(problem)
+    assert sorted(order.tolist()) == list(range(size[0] * size[1]))
+    rows, columns = order // size[1], order % size[1]
+    first = rows[: min(8, size[0]) * min(8, size[1])], columns[: min(8, size[0]) * min(8, size[1])]
+    assert max(first[0].max(), first[1].max()) < 8  # the first tile
+    t = torch.rand(2, *size, 2, 4)
+    for peer in cuda_peers.PEERS:
+        assert torch.equal(peer.back(peer.layout(t), problem), t), peer.name
+
+
+def test_a_case_on_a_gpu_moves_what_it_says():
+    assert len(cuda.cases()) == 16
+    assert cuda.bytes_of(NAProblem.make((7, 7), 7, 16, 32, dtype="float16"), 3) == 4 * 3 * 7 * 7 * 16 * 32 * 2
+    called = []
+    turn = cuda.rotating(lambda a, b: called.append(a + b), [(1, 2), (3, 4)])
+    for _ in range(3):
+        turn()
+    assert called == [3, 7, 3]
+
+
+def test_results_on_a_gpu_are_told_beside_the_bound():
+    found = {"case": "x", "medians": {cuda.OURS: 2e-6, "flex": 6e-6, cuda.COPY: 1e-6}, "unavailable": {}}
+    refused = {"case": "y", "medians": {"flex": 6e-6, cuda.COPY: 1e-6}, "unavailable": {}}
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(cuda.table_of([found, refused]))
+    text = console.export_text()
+    assert "2.00x" in text and "3.00x" in text and "refused" in text
