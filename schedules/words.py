@@ -23,6 +23,11 @@ _DECISIONS: tuple[tuple[str, dict[str, str]], ...] = (
     ),
     ("softmax over {} at once", {"softmax rows at once": "row"}),
     ("sums of values in blocks of {}", {"value queries at once": "query", "value vectors at once": "vector"}),
+    ("blocks of {}", {"rows at once": "row", "columns at once": "column", "heads at once": "head"}),
+    ("{} at once", {"keys at once": "key"}),
+    ("scores unrolled up to {}", {"scores unrolling": "step"}),
+    ("scores for the second time unrolled up to {}", {"weights unrolling": "step"}),
+    ("values unrolled up to {}", {"value unrolling": "step"}),
 )
 
 _LANES = {"queries", "vector", "exact_values", "pack_values"}
@@ -31,6 +36,7 @@ _STRUCTURES = {
     "pack first": "{} packed before all tasks",
     "pack in task": "{} packed inside of each task",
     "value rows outside": "a block of tiles meets one row of values after the other",
+    "through the cache": "keys and values through the first cache",
 }
 
 
@@ -57,6 +63,9 @@ def formulation_in_words(formulation_json: str) -> str:
     """A formulation, given as JSON, in words."""
     fields = dict(json.loads(formulation_json))
     name = fields.pop("formulation", None)
+    if name == "gather" and fields.keys() == {"parts", "lanes"}:
+        kept = "kept" if not fields["lanes"] else f"computed twice, their sums in {_count(fields['lanes'], 'lane')}"
+        return f"each query reads its own window, products in {_count(fields['parts'], 'part')}, scores {kept}"
     if name != "lanes" or not fields.keys() >= _LANES:
         return ", ".join([str(name or "unnamed formulation"), *(_field(*item) for item in fields.items())])
     words = [f"a tile of {_count(fields.pop('queries'), 'query')} in one row"]
@@ -90,4 +99,5 @@ def _field(name: str, value: Any) -> str:
 def _count(n: int, what: str) -> str:
     if n == 1:
         return f"1 {what}"
-    return f"{n} {what[:-1]}ies" if what.endswith("y") else f"{n} {what}s"
+    plural = what[:-1] + "ies" if what.endswith("y") and what[-2] not in "aeiou" else what + "s"
+    return f"{n} {plural}"

@@ -66,3 +66,20 @@ def test_the_cpu_space_is_told_completely(lse: bool) -> None:
             assert set(scheduled.structure.split(", ")) <= _STRUCTURES.keys()
             said = in_words(str(func.attrs["tvm_na.formulation"]), scheduled.structure, scheduled.choices)
             assert said.startswith("a tile of ") and "{}" not in said
+
+
+def test_the_cuda_space_is_told_completely() -> None:
+    problem, target = NAProblem.make((9, 9), 3, 2, 8), parse_target("cuda-sm_90")
+    (space,) = spaces_for(problem, target)
+    known = {name for _, counted in _DECISIONS for name in counted}
+    said = []
+    for func in space.formulations(problem, target, 1):
+        scheduled = space.apply(func, target, Plan())
+        assert scheduled is not None
+        assert {choice.name for choice in scheduled.choices} <= known
+        said.append(in_words(str(func.attrs["tvm_na.formulation"]), scheduled.structure, scheduled.choices))
+    assert said[0].startswith(
+        "each query reads its own window, products in 4 parts, scores kept; keys and values through"
+    )
+    assert "scores computed twice, their sums in 4 lanes" in said[-1]
+    assert all("{}" not in words for words in said)
