@@ -447,6 +447,8 @@ def test_no_tasks_and_foreign_targets_are_refused(tmp_path: Path) -> None:
     foreign = parse_target(next(name for name in list_targets() if name.partition("-x86")[1] == ""))
     with pytest.raises(ValueError, match="target: required one that this CPU can run"):
         tune([TuneTask(PROBLEM)], foreign, output=tmp_path)
+    with pytest.raises(NotImplementedError, match="target: required a CPU, .* got cuda-sm_90"):
+        tune([TuneTask(PROBLEM)], parse_target("cuda-sm_90"), output=tmp_path)
     assert not any(tmp_path.iterdir())
 
 

@@ -92,6 +92,7 @@ def tune(
 
     Raises:
         TypeError, ValueError: name the argument, what was required and what came.
+        NotImplementedError: the target is no CPU.
         RuntimeError: a package, the C++ compiler or the farm is missing.
     """
     options = Options(
@@ -100,6 +101,8 @@ def tune(
     tasks = merged(list(tasks))
     if not tasks:
         raise ValueError("tasks: required one task or more, got none")
+    if target.kind != "llvm":
+        raise NotImplementedError(f"target: required a CPU, kernels on others are not measured yet, got {target.name}")
     metaschedule.check_packages()
     openmp.cxx_compiler()
     if farm is None:
