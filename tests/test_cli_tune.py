@@ -309,3 +309,10 @@ def _session_of(process: int) -> list[str]:
         if session == str(process) and state != "Z":
             found.append(entry.name)
     return found
+
+
+def test_gpus_are_not_tuned_yet(tmp_path: Path) -> None:
+    result = run("nat_mini", "--target", "cuda-sm_90", "--output", tmp_path)
+    assert result.exit_code == 2
+    assert "target: required a CPU" in result.output and "Traceback" not in result.output
+    assert "points" in run("nat_mini", "--target", "cuda-sm_90", "--output", tmp_path, "--dry-run").output

@@ -184,7 +184,7 @@ def _tune(
     except KeyboardInterrupt:  # before there was anything to keep, or the second one
         raise typer.Exit(130) from None
     except RuntimeError as error:
-        if type(error) is not RuntimeError:  # TVM's own errors derive from it
+        if type(error) not in (RuntimeError, NotImplementedError):  # errors of TVM derive from the former
             raise
         raise fail(str(error)) from error
     tune_display.print_summary(out, result.state, result.folder)
