@@ -271,7 +271,7 @@ def test_ours_and_the_default_are_different_kernels(monkeypatch):
     asked = []
     kernel_for = build.kernel_for
     monkeypatch.setenv("TVM_NA_RECORDS", "shipped")
-    monkeypatch.setattr(build, "kernel_for", lambda p: asked.append(settings.records_mode()) or kernel_for(p))
+    monkeypatch.setattr(build, "kernel_for", lambda *p: asked.append(settings.records_mode()) or kernel_for(*p))
     monkeypatch.setattr(ops, "_launchers", {})
     problem = NAProblem.make((9, 9), 3, 1, 8)
     q = torch.rand(1, 9, 9, 1, 8)
