@@ -66,6 +66,7 @@ def test_random_points_of_random_problems(seed: int) -> None:
         kernel = kernel_of(problem, point)
         if kernel.fits:
             break
+    assert kernel.fits
     assert_right(kernel, batch=rng.choice([1, 2]), seed=seed)
 
 
