@@ -1,7 +1,8 @@
 """The operator on an NVIDIA GPU at NAT-Tiny's four stages: ``python -m benchmarks.cuda [--output FILE]``.
 
 Batch 128 and 1, float16 and float32. Numbers are checked first; what is wrong gets no time. Inputs rotate through more
-memory than the last cache holds. Candidates take turns; times are those of CUDA events around some calls. The bound is
+memory than the last cache holds. Candidates take turns; times are those of CUDA events around some calls, before which
+the GPU is kept busy, so that it waits for no launch. The bound is
 the time that a copy needs which reads and writes as much memory as query, key, value and output take. A run that is
 repeated goes on where it was: cases that are in the output file are not measured again.
 """
@@ -28,10 +29,10 @@ from tvm_na import reference
 from tvm_na.benchmark import ERROR_BUDGET, machine, relative_error
 from tvm_na.build import explain, target_for
 from tvm_na.functional import na2d
+from tvm_na.measure_cuda import CudaStopwatch, copies_for, rotating
 from tvm_na.problem import NAProblem
 
 OURS, COPY = "tvm_na", "copy"
-_ROTATED_BYTES = 3 * 2**27  # several times the last cache of any GPU so far
 _SAMPLE_SECONDS = 2e-3
 
 Inputs = tuple[Tensor, Tensor, Tensor]
@@ -68,18 +69,11 @@ def make_inputs(problem: NAProblem, batch: int, count: int) -> list[Inputs]:
     ]
 
 
-def rotating(call: Callable[..., object], sets: list[Any]) -> Callable[[], object]:
-    """A function that calls ``call`` with one set of arguments after the other."""
-    turn = itertools.cycle(sets)
-    return lambda: call(*next(turn))
-
-
 def candidates_of(
     problem: NAProblem, batch: int
 ) -> tuple[dict[str, Callable[[], object]], dict[str, float], dict[str, str]]:
     """What is timed, its relative errors, and why something cannot be."""
-    count = max(2, -(-_ROTATED_BYTES // bytes_of(problem, batch)))
-    sets = make_inputs(problem, batch, min(count, 64))
+    sets = make_inputs(problem, batch, copies_for(bytes_of(problem, batch)))
     few = tuple(t[:1].double() for t in sets[0])
     expected, _ = reference.neighborhood_attention(problem, *few, scale=problem.head_dim**-0.5)
 
@@ -108,27 +102,17 @@ def candidates_of(
 
 def measure(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds per call of every sample, in turns."""
-    counts = {}
+    watch, counts = CudaStopwatch(), {}
     for name, call in calls.items():
         for _ in range(3):
             call()
-        counts[name] = max(1, min(2000, int(_SAMPLE_SECONDS / max(_sample(call, 5), 1e-7))))
+        counts[name] = max(1, min(2000, int(_SAMPLE_SECONDS / max(watch.seconds(call, 5), 1e-7))))
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
             call()
-            seconds[name].append(_sample(call, counts[name]))
+            seconds[name].append(watch.seconds(call, counts[name]))
     return seconds
-
-
-def _sample(call: Callable[[], object], count: int) -> float:
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    for _ in range(count):
-        call()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) / 1e3 / count
 
 
 def run_case(batch: int, problem: NAProblem, rounds: int) -> dict[str, Any]:

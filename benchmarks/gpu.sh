@@ -1,16 +1,23 @@
 #!/usr/bin/env bash
-# What is to be done on a machine with an NVIDIA GPU: tests, the sanitizer on small kernels, benchmarks. About ten minutes.
+# What is to be done on a machine with an NVIDIA GPU: tests, the sanitizer on small kernels, tuning, benchmarks of the
+# operator and of a model. About ten minutes.
 #
 #   make gpu                                   # in this checkout's own environment
 #   PYTHON=python3 OUT=results benchmarks/gpu.sh   # in one that has torch, TVM and the package's other dependencies
 #
-# Each step writes to OUT as it goes, and is not repeated once it has passed; the benchmark goes on where it was. A step that
-# fails does not keep the next from running, and fails the whole at the end.
+# Each step writes to OUT as it goes, and is not repeated once it has passed; tuning and the benchmark go on where they
+# were. A step that fails does not keep the next from running, and fails the whole at the end.
+#
+# Tuning takes TUNING_MINUTES (4), half of them for float16 and half for float32, of NAT-Tiny's four stages at 224x224.
+# Its records go to OUT/tuning_logs/<target>, such as cuda-sm_90, ready to be put into tuning_logs/ of this checkout, and
+# the benchmark runs with them. To tune further, remove OUT/tuning-*.passed and OUT/benchmark.passed with OUT/cuda.json.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python="${PYTHON:-.venv/bin/python}"
 out="${OUT:-build/gpu}"
 mkdir -p "$out"
+out="$(cd "$out" && pwd)"
+seconds="$((${TUNING_MINUTES:-4} * 30))" # for each of two data types
 failed=()
 
 step() { # name, command...
@@ -41,7 +48,13 @@ if command -v compute-sanitizer > /dev/null; then
 else
   echo "== sanitizer: left out, there is no compute-sanitizer on PATH"
 fi
+export TVM_NA_RECORDS_DIR="$out/tuning_logs"
+for dtype in float16 float32; do
+  step "tuning-$dtype" "$python" -m tvm_na tune nat_tiny --target cuda --dtype "$dtype" \
+    --trials 100000 --time-limit "${seconds}s"
+done
 step benchmark "$python" -m benchmarks.cuda --output "$out/cuda.json"
+step model "$python" -m benchmarks.cuda_model --output "$out/cuda_model.json"
 
 if [ "${#failed[@]}" -gt 0 ]; then
   echo "failed: ${failed[*]}" >&2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,13 +22,16 @@ from tvm_na.functional import Backend
 from tvm_na.models import create_model
 from tvm_na.models.problems import problem_of_module
 from tvm_na.nn import NeighborhoodAttention2D
+from tvm_na.problem import NAProblem
 
 MIN_SPEEDUP = 3.0
 OURS, REFERENCE, SDPA = Backend.COMPILED.value, Backend.REFERENCE.value, "masked SDPA"
 
 
-def with_masked_sdpa(model: nn.Module, x: torch.Tensor) -> nn.Module:
-    """A copy of ``model`` that attends by SDPA with dense masks, for inputs of ``x``'s size."""
+def replaced(
+    model: nn.Module, x: torch.Tensor, replacement: Callable[[NeighborhoodAttention2D, NAProblem], nn.Module]
+) -> nn.Module:
+    """A copy of ``model`` with another module in place of each neighborhood attention, for inputs of ``x``'s size."""
     shapes: dict[str, torch.Size] = {}
 
     def note(name: str) -> torch.utils.hooks.RemovableHandle:
@@ -43,8 +47,13 @@ def with_masked_sdpa(model: nn.Module, x: torch.Tensor) -> nn.Module:
     for name in names:
         module = peer.get_submodule(name)
         assert isinstance(module, NeighborhoodAttention2D)
-        peer.set_submodule(name, DenseMaskAttention(module, problem_of_module(module, shapes[name])))
+        peer.set_submodule(name, replacement(module, problem_of_module(module, shapes[name])))
     return peer
+
+
+def with_masked_sdpa(model: nn.Module, x: torch.Tensor) -> nn.Module:
+    """A copy of ``model`` that attends by SDPA with dense masks, for inputs of ``x``'s size."""
+    return replaced(model, x, DenseMaskAttention)
 
 
 @dataclass(frozen=True)

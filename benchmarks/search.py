@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tvm_na import build, cache, measure, runtime
+from tvm_na import build, cache, runtime
 from tvm_na.benchmark import ERROR_BUDGET, Timing, ratio_in_turns
 from tvm_na.benchmark import measure as measure_in_turns
+from tvm_na.case import case_of
 from tvm_na.choose import Chosen
 from tvm_na.journal import Trial, trials_in
 from tvm_na.problem import NAProblem
@@ -174,7 +175,7 @@ def compare(task: SearchTask, found: dict[str, Found], target: NATarget, rounds:
         for name, f in found.items()
     }
     kernels[DEFAULT] = build.kernel_for(task.problem, target, records="off")
-    case = measure.case_of(task.problem)
+    case = case_of(task.problem)
     runtime.use_threads(task.problem.useful_flops)
     calls = {}
     for name, kernel in kernels.items():

@@ -8,10 +8,13 @@ takes the default, the value that a plan wishes for, or one that MetaSchedule dr
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
+
+from tvm_na.problem import NAProblem
 
 #: The key of the block annotation under which a trace keeps the name of its structure.
 STRUCTURE = "tvm_na.structure"
@@ -113,6 +116,62 @@ class Decisions:
     def split(self, name: str, loop: Any, extent: int, inner: int, limit: int | None = None) -> list[Any]:
         """Split ``loop`` by :meth:`factors`."""
         return list(self._sch.split(loop, self.factors(name, loop, extent, inner, limit), preserve_unit_iters=True))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A PrimFunc of a space that is to be scheduled.
+
+    Attributes:
+        schedule: TVM's Schedule of a module with the function, as it is.
+        problem: What the function computes.
+        formulation: What its formulation depends on, by name.
+        structure: The structure that is wanted.
+        decide: Makes the decisions.
+    """
+
+    schedule: Any
+    problem: NAProblem
+    formulation: dict[str, Any]
+    structure: str
+    decide: Decisions
+
+    def scheduled(self) -> Scheduled:
+        """The function, now that it is scheduled; the trace keeps the name of its structure."""
+        self.schedule.annotate(self.schedule.get_sblock("out"), STRUCTURE, self.structure)
+        return Scheduled(self.schedule, self.structure, tuple(self.decide.made))
+
+
+def problem_of(func: Any, formulation: str) -> NAProblem | None:
+    """What a PrimFunc computes; None if it is not in that formulation."""
+    if not func.attrs or "tvm_na.formulation" not in func.attrs:
+        return None
+    named = json.loads(str(func.attrs["tvm_na.formulation"]))["formulation"]
+    return NAProblem.from_json(str(func.attrs["tvm_na.problem"])) if named == formulation else None
+
+
+def open_func(func: Any, plan: Plan, structures: Sequence[str]) -> Opened:
+    """A PrimFunc with a problem and a formulation, ready to be scheduled (imports TVM).
+
+    Args:
+        func: The PrimFunc.
+        plan: Which point of its space is wanted.
+        structures: The structures of the space, the default first.
+
+    Raises:
+        ValueError: the plan wants another structure.
+    """
+    import tvm
+    from tvm import s_tir
+
+    structure = plan.structure or structures[0]
+    if structure not in structures:
+        raise ValueError(f"structure: required one of {', '.join(structures)}, got {structure}")
+    formulation = json.loads(str(func.attrs["tvm_na.formulation"]))
+    del formulation["formulation"]
+    problem = NAProblem.from_json(str(func.attrs["tvm_na.problem"]))
+    sch = s_tir.Schedule(tvm.IRModule({"main": func}), seed=plan.seed)
+    return Opened(sch, problem, formulation, structure, Decisions(sch, plan))
 
 
 def choices_of(trace: Any, scheduled: Scheduled) -> tuple[Choice, ...]:

@@ -6,11 +6,10 @@ measured.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from tvm_na.problem import NAProblem
-from tvm_na.schedules.base import STRUCTURE, Decisions, Plan, Scheduled
+from tvm_na.schedules.base import Plan, Scheduled, open_func, problem_of
 from tvm_na.schedules.cpu_lanes import STRUCTURES, LanesSchedule
 from tvm_na.target import NATarget
 from tvm_na.te.lanes import LanesTile, lanes_of
@@ -90,20 +89,10 @@ def apply(func: Any, target: NATarget, plan: Plan = Plan()) -> Scheduled | None:
     Raises:
         ValueError: if there is no such structure.
     """
-    import tvm
-    from tvm import s_tir
-
-    if not func.attrs or "tvm_na.formulation" not in func.attrs:
+    problem = problem_of(func, "lanes")
+    if problem is None or not serves(problem, target):
         return None
-    formulation = json.loads(str(func.attrs["tvm_na.formulation"]))
-    problem = NAProblem.from_json(str(func.attrs["tvm_na.problem"]))
-    if formulation.pop("formulation") != "lanes" or not serves(problem, target):
-        return None
-    name = plan.structure or next(iter(STRUCTURES))
-    if name not in STRUCTURES:
-        raise ValueError(f"structure: required one of {', '.join(STRUCTURES)}, got {name}")
-    sch = s_tir.Schedule(tvm.IRModule({"main": func}), seed=plan.seed)
-    decide = Decisions(sch, plan)
-    LanesSchedule(sch, problem, LanesTile(**formulation), target, STRUCTURES[name], decide).build()
-    sch.annotate(sch.get_sblock("out"), STRUCTURE, name)
-    return Scheduled(sch, name, tuple(decide.made))
+    opened = open_func(func, plan, structures(func, target))
+    tile, structure = LanesTile(**opened.formulation), STRUCTURES[opened.structure]
+    LanesSchedule(opened.schedule, problem, tile, target, structure, opened.decide).build()
+    return opened.scheduled()

@@ -5,11 +5,10 @@ Which formulations there are; ``cuda_gather.py`` schedules them. See ``docs/DESI
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from tvm_na.problem import NAProblem
-from tvm_na.schedules.base import STRUCTURE, Decisions, Plan, Scheduled
+from tvm_na.schedules.base import Plan, Scheduled, open_func, problem_of
 from tvm_na.schedules.cuda_gather import GatherSchedule, OnlineGatherSchedule
 from tvm_na.schedules.cuda_sizes import tiles
 from tvm_na.target import NATarget
@@ -46,20 +45,11 @@ def apply(func: Any, target: NATarget, plan: Plan = Plan()) -> Scheduled | None:
     Raises:
         ValueError: if there is no such structure.
     """
-    import tvm
-    from tvm import s_tir
-
-    if not func.attrs or "tvm_na.formulation" not in func.attrs:
+    problem = problem_of(func, "gather")
+    if problem is None or not serves(problem, target):
         return None
-    formulation = json.loads(str(func.attrs["tvm_na.formulation"]))
-    problem = NAProblem.from_json(str(func.attrs["tvm_na.problem"]))
-    if formulation.pop("formulation") != "gather" or not serves(problem, target):
-        return None
-    if plan.structure not in (None, _STRUCTURE):
-        raise ValueError(f"structure: required {_STRUCTURE}, got {plan.structure}")
-    sch = s_tir.Schedule(tvm.IRModule({"main": func}), seed=plan.seed)
-    decide = Decisions(sch, plan)
-    tile = GatherTile(**formulation)
-    (OnlineGatherSchedule if tile.lanes else GatherSchedule)(sch, problem, tile, decide).build()
-    sch.annotate(sch.get_sblock("out"), STRUCTURE, _STRUCTURE)
-    return Scheduled(sch, _STRUCTURE, tuple(decide.made))
+    opened = open_func(func, plan, structures(func, target))
+    tile = GatherTile(**opened.formulation)
+    schedule = OnlineGatherSchedule if tile.lanes else GatherSchedule
+    schedule(opened.schedule, problem, tile, opened.decide).build()
+    return opened.scheduled()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from dataclasses import dataclass
@@ -13,21 +14,39 @@ import torch
 from tests.conftest import TOLERANCE
 from tests.emulation.emulate import Emulated
 from tests.helpers import random_inputs, reference64, relative_error
-from tvm_na.cuda.library import cuda_source
+from tvm_na.cuda.library import generated
+from tvm_na.cuda.limits import Sizes, UnlaunchableError, check_sizes
 from tvm_na.problem import NAProblem
-from tvm_na.schedules import spaces_for
+from tvm_na.schedules import SearchSpace, spaces_for
 from tvm_na.schedules.base import Plan, Scheduled
 from tvm_na.target import parse_target
 
 TARGET = parse_target("cuda-sm_80")
+GATHER, BAND = "cuda-gather", "cuda-band"
 
 
-def scheduled(problem: NAProblem, formulation: int = 0, plan: Plan = Plan()) -> Scheduled:  # noqa: B008
-    """A schedule of one of a problem's formulations."""
-    space = spaces_for(problem, TARGET)[0]
-    found = space.apply(space.formulations(problem, TARGET)[formulation], TARGET, plan)
+def scheduled(
+    problem: NAProblem,
+    formulation: int = 0,
+    plan: Plan = Plan(),  # noqa: B008
+    space: str = GATHER,
+) -> Scheduled:
+    """A schedule of one of a problem's formulations in a space."""
+    found = space_of(problem, space).apply(formulations(problem, space)[formulation], TARGET, plan)
     assert found is not None
     return found
+
+
+def space_of(problem: NAProblem, name: str) -> SearchSpace:
+    """The space of that name, which must serve the problem."""
+    (space,) = (space for space in spaces_for(problem, TARGET) if space.name == name)
+    return space
+
+
+@functools.lru_cache(maxsize=1)
+def formulations(problem: NAProblem, space: str = GATHER) -> list[Any]:
+    """The PrimFuncs of a problem in a space."""
+    return space_of(problem, space).formulations(problem, TARGET)
 
 
 @dataclass(frozen=True)
@@ -39,39 +58,37 @@ class CudaKernel:
         source: CUDA C++.
         grid: The blocks per sample.
         block: Threads of a block along x, y and z.
+        sizes: Threads and shared memory of a block.
     """
 
     problem: NAProblem
     source: str
     grid: int
     block: tuple[int, int, int]
+    sizes: Sizes
 
     def with_source(self, source: str) -> CudaKernel:
         """The same with another source."""
         return dataclasses.replace(self, source=source)
 
     @property
-    def shared_bytes(self) -> int:
-        """Of static shared memory."""
-        arrays = re.findall(r"__shared__ alignas\(\d+\) (float|double|half|nv_bfloat16) \w+\[(\d+)\]", self.source)
-        assert len(arrays) == self.source.count("__shared__")
-        return sum(_ELEMENT[dtype] * int(count) for dtype, count in arrays)
-
-    @property
     def fits(self) -> bool:
         """Whether a GPU can have such a block."""
-        return math.prod(self.block) <= 1024 and self.shared_bytes <= 48 * 1024
-
-
-_ELEMENT = {"float": 4, "double": 8, "half": 2, "nv_bfloat16": 2}
+        try:
+            check_sizes(self.sizes, TARGET)
+        except UnlaunchableError:
+            return False
+        return True
 
 
 def kernel_of(problem: NAProblem, schedule: Scheduled) -> CudaKernel:
     """The source that TVM generates for a schedule, and how it is launched."""
     module = schedule.schedule.mod
+    source, sizes = generated(module, TARGET)
     extents = _extents(module)
     block = (extents.get("threadIdx.x", 1), extents.get("threadIdx.y", 1), extents.get("threadIdx.z", 1))
-    return CudaKernel(problem, cuda_source(module, TARGET), extents["blockIdx.x"], block)
+    assert math.prod(block) == sizes.threads
+    return CudaKernel(problem, source, extents["blockIdx.x"], block, sizes)
 
 
 def _extents(module: Any) -> dict[str, int]:
@@ -84,7 +101,9 @@ def _extents(module: Any) -> dict[str, int]:
     return found
 
 
-def run(kernel: CudaKernel, batch: int = 1, seed: int = 0, scale: float | None = None) -> tuple[float, float]:
+def run(
+    kernel: CudaKernel, batch: int = 1, seed: int = 0, scale: float | None = None, late_copies: bool = True
+) -> tuple[float, float]:
     """The relative errors of output and log-sum-exp (0 without one) in the emulation, outputs NaN before."""
     problem = kernel.problem
     inputs = random_inputs(problem, batch, seed=seed)
@@ -99,7 +118,8 @@ def run(kernel: CudaKernel, batch: int = 1, seed: int = 0, scale: float | None =
     (name,) = emulated.kernels
     parameters = emulated.kernels[name].parameters
     given = [arguments[parameter.name.removesuffix("_ptr")] for parameter in parameters]
-    emulated.launch(name, (kernel.grid * batch, 1, 1), kernel.block, given, seed=seed)
+    grid, shared = (kernel.grid * batch, 1, 1), kernel.sizes.dynamic_shared
+    emulated.launch(name, grid, kernel.block, given, shared_bytes=shared, seed=seed, late_copies=late_copies)
     ref_out, ref_lse = reference64(problem, inputs, scale)
     return relative_error(out, ref_out), relative_error(lse, ref_lse) if problem.return_lse else 0.0
 

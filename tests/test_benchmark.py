@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import cuda, cuda_peers, op, peers
+from benchmarks import cuda, cuda_model, cuda_peers, op, peers
 from tests.conftest import TOLERANCE
 from tvm_na import build, ops, reference, settings
 from tvm_na.benchmark import (
@@ -322,3 +322,26 @@ def test_results_on_a_gpu_are_told_beside_the_bound():
     console.print(cuda.table_of([found, refused]))
     text = console.export_text()
     assert "2.00x" in text and "3.00x" in text and "refused" in text
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dilation", [1, 3])
+def test_flex_in_a_model_computes_the_same(bias: bool, dilation: int) -> None:
+    module = NeighborhoodAttention2D(32, 2, 5, dilation=dilation, rel_pos_bias=bias, backend="reference").eval()
+    x = torch.randn(2, 16, 17, 32)
+    with torch.inference_mode():
+        if module.rpb is not None:
+            module.rpb.normal_()
+        peer = cuda_model.FlexAttention(module, problem_of_module(module, x.shape), "cpu")
+        assert relative_error(peer(x), module(x)) < 1e-5
+
+
+def test_images_per_second_are_told_beside_flex():
+    rates = {"tvm_na": 900.0, "flex": 300.0, "flex, torch.compile": 400.0}
+    result = {"model": "m", "batch": 2, "images_per_second": rates, "errors": dict.fromkeys(rates, 1e-3)}
+    result |= {"wrong": ["tvm_na, torch.compile"]}
+    result["errors"]["tvm_na, torch.compile"] = 0.5
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(cuda_model.table_of(result))
+    text = console.export_text()
+    assert "3.00x" in text and "900" in text and "5.0e-01" in text

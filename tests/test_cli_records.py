@@ -15,7 +15,7 @@ pytest.importorskip("typer")
 from typer.testing import CliRunner
 
 from tests.tuned import commit_drawn, edit_line, edit_meta
-from tvm_na import build, measure, record_index, rejections, verify
+from tvm_na import build, case, measure, record_index, rejections, verify
 from tvm_na.cli import app
 from tvm_na.models import registry
 from tvm_na.problem import NAProblem
@@ -270,16 +270,16 @@ def test_contest_keeps_the_winners_with_their_times(user: Path, tmp_path: Path) 
 
 def test_contest_asks_and_leaves_wrong_numbers_out(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Replace all records" in records("contest", code=1)
-    right = measure.Case.check
+    right = case.Case.check
     seen = []
 
     def check(self: Any, outputs: Any, budget: float) -> None:
         right(self, outputs, budget)
         seen.append(budget)
         if len(seen) == 2:  # the default is the first
-            raise measure.WrongNumbers("out: off")
+            raise case.WrongNumbers("out: off")
 
-    monkeypatch.setattr(measure.Case, "check", check)
+    monkeypatch.setattr(case.Case, "check", check)
     result = invoke("records", "contest", "--count", "1", "--rounds", "3", "--yes")
     assert "wrong numbers: out: off" in result.stderr
     assert len(records_in(user)) == (1 if "1 records kept" in result.stdout else 2)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
@@ -311,8 +312,42 @@ def _session_of(process: int) -> list[str]:
     return found
 
 
-def test_gpus_are_not_tuned_yet(tmp_path: Path) -> None:
-    result = run("nat_mini", "--target", "cuda-sm_90", "--output", tmp_path)
-    assert result.exit_code == 2
-    assert "target: required a CPU" in result.output and "Traceback" not in result.output
-    assert "points" in run("nat_mini", "--target", "cuda-sm_90", "--output", tmp_path, "--dry-run").output
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_what_is_required(tmp_path: Path) -> None:
+    result = run("nat_mini", "--target", "cuda-sm_90", "--output", tmp_path / "out")
+    assert result.exit_code == 2 and "Traceback" not in result.output
+    says = "target: required a GPU of this machine that runs kernels for cuda-sm_90, or a farm whose devices do "
+    assert says + "(--rpc HOST:PORT --rpc-key KEY), got no GPU that PyTorch sees" in " ".join(result.output.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_for_a_gpu_needs_none(tmp_path: Path) -> None:
+    options = ["--target", "cuda-sm_90", "--output", tmp_path, "--dry-run"]
+    result = run(*SPELLED_OUT, "--dtype", "float16", *options)
+    assert result.exit_code == 0, result.output
+    assert "points" in result.output and "float16" in result.output
+    assert "target cuda-sm_90, a batch of 128, or of what fits, records in" in result.output
+    assert "a batch of 64, records in" in run(*SPELLED_OUT, *options, "--batch", 64).output
+    on_cpu = run(*SPELLED_OUT, "--dry-run", "--threads", 2, "--batch", 4, "--output", tmp_path).output
+    assert "2 threads and a batch of 4, records in" in on_cpu
+
+
+def test_problems_of_a_model_in_another_dtype(asked: dict[str, Any]) -> None:
+    assert run("nat_tiny", "--dtype", "float16", "--target", "cuda-sm_90", "--batch", 32).exit_code == 0
+    assert {t.problem.dtype for t in asked["tasks"]} == {"float16"}
+    assert all(t.problem.bias for t in asked["tasks"])
+    assert (asked["target"].name, asked["batch"]) == ("cuda-sm_90", 32)
+
+
+def test_times_of_unlike_batches_are_summed_per_sample() -> None:
+    out = io.StringIO()
+    shown = state()
+    print_summary(Console(file=out, width=200), shown, Path("somewhere"))
+    assert "attention, weighted: 12.0 ms by default" in out.getvalue() and "batch" not in out.getvalue()
+    for batches, says in (((4, 4), "weighted, batch 4: 24.0 ms"), ((4, 8), "weighted, per sample: 4.50 ms")):
+        shown.problems[0].batch, shown.problems[1].batch = batches
+        shown.problems[1].formulations = [FormulationState("{}", "", 1, 12e-3, 12e-3)]
+        out = io.StringIO()
+        print_summary(Console(file=out, width=200), shown, Path("somewhere"))
+        assert says in out.getvalue()
+        assert any(f" {batches[0]} " in line for line in out.getvalue().splitlines())

@@ -13,21 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers import random_problem, relative_error
-from tvm_na import measure, reference, workers
-from tvm_na.builder import Builder, Built
-from tvm_na.measure import (
-    Case,
-    Conditions,
-    Kernel,
-    LocalMeasurer,
-    Measured,
-    WrongNumbers,
-    case_of,
-    in_turns,
-    plan,
-    scatters,
-)
+from tvm_na import measure, workers
+from tvm_na.builder import Builder, Built, Source, source_of
+from tvm_na.calm import Calm
+from tvm_na.measure import Conditions, Kernel, LocalMeasurer, Measured, in_turns, plan, scatters
 from tvm_na.problem import NAProblem
 from tvm_na.target import NATarget, detect_target
 from tvm_na.workers import Outcome, Pool
@@ -138,34 +127,6 @@ def test_the_measuring_process_has_the_threads_that_are_wanted(log: Path) -> Non
         pool.close()
 
 
-# --- cases
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_a_case_has_what_the_reference_computes(seed: int) -> None:
-    import random
-
-    problem = random_problem(random.Random(seed), sizes=(5, 12), bias=True, return_lse=bool(seed % 2))
-    case = case_of(problem)
-    query, key, value, scale, rpb = (t.double() for t in case.inputs)
-    out, lse = reference.neighborhood_attention(problem, query, key, value, float(scale), rpb)
-    assert relative_error(case.expected[0], out) < 1e-14
-    assert len(case.expected) == 1 + problem.return_lse
-    assert all(relative_error(found, lse) < 1e-14 for found in case.expected[1:])
-    assert [t.shape for t in case.outputs()] == [t.shape for t in case.expected]
-    assert all(t.isnan().all() for t in case.outputs())
-
-
-def test_a_case_refuses_wrong_numbers_and_nan() -> None:
-    right = torch.rand(3, dtype=torch.float64)
-    case = Case((), (right,))
-    case.check([right.float()], 1e-6)
-    with pytest.raises(WrongNumbers, match="out: required a relative error <= 1e-06, got"):
-        case.check([right.float() + 1e-3], 1e-6)
-    with pytest.raises(WrongNumbers):
-        case.check([torch.full((3,), torch.nan)], 1e-6)
-
-
 # --- how long, how often
 
 
@@ -255,7 +216,7 @@ def test_kernels_in_turns_meet_the_same_moments(monkeypatch: pytest.MonkeyPatch)
 # --- kernels
 
 
-def modules(*problems: NAProblem) -> list[Any]:
+def modules(*problems: NAProblem) -> list[Source]:
     from tvm_na.schedules import spaces_for
     from tvm_na.schedules.base import Plan
 
@@ -264,18 +225,18 @@ def modules(*problems: NAProblem) -> list[Any]:
         space = spaces_for(problem, detect_target())[0]
         scheduled = space.apply(space.formulations(problem, detect_target(), 1)[0], detect_target(), Plan())
         assert scheduled is not None
-        found.append(scheduled.schedule.mod)
+        found.append(source_of(scheduled.schedule.mod))
     return found
 
 
-def broken_module() -> Any:
+def broken_module() -> Source:
     """A module that cannot be compiled for a CPU."""
     import tvm
     from tvm import te, tirx
 
     a = te.placeholder((4,), "float32", name="a")
     b = te.compute((4,), lambda i: tirx.call_intrin("float32", "tirx.tvm_warp_shuffle", *[a[i]] * 5), name="b")
-    return tvm.IRModule({"main": te.create_prim_func([a, b])})
+    return source_of(tvm.IRModule({"main": te.create_prim_func([a, b])}))
 
 
 @pytest.fixture(scope="module")
@@ -387,7 +348,7 @@ def test_a_busy_machine_is_waited_for_less_and_less(monkeypatch: pytest.MonkeyPa
     percent = [100.0]
     monkeypatch.setattr(psutil, "cpu_count", lambda: 4)
     monkeypatch.setattr(psutil, "cpu_percent", lambda interval: percent[0])
-    calm = measure.Calm(patience=0.2)
+    calm = Calm(patience=0.2)
     assert not calm.wait(1) and not calm.wait(1)
     assert calm.patience == pytest.approx(0.05)
     percent[0] = 50.0  # two of four cores

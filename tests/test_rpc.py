@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tvm
 
+from tvm_na import measure_remote
+from tvm_na.builder import compile_source, source_for_any_batch
 from tvm_na.database import records_in
 from tvm_na.farm import Farm, run_remotely
 from tvm_na.journal import trials_in
 from tvm_na.measure import Conditions, Kernel, Measured
 from tvm_na.problem import NAProblem
-from tvm_na.target import detect_target
-from tvm_na.tasks import TuneTask
+from tvm_na.target import detect_target, parse_target
+from tvm_na.tasks import TuneTask, formulations_of
 from tvm_na.tune import tune
 from tvm_na.tune_state import TuneState
 from tvm_na.workers import Outcome
@@ -127,7 +131,7 @@ def test_a_server_that_is_killed_and_replaced_costs_nothing(processes: Processes
             os.killpg(server.pid, signal.SIGSTOP)
             replacing.start()
 
-    options = {"output": tmp_path / "out", "only_default_formulation": True, "batch": 3}
+    options = {"output": tmp_path / "out", "only_default_formulation": True, "candidates": 3}
     result = tune([TuneTask(PROBLEM)], detect_target(), trials=4, farm=farm, observer=observe, **options)
     replacing.join()
     assert killed_after == [2]
@@ -136,6 +140,129 @@ def test_a_server_that_is_killed_and_replaced_costs_nothing(processes: Processes
     assert len(records) == len(trials_in(tmp_path / "out")) == 4
     assert {r.threads for r in records} == {1}  # TVM_NUM_THREADS of the server
     assert all(0 < seconds < 1e-2 for r in records for seconds in r.run_secs)
+
+
+class AsIfGpu:
+    """A session whose first GPU is its CPU."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def cuda(self, index: int) -> Any:
+        return self._session.cpu(index)
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Kernels of this CPU for any batch: of PROBLEM, and of another that takes the same arguments."""
+    found = {}
+    for name, problem in (("right", PROBLEM), ("wrong", NAProblem.make((9, 9), 3, 1, 8, stride=3))):
+        formulation = formulations_of(problem, detect_target())[0]
+        source = source_for_any_batch(problem, formulation.text, formulation.default.schedule)
+        found[name] = tmp_path_factory.mktemp("kernels") / f"{name}.so"
+        assert compile_source(source, detect_target(), str(found[name])) is None
+    # A file that is loaded over there must not be written to again.
+    found["reference"] = Path(shutil.copy(found["right"], found["right"].with_name("reference.so")))
+    return found
+
+
+@pytest.mark.slow
+def test_kernels_are_measured_in_batches_and_gpus_looked_for(
+    processes: Processes, kernels: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    processes.server()
+    farm = Farm.parse(f"127.0.0.1:{processes.port}", KEY)
+    wait_for(lambda: free(farm) == 1)
+    for name in ("cuda-sm_80", "cuda-sm_90"):  # devices of this farm are CPUs
+        says = f"rpc: required devices with the key 'board' that have a GPU for {name}, got one without a GPU"
+        with pytest.raises(RuntimeError, match=says):
+            tune([TuneTask(PROBLEM)], parse_target(name), output=tmp_path / "out", farm=farm)
+    assert not (tmp_path / "out").exists()
+    farm.check(detect_target())
+    assert (farm.free_bytes(detect_target()), farm.about(detect_target())) == (None, {})
+
+    right, wrong, reference = kernels["right"], kernels["wrong"], kernels["reference"]
+    conditions = Conditions(1, repeats=8)
+    one = run_remotely(Kernel(right, PROBLEM, reference), conditions, farm)
+    many = run_remotely(Kernel(right, PROBLEM, reference, batch=64), conditions, farm)
+    for found in (one, many):
+        assert found.failure is None, found.message
+        assert len(found.run_secs) == len(found.reference_secs) == 8
+    assert min(many.run_secs) > 8 * min(one.run_secs)  # 64 times the work
+    for batch in (1, 2, 64):
+        assert run_remotely(Kernel(wrong, PROBLEM, reference, batch), conditions, farm).failure == "wrong numbers"
+
+    session = Farm.session
+    monkeypatch.setattr(Farm, "session", lambda self, timeout: AsIfGpu(session(self, timeout)))
+    gpu = Conditions(1, repeats=4, device="cuda:0")
+    evaluated: list[dict[str, Any]] = []
+    evaluator = tvm.runtime.Module.time_evaluator
+
+    def noted(self: Any, *args: Any, **options: Any) -> Any:
+        evaluated.append(options)
+        return evaluator(self, *args, **options)
+
+    monkeypatch.setattr(tvm.runtime.Module, "time_evaluator", noted)
+    found = run_remotely(Kernel(right, PROBLEM, reference, batch=64), gpu, farm)
+    assert found.failure is None, found.message
+    assert len(found.run_secs) == len(found.reference_secs) == 4
+    # What a GPU's cache may hold is flushed before each call.
+    assert {(e["number"], e.get("cache_flush_bytes")) for e in evaluated} == {(1, measure_remote.ROTATED_BYTES)}
+    monkeypatch.setattr(measure_remote, "ROTATED_BYTES", 1)
+    evaluated.clear()
+    assert run_remotely(Kernel(right, PROBLEM, None, batch=64), gpu, farm).failure is None
+    assert {e.get("cache_flush_bytes") for e in evaluated} == {None}
+
+
+class Gpu:
+    """A device of TVM's on a server that has a GPU."""
+
+    def __init__(self, compute_version: str) -> None:
+        self.compute_version = compute_version
+        self.device_name, self.available_global_memory = "NVIDIA Pretended", 2**34
+
+
+@pytest.mark.parametrize(
+    ("seen", "target", "fits"),
+    [
+        ("9.0", "cuda-sm_90", True),
+        ("9.0", "cuda-sm_80", False),
+        ("8.9", "cuda-sm_80", True),
+        ("8.0", "cuda-sm_90", False),
+    ],
+)
+def test_a_farms_gpus_must_be_what_kernels_are_for(
+    monkeypatch: pytest.MonkeyPatch, seen: str, target: str, fits: bool
+) -> None:
+    monkeypatch.setattr(Farm, "devices", lambda _: 1)
+    monkeypatch.setattr(Farm, "_of_gpu", lambda _, attribute: getattr(Gpu(seen), attribute))
+    farm, wanted = Farm("host", 1, KEY), parse_target(target)
+    if not fits:
+        with pytest.raises(RuntimeError, match=f"have a GPU for {target}, got one of compute capability {seen}"):
+            farm.check(wanted)
+        return
+    farm.check(wanted)
+    assert farm.free_bytes(wanted) == 2**34
+    assert farm.about(wanted) == {"gpu": "NVIDIA Pretended"}
+    assert farm.busy() is None
+    monkeypatch.setattr(Farm, "devices", lambda _: 0)
+    with pytest.raises(RuntimeError, match=f"that have a GPU for {target}, got no devices"):
+        farm.check(wanted)
+
+
+def test_gpus_of_a_farm_get_libraries_and_conditions_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tvm_na.workers.Pool", lambda *_: None)
+    monkeypatch.setattr(Farm, "devices", lambda _: 1)
+    measurer = Farm("host", 1, KEY).measurer(Conditions(7), parse_target("cuda-sm_90"), tmp_path / "log")
+    assert measurer.suffix == ".so"
+    assert (measurer.conditions.device, measurer.conditions.threads) == ("cuda:0", 1)
+    on_cpu = Farm("host", 1, KEY).measurer(Conditions(7), detect_target(), tmp_path / "log")
+    assert on_cpu.conditions == Conditions(7)
 
 
 @pytest.fixture

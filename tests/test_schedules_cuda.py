@@ -8,13 +8,12 @@ import shutil
 import pytest
 
 from tests.conftest import TOLERANCE
-from tests.cuda_kernels import TARGET, CudaKernel, assert_right, kernel_of, run, scheduled
+from tests.cuda_kernels import CudaKernel, assert_right, formulations, kernel_of, run, scheduled
 from tests.emulation.errors import EmulationError
 from tests.emulation.mutate import barriers, replaced, without_barrier
 from tests.helpers import random_problem
 from tvm_na.cuda.inspection import inspect_kernel
 from tvm_na.problem import NAProblem
-from tvm_na.schedules import spaces_for
 from tvm_na.schedules.base import Plan
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
@@ -35,7 +34,7 @@ NAMED = {
 
 
 def count_of(problem: NAProblem) -> int:
-    return len(spaces_for(problem, TARGET)[0].formulations(problem, TARGET))
+    return len(formulations(problem))
 
 
 @pytest.mark.parametrize("name", NAMED)

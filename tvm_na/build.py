@@ -99,7 +99,7 @@ def kernel_for(problem: NAProblem, target: NATarget | None = None, records: str 
             written.
     """
     target = target or current_target()
-    return _with_a_schedule(problem, target, records, lambda chosen: kernel_with(chosen, problem, target))
+    return with_a_schedule(problem, target, records, lambda chosen: kernel_with(chosen, problem, target))
 
 
 def compile_for(problem: NAProblem, target: NATarget, records: str | None = None) -> Path:
@@ -116,11 +116,14 @@ def compile_for(problem: NAProblem, target: NATarget, records: str | None = None
     Raises:
         NotImplementedError, RuntimeError: as :func:`kernel_for`.
     """
-    return _with_a_schedule(problem, target, records, lambda chosen: _file(chosen, problem, target))
+    return with_a_schedule(problem, target, records, lambda chosen: _file(chosen, problem, target))
 
 
-def _with_a_schedule(problem: NAProblem, target: NATarget, records: str | None, use: Callable[[Chosen], R]) -> R:
-    """What ``use`` makes of the best schedule that applies."""
+def with_a_schedule(problem: NAProblem, target: NATarget, records: str | None, use: Callable[[Chosen], R]) -> R:
+    """What ``use`` makes of the best schedule that applies.
+
+    It raises InapplicableError for one that does not; that one is passed over from then on, and the next best is tried.
+    """
     while True:
         chosen = choose(problem, target, mode=records)
         try:

@@ -101,7 +101,7 @@ def candidates(
     folders = _folders(target, mode)
     for folder in folders:
         for ref in _preferred(folder.refs(problem.to_json()), threads):
-            yield Chosen("record", ref, _reason(ref, threads))
+            yield Chosen("record", ref, _reason(ref, threads, target))
     for far, ref in _near(problem, folders, threads):
         yield Chosen("nearest", ref, f"no usable record for this problem; distance {far:.2g}")
     if mode == "off":
@@ -115,17 +115,24 @@ def candidates(
 
 def _preferred(refs: list[RecordRef], threads: int) -> list[RecordRef]:
     """The records in the order in which they are wanted for a number of threads."""
-    return sorted(refs, key=lambda ref: (abs(ref.threads - threads), ref.seconds))
+    return sorted(refs, key=lambda ref: (abs(ref.threads - threads), ref.seconds_per_sample))
 
 
-def _reason(ref: RecordRef, threads: int) -> str:
-    measured = f"{ref.seconds * 1e3:.3g} ms with {threads_in_words(ref.threads)}"
+def _reason(ref: RecordRef, threads: int, target: NATarget) -> str:
+    measured = f"{ref.seconds * 1e3:.3g} ms with {conditions_in_words(target.name, ref.threads, ref.batch)}"
     return measured if ref.threads == threads else f"{measured}; none with {threads}"
 
 
 def threads_in_words(count: int) -> str:
     """``"1 thread"``, ``"2 threads"``."""
     return f"{count} thread{'s' * (count != 1)}"
+
+
+def conditions_in_words(target_name: str, threads: int, batch: int) -> str:
+    """What a record was measured with, such as ``"2 threads and a batch of 4"``; on a GPU ``"a batch of 4"``."""
+    if target_name.startswith("cuda"):
+        return f"a batch of {batch}"
+    return threads_in_words(threads) + (f" and a batch of {batch}" if batch > 1 else "")
 
 
 def _folders(target: NATarget, mode: str) -> list[FolderIndex]:
@@ -149,9 +156,9 @@ def _near(problem: NAProblem, folders: list[FolderIndex], threads: int) -> Itera
                 found.append((far, place, key))
     for far, place, key in sorted(found)[:_NEIGHBORS]:
         refs = _preferred(folders[place].refs(key), threads)
-        best = {ref.threads: ref.seconds for ref in reversed(refs)}
+        best = {ref.threads: ref.seconds_per_sample for ref in reversed(refs)}
         for ref in refs:
-            if ref.seconds <= _NEARLY_BEST * best[ref.threads]:
+            if ref.seconds_per_sample <= _NEARLY_BEST * best[ref.threads]:
                 yield far, ref
 
 

@@ -50,13 +50,13 @@ def _users(given: Path | None) -> Path:
 
 
 def _groups(folders: Sequence[Path]) -> list[list[Record]]:
-    """The records of each problem, number of threads and folder, the fastest first."""
+    """The records of each problem, number of threads, batch and folder, the fastest first."""
     from tvm_na.records import records_in
 
-    groups: dict[tuple[str, int, Path], list[Record]] = {}
+    groups: dict[tuple[str, int, int, Path], list[Record]] = {}
     for folder in folders:
         for record in records_in(folder):
-            groups.setdefault((str(record.problem), record.threads, folder), []).append(record)
+            groups.setdefault((str(record.problem), record.threads, record.batch, folder), []).append(record)
     return [sorted(groups[key], key=lambda record: record.seconds) for key in sorted(groups)]
 
 
@@ -78,15 +78,19 @@ def records_ls(folders: Folders = None) -> None:
     if not groups:
         return _none_found(where)
     out = console()
+    batched = any(records[0].batch > 1 for records in groups)
     for folder in where:
         table = Table(
-            "problem", "threads", "records", "best", "spread", "date", title=str(folder), title_justify="left"
+            *("problem", "threads", *(["batch"] if batched else []), "records", "best", "spread", "date"),
+            title=str(folder),
+            title_justify="left",
         )
         for records in groups:
             best = records[0]
             if best.folder == folder:
                 figures = (format_time(best.seconds), f"{best.spread:.0%}", best.date[:10] or "?")
-                table.add_row(str(best.problem), str(best.threads), str(len(records)), *figures)
+                conditions = [best.threads, *([best.batch] if batched else [])]
+                table.add_row(str(best.problem), *map(str, conditions), str(len(records)), *figures)
         out.print(table)
     out.print("best: the median of its repeats; spread: their interquartile range over it")
     return None
@@ -99,7 +103,7 @@ def records_best(folders: Folders = None) -> None:
     from rich.text import Text
 
     from tvm_na.benchmark import format_time
-    from tvm_na.choose import threads_in_words
+    from tvm_na.choose import conditions_in_words
     from tvm_na.cli_common import rows_of
 
     where = _folders(folders)
@@ -109,7 +113,8 @@ def records_best(folders: Folders = None) -> None:
     out = console()
     for records in groups:
         best = records[0]
-        title = f"{best.problem}, {threads_in_words(best.threads)}: {format_time(best.seconds)}"
+        conditions = conditions_in_words(best.target, best.threads, best.batch)
+        title = f"{best.problem}, {conditions}: {format_time(best.seconds)}"
         out.print(Text(title, style="bold cyan"), soft_wrap=True)
         rows: list[tuple[object, ...]] = [("record", f"{best.digest}, {best.folder}, line {best.line}")]
         rows += [("" if number else "schedule", words) for number, words in enumerate(_in_words(best))]
@@ -277,7 +282,8 @@ def records_contest(
             default = statistics.median(outcome.default)
             best = format_time(default / outcome.gain)
             gain = f"{format_time(default)} by default, {best}: {format_speedup(outcome.gain)}"
-            typer.echo(f"{outcome.problem}, threads {outcome.threads}: {gain}")
+            batch = f", batch {outcome.batch}" if outcome.batch > 1 else ""
+            typer.echo(f"{outcome.problem}, threads {outcome.threads}{batch}: {gain}")
             for failure in outcome.failures:
                 warn(failure)
     except RuntimeError as error:
@@ -296,5 +302,5 @@ def _outcome(outcome: Outcome) -> dict[str, object]:
         return {"minimum": min(samples), "median": statistics.median(samples)}
 
     records = [{"record": record.digest, **times(samples)} for record, samples in outcome.records]
-    about = {"problem": str(outcome.problem), "threads": outcome.threads, "gain": outcome.gain}
+    about = {"problem": str(outcome.problem), "threads": outcome.threads, "batch": outcome.batch, "gain": outcome.gain}
     return {**about, "default": times(outcome.default), "records": records}

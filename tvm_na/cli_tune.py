@@ -39,31 +39,41 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
-def _tasks_of_model(name: str, input_sizes: Sequence[str]) -> list[TuneTask]:
+def _tasks_of_model(name: str, input_sizes: Sequence[str], dtype: str) -> list[TuneTask]:
+    from dataclasses import replace
+
     from tvm_na.models import create_model, problems_of
-    from tvm_na.tasks import merged, tasks_of
+    from tvm_na.tasks import TuneTask, merged, tasks_of
 
     sizes = [parse_size(text) for text in input_sizes or ["224"]]
     model = create_model(name)
-    return merged([task for size in sizes for task in tasks_of(problems_of(model, size))])
+    tasks = [task for size in sizes for task in tasks_of(problems_of(model, size))]
+    return merged([TuneTask(replace(task.problem, dtype=dtype), task.weight) for task in tasks])
 
 
 def _best_recorded(tasks: Sequence[TuneTask], folder: Path, threads: int) -> list[float | None]:
+    """Seconds of each task's fastest record, for each sample of its batch."""
     from tvm_na.records import records_in
 
     records = [r for r in records_in(folder) if r.threads == threads]
-    return [min((r.seconds for r in records if r.problem == t.problem), default=None) for t in tasks]
+    return [min((r.seconds_per_sample for r in records if r.problem == t.problem), default=None) for t in tasks]
 
 
-def _dry_run(tasks: Sequence[TuneTask], target: NATarget, folder: Path, threads: int) -> None:
+def _dry_run(tasks: Sequence[TuneTask], target: NATarget, folder: Path, threads: int, batch: int) -> None:
     from tvm_na.tasks import formulations_of
     from tvm_na.tune_display import print_plan
+    from tvm_na.tune_options import GPU_BATCH
 
-    out = console()
+    on_gpu, out = target.kind == "cuda", console()
+    threads = 1 if on_gpu else threads
     with out.status("building the spaces"):
         spaces = [formulations_of(task.problem, target) for task in tasks]
     print_plan(out, tasks, spaces, _best_recorded(tasks, folder, threads))
-    out.print(f"target {target.name}, {threads} threads, records in {folder}", markup=False, soft_wrap=True)
+    if on_gpu:
+        conditions = f"a batch of {batch}" if batch else f"a batch of {GPU_BATCH}, or of what fits"
+    else:
+        conditions = f"{threads} threads" + (f" and a batch of {batch}" if batch > 1 else "")
+    out.print(f"target {target.name}, {conditions}, records in {folder}", markup=False, soft_wrap=True)
 
 
 def _farm(rpc: str | None, key: str | None) -> Farm | None:
@@ -91,13 +101,19 @@ def tune(
     stride: Annotated[int, typer.Option(help="Queries per shared window.")] = 1,
     causal: Annotated[bool, typer.Option("--causal", help="See only what is at or before the query.")] = False,
     rpb: Annotated[bool, typer.Option("--rpb", help="Add a relative position bias.")] = False,
-    dtype: Annotated[Literal["float32", "float64"], typer.Option(help="Of every tensor.")] = "float32",
-    target: Annotated[str | None, typer.Option(help="What for; default: TVM_NA_TARGET, or this machine.")] = None,
+    dtype: Annotated[
+        Literal["float32", "float64", "float16", "bfloat16"],
+        typer.Option(help="Of every tensor, of MODEL's too; the last two on GPUs."),
+    ] = "float32",
+    target: Annotated[
+        str | None, typer.Option(help="What for, such as cuda; default: TVM_NA_TARGET, or this machine's CPU.")
+    ] = None,
     trials: Annotated[int, typer.Option(min=1, help="Measurements, with those that are recorded.")] = 1000,
     time_limit: Annotated[str | None, typer.Option(help="Minutes, or with a unit: 90s, 30m, 2h.")] = None,
     jobs: Annotated[int, typer.Option(min=0, help="Candidates compiled at once; 0 for one per core.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of all random numbers.")] = 0,
-    threads: Annotated[int, typer.Option(min=0, help="Threads of a kernel; 0 for what production uses.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of a CPU kernel; 0 for what production uses.")] = 0,
+    batch: Annotated[int, typer.Option(min=0, help="Samples of a call; 0 for 1 on a CPU, 128 on a GPU.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Folder of the records; default: the user's.")] = None,
     cold_cache: Annotated[bool, typer.Option("--cold-cache", help="Flush caches before each repeat.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be tuned.")] = False,
@@ -127,7 +143,7 @@ def tune(
 
     chosen = parse_target(target or settings.target_name())
     if model:
-        tasks = _tasks_of_model(model, input_size or [])
+        tasks = _tasks_of_model(model, input_size or [], dtype)
     elif problems:
         from tvm_na.tasks import tasks_from_file
 
@@ -145,42 +161,21 @@ def tune(
         }
         tasks = [TuneTask(NAProblem.make(size or (), kernel_size, heads, head_dim, **options))]
     if dry_run:
-        return _dry_run(tasks, chosen, output or user_folder(chosen.name), threads or settings.num_threads())
-    _tune(tasks, chosen, trials, seconds, jobs, seed, threads, output, cold_cache, farm)
+        return _dry_run(tasks, chosen, output or user_folder(chosen.name), threads or settings.num_threads(), batch)
+    how: dict[str, Any] = {"trials": trials, "time_limit": seconds, "jobs": jobs, "seed": seed, "threads": threads}
+    how |= {"batch": batch, "output": output, "cold_cache": cold_cache, "farm": farm}
+    _tune(tasks, chosen, how)
     return None
 
 
-def _tune(
-    tasks: Sequence[TuneTask],
-    target: NATarget,
-    trials: int,
-    time_limit: float | None,
-    jobs: int,
-    seed: int,
-    threads: int,
-    output: Path | None,
-    cold_cache: bool,
-    farm: Farm | None,
-) -> None:
+def _tune(tasks: Sequence[TuneTask], target: NATarget, how: dict[str, Any]) -> None:
     from tvm_na import tune_display
     from tvm_na.tune import tune as run
 
     out = console()
     try:
         with tune_display.observer(out) as observer:
-            result = run(
-                tasks,
-                target,
-                trials=trials,
-                time_limit=time_limit,
-                jobs=jobs,
-                seed=seed,
-                threads=threads,
-                output=output,
-                cold_cache=cold_cache,
-                farm=farm,
-                observer=observer,
-            )
+            result = run(tasks, target, observer=observer, **how)
     except KeyboardInterrupt:  # before there was anything to keep, or the second one
         raise typer.Exit(130) from None
     except RuntimeError as error:

@@ -6,18 +6,18 @@ Measured once more, with more repeats, that luck is gone.
 
 from __future__ import annotations
 
-import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from tvm_na import build
+from tvm_na.case import WrongNumbers
 from tvm_na.choose import Chosen
 from tvm_na.database import replace_files, write_meta, writing
-from tvm_na.measure import Measured
+from tvm_na.measure import Conditions, Kernel, Measured, checked_call, plan, stopwatch
 from tvm_na.problem import NAProblem
 from tvm_na.record_files import read_lines
 from tvm_na.record_index import ref_of
@@ -37,6 +37,7 @@ class Outcome:
     Attributes:
         problem: Which.
         threads: Threads of its kernels.
+        batch: Samples of a call.
         default: Seconds per call of every sample of the default schedule.
         records: The records that took part, each with its samples, converted to the speed of the machine at which the
             default takes its median; the fastest first.
@@ -45,6 +46,7 @@ class Outcome:
 
     problem: NAProblem
     threads: int
+    batch: int
     default: tuple[float, ...]
     records: tuple[tuple[Record, tuple[float, ...]], ...]
     failures: tuple[str, ...]
@@ -58,7 +60,8 @@ class Outcome:
 def contest(folder: Path, count: int, rounds: int) -> Iterator[Outcome]:
     """Measure records of each problem and number of threads in turns with the default schedule.
 
-    The ``count`` fastest take part, and the first, since the tuner begins with default points.
+    The ``count`` fastest take part, and the first, since the tuner begins with default points; all with the batch that
+    the fastest was measured with.
 
     Args:
         folder: Of records for this machine.
@@ -74,49 +77,63 @@ def contest(folder: Path, count: int, rounds: int) -> Iterator[Outcome]:
     first = {(record.problem, record.threads): record for record in reversed(records)}  # a default point, mostly
     for record in dict.fromkeys([*first.values(), *best_of(records, count)]):
         groups.setdefault((record.problem, record.threads), []).append(record)
-    for (problem, threads), records in groups.items():
+    for (_, threads), records in groups.items():
         target = parse_target(records[0].target)
-        check_measurable(records, target)
+        place = check_measurable(records, target)
+        fastest = min(records, key=lambda record: record.seconds_per_sample)
+        taking_part = [record for record in records if record.batch == fastest.batch]
         with running_on(threads):
-            yield _measured(problem, threads, records, target, rounds)
+            yield _measured(taking_part, target, place.conditions(Conditions(threads)), rounds)
 
 
-def _measured(problem: NAProblem, threads: int, records: Sequence[Record], target: NATarget, rounds: int) -> Outcome:
-    from tvm_na import benchmark, runtime
+def _measured(records: Sequence[Record], target: NATarget, conditions: Conditions, rounds: int) -> Outcome:
+    from tvm_na import runtime
 
-    runtime.use_threads(problem.useful_flops)
-    calls, failures = {"default": _call(problem, build.kernel_for(problem, target, records="off").function)}, []
+    problem, batch = records[0].problem, records[0].batch
+    runtime.use_threads(problem.useful_flops * batch)
+    default = build.kernel_for(problem, target, records="off")
+    calls, failures = {"default": _call(default, batch, conditions)}, []
     for record in records:
         try:
             kernel = build.kernel_with(Chosen("record", ref_of(record, shipped=False), "in a contest"), problem, target)
-            calls[record.digest] = _call(problem, kernel.function)
+            calls[record.digest] = _call(kernel, batch, conditions)
         except (InapplicableError, ValueError) as error:
             failures.append(f"{record.digest}: {error}")
-    timings = benchmark.measure(calls, rounds=rounds, sample_time=_SAMPLE, warmup_time=_WARM_UP)
-    default = timings["default"].samples
+    samples = _samples(calls, conditions, rounds)
     found = []
     for record in records:
-        if record.digest in timings:
-            measured = Measured(timings[record.digest].samples, reference_secs=default)
-            found.append((record, measured.beside(median(default))))
+        if record.digest in samples:
+            measured = Measured(samples[record.digest], reference_secs=samples["default"])
+            found.append((record, measured.beside(median(samples["default"]))))
     found.sort(key=lambda pair: median(pair[1]))
-    return Outcome(problem, threads, default, tuple(found), tuple(failures))
+    return Outcome(problem, records[0].threads, batch, samples["default"], tuple(found), tuple(failures))
 
 
-def _call(problem: NAProblem, kernel: Callable[..., None]) -> Callable[[], object]:
+def _call(kernel: build.Kernel, batch: int, conditions: Conditions) -> Callable[[], object]:
     """A call of a kernel, whose numbers are right; ValueError if they are not."""
-    from tvm_na.benchmark import ERROR_BUDGET
-    from tvm_na.measure import WrongNumbers, case_of
-
-    case = case_of(problem)
-    outputs = case.outputs()
-    call = functools.partial(kernel, *case.inputs, *outputs)
-    call()
     try:
-        case.check(outputs, ERROR_BUDGET[problem.dtype])
+        return checked_call(kernel.file, Kernel(kernel.file, kernel.problem, batch=batch), conditions)
     except WrongNumbers as error:
         raise ValueError(f"wrong numbers: {error}") from error
-    return call
+
+
+def _samples(
+    calls: Mapping[str, Callable[[], object]], conditions: Conditions, rounds: int
+) -> dict[str, tuple[float, ...]]:
+    """Seconds per call of so many samples of each, in turns."""
+    if not conditions.on_gpu:
+        from tvm_na import benchmark
+
+        timings = benchmark.measure(calls, rounds=rounds, sample_time=_SAMPLE, warmup_time=_WARM_UP)
+        return {name: timing.samples for name, timing in timings.items()}
+    watch = stopwatch(conditions)
+    counts = {name: plan(min(watch.seconds(call, 1) for _ in range(3)), conditions)[0] for name, call in calls.items()}
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds):
+        first = turn % len(calls)
+        for name in [*calls][first:] + [*calls][:first]:
+            found[name].append(watch.seconds(calls[name], counts[name]))
+    return {name: tuple(seconds) for name, seconds in found.items()}
 
 
 def keep(folder: Path, outcomes: Sequence[Outcome], count: int) -> None:

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from tvm_na import cache, settings
+from tvm_na.metaschedule import trace_as_json
+from tvm_na.problem import NAProblem
 from tvm_na.record_files import META, NEW, RECORDS, WORKLOADS, shipped_folder, user_folder
 from tvm_na.records import Meta, Record, parse_line, read_meta, records_in, workload_hash
 from tvm_na.target import NATarget, cpu_name
@@ -151,6 +153,13 @@ def _is_whole(line: bytes, workloads: int) -> bool:
         return False
 
 
+def _set_batch(arguments: list[Any], problem: NAProblem, batch: int) -> None:
+    """Put a batch into MetaSchedule's description of a call's arguments: all but scale and, with a bias, rpb."""
+    for number, (_, _, shape) in enumerate(arguments):
+        if number not in (3, 3 + problem.bias):
+            shape[0] = batch
+
+
 class TuningDatabase:
     """A folder of records, open for one writer; a context manager.
 
@@ -227,7 +236,15 @@ class TuningDatabase:
         write_meta(self.folder, self._meta)
         return workload
 
-    def commit(self, workload: Any, trace: Any, run_secs: Sequence[float], threads: int, args_info: Any = None) -> None:
+    def commit(
+        self,
+        workload: Any,
+        trace: Any,
+        run_secs: Sequence[float],
+        threads: int,
+        args_info: Any = None,
+        batch: int = 1,
+    ) -> None:
         """Keep one finished measurement.
 
         Args:
@@ -235,35 +252,44 @@ class TuningDatabase:
             trace: The Trace that was measured.
             run_secs: Seconds of every repeat, at least one.
             threads: Threads it was measured with.
-            args_info: MetaSchedule's ArgInfo of the arguments; found out where it is None.
+            args_info: MetaSchedule's ArgInfo of the arguments, with a batch of 1; found out where it is None.
+            batch: The batch that was measured; the record has it in its arguments.
 
         Raises:
             ValueError: a time is not positive and finite, or there is none.
         """
         from tvm.s_tir.meta_schedule.arg_info import ArgInfo
         from tvm.s_tir.meta_schedule.database import TuningRecord
+        from tvm.s_tir.schedule import Trace
 
         seconds = [float(s) for s in run_secs]
         if not seconds or not all(s > 0 and math.isfinite(s) for s in seconds):
             raise ValueError(f"run_secs: required seconds > 0, got {seconds}")
         if args_info is None:
             args_info = ArgInfo.from_prim_func(workload.mod["main"])
-        record = TuningRecord(trace, workload, seconds, self.target.tvm_target(threads), args_info)
+        # All but the trace, which TVM does not always get into JSON.
+        record = TuningRecord(Trace([], {}), workload, seconds, self.target.tvm_target(threads), args_info)
         number = self._numbers[structural_hash(workload.mod)]
-        _append(self.folder / RECORDS, [number, record.as_json()])
+        entry = [trace_as_json(trace), *record.as_json()[1:]]
+        _set_batch(entry[3], NAProblem.from_json(str(workload.mod["main"].attrs["tvm_na.problem"])), batch)
+        _append(self.folder / RECORDS, [number, entry])
 
-    def records_of(self, workload: Any, threads: int | None = None, limit: int | None = None) -> list[Any]:
+    def records_of(
+        self, workload: Any, threads: int | None = None, limit: int | None = None, batch: int | None = None
+    ) -> list[Any]:
         """MetaSchedule's TuningRecords of a workload, the fastest first; each takes 20 ms or more.
 
         Args:
             workload: From :meth:`register`.
             threads: Only those that were measured with as many; None for all.
             limit: How many at most.
+            batch: Only those that were measured with as many samples; None for all.
         """
         from tvm.s_tir.meta_schedule.database import TuningRecord
 
         key, lines = structural_hash(workload.mod), _lines(self.folder / RECORDS)
-        own = [r for r in records_in(self.folder) if r.workload == key and threads in (None, r.threads)]
+        every = (r for r in records_in(self.folder) if r.workload == key)
+        own = [r for r in every if threads in (None, r.threads) and batch in (None, r.batch)]
         found = []
         for record in sorted(own, key=lambda r: r.seconds)[:limit]:
             try:

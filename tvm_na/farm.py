@@ -1,13 +1,14 @@
 """Measuring on devices behind TVM's RPC tracker: several at once, and whichever are there.
 
-Kernels run there on the threads of TVM's runtime. A device that is lost in the middle of a measurement costs that
-measurement a repetition on another one; a device that comes (back) is used from then on.
+Kernels run there on the threads of TVM's runtime, or on the first GPU. A device that is lost in the middle of a
+measurement costs that measurement a repetition on another one; a device that comes (back) is used from then on.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import logging
 import socket
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,9 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from tvm_na import workers
-from tvm_na.measure import Case, Conditions, Kernel, Measured, WrongNumbers, case_of, plan
-from tvm_na.problem import NAProblem
+from tvm_na.case import WrongNumbers
+from tvm_na.cuda import arch
+from tvm_na.measure import GPU_REPEATS, Conditions, Kernel, Measured
+from tvm_na.measure_remote import measured_in
 from tvm_na.target import NATarget
+
+_log = logging.getLogger("tvm_na.tune")
 
 _USES = 200
 #: Seconds that a measurement waits for a device.
@@ -26,8 +31,6 @@ _WAIT = 120.0
 #: How often a measurement is begun on one device after the other before the kernel is to blame.
 _ATTEMPTS = 3
 _LOST = "lost"
-#: Repeats of a turn, which is a message there and back.
-_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,45 @@ class Farm:
             raise ValueError(f"threads: required at most {there} (TVM_NUM_THREADS of the devices), got {wanted}")
         return wanted or there
 
+    def check(self, target: NATarget) -> None:
+        """See whether a device can run kernels for ``target``, as far as it can be asked: if they are for GPUs.
+
+        Raises:
+            RuntimeError: there is no device, or it has no such GPU.
+        """
+        if target.kind != "cuda":
+            return
+        wanted = f"rpc: required devices with the key {self.key!r} that have a GPU for {target.name}"
+        if not self.devices():
+            raise RuntimeError(f"{wanted}, got no devices")
+        seen = self._of_gpu("compute_version")
+        if seen is None:
+            raise RuntimeError(f"{wanted}, got one without a GPU that TVM knows")
+        major, minor = map(int, str(seen).split("."))
+        if not any(a.name == target.arch and arch.runs_on(a, (major, minor)) for a in arch.ARCHS):
+            raise RuntimeError(f"{wanted}, got one of compute capability {seen}")
+
+    def _of_gpu(self, attribute: str) -> Any:
+        """What TVM tells of a device's first GPU; None where its runtime knows no GPUs."""
+        session = self.session(60.0)
+        try:
+            return getattr(session.cuda(0), attribute)
+        except Exception as error:  # whatever TVM throws where there is none
+            _log.info("rpc: %s of a GPU: %s", attribute, error)
+            return None  # and not raised further: its traceback would keep the session, and that the device
+
+    def free_bytes(self, target: NATarget) -> int | None:
+        """Bytes of a GPU's memory that nobody uses; None for CPUs, and where TVM cannot tell."""
+        found = self._of_gpu("available_global_memory") if target.kind == "cuda" else None
+        return None if found is None else int(found)
+
+    def about(self, target: NATarget) -> dict[str, str]:
+        """The name of a device's GPU, for GPUs."""
+        return {"gpu": str(self._of_gpu("device_name"))} if target.kind == "cuda" else {}
+
+    def busy(self) -> None:
+        """Nobody knows who else uses a device."""
+
     def session(self, timeout: float) -> Any:
         """A session of so many seconds on a device, as soon as one is free."""
         return self.tracker().request(self.key, session_timeout=timeout)
@@ -107,7 +149,7 @@ def run_remotely(kernel: Kernel, conditions: Conditions, farm: Farm) -> Measured
     except Exception:
         return Measured((), _LOST, traceback.format_exc())
     try:
-        return _measure(session, kernel, conditions)
+        return measured_in(session, kernel, conditions)
     except WrongNumbers as error:
         return Measured((), "wrong numbers", str(error))
     except Exception:
@@ -122,48 +164,8 @@ def _is_alive(session: Any) -> bool:
     return True
 
 
-def _measure(session: Any, kernel: Kernel, conditions: Conditions) -> Measured:
-    from tvm_na.runtime import threads_for
-
-    case = case_of(kernel.problem)
-    threads = threads_for(kernel.problem.useful_flops, conditions.threads)
-    big_cores = 1  # an affinity mode; it only has to be named
-    session.get_function("runtime.config_threadpool")(big_cores, threads)
-    files = [kernel.file] if kernel.reference is None else [kernel.file, kernel.reference]
-    timers = [_checked(session, file, kernel.problem, case, conditions) for file in files]
-    plans = [plan(min(timed(1, 3)), conditions) for timed in timers]
-    seconds: list[list[float]] = [[] for _ in timers]
-    repeats = -(-plans[0][1] // _AT_ONCE)
-    for _ in range(repeats):
-        for timed, (calls, _), found in zip(timers, plans, seconds, strict=True):
-            found += timed(calls, _AT_ONCE)
-    return Measured(tuple(seconds[0]), reference_secs=tuple(seconds[1]) if len(seconds) > 1 else ())
-
-
-def _checked(
-    session: Any, file: Path, problem: NAProblem, case: Case, conditions: Conditions
-) -> Callable[[int, int], Sequence[float]]:
-    """``timed(calls, repeats)`` of the kernel in ``file``, whose numbers are right; WrongNumbers if they are not."""
-    import torch
-    import tvm.runtime
-
-    from tvm_na.benchmark import ERROR_BUDGET
-    from tvm_na.te import ENTRY
-
-    device = session.cpu(0)
-    session.upload(str(file))
-    module = session.load_module(file.name)
-    inputs = [tvm.runtime.tensor(t.numpy(), device) for t in case.inputs]
-    outputs = [tvm.runtime.tensor(t.numpy(), device) for t in case.outputs()]
-    module[ENTRY](*inputs, *outputs)
-    case.check([torch.from_numpy(t.numpy()) for t in outputs], ERROR_BUDGET[problem.dtype])
-
-    def timed(calls: int, repeats: int) -> Sequence[float]:
-        flush = "cache_flush_cpu_non_first_arg" if conditions.cold_cache else ""
-        evaluator = module.time_evaluator(ENTRY, device, number=calls, repeat=repeats, f_preproc=flush)
-        return [float(s) for s in evaluator(*inputs, *outputs).results]
-
-    return timed
+def _machine_of(target: NATarget) -> str:
+    return target.triple.partition("-")[0]
 
 
 class FarmMeasurer:
@@ -181,7 +183,10 @@ class FarmMeasurer:
         from tvm_na.target import detect_target
 
         self.farm, self.conditions = farm, conditions
-        same = target.triple.partition("-")[0] == detect_target().triple.partition("-")[0]
+        if target.kind == "cuda":
+            self.conditions = dataclasses.replace(conditions, threads=1, device="cuda:0", repeats=GPU_REPEATS)
+        # What launches kernels for GPUs is compiled for this machine's CPU.
+        same = target.kind == "cuda" or _machine_of(target) == _machine_of(detect_target())
         self.suffix = ".so" if same else ".tar"
         self._pool = workers.Pool(max(1, farm.devices()), _USES, log, workers.nothing)
 

@@ -25,7 +25,7 @@ class Trial:
         problem: Canonical JSON of the problem.
         formulation: Canonical JSON of the formulation.
         threads: Threads it was measured with.
-        trial: Its number among the problem's trials on that many threads, from 0.
+        trial: Its number among the problem's trials with that many threads and samples, from 0.
         predicted: The cost model's score before it was measured, higher is better; None before the model was trained.
         seconds: The median of its repeats, at the reference's speed of the machine; None if it failed.
         failure: What it failed at (:mod:`tvm_na.builder`, :mod:`tvm_na.measure`); None if it did not.
@@ -33,6 +33,8 @@ class Trial:
         structure: The name of its structure.
         reference: Seconds that the default kernel was taken to need, which it was measured in turns with; None if it
             was measured alone.
+        batch: Samples of a call.
+        reason: Why a candidate was rejected without a measurement, in words; "" otherwise.
     """
 
     time: str
@@ -47,6 +49,8 @@ class Trial:
     choices: Mapping[str, int] = field(default_factory=dict)
     structure: str = ""
     reference: float | None = None
+    batch: int = 1
+    reason: str = ""
 
     @property
     def point(self) -> tuple[object, ...]:

@@ -120,26 +120,27 @@ def bytes_of(problem: NAProblem) -> int:
     return math.prod(problem.spatial) * channels * _ITEM_BYTES[problem.dtype]
 
 
-def bound_of(problem: NAProblem, threads: int, rates: Rates, cold: bool = False) -> Bound:
-    """The bound of a problem with a batch of one.
+def bound_of(problem: NAProblem, threads: int, rates: Rates, cold: bool = False, batch: int = 1) -> Bound:
+    """The bound of a problem.
 
     Args:
         problem: The problem.
         threads: Threads, of those that ``rates`` has.
         rates: What the machine can do.
         cold: Whether caches were emptied before each call, so that everything comes from memory.
+        batch: Samples of a call.
 
     Raises:
         ValueError: ``rates`` has no such threads or no such dtype.
     """
     if not rates.covers(problem, threads):
         raise ValueError(f"rates: required rates of {problem.accum_dtype} with {threads} threads, got {rates}")
-    moved, bandwidth = bytes_of(problem), rates.bandwidth[threads]
+    flops, moved, bandwidth = problem.useful_flops * batch, bytes_of(problem) * batch, rates.bandwidth[threads]
     memory = bandwidth[max(bandwidth)]
     # What holds a larger working set holds this one.
     within = memory if cold else max((rate for size, rate in bandwidth.items() if size >= moved), default=memory)
-    products = problem.useful_flops / rates.flops[problem.accum_dtype][threads]
-    return Bound(problem.useful_flops, moved, products, moved / within, moved / memory)
+    products = flops / rates.flops[problem.accum_dtype][threads]
+    return Bound(flops, moved, products, moved / within, moved / memory)
 
 
 def measure_rates(dtypes: Collection[str], threads: Collection[int], rounds: int = 20) -> Rates:

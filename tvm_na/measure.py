@@ -1,4 +1,4 @@
-"""Measuring candidates of the tuner, in a process of their own, on the threads that they would run on in production.
+"""Measuring candidates of the tuner, in a process of their own, on the threads or the GPU of production.
 
 A machine's speed changes, by the second (neighbors) and by the minute (frequency), and more than candidates differ. So
 a kernel is measured in turns with a reference: many short repeats, each of which meets the same moment as the
@@ -8,7 +8,6 @@ result scatters by 0.5 %; by their shortest repeats it does by 5 %, and alone, m
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import gc
 import math
@@ -19,18 +18,17 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from tvm_na import workers
+from tvm_na import measure_cuda, workers
+from tvm_na.calm import Calm
+from tvm_na.case import WrongNumbers, case_of
 from tvm_na.problem import NAProblem
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
+#: Repeats on a GPU, which fewer others use than cores of a CPU.
+GPU_REPEATS = 60
 _USES = 500  # measurements after which the process is replaced
 _FEWEST = 3  # repeats
-_GLANCE = 0.05  # seconds
-_DISREGARDED = 0.35  # of a core
 _FLUSH_BYTES = 128 * 2**20  # more than the last cache of most CPUs
 
 
@@ -39,12 +37,13 @@ class Conditions:
     """How kernels are measured.
 
     Attributes:
-        threads: Threads of a kernel; a small problem uses fewer, as in production.
+        threads: Threads of a kernel; a small problem uses fewer, as in production. 1 on a GPU.
         repeats: Repeats, twice as many if they scatter, fewer if they take longer than ``budget``, at least 3.
         shortest: Seconds that a repeat lasts at least.
         budget: Seconds for all repeats of a kernel.
         cold_cache: Whether caches are flushed before every repeat, which then is a single call.
         timeout: Seconds after which a kernel is given up.
+        device: PyTorch's name of the device: ``cpu``, ``cuda:0``.
     """
 
     threads: int
@@ -53,6 +52,12 @@ class Conditions:
     budget: float = 1.0
     cold_cache: bool = False
     timeout: float = 20.0
+    device: str = "cpu"
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it is a GPU."""
+        return self.device != "cpu"
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,13 @@ class Kernel:
         file: Its library.
         problem: What it computes.
         reference: The library of another kernel of the same problem, to be measured in turns with it; or None.
+        batch: The samples of a call.
     """
 
     file: Path
     problem: NAProblem
     reference: Path | None = None
+    batch: int = 1
 
 
 @dataclass(frozen=True)
@@ -93,86 +100,60 @@ class Measured:
         return tuple(nominal * own / other for own, other in zip(self.run_secs, self.reference_secs, strict=True))
 
 
+class Measurer(Protocol):
+    """What measures kernels: a process of this machine, or devices behind a tracker."""
+
+    suffix: str
+
+    def measure(
+        self,
+        kernels: Sequence[Kernel],
+        done: Callable[[int, Measured], None],
+        stopped: Callable[[], bool],
+    ) -> None:
+        """Measure kernels; ``done(index, measured)`` is called for each as it ends."""
+
+    def close(self) -> None:
+        """End it, whatever it does."""
+
+
 def median(seconds: Sequence[float]) -> float | None:
     """Their median; None if there are none."""
     return statistics.median(seconds) if seconds else None
 
 
-class WrongNumbers(Exception):
-    """A kernel computed something else than the reference."""
+class Stopwatch(Protocol):
+    """What times calls."""
+
+    def seconds(self, call: Callable[[], object], count: int) -> float:
+        """Seconds per call of ``count`` calls in a row."""
+
+    def flush(self) -> None:
+        """Empty the caches."""
 
 
-@dataclass(frozen=True)
-class Case:
-    """Inputs of a problem, and what is right.
+class CpuStopwatch:
+    """Times calls that return when their work is done."""
 
-    Attributes:
-        inputs: Query, key, value, scale and, with a bias, rpb.
-        expected: Output and, where the problem has it, log-sum-exp, by the reference in float64.
-    """
+    def seconds(self, call: Callable[[], object], count: int) -> float:
+        """See :class:`Stopwatch`."""
+        start = time.perf_counter()
+        for _ in range(count):
+            call()
+        return (time.perf_counter() - start) / count
 
-    inputs: tuple[Tensor, ...]
-    expected: tuple[Tensor, ...]
-
-    def outputs(self) -> list[Tensor]:
-        """Outputs for a kernel to write, NaN before it does."""
-        import torch
-
-        accum = self.inputs[3].dtype
-        dtypes = (self.inputs[0].dtype, accum)
-        return [torch.full(e.shape, math.nan, dtype=d) for e, d in zip(self.expected, dtypes, strict=False)]
-
-    def check(self, outputs: Sequence[Tensor], budget: float) -> None:
-        """WrongNumbers if ``outputs`` are farther than ``budget``, relative, from what is right."""
-        from tvm_na.benchmark import relative_error
-
-        for name, out, expected in zip(("out", "lse"), outputs, self.expected, strict=False):
-            error = relative_error(out, expected)
-            if not error <= budget:  # NaN is wrong too
-                raise WrongNumbers(f"{name}: required a relative error <= {budget:.0e}, got {error:.1e}")
+    def flush(self) -> None:
+        """See :class:`Stopwatch`."""
+        _flusher()()
 
 
-@functools.lru_cache(maxsize=2)
-def case_of(problem: NAProblem) -> Case:
-    """Random inputs for ``problem`` (a batch of one), the same every time."""
-    import torch
-
-    generator = torch.Generator().manual_seed(0)
-    dtype, accum = getattr(torch, problem.dtype), getattr(torch, problem.accum_dtype)
-    kv = (1, *problem.spatial, problem.heads_kv)
-    shapes = [
-        (1, *problem.spatial, problem.heads, problem.head_dim),
-        (*kv, problem.head_dim),
-        (*kv, problem.head_dim_v),
-    ]
-    shapes += [problem.bias_shape] if problem.bias else []
-    query, key, value, *rpb = (torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes)
-    inputs = (query, key, value, torch.tensor([problem.head_dim**-0.5], dtype=accum), *rpb)
-    return Case(inputs, _expected(problem, inputs))
+def stopwatch(conditions: Conditions) -> Stopwatch:
+    """The stopwatch for a device."""
+    return measure_cuda.CudaStopwatch() if conditions.on_gpu else CpuStopwatch()
 
 
-def _expected(problem: NAProblem, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Output and, where the problem has it, log-sum-exp; head by head, since the reference gathers every window."""
-    import torch
-
-    from tvm_na import reference
-
-    query, key, value, scale, *rpb = (t.double() for t in inputs)
-    group = problem.heads // problem.heads_kv
-    one = dataclasses.replace(problem, heads=group, heads_kv=1)
-    found = []
-    with torch.inference_mode():
-        for head in range(problem.heads_kv):
-            q = query[..., head * group : (head + 1) * group, :]
-            k, v = (t[..., head : head + 1, :] for t in (key, value))
-            bias = rpb[0][head * group : (head + 1) * group] if rpb else None
-            found.append(reference.neighborhood_attention(one, q, k, v, float(scale), bias))
-    out, lse = (torch.cat(parts, dim=3) for parts in zip(*found, strict=True))
-    return (out, lse) if problem.return_lse else (out,)
-
-
-def prepare(threads: int) -> None:
-    """Make this process run kernels as production does, on ``threads`` threads (in the worker)."""
+def prepare(threads: int, device: str = "cpu") -> None:
+    """Make this process run kernels as production does, on ``threads`` threads or a GPU (in the worker)."""
     os.environ["TVM_NA_NUM_THREADS"] = str(threads)
     import torch
 
@@ -180,61 +161,51 @@ def prepare(threads: int) -> None:
 
     torch.set_num_threads(threads)
     runtime.use_threads(0)  # loads the runtime
+    if device != "cpu":
+        measure_cuda.prepare(device)
 
 
-def run_kernel(kernel: Kernel, conditions: Conditions) -> Measured:
-    """Check and measure a kernel (in the worker)."""
+def run_kernel(kernel: Kernel, conditions: Conditions) -> Measured | workers.Last:
+    """Check and measure a kernel (in the worker).
+
+    Returns:
+        What became of it; as the last that this process says, where it has lost its GPU by that.
+    """
+    from tvm_na import runtime
+
+    flops = kernel.problem.useful_flops * kernel.batch
+    files = [file for file in (kernel.file, kernel.reference) if file is not None]
+    try:
+        calls = [checked_call(file, kernel, conditions) for file in files]
+        if not conditions.on_gpu:
+            _calm.wait(runtime.threads_for(flops, conditions.threads))
+        run_secs, *reference_secs = in_turns(calls, conditions, stopwatch(conditions))
+        return Measured(run_secs, reference_secs=reference_secs[0] if reference_secs else ())
+    except WrongNumbers as error:
+        return Measured((), "wrong numbers", str(error))
+    except Exception:
+        message = traceback.format_exc()
+        if conditions.on_gpu and not measure_cuda.works():
+            return workers.Last(Measured((), "crash", message))
+        return Measured((), "run", message)
+
+
+def checked_call(file: Path, kernel: Kernel, conditions: Conditions) -> Callable[[], object]:
+    """A call of the kernel in ``file``, of what ``kernel`` says; WrongNumbers if its numbers are not right."""
     from tvm_na import runtime
     from tvm_na.benchmark import ERROR_BUDGET
     from tvm_na.te import ENTRY
 
     problem = kernel.problem
-    try:
-        case = case_of(problem)
-        calls = []
-        for file in (kernel.file, kernel.reference):
-            if file is not None:
-                outputs = case.outputs()
-                calls.append(functools.partial(runtime.load(file, ENTRY), *case.inputs, *outputs))
-                runtime.use_threads(problem.useful_flops)
-                calls[-1]()
-                case.check(outputs, ERROR_BUDGET[problem.dtype])
-        _calm.wait(runtime.threads_for(problem.useful_flops, conditions.threads))
-        run_secs, *reference_secs = in_turns(calls, conditions)
-        return Measured(run_secs, reference_secs=reference_secs[0] if reference_secs else ())
-    except WrongNumbers as error:
-        return Measured((), "wrong numbers", str(error))
-    except Exception:
-        return Measured((), "run", traceback.format_exc())
-
-
-class Calm:
-    """Waits for other processes to leave enough cores alone.
-
-    Threads that wait for one that another process has displaced make a kernel 100 times as slow, every time.
-
-    Attributes:
-        patience: Seconds to wait at most; half as many after each time in vain, so that a machine that is always
-            busy is not waited for.
-    """
-
-    def __init__(self, patience: float = 5.0) -> None:
-        """Nothing is looked at before :meth:`wait`."""
-        self.patience = self._most = patience
-
-    def wait(self, threads: int) -> bool:
-        """Wait until as many cores as ``threads`` have nothing to do; whether that came to be."""
-        import psutil
-
-        cores, end = psutil.cpu_count() or 1, time.monotonic() + self.patience
-        while True:
-            busy = psutil.cpu_percent(interval=_GLANCE) / 100 * cores
-            if cores - busy > min(threads, cores) - _DISREGARDED:
-                self.patience = min(self._most, 2 * self.patience)
-                return True
-            if time.monotonic() > end:
-                self.patience /= 2
-                return False
+    if conditions.on_gpu:
+        return measure_cuda.checked_call(file, problem, kernel.batch, conditions.device)
+    case = case_of(problem, kernel.batch)
+    outputs = case.outputs()
+    call = functools.partial(runtime.load(file, ENTRY), *case.inputs, *outputs)
+    runtime.use_threads(problem.useful_flops * kernel.batch)
+    call()
+    case.check(outputs, ERROR_BUDGET[problem.dtype])
+    return call
 
 
 _calm = Calm()
@@ -246,14 +217,16 @@ def plan(once: float, conditions: Conditions) -> tuple[int, int]:
     return calls, min(conditions.repeats, max(_FEWEST, math.ceil(conditions.budget / (once * calls))))
 
 
-def in_turns(calls: Sequence[Callable[[], object]], conditions: Conditions) -> list[tuple[float, ...]]:
+def in_turns(
+    calls: Sequence[Callable[[], object]], conditions: Conditions, watch: Stopwatch | None = None
+) -> list[tuple[float, ...]]:
     """Seconds per call of every repeat of each of ``calls``, in turns; they must have been called before.
 
-    The first of them decides how many repeats there are.
+    The first of them decides how many repeats there are. ``watch`` is what times them, the CPU's if None.
     """
-    plans = [plan(min(_time(call, 1) for _ in range(3)), conditions) for call in calls]
+    watch = CpuStopwatch() if watch is None else watch
+    plans = [plan(min(watch.seconds(call, 1) for _ in range(3)), conditions) for call in calls]
     repeats = plans[0][1]
-    flush = _flusher() if conditions.cold_cache else None
     seconds: list[list[float]] = [[] for _ in calls]
     first = seconds[0]
     gc.disable()
@@ -261,9 +234,9 @@ def in_turns(calls: Sequence[Callable[[], object]], conditions: Conditions) -> l
         end = time.perf_counter() + conditions.budget * len(calls)
         while len(first) < repeats or (len(first) < 2 * repeats and scatters(first)):
             for call, (count, _), found in zip(calls, plans, seconds, strict=True):
-                if flush is not None:
-                    flush()
-                found.append(_time(call, count))
+                if conditions.cold_cache:
+                    watch.flush()
+                found.append(watch.seconds(call, count))
             if len(first) >= _FEWEST and time.perf_counter() > end:
                 break
     finally:
@@ -276,13 +249,6 @@ def scatters(seconds: Sequence[float]) -> bool:
     return statistics.median(seconds) > 1.2 * min(seconds)
 
 
-def _time(call: Callable[[], object], calls: int) -> float:
-    start = time.perf_counter()
-    for _ in range(calls):
-        call()
-    return (time.perf_counter() - start) / calls
-
-
 @functools.lru_cache(maxsize=1)
 def _flusher() -> Callable[[], object]:
     import torch
@@ -293,7 +259,8 @@ def _flusher() -> Callable[[], object]:
 class LocalMeasurer:
     """A process on this machine that measures one kernel at a time.
 
-    A kernel that crashes or does not end takes the process with it; the next one gets a new process.
+    A kernel that crashes, does not end or spoils a GPU for its process takes the process with it; the next one gets a
+    new process.
     """
 
     suffix = ".so"
@@ -306,7 +273,7 @@ class LocalMeasurer:
             log: The file for what the process prints.
         """
         self.conditions = conditions
-        self._pool = workers.Pool(1, _USES, log, prepare, (conditions.threads,))
+        self._pool = workers.Pool(1, _USES, log, prepare, (conditions.threads, conditions.device))
 
     def measure(
         self,

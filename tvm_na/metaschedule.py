@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -53,6 +54,15 @@ def skip_tensor_intrinsics() -> None:
         parent = importlib.import_module("tvm.s_tir")
         sys.modules[name] = types.ModuleType(name)
         parent.tensor_intrin = sys.modules[name]  # type: ignore[attr-defined]
+
+
+def trace_as_json(trace: Any) -> Any:
+    """A Trace as plain JSON, which ``Trace.apply_json_to_schedule`` and TVM's databases read.
+
+    TVM's own ways in Python do not do: ``TuningRecord.as_json`` fails on index maps of layouts, and ``Trace.as_json``
+    leaves numbers as objects of TVM's.
+    """
+    return json.loads(json.dumps(trace.as_json(), default=lambda number: number.value))
 
 
 def make_mutator(mutate: Callable[[Any], Any]) -> Any:

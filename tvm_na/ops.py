@@ -98,12 +98,16 @@ def _elements_per_sample(problem: NAProblem) -> int:
     return tokens * problem.heads * max(problem.head_dim, problem.head_dim_v)
 
 
+def largest_batch(problem: NAProblem) -> int:
+    """The samples that a kernel for CPUs takes at once: it counts elements in 32 bits. 0 if one is too large."""
+    return _MAX_ELEMENTS // _elements_per_sample(problem)
+
+
 def _on_cpu(problem: NAProblem) -> runtime.Way:
     from tvm_na.build import kernel_for, target_for
 
     kernel = kernel_for(problem, target_for("cpu")).function
-    samples = _MAX_ELEMENTS // _elements_per_sample(problem)
-    return runtime.Way(kernel, _scale_tensor, runtime.use_threads, _ALIGNMENT, samples)
+    return runtime.Way(kernel, _scale_tensor, runtime.use_threads, _ALIGNMENT, largest_batch(problem))
 
 
 def _on_cuda(problem: NAProblem, index: int) -> runtime.Way:

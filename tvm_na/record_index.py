@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 2
+_FORMAT = 3
 #: Records of a workload and number of threads that an index keeps. More than one, since one may not apply.
 _KEPT = 2
 
-#: By problem, as JSON: [[workload, formulation, versions of TVM, [[digest, threads, seconds, line], ...]], ...] as
-#: JSON, of which a start needs one.
+#: By problem, as JSON: [[workload, formulation, versions of TVM, [[digest, threads, seconds, line, batch], ...]], ...]
+#: as JSON, of which a start needs one.
 _Index = dict[str, str]
 #: By folder: its signature and its index.
 _loaded: dict[Path, tuple[tuple[Any, ...], _Index]] = {}
@@ -39,7 +39,7 @@ class RecordRef(NamedTuple):
     """What is known of a record without reading it.
 
     Attributes:
-        digest, threads, seconds, line, workload, formulation, folder: As in :class:`tvm_na.records.Record`.
+        digest, threads, seconds, line, workload, formulation, folder, batch: As in :class:`tvm_na.records.Record`.
         problem_json: Its problem.
         shipped: Whether it came with tvm_na.
     """
@@ -53,6 +53,12 @@ class RecordRef(NamedTuple):
     problem_json: str
     folder: Path
     shipped: bool
+    batch: int = 1
+
+    @property
+    def seconds_per_sample(self) -> float:
+        """What records are ranked by."""
+        return self.seconds / self.batch
 
     @property
     def problem(self) -> NAProblem:
@@ -81,6 +87,7 @@ def ref_of(record: Record, shipped: bool) -> RecordRef:
         problem_json=record.problem.to_json(),
         folder=record.folder,
         shipped=shipped,
+        batch=record.batch,
     )
 
 
@@ -110,9 +117,9 @@ class FolderIndex:
             if versions and self.tvm not in versions:
                 self._warn_of(tuple(versions))
                 continue
-            for digest, threads, seconds, line in rows:
-                place = (self.folder, self.shipped)
-                found.append(RecordRef(digest, threads, seconds, line, workload, formulation, problem, *place))
+            for digest, threads, seconds, line, batch in rows:
+                about = (workload, formulation, problem, self.folder, self.shipped, batch)
+                found.append(RecordRef(digest, threads, seconds, line, *about))
         return found
 
     def _warn_of(self, versions: tuple[str, ...]) -> None:
@@ -170,8 +177,8 @@ def _make(folder: Path, target_name: str) -> _Index:
         _log.warning("%s: skipped %d records of other targets than %s", folder, foreign, target_name)
     index: dict[str, list[Any]] = {}
     for (problem, workload, formulation, versions), by_threads in groups.items():
-        best = [r for group in by_threads.values() for r in sorted(group, key=lambda r: r.seconds)[:_KEPT]]
-        rows = [[r.digest, r.threads, r.seconds, r.line] for r in best]
+        best = [r for group in by_threads.values() for r in sorted(group, key=lambda r: r.seconds_per_sample)[:_KEPT]]
+        rows = [[r.digest, r.threads, r.seconds, r.line, r.batch] for r in best]
         index.setdefault(problem, []).append([workload, formulation, list(versions), rows])
     return {problem: json.dumps(rows, separators=(",", ":")) for problem, rows in index.items()}
 

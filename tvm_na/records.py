@@ -55,6 +55,7 @@ class Record:
         line: Its line in the folder's records file, from 1.
         tvm: The versions of apache-tvm under which its workload was measured; empty where nobody knows.
         date: When its workload was last tuned (ISO 8601); "" where nobody knows.
+        batch: The samples of a call that was measured.
     """
 
     problem: NAProblem
@@ -68,6 +69,7 @@ class Record:
     line: int
     tvm: tuple[str, ...] = ()
     date: str = ""
+    batch: int = 1
 
     @property
     def trace(self) -> Any:
@@ -80,6 +82,11 @@ class Record:
         import statistics  # not needed where a kernel is found
 
         return statistics.median(self.run_secs)
+
+    @property
+    def seconds_per_sample(self) -> float:
+        """What records are ranked by: with few samples a call takes longer for each."""
+        return self.seconds / self.batch
 
     @property
     def spread(self) -> float:
@@ -144,15 +151,38 @@ def workload_hash(line: bytes) -> str | None:
     return None if found is None or not line.rstrip().endswith(b"]") else found[1].decode()
 
 
-def parse_line(line: bytes) -> tuple[int, Any, list[float] | None, dict[str, Any]]:
-    """The workload's index, trace, seconds and target of a line of the records file; ValueError if it is torn."""
+def parse_line(line: bytes) -> tuple[int, Any, list[float] | None, dict[str, Any], Any]:
+    """The workload's index, trace, seconds, target and arguments of a line of the records file.
+
+    Raises:
+        ValueError: it is torn.
+    """
     try:
-        index, (trace, run_secs, target, _) = json.loads(line)
+        index, (trace, run_secs, target, arguments) = json.loads(line)
         if not isinstance(index, int) or not isinstance(target, dict):
             raise ValueError("no record")
-        return index, trace, run_secs, target
+        return index, trace, run_secs, target, arguments
     except (TypeError, ValueError) as error:
         raise ValueError(f"no record: {error}") from error
+
+
+def batch_of(arguments: Any) -> int:
+    """The batch in MetaSchedule's description of a call's arguments, ``[["TENSOR", dtype, shape], ...]``: the query's.
+
+    It is 1 where there is no description.
+
+    Raises:
+        ValueError: it has no batch.
+    """
+    if arguments is None:
+        return 1
+    try:
+        batch = arguments[0][2][0]
+    except (TypeError, IndexError, KeyError) as error:
+        raise ValueError(f"required arguments with a batch, got {arguments}") from error
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
+        raise ValueError(f"required a batch >= 1, got {batch!r}")
+    return batch
 
 
 def records_in(folder: Path) -> list[Record]:
@@ -212,7 +242,7 @@ def _record(
     line: bytes, hashes: list[str | None], known: dict[str, dict[str, Any]], folder: Path, number: int
 ) -> Record | None:
     """The record of a line; None if it could not be measured."""
-    index, trace, run_secs, spec = parse_line(line)
+    index, trace, run_secs, spec, arguments = parse_line(line)
     if not run_secs or max(run_secs) >= _FAILED:
         return None
     workload = hashes[index] if 0 <= index < len(hashes) else None
@@ -239,6 +269,7 @@ def _record(
         line=number,
         tvm=tuple(about.get("tvm", ())),
         date=str(about.get("date", "")),
+        batch=batch_of(arguments),
     )
 
 

@@ -30,9 +30,27 @@ def replayed(record: Record, problem: NAProblem, target: NATarget) -> Any:
         InapplicableError: the expression is another than the one that was measured, or the trace fails.
     """
     _measured(record, problem, target)
-    found = _with_formulation(record, problem, target, None)
+    found = _with_formulation(record.formulation, problem, target, None)
     assert found is not None, "formulations depend on the batch"
-    return _apply_trace(record, found[1]).mod
+    return _apply_trace(record.trace, *found, target).mod
+
+
+def with_trace(problem: NAProblem, formulation: str, trace: Any, target: NATarget) -> Any:
+    """The IRModule of ``problem`` in a formulation (canonical JSON), with a symbolic batch, scheduled by a trace.
+
+    Args:
+        problem: What it computes.
+        formulation: One of its formulations.
+        trace: MetaSchedule's trace as a JSON object, found with any batch.
+        target: What it is for.
+
+    Raises:
+        InapplicableError: there is no such formulation, or the trace fails.
+    """
+    found = _with_formulation(formulation, problem, target, None)
+    if found is None:
+        raise InapplicableError(f"{problem} has no formulation {formulation}", "formulation")
+    return _apply_trace(trace, *found, target).mod
 
 
 def carried_over(record: Record, problem: NAProblem, target: NATarget) -> Any:
@@ -42,7 +60,7 @@ def carried_over(record: Record, problem: NAProblem, target: NATarget) -> Any:
         InapplicableError: its formulation or structure is none of those of ``problem``, or it does not apply to
             its own problem.
     """
-    found = _with_formulation(record, problem, target, None)
+    found = _with_formulation(record.formulation, problem, target, None)
     if found is None:
         raise InapplicableError(f"{problem} has no formulation {record.formulation}", "formulation")
     space, func = found
@@ -60,7 +78,7 @@ def decisions_of(record: Record, target: NATarget) -> tuple[str, tuple[Choice, .
         InapplicableError: it does not apply to its own problem, or its decisions are not those of the space.
     """
     space, func = _measured(record, record.problem, target)
-    trace = _apply_trace(record, func).trace
+    trace = _apply_trace(record.trace, space, func, target).trace
     structure = structure_of(trace)
     if structure is None or structure not in space.structures(func, target):
         raise InapplicableError(f"the search space has no structure {structure!r}")
@@ -83,19 +101,19 @@ def _formulations(space: SearchSpace, problem: NAProblem, target: NATarget, batc
 
 
 def _with_formulation(
-    record: Record, problem: NAProblem, target: NATarget, batch: int | None
+    formulation: str, problem: NAProblem, target: NATarget, batch: int | None
 ) -> tuple[SearchSpace, Any] | None:
-    """The PrimFunc of ``problem`` with the record's formulation, and its space."""
+    """The PrimFunc of ``problem`` with a formulation, and its space."""
     for space in spaces_for(problem, target):
         for func in _formulations(space, problem, target, batch):
-            if formulation_of(func) == record.formulation:
+            if formulation_of(func) == formulation:
                 return space, func
     return None
 
 
 def _measured(record: Record, problem: NAProblem, target: NATarget) -> tuple[SearchSpace, Any]:
     """The space and the PrimFunc that a record was measured with."""
-    found = _with_formulation(record, problem, target, 1)
+    found = _with_formulation(record.formulation, problem, target, 1)
     if found is None:
         raise InapplicableError(f"its formulation is no longer offered: {record.formulation}", "workload")
     if structural_hash(_module(found[1])) != record.workload:
@@ -116,14 +134,25 @@ def _module(func: Any) -> Any:
     return tvm.IRModule({"main": func})
 
 
-def _apply_trace(record: Record, func: Any) -> Any:
-    """A schedule of ``func`` with the record's trace."""
+def _apply_trace(trace: Any, space: SearchSpace, func: Any, target: NATarget) -> Any:
+    """A schedule of ``func``, of ``space``, with a trace (a JSON object)."""
     from tvm import s_tir
     from tvm.s_tir.schedule import Trace
 
+    if any(instruction[0] == "Tensorize" for instruction in trace[0]):
+        # A trace has no more than their names; a space makes them when it schedules.
+        _tried(_make_tensor_instructions, space, formulation_of(func), str(func.attrs["tvm_na.problem"]), target)
     schedule = s_tir.Schedule(_module(func))
-    _tried(Trace.apply_json_to_schedule, record.trace, schedule)
+    _tried(Trace.apply_json_to_schedule, trace, schedule)
     return schedule
+
+
+@functools.lru_cache(maxsize=64)
+def _make_tensor_instructions(space: SearchSpace, formulation: str, problem: str, target: NATarget) -> None:
+    found = _with_formulation(formulation, NAProblem.from_json(problem), target, 1)
+    assert found is not None, "a function of a space is one of its formulations"
+    for structure in space.structures(found[1], target):
+        space.apply(found[1], target, Plan(structure))
 
 
 def _tried(function: Any, *arguments: Any) -> Any:

@@ -72,6 +72,8 @@ def rates_for(data: ReportData, out: Path, measure: bool) -> Rates | str:
 
 def why_not_comparable(data: ReportData, cpu: str) -> str | None:
     """Why the records' times say nothing beside the rates of a CPU, in words; None if they can be compared."""
+    if data.target.kind == "cuda":
+        return "records were measured on a GPU, and the rates would be this machine's CPU's"
     if any(session.get("farm") for session in data.sessions):
         return "records were measured on devices of a farm, and the rates would be this machine's"
     cpus = " and ".join(data.cpus) or "a CPU that nobody noted"
@@ -84,7 +86,7 @@ def bounds_of(data: ReportData, rates: Rates) -> list[tuple[Task, Bound]]:
     """The bound of each task that ``rates`` has the threads and dtype of."""
     cold = bool(data.sessions) and all(session.get("cold_cache") for session in data.sessions)
     return [
-        (task, bound_of(task.problem, task.threads, rates, cold))
+        (task, bound_of(task.problem, task.threads, rates, cold, task.batch))
         for task in data.tasks
         if rates.covers(task.problem, task.threads)
     ]

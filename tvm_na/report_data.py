@@ -54,15 +54,16 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Task:
-    """A problem on a number of threads.
+    """A problem on a number of threads, with a batch.
 
     Attributes:
         problem: The problem.
         threads: The number of threads.
-        name: The problem in a few words: what not all problems of the report have.
+        name: The problem in a few words: what not all problems of the report have, and the batch if it is not 1.
         records: Its records, in the order in which they were made.
         trials: Its trials, in order; none without a journal.
         default: Seconds of the default schedule; None if it was not measured.
+        batch: Samples of a call.
     """
 
     problem: NAProblem
@@ -71,6 +72,7 @@ class Task:
     records: tuple[Record, ...] = field(repr=False)
     trials: tuple[Trial, ...] = field(repr=False)
     default: float | None = None
+    batch: int = 1
 
     @property
     def best(self) -> Record | None:
@@ -208,11 +210,13 @@ def load(folder: Path) -> ReportData:
         own_trials = [trial for p, trial in trials if p == problem]
         own_records = [record for record in records if record.problem == problem]
         default = default_point(problem, target) if own_trials else None
-        for threads in sorted({t.threads for t in own_trials} | {r.threads for r in own_records}):
-            tried = tuple(t for t in own_trials if t.threads == threads)
+        conditions = {(t.threads, t.batch) for t in own_trials} | {(r.threads, r.batch) for r in own_records}
+        for threads, batch in sorted(conditions):
+            tried = tuple(t for t in own_trials if (t.threads, t.batch) == (threads, batch))
             seconds = [t.seconds for t in tried if t.seconds is not None and t.point == default]
-            measured = tuple(r for r in own_records if r.threads == threads)
-            tasks.append(Task(problem, threads, name, measured, tried, min(seconds, default=None)))
+            measured = tuple(r for r in own_records if (r.threads, r.batch) == (threads, batch))
+            full = name if batch == 1 else f"{name}, batch {batch}"
+            tasks.append(Task(problem, threads, full, measured, tried, min(seconds, default=None), batch))
     return ReportData(folder, target, tuple(tasks), common, tuple(meta.sessions), (folder / JOURNAL).exists())
 
 

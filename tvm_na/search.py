@@ -35,18 +35,18 @@ def candidate_of(slot: Slot, schedule: Any, args_info: Any = None) -> Candidate:
 class Search:
     """Searches the formulations that are open, batch by batch, until the session stops."""
 
-    def __init__(self, session: Session, strategy: Strategy, seed: int, batch: int, jobs: int) -> None:
+    def __init__(self, session: Session, strategy: Strategy, seed: int, candidates: int, jobs: int) -> None:
         """Make MetaSchedule's objects.
 
         Args:
             session: What it works with.
             strategy: "evolutionary" with a cost model, or "random".
             seed: Of every random number here; with one job, equal measurements give equal searches.
-            batch: Candidates built and measured in one go.
+            candidates: Built and measured in one go.
             jobs: Threads of the search.
         """
         ms = metaschedule.import_metaschedule()
-        self._session, self._batch_size = session, batch
+        self._session, self._batch_size = session, candidates
         self._slots = [slot for slot in session.slots if slot.state.open]
         self._idle = [0] * len(self._slots)
         self._recalled: set[int] = set()

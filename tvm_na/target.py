@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -199,6 +199,20 @@ def check_runs_here(target: NATarget, device_index: int | None = None) -> None:
     usable = levels[levels.index(native.name) :] if native.name in levels else [native.name]
     if target.name not in usable:
         raise ValueError(f"target: required one that this CPU can run ({', '.join(usable)}), got {target.name}")
+
+
+def cpu_features(target: NATarget) -> tuple[str, ...]:
+    """What /proc/cpuinfo must list for a CPU to run code for a CPU's ``target``; empty where it says nothing."""
+    names = [name for name, _ in _X86_LEVELS]
+    if target.name not in names:
+        return ("asimd",) if target.name == "llvm-aarch64-neon" else ()
+    return tuple(sorted(set().union(*(needed for _, needed in _X86_LEVELS[names.index(target.name) :]))))
+
+
+def missing_features(features: Iterable[str]) -> tuple[str, ...]:
+    """Those of ``features`` (names of :func:`cpu_features`) that the CPU of this machine lacks."""
+    present = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
+    return tuple(feature for feature in features if feature not in present)
 
 
 def _check_devices(target: NATarget, device_index: int | None) -> None:

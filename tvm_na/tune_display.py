@@ -51,11 +51,13 @@ def _table(first: str, *numbers: str) -> Table:
 
 def problems_table(state: TuneState) -> Table:
     """A row for each problem."""
-    table = _table("problem", "weight", "trials", "best", "gain")
+    batched = any(p.batch > 1 for p in state.problems)
+    table = _table("problem", "weight", *(["batch"] if batched else []), "trials", "best", "gain")
     table.add_column("formulation")
     table.add_column("failed")
     for p in state.problems:
-        row = (str(p.problem), f"{p.weight:g}", str(p.trials), *_best(p), _failures(p))
+        batch = [str(p.batch)] if batched else []
+        row = (str(p.problem), f"{p.weight:g}", *batch, str(p.trials), *_best(p), _failures(p))
         table.add_row(*(Text(cell) for cell in row))
     return table
 
@@ -122,15 +124,24 @@ def print_summary(console: Console, state: TuneState, folder: Path) -> None:
 
     known = [p for p in state.problems if p.default is not None and p.best is not None]
     if known:
-        before = sum(p.weight * (p.default or 0.0) for p in known)
-        after = sum(p.weight * (p.best or 0.0) for p in known)
+        batches = sorted({p.batch for p in known})
+        before = sum(p.weight * (p.default or 0.0) / p.batch for p in known)
+        after = sum(p.weight * (p.best or 0.0) / p.batch for p in known)
+        if len(batches) == 1:  # else only the time of a sample says something about all
+            before, after = before * batches[0], after * batches[0]
         text = f"{format_time(before)} by default, {format_time(after)} tuned: {format_speedup(before / after)}"
-        say(f"attention, weighted: {text}", "bold green")
+        say(f"attention, weighted{_of_batches(batches)}: {text}", "bold green")
     say(f"{state.measured} trials in {in_words(state.elapsed)}, {state.trials} with those before; {state.ending}")
     say(where_the_time_went(state))
     say(f"records: {folder}")
     if state.ending in ("interrupted", "the time is up"):
         say("nothing measured is lost; the same command continues")
+
+
+def _of_batches(batches: Sequence[int]) -> str:
+    if len(batches) > 1:
+        return ", per sample"
+    return f", batch {batches[0]}" if batches != [1] else ""
 
 
 def where_the_time_went(state: TuneState) -> str:
@@ -151,7 +162,7 @@ def print_plan(
         console: Where to.
         tasks: The tasks.
         spaces: The formulations of each.
-        best: The best recorded time of each, in seconds.
+        best: The best recorded time of each, in seconds for a sample of its batch.
     """
     measured = all(seconds is not None for seconds in best)
     costs = [
@@ -172,5 +183,5 @@ def print_plan(
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)
     total = sum(f.points for formulations in spaces for f in formulations)
-    basis = "recorded times" if measured else "useful FLOPs (not every problem has a record on these threads)"
+    basis = "recorded times" if measured else "useful FLOPs (not every problem has a record under these conditions)"
     console.print(Text(f"{len(tasks)} tasks, {total:,} points; shares by {basis}"), soft_wrap=True)

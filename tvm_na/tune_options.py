@@ -1,11 +1,23 @@
-"""How to tune: the options of a run, checked and completed."""
+"""How to tune: the options of a run, checked and completed, and the batch of a problem."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 
 from tvm_na import settings
+from tvm_na.case import DISTINCT
+from tvm_na.machine import bytes_of
+from tvm_na.problem import NAProblem
 from tvm_na.search import Strategy
+from tvm_na.target import NATarget
+
+#: The batch on a GPU, where its memory has room for it: enough work for all of its processors.
+GPU_BATCH = 128
+#: The part of a GPU's free memory that inputs, outputs and the reference may take.
+_PART = 4
+_MAX_ELEMENTS = 2**31 - 1  # kernels count elements in 32 bits
+_DOUBLE = 8  # bytes
 
 
 @dataclass(frozen=True)
@@ -17,14 +29,16 @@ class Options:
     jobs: int = 0
     seed: int = 0
     threads: int = 0
-    batch: int = 0
+    candidates: int = 0
     strategy: Strategy = "evolutionary"
     defaults_first: bool = True
     only_default_formulation: bool = False
     cold_cache: bool = False
+    batch: int = 0
 
     def __post_init__(self) -> None:
-        for name, minimum in (("trials", 1), ("jobs", 0), ("seed", 0), ("threads", 0), ("batch", 0)):
+        minima = (("trials", 1), ("jobs", 0), ("seed", 0), ("threads", 0), ("candidates", 0), ("batch", 0))
+        for name, minimum in minima:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name}: required an integer, got {type(value).__name__} {value!r}")
@@ -36,8 +50,50 @@ class Options:
             raise ValueError(f"strategy: required evolutionary or random, got {self.strategy!r}")
 
     def completed(self, problems: int) -> Options:
-        """With numbers in place of zeros, for so many problems."""
+        """With numbers in place of zeros, for so many problems; but the batch, which each problem has for itself."""
         jobs = self.jobs or settings.available_cores()
-        # Smaller batches ask the model more often, larger ones keep more jobs busy.
-        batch = max(4, min(16, self.trials // problems // 8))
-        return replace(self, jobs=jobs, threads=self.threads or settings.num_threads(), batch=self.batch or batch)
+        # Fewer ask the model more often, more keep more jobs busy.
+        candidates = max(4, min(16, self.trials // problems // 8))
+        threads = self.threads or settings.num_threads()
+        return replace(self, jobs=jobs, threads=threads, candidates=self.candidates or candidates)
+
+
+def batch_for(problem: NAProblem, target: NATarget, wanted: int, before: int | None, free: int | None) -> int:
+    """The batch that a problem is measured with.
+
+    Args:
+        problem: The problem.
+        target: What for.
+        wanted: What the user wants; 0 for 1 on a CPU, and on a GPU for :data:`GPU_BATCH`, halved until it fits.
+        before: What it was measured with before, which stays unless it no longer fits; None if it was not.
+        free: Bytes of a GPU's memory that nobody uses; None where that is not known.
+
+    Raises:
+        ValueError: what the user wants does not fit.
+    """
+    elements = prod(problem.spatial) * problem.heads * max(problem.head_dim, problem.head_dim_v)
+    most = _MAX_ELEMENTS // (2 * elements)
+    if wanted:
+        if wanted > most:
+            raise ValueError(f"batch: required at most {most} (kernels count in 32 bits) for {problem}, got {wanted}")
+        if free is not None and bytes_needed(problem, wanted) > free:
+            needed = f"{bytes_needed(problem, wanted)} bytes for {problem}"
+            raise ValueError(f"batch: required one that fits into the GPU's {free} free bytes, got {wanted}, {needed}")
+        return wanted
+    if target.kind != "cuda":
+        return 1
+    if before is not None and (free is None or bytes_needed(problem, before) <= free):
+        return before
+    batch = GPU_BATCH
+    while batch > 1 and (batch > most or (free is not None and _PART * bytes_needed(problem, batch) > free)):
+        batch //= 2
+    return batch
+
+
+def bytes_needed(problem: NAProblem, batch: int) -> int:
+    """Bytes of a GPU's memory that measuring takes: two sets of inputs and outputs, what is right, making that."""
+    gathered = prod(problem.spatial) * prod(problem.kernel_size) * (problem.head_dim + problem.head_dim_v)
+    return (
+        2 * batch * bytes_of(problem)
+        + (DISTINCT * prod(problem.spatial) * problem.heads * problem.head_dim_v + 2 * gathered) * _DOUBLE
+    )

@@ -7,35 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from tvm_na.builder import Builder, Built
+from tvm_na.builder import REJECTIONS, Builder, Built, Source, source_for_any_batch, source_of
 from tvm_na.database import TuningDatabase, now
 from tvm_na.journal import Journal, Trial, point
-from tvm_na.measure import Kernel, Measured, median
+from tvm_na.measure import Kernel, Measured, Measurer, median
 from tvm_na.metaschedule import import_metaschedule
 from tvm_na.problem import NAProblem
 from tvm_na.tasks import Formulation
 from tvm_na.tune_state import FormulationState, ProblemState, TuneState
 
 _log = logging.getLogger("tvm_na.tune")
-
-
-class Measurer(Protocol):
-    """What measures kernels: a process of this machine, or devices behind a tracker."""
-
-    suffix: str
-
-    def measure(
-        self,
-        kernels: Sequence[Kernel],
-        done: Callable[[int, Measured], None],
-        stopped: Callable[[], bool],
-    ) -> None:
-        """Measure kernels; ``done(index, measured)`` is called for each as it ends."""
-
-    def close(self) -> None:
-        """End it, whatever it does."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +69,7 @@ class Candidate:
         seconds: The median of its repeats, once it is measured, at the reference's speed of the machine.
         failure: What it failed at, if it did.
         fresh: Whether it was tried now, and not before.
+        reason: Why it was rejected without a measurement, in words; "" otherwise.
     """
 
     slot: Slot
@@ -97,6 +81,7 @@ class Candidate:
     seconds: float | None = None
     failure: str | None = None
     fresh: bool = False
+    reason: str = ""
 
     @property
     def point(self) -> tuple[object, ...]:
@@ -155,8 +140,8 @@ class Session:
             else:
                 candidate.failure = "stopped"
         with self._during("building"):
-            modules = [candidate.schedule.mod for candidate in fresh]
-            built = iter(self.builder.build(modules, self.measurer.suffix, self.stopped))
+            sources = [self._source(candidate.slot, candidate.schedule) for candidate in fresh]
+            built = iter(self.builder.build(sources, self.measurer.suffix, self.stopped))
         results = []
         for candidate in candidates:
             result = next(built) if candidate.fresh else Built(None, candidate.failure)
@@ -165,19 +150,27 @@ class Session:
             results.append(result)
         return results
 
+    def _source(self, slot: Slot, schedule: Any) -> Source:
+        """What of a schedule is compiled: for GPUs, and for several samples, what production compiles."""
+        if slot.problem.batch == 1 and self.database.target.kind != "cuda":
+            return source_of(schedule.mod)
+        return source_for_any_batch(slot.problem.problem, slot.state.text, schedule)
+
     def refer_to(self, slot: Slot, seconds: float | None) -> None:
         """Build the default kernel of a problem, as its reference; measure it unless ``seconds`` says its time.
 
         A kernel that fails is no reference: the candidates of the problem are then measured alone.
         """
-        problem, module = slot.problem.problem, slot.formulation.default.schedule.mod
+        problem, batch = slot.problem.problem, slot.problem.batch
         with self._during("building"):
-            built = self.builder.build([module], self.measurer.suffix, self.stopped)[0]
+            source = self._source(slot, slot.formulation.default.schedule)
+            built = self.builder.build([source], self.measurer.suffix, self.stopped)[0]
         why = built.failure, built.message
         if built.file is not None and seconds is None:
             found: dict[int, Measured] = {}
             with self._during("measuring"):
-                self.measurer.measure([Kernel(built.file, problem)], found.__setitem__, self.stopped)
+                kernel = Kernel(built.file, problem, batch=batch)
+                self.measurer.measure([kernel], found.__setitem__, self.stopped)
             seconds, why = median(found[0].run_secs), (found[0].failure, found[0].message)
         if built.file is not None and seconds is not None:
             self.references[problem] = Reference(built.file, seconds)
@@ -186,11 +179,11 @@ class Session:
 
     def measure(self, candidates: Sequence[Candidate], files: Sequence[Path]) -> None:
         """Measure built candidates, each in turns with the reference of its problem."""
-        problems = [candidate.slot.problem.problem for candidate in candidates]
-        references = [self.references.get(problem) for problem in problems]
+        problems = [candidate.slot.problem for candidate in candidates]
+        references = [self.references.get(p.problem) for p in problems]
         kernels = [
-            Kernel(file, problem, reference.file if reference else None)
-            for file, problem, reference in zip(files, problems, references, strict=True)
+            Kernel(file, p.problem, reference.file if reference else None, p.batch)
+            for file, p, reference in zip(files, problems, references, strict=True)
         ]
 
         def done(index: int, measured: Measured) -> None:
@@ -227,9 +220,11 @@ class Session:
         candidate.failure = measured.failure
         if candidate.seconds is not None:
             trace = candidate.schedule.trace
-            self.database.commit(slot.workload, trace, run_secs, self.threads, candidate.args_info)
+            batch = slot.problem.batch
+            self.database.commit(slot.workload, trace, run_secs, self.threads, candidate.args_info, batch)
             self.remember(slot, trace, candidate.seconds, candidate.args_info)
         else:
+            candidate.reason = measured.message if measured.failure in REJECTIONS else ""
             where = f"{slot.problem.problem} | {slot.state.label} | {candidate.structure} {candidate.choices}"
             _log.warning("%s: %s\n%s", measured.failure, where, measured.message)
         self.journal.write(self._trial(candidate))
@@ -258,6 +253,8 @@ class Session:
             candidate.choices,
             candidate.structure,
             None if reference is None else reference.seconds,
+            slot.problem.batch,
+            candidate.reason,
         )
 
 

@@ -60,7 +60,8 @@ class ProblemState:
         weight: How much its time counts.
         formulations: The formulations, the default first.
         failures: Failed trials by reason.
-        rounds: After each batch, the number of trials and the best time by then.
+        rounds: After each batch of candidates, the number of trials and the best time by then.
+        batch: Samples of a call.
     """
 
     problem: NAProblem
@@ -68,6 +69,7 @@ class ProblemState:
     formulations: list[FormulationState]
     failures: Counter[str] = field(default_factory=Counter)
     rounds: list[tuple[int, float]] = field(default_factory=list)
+    batch: int = 1
 
     @property
     def trials(self) -> int:
@@ -119,7 +121,8 @@ class ProblemState:
             return math.inf
         (before, slower), (after, faster) = self.rounds[max(0, len(self.rounds) - 4)], self.rounds[-1]
         recent = (slower - faster) / max(1, after - before)
-        return self.weight * (_RECENT * recent + (1.0 - _RECENT) * faster / max(1, after))
+        weight = self.weight / self.batch  # so that problems with unlike batches can be compared
+        return weight * (_RECENT * recent + (1.0 - _RECENT) * faster / max(1, after))
 
     def note_round(self) -> None:
         """Remember where the problem stands after a batch."""

@@ -52,7 +52,7 @@ def best_of(records: Iterable[Record], keep: int = 1) -> list[Record]:
     groups: dict[tuple[str, int], list[Record]] = {}
     for record in records:
         groups.setdefault((record.problem.to_json(), record.threads), []).append(record)
-    return [r for group in groups.values() for r in sorted(group, key=lambda r: r.seconds)[:keep]]
+    return [r for group in groups.values() for r in sorted(group, key=lambda r: r.seconds_per_sample)[:keep]]
 
 
 def merge(sources: Sequence[Path], into: Path) -> int:
@@ -80,7 +80,7 @@ def merge(sources: Sequence[Path], into: Path) -> int:
         kept: dict[str, Record] = {}
         for record in [*before, *(r for source in sources for r in records_in(source))]:
             known = kept.get(record.digest)
-            if known is None or record.seconds < known.seconds:
+            if known is None or record.seconds_per_sample < known.seconds_per_sample:
                 kept[record.digest] = record
         for other in metas:
             _add_meta(meta, other)

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 
 from tvm_na import build, settings
 from tvm_na.choose import Chosen, InapplicableError
+from tvm_na.places import Here
 from tvm_na.record_index import ref_of
 from tvm_na.records import Record
-from tvm_na.target import NATarget, check_runs_here, parse_target
+from tvm_na.target import NATarget, parse_target
 from tvm_na.upkeep import best_of
+from tvm_na.workers import Last
 
 
 @dataclass(frozen=True)
@@ -41,28 +43,31 @@ def draw(records: Sequence[Record], target: NATarget, count: int, seed: int) -> 
     """``count`` of the fastest records of each problem and number of threads, and how many need too many cores.
 
     Raises:
-        ValueError: a record is for another target than ``target``, or this CPU cannot run its kernels: its times
+        ValueError: a record is for another target than ``target``, or this machine cannot run its kernels: its times
             mean nothing here.
     """
     check_measurable(records, target)
     best = best_of(records)
-    possible = [record for record in best if record.threads <= settings.available_cores()]
+    on_gpu = target.kind == "cuda"
+    possible = [record for record in best if on_gpu or record.threads <= settings.available_cores()]
     drawn = random.Random(seed).sample(possible, min(count, len(possible)))
     return sorted(drawn, key=lambda record: (str(record.problem), record.threads)), len(best) - len(possible)
 
 
-def check_measurable(records: Sequence[Record], target: NATarget) -> None:
-    """ValueError if a record is for another target than ``target``, or this CPU cannot run its kernels.
+def check_measurable(records: Sequence[Record], target: NATarget) -> Here:
+    """Where on this machine records for ``target`` are measured.
 
     Raises:
+        ValueError: a record is for another target, or this machine cannot run its kernels.
         RuntimeError: a package that measuring needs is missing.
     """
     if importlib.util.find_spec("psutil") is None:
         raise RuntimeError("measuring: required the packages of the extra tvm_na[tune], missing psutil")
-    check_runs_here(target)
+    here = Here.of(target)
     foreign = sorted({record.target for record in records} - {target.name})
     if foreign:
         raise ValueError(f"records: required records of {target.name} to measure here, got {', '.join(foreign)}")
+    return here
 
 
 def verify(record: Record) -> Verified:
@@ -73,13 +78,17 @@ def verify(record: Record) -> Verified:
     """
     from tvm_na.measure import Conditions, Kernel, run_kernel
 
+    target = parse_target(record.target)
     chosen = Chosen("record", ref_of(record, shipped=False), "to be verified")
     try:
-        kernel = build.kernel_with(chosen, record.problem, parse_target(record.target))
+        kernel = build.kernel_with(chosen, record.problem, target)
     except InapplicableError as error:
         return Verified(record, None, f"does not apply: {error}")
+    conditions = Here.of(target).conditions(Conditions(record.threads))
     with running_on(record.threads):
-        measured = run_kernel(Kernel(kernel.file, record.problem), Conditions(record.threads))
+        measured = run_kernel(Kernel(kernel.file, record.problem, batch=record.batch), conditions)
+    if isinstance(measured, Last):  # this process has lost its GPU by that; what follows will fail, and say so
+        measured = measured.value
     if measured.failure is not None:
         return Verified(record, None, f"{measured.failure}: {measured.message}")
     return Verified(record, statistics.median(measured.run_secs))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 # Not tvm_na.runtime: a fork of a process that has it computes on one thread.
-_PRELOADED = ["torch", "tvm", "tvm.s_tir", "tvm_na.builder", "tvm_na.measure"]
+_PRELOADED = ["torch", "tvm", "tvm.s_tir", "tvm_na.builder", "tvm_na.measure", "tvm_na.replay"]
 _PR_SET_PDEATHSIG = 1
 _START_SECONDS = 120.0  # for importing, on a busy machine
 
@@ -38,6 +38,13 @@ class Outcome:
     value: Any = None
     failure: str | None = None
     message: str = ""
+
+
+@dataclass(frozen=True)
+class Last:
+    """What a function returns whose process can do nothing more: its value, after which the process ends."""
+
+    value: Any
 
 
 def start_server() -> None:
@@ -61,7 +68,10 @@ def _serve(pipe: connection.Connection, log: Path, prepare: Callable[..., None],
             function, given = pipe.recv()
         except EOFError:
             return
-        pipe.send(function(*given))
+        result = function(*given)
+        pipe.send(result)
+        if isinstance(result, Last):
+            return
 
 
 class _Worker:
@@ -85,7 +95,10 @@ class _Worker:
         """What became of its call or its start, if that is known now."""
         if self.pipe.poll():
             try:
-                return Outcome(self.pipe.recv())
+                result = self.pipe.recv()
+                if isinstance(result, Last):
+                    self.uses, result = 0, result.value
+                return Outcome(result)
             except (EOFError, ConnectionResetError):
                 return Outcome(None, "crash", self._how_it_ended())
         if time.monotonic() > self.deadline:

@@ -8,8 +8,12 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from tvm_na.cuda import toolchain
+from tvm_na.cuda.limits import Resources
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def inspect_kernel(code: str | bytes, arch: str, name: str | None = None) -> Ins
         return _of_cubin(code, arch, name)
     nvcc = toolchain.find_nvcc()
     cubin, log = nvcc.run(code, "--cubin", f"-arch={arch}", "-Xptxas=-v")
-    kernel, (registers, spill, stack, shared) = _only(_resources(log), name)
+    kernel, used = _only(resources_of(log), name)
     sass = _sass(cubin)
     language = "PTX" if sass is None else "SASS"
     if sass is None:
@@ -68,13 +72,11 @@ def inspect_kernel(code: str | bytes, arch: str, name: str | None = None) -> Ins
         instructions = count_ptx(text, kernel)
     else:
         instructions = count_sass(sass, kernel)
-    return Inspection(kernel, arch, registers, spill, stack, shared, instructions, language)
+    about = (used.registers, used.spill_bytes, used.stack_bytes, used.shared_bytes)
+    return Inspection(kernel, arch, *about, instructions, language)
 
 
-_Resources = tuple[int, "int | None", int, int]  # registers, spills, stack, shared
-
-
-def _only(kernels: dict[str, _Resources], name: str | None) -> tuple[str, _Resources]:
+def _only(kernels: dict[str, R], name: str | None) -> tuple[str, R]:
     names = list(kernels) if name is None else [n for n in kernels if n == name]
     if len(names) != 1:
         wanted = "one kernel" if name is None else f"the kernel {name}"
@@ -82,9 +84,13 @@ def _only(kernels: dict[str, _Resources], name: str | None) -> tuple[str, _Resou
     return names[0], kernels[names[0]]
 
 
-def _resources(log: str) -> dict[str, _Resources]:
-    """What ptxas -v says of each kernel."""
-    found: dict[str, _Resources] = {}
+def resources_of(log: str) -> dict[str, Resources]:
+    """What ``ptxas -v`` says of each kernel.
+
+    Raises:
+        RuntimeError: it is not as expected.
+    """
+    found: dict[str, Resources] = {}
     for text in re.split(r"Compiling entry function ", log)[1:]:
         name = re.match(r"'(\w+)'", text)
         registers = re.search(r"Used (\d+) registers", text)
@@ -93,7 +99,7 @@ def _resources(log: str) -> dict[str, _Resources]:
             raise RuntimeError(f"ptxas: required registers and spills of each kernel, got {text}")
         stack, stores, loads = map(int, memory.groups())
         shared = re.search(r"(\d+) bytes smem", text)
-        found[name[1]] = (int(registers[1]), stores + loads, stack, int(shared[1]) if shared else 0)
+        found[name[1]] = Resources(int(registers[1]), stores + loads, stack, int(shared[1]) if shared else 0)
     return found
 
 
@@ -104,12 +110,9 @@ def _of_cubin(cubin: bytes, arch: str, name: str | None) -> Inspection:
         raise RuntimeError(f"required cuobjdump and nvdisasm, of the CUDA toolkit or the packages {packages}")
     usage = _run(cuobjdump, "--dump-resource-usage", cubin)
     pattern = r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)"
-    kernels: dict[str, _Resources] = {
-        kernel: (int(registers), None, int(stack), int(shared))
-        for kernel, registers, stack, shared in re.findall(pattern, usage)
-    }
-    kernel, (registers, spill, stack, shared) = _only(kernels, name)
-    return Inspection(kernel, arch, registers, spill, stack, shared, count_sass(sass, kernel), "SASS")
+    kernels = {kernel: tuple(map(int, numbers)) for kernel, *numbers in re.findall(pattern, usage)}
+    kernel, (registers, stack, shared) = _only(kernels, name)
+    return Inspection(kernel, arch, registers, None, stack, shared, count_sass(sass, kernel), "SASS")
 
 
 def _sass(cubin: bytes) -> str | None:
@@ -141,4 +144,4 @@ def count_ptx(text: str, kernel: str) -> Counter[str]:
     """Instructions of one kernel in PTX."""
     found = re.search(rf"\.entry {kernel}\(.*?^}}", text, re.MULTILINE | re.DOTALL)
     body = "" if found is None else found[0]
-    return Counter(re.findall(r"^\s+(?:@!?%\w+\s+)?([a-z][\w.:]*)(?=[\s;])[^{}]*?;", body, re.MULTILINE))
+    return Counter(re.findall(r"^\s+(?:@!?%\w+\s+)?([a-z][\w.:]*)(?=[\s;{])[^;\n]*;", body, re.MULTILINE))

@@ -8,6 +8,7 @@ told to leave the source, we compile it, with flags of ours, and put the result 
 from __future__ import annotations
 
 import os
+import re
 import struct
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from tvm_na.cuda import fatbin, toolchain, workarounds
+from tvm_na.cuda.inspection import resources_of
+from tvm_na.cuda.limits import Resources, Sizes, check_resources, check_sizes
 from tvm_na.target import NATarget
 
 _environment = threading.Lock()
@@ -30,11 +33,15 @@ class CudaLibrary:
         source: The CUDA C++ that TVM generated.
         image: What was made of it: a fatbin (or a cubin, see :class:`tvm_na.cuda.toolchain.Nvrtc`).
         arch: The architecture it is for, such as ``sm_90``.
+        sizes: Threads and shared memory of a block.
+        resources: Registers and spills of a thread.
     """
 
     source: str
     image: bytes
     arch: str
+    sizes: Sizes
+    resources: Resources
     _host: Any
 
     def export(self, file: Path) -> None:
@@ -67,36 +74,73 @@ def compile_library(module: Any, target: NATarget) -> CudaLibrary:
         target: A CUDA target; the device need not be here.
 
     Raises:
+        UnlaunchableError: no GPU of the target can launch it; known before the CUDA compiler runs, but for registers.
         RuntimeError: there is no CUDA compiler, it fails, or the kernel is one that cannot be launched by PyTorch's
             rules: it needs memory of its own.
     """
     compiler = toolchain.find_compiler()
-    host = _lowered(module, target)
+    host, sizes = _lowered(module, target)
+    check_sizes(sizes, target)
     source = _source_of(host)
-    image = compiler.compile(source, target.arch)
+    image, log = compiler.compile_and_tell(source, target.arch)
     fatbin.require_cubin(image, target.arch)
-    return CudaLibrary(source, image, target.arch, host)
+    (resources,) = resources_of(log).values()
+    check_resources(resources, sizes, target)
+    return CudaLibrary(source, image, target.arch, sizes, resources, host)
+
+
+def generated(module: Any, target: NATarget) -> tuple[str, Sizes]:
+    """What TVM makes of a scheduled IRModule: CUDA C++, and the sizes of a block (imports TVM; needs no compiler)."""
+    host, sizes = _lowered(module, target)
+    return _source_of(host), sizes
 
 
 def cuda_source(module: Any, target: NATarget) -> str:
-    """The CUDA C++ that TVM generates for a scheduled IRModule (imports TVM; needs neither a GPU nor a compiler)."""
-    return _source_of(_lowered(module, target))
+    """The CUDA C++ of :func:`generated`."""
+    return generated(module, target)[0]
 
 
-def _lowered(module: Any, target: NATarget) -> Any:
-    """The host code of a module, with the device code as source imported to it."""
+def sizes_of(module: Any, target: NATarget) -> Sizes:
+    """Threads and shared memory of a block of a scheduled IRModule: those of :func:`generated`."""
+    return generated(module, target)[1]
+
+
+def _lowered(module: Any, target: NATarget) -> tuple[Any, Sizes]:
+    """The host code of a module, with the device code as source imported to it, and the sizes of a block."""
     import tvm
 
     names = frozenset[str]().union(*(workarounds.of(func) for func in module.functions.values()))
     # The CUDA compiler finds common subexpressions itself; TVM would make arguments of those of the batch.
     config = {"tirx.disable_cse_tir": True, **workarounds.pass_config(names)}
-    context = tvm.transform.PassContext(opt_level=3, config=config)
+    shared: list[dict[str, int]] = []
+    context = tvm.transform.PassContext(opt_level=3, config=config, instruments=[_shared_memory(shared)])
     with context, _device_code_as_source():
         host = tvm.tirx.build(module, target=target.tvm_target(), pipeline=workarounds.pipeline(names))
     if "TVMBackendAllocWorkspace" in host.inspect_source("ll"):
         # Taken from a pool that knows nothing of streams, by cudaMalloc, which no CUDA graph can capture.
         raise RuntimeError("kernel: required one without global memory of its own, got one that allocates a workspace")
-    return host
+    bounds = re.findall(r"__launch_bounds__\((\d+)\)", _source_of(host))
+    if not bounds or len(shared) != 1:
+        got = f"{len(shared)} functions, the first with {bounds[:1] or 'no'} threads"
+        raise RuntimeError(f"kernel: required one function with a number of threads, got {got}")
+    return host, Sizes(int(bounds[0]), shared[0].get("shared", 0), shared[0].get("shared.dyn", 0))
+
+
+def _shared_memory(found: list[dict[str, int]]) -> Any:
+    """An instrument that adds to ``found``, for each device function, the bytes that it allocates, by scope."""
+    import tvm
+    from tvm import s_tir
+
+    @tvm.ir.instrument.pass_instrument
+    class Watch:
+        def run_after_pass(self, module: Any, info: Any) -> None:
+            if info.name == "tirx.SplitHostDevice":
+                functions = [f for f in module.functions.values() if "tirx.kernel_launch_params" in f.attrs]
+                for function in functions:
+                    (by_scope,) = s_tir.analysis.calculate_allocated_bytes(function).values()
+                    found.append({str(scope): int(count) for scope, count in by_scope.items()})
+
+    return Watch()
 
 
 @contextmanager

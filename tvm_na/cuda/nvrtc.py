@@ -51,7 +51,14 @@ def include_dirs(homes: Sequence[Path]) -> tuple[str, ...]:
 
 
 def compile(source: str, arch: str, flags: Sequence[str], include_dirs: Sequence[str]) -> tuple[bytes, bytes]:
-    """Machine code (cubin) and PTX.
+    """Machine code (cubin) and PTX; see :func:`compile_and_tell`."""
+    return compile_and_tell(source, arch, flags, include_dirs)[:2]
+
+
+def compile_and_tell(
+    source: str, arch: str, flags: Sequence[str], include_dirs: Sequence[str]
+) -> tuple[bytes, bytes, str]:
+    """Machine code (cubin), PTX, and what NVRTC said.
 
     Args:
         source: CUDA C++, as TVM writes it.
@@ -83,6 +90,6 @@ def compile(source: str, arch: str, flags: Sequence[str], include_dirs: Sequence
         if int(error):
             message = text("ProgramLog").decode(errors="replace").rstrip("\0")
             raise RuntimeError(f"NVRTC failed ({error}) with {' '.join(options)}\n{message}")
-        return text("CUBIN"), text("PTX").rstrip(b"\0")
+        return text("CUBIN"), text("PTX").rstrip(b"\0"), text("ProgramLog").decode(errors="replace").rstrip("\0")
     finally:
         nvrtc.nvrtcDestroyProgram(program)

@@ -20,10 +20,11 @@ from typing import ClassVar, Protocol
 
 from tvm_na.cuda import nvrtc
 
-#: Never --use_fast_math: it makes division, square root and exp approximate and flushes what is below the normal range,
-#: and float32 must be exact to 2e-6. Products and sums may be fused, which is more exact, not less. The optimisation is
-#: what both compilers do unasked: -O3. What is spelled out here is their default, and stays so if that changes.
-FLAGS = ("--std=c++17", "--fmad=true", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")
+#: Never --use_fast_math: it makes division, square root and exp approximate, and float32 must be exact to 2e-6.
+#: Products and sums may be fused, which is more exact, not less. float32 below the normal range (1.2e-38) counts as 0:
+#: otherwise each power of two takes four instructions instead of one. The optimisation is what both compilers do
+#: unasked: -O3. What else is spelled out here is their default, and stays so if that changes.
+FLAGS = ("--std=c++17", "--fmad=true", "--ftz=true", "--prec-div=true", "--prec-sqrt=true")
 
 _DEFAULT_HOME = "/usr/local/cuda"
 
@@ -53,6 +54,10 @@ class Compiler(Protocol):
         """
         ...
 
+    def compile_and_tell(self, source: str, arch: str) -> tuple[bytes, str]:
+        """The same, and what ``ptxas -v`` says of it (see :func:`tvm_na.cuda.inspection.resources_of`)."""
+        ...
+
 
 @dataclass(frozen=True)
 class Nvrtc:
@@ -69,10 +74,14 @@ class Nvrtc:
 
     def compile(self, source: str, arch: str) -> bytes:
         """See :meth:`Compiler.compile`; a cubin alone where there is neither nvFatbin nor CUDA's fatbinary."""
+        return self.compile_and_tell(source, arch)[0]
+
+    def compile_and_tell(self, source: str, arch: str) -> tuple[bytes, str]:
+        """See :meth:`Compiler.compile_and_tell`."""
         from tvm_na.cuda import fatbin
 
-        cubin, ptx = nvrtc.compile(source, arch, FLAGS, self.include_dirs)
-        return fatbin.join(cubin, ptx, arch) or cubin
+        cubin, ptx, log = nvrtc.compile_and_tell(source, arch, (*FLAGS, "--ptxas-options=-v"), self.include_dirs)
+        return fatbin.join(cubin, ptx, arch) or cubin, log
 
 
 @dataclass(frozen=True)
@@ -85,9 +94,13 @@ class Nvcc:
 
     def compile(self, source: str, arch: str) -> bytes:
         """See :meth:`Compiler.compile`; a fatbin."""
+        return self.compile_and_tell(source, arch)[0]
+
+    def compile_and_tell(self, source: str, arch: str) -> tuple[bytes, str]:
+        """See :meth:`Compiler.compile_and_tell`."""
         number = arch.removeprefix("sm_")
         both = f"arch=compute_{number},code=[sm_{number},compute_{number}]"
-        return self.run(source, "--fatbin", "-gencode", both)[0]
+        return self.run(source, "--fatbin", "-gencode", both, "-Xptxas=-v")
 
     def run(self, source: str, *options: str) -> tuple[bytes, str]:
         """The output file of nvcc for ``source`` with these and the usual options, and what it printed."""

@@ -10,6 +10,8 @@ no two buffers may share memory (``tirx.merge_static_smem`` turns that off).
 
 ``compiler unrolls``: TVM writes unrolled loops out itself, which takes 25 s for a kernel of tensor core instructions,
 most of it in passes after that; with a pragma the CUDA compiler does it in 0.3 s.
+
+``asynchronous copies``: nothing wrong, but TVM makes them (``cp.async``) of a pipelined loop's copies only when told.
 """
 
 from __future__ import annotations
@@ -22,10 +24,12 @@ ATTRIBUTE = "tvm_na.cuda_workarounds"
 
 WARP_MEMORY = "warp memory"
 COMPILER_UNROLLS = "compiler unrolls"
+ASYNCHRONOUS_COPIES = "asynchronous copies"
 
 _CONFIG: dict[str, dict[str, Any]] = {
     WARP_MEMORY: {"tirx.disable_cse_tir": True, "tirx.merge_static_smem": True},
     COMPILER_UNROLLS: {"tirx.UnrollLoop": {"explicit_unroll": 0}},
+    ASYNCHRONOUS_COPIES: {"tirx.use_async_copy": True},
 }
 _PIPELINE = "tvm_na.cuda"
 _MOST_RUNS = 100  # of LowerWarpMemory; each does one buffer of every sequence
