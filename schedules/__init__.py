@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tvm_na.problem import NAProblem
-from tvm_na.schedules import cpu, cuda
+from tvm_na.schedules import cpu, cuda, cuda_mma
 from tvm_na.schedules.base import Plan, Scheduled
 from tvm_na.target import NATarget
 
@@ -45,6 +45,7 @@ class SearchSpace:
 
 _SPACES = (
     SearchSpace("cpu-lanes", cpu.serves, cpu.formulations, cpu.structures, cpu.apply),
+    SearchSpace("cuda-band", cuda_mma.serves, cuda_mma.formulations, cuda_mma.structures, cuda_mma.apply),
     SearchSpace("cuda-gather", cuda.serves, cuda.formulations, cuda.structures, cuda.apply),
 )
 

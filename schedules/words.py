@@ -24,6 +24,8 @@ _DECISIONS: tuple[tuple[str, dict[str, str]], ...] = (
     ("softmax over {} at once", {"softmax rows at once": "row"}),
     ("sums of values in blocks of {}", {"value queries at once": "query", "value vectors at once": "vector"}),
     ("blocks of {}", {"rows at once": "row", "columns at once": "column", "heads at once": "head"}),
+    ("{} one after the other", {"columns in turn": "column", "heads in turn": "head"}),
+    ("{} of the band at once", {"band rows at once": "row"}),
     ("{} at once", {"keys at once": "key"}),
     ("scores unrolled up to {}", {"scores unrolling": "step"}),
     ("scores for the second time unrolled up to {}", {"weights unrolling": "step"}),
@@ -37,6 +39,9 @@ _STRUCTURES = {
     "pack in task": "{} packed inside of each task",
     "value rows outside": "a block of tiles meets one row of values after the other",
     "through the cache": "keys and values through the first cache",
+    "tiles at once": "a warp for each sub-tile of a block",
+    "columns in turn": "a warp for the sub-tiles along a row of a block",
+    "heads in turn": "a warp for the sub-tiles of all heads of a block, the next head copied meanwhile",
 }
 
 
@@ -66,6 +71,9 @@ def formulation_in_words(formulation_json: str) -> str:
     if name == "gather" and fields.keys() == {"parts", "lanes"}:
         kept = "kept" if not fields["lanes"] else f"computed twice, their sums in {_count(fields['lanes'], 'lane')}"
         return f"each query reads its own window, products in {_count(fields['parts'], 'part')}, scores {kept}"
+    if name == "band" and fields.keys() == {"rows", "columns", "passes"}:
+        kept = "kept" if fields["passes"] == 1 else "computed twice"
+        return f"sub-tiles of {fields['rows']} x {fields['columns']} queries on tensor cores, scores {kept}"
     if name != "lanes" or not fields.keys() >= _LANES:
         return ", ".join([str(name or "unnamed formulation"), *(_field(*item) for item in fields.items())])
     words = [f"a tile of {_count(fields.pop('queries'), 'query')} in one row"]

@@ -35,8 +35,8 @@ def test_every_part_has_its_phrase() -> None:
 
 
 def test_what_has_no_phrase_is_told_by_name() -> None:
-    said = in_words('{"formulation": "band", "rows": 2, "swizzle": false}', "ring", choices(stages=3, tiles_at_once=1))
-    assert said == "band, rows 2, no swizzle; ring; 1 tile at once; stages 3"
+    said = in_words('{"formulation": "ring", "rows": 2, "swizzle": false}', "ring", choices(stages=3, tiles_at_once=1))
+    assert said == "ring, rows 2, no swizzle; ring; 1 tile at once; stages 3"
 
 
 def test_a_field_more_or_less_is_no_error() -> None:
@@ -66,6 +66,21 @@ def test_the_cpu_space_is_told_completely(lse: bool) -> None:
             assert set(scheduled.structure.split(", ")) <= _STRUCTURES.keys()
             said = in_words(str(func.attrs["tvm_na.formulation"]), scheduled.structure, scheduled.choices)
             assert said.startswith("a tile of ") and "{}" not in said
+
+
+def test_the_tensor_core_space_is_told_completely() -> None:
+    problem, target = NAProblem.make((16, 16), 7, 2, 32, dtype="float16"), parse_target("cuda-sm_90")
+    space = spaces_for(problem, target)[0]
+    known = {name for _, counted in _DECISIONS for name in counted}
+    said = []
+    for func in space.formulations(problem, target, 1):
+        for name in space.structures(func, target):
+            scheduled = space.apply(func, target, Plan(name))
+            assert scheduled is not None and scheduled.structure in _STRUCTURES
+            assert {choice.name for choice in scheduled.choices} <= known
+            said.append(in_words(str(func.attrs["tvm_na.formulation"]), scheduled.structure, scheduled.choices))
+    assert said[0].startswith("sub-tiles of 2 x 8 queries on tensor cores, scores kept; a warp for each sub-tile")
+    assert "scores computed twice" in said[-1] and said[-1].endswith("of the band at once")
 
 
 def test_the_cuda_space_is_told_completely() -> None:
