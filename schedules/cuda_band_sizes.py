@@ -16,7 +16,7 @@ COPIED = 8
 _REGISTERS = 176
 _STEP = 64  # of them for scores, where they are computed in steps
 _LANES = 32
-_WARPS = 8  # of a block, where there are as many sub-tiles
+_FEW_WARPS, _WARPS = 4, 8  # of a block: at least, where there are as many sub-tiles; at most
 _BLOCKS = 2  # of a multiprocessor: one computes while the other waits for memory
 
 
@@ -87,7 +87,10 @@ def keeps_scores(problem: NAProblem, tile: BandTile) -> bool:
 def default_shape(problem: NAProblem, tile: BandTile, target: NATarget, turn: str | None = None) -> BlockShape:
     """The default of a block, whose sub-tiles along ``turn`` are computed in turn.
 
-    As many warps as are wanted, and of those shapes the one that loads the fewest keys for each query."""
+    Of the shapes that leave room for a second block, have no more than the wanted warps and not too few, the one that
+    loads the fewest keys for each query: what a block's queries see beside them comes from the second cache, again for
+    each block, and that is the first limit of a GPU here. Of equal ones the largest.
+    """
     row, column = axes(problem, tile)
     options = product(
         *(
@@ -101,10 +104,11 @@ def default_shape(problem: NAProblem, tile: BandTile, target: NATarget, turn: st
     )
     most = target.max_shared_bytes
 
-    def goodness(shape: BlockShape) -> tuple[bool, bool, int, float]:
+    def goodness(shape: BlockShape) -> tuple[bool, bool, int, float, int]:
         warps = shape.tiles // (1 if turn is None else getattr(shape, turn))
         taken = shared_bytes(shape, problem, tile, turn)
         loaded = keys_of(shape, tile, row, column) / (shape.rows * shape.columns)
-        return taken <= most and warps <= _WARPS, taken <= most // _BLOCKS, warps, -loaded
+        fits, beside_another = taken <= most and warps <= _WARPS, taken <= most // _BLOCKS
+        return fits, beside_another, min(warps, _FEW_WARPS), -loaded, shape.tiles
 
     return max((BlockShape(*option) for option in options), key=goodness)

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from tests.conftest import TOLERANCE
-from tests.cuda_kernels import CudaKernel, assert_right, formulations, kernel_of, run, scheduled
+from tests.cuda_kernels import POINTS, CudaKernel, assert_right, formulations, kernel_of, run, scheduled
 from tests.emulation.errors import EmulationError
 from tests.emulation.mutate import barriers, replaced, without_barrier
 from tests.helpers import random_problem
@@ -54,7 +54,7 @@ def drawn_problem(seed: int) -> NAProblem:
     return random_problem(rng, rank=rank, sizes=sizes, head_dim=dim, head_dim_v=dim_v, dtype=rng.choice(DTYPES))
 
 
-@pytest.mark.parametrize("seed", range(200))
+@pytest.mark.parametrize("seed", range(POINTS))
 def test_random_points_of_random_problems(seed: int) -> None:
     problem = drawn_problem(seed)
     rng = random.Random(seed)

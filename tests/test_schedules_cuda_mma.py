@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import math
-import random
 import shutil
 
 import pytest
 
 from tests.conftest import TOLERANCE
-from tests.cuda_kernels import BAND, TARGET, CudaKernel, formulations, kernel_of, run, scheduled, space_of
+from tests.cuda_kernels import (
+    BAND,
+    TARGET,
+    CudaKernel,
+    assert_right_in_halves,
+    formulations,
+    kernel_of,
+    run,
+    scheduled,
+    space_of,
+)
 from tests.emulation.errors import EmulationError
 from tests.emulation.mutate import replaced, without_barrier
-from tests.helpers import random_problem
 from tvm_na.cuda.inspection import inspect_kernel
 from tvm_na.problem import NAProblem
-from tvm_na.schedules import cuda_mma, mma, spaces_for
-from tvm_na.schedules.base import Plan, divisors
+from tvm_na.schedules import mma, spaces_for
+from tvm_na.schedules.base import Plan
 from tvm_na.schedules.cuda_band import AT_ONCE, COLUMNS_IN_TURN, HEADS_IN_TURN
-from tvm_na.schedules.cuda_band_sizes import BlockShape, heads_of, shared_bytes
+from tvm_na.schedules.cuda_band_sizes import default_shape, shared_bytes
 from tvm_na.schedules.cuda_mma import tiles
 from tvm_na.target import parse_target
-from tvm_na.te.band_axis import BandTile, axes
 
 DTYPES = ("float16", "bfloat16")
 PLAIN = NAProblem.make((14, 14), 7, 2, 32, bias=True, return_lse=True, dtype="float16")
@@ -43,12 +49,6 @@ NAMED = {
 }  # fmt: skip
 
 
-def assert_right(kernel: CudaKernel, batch: int, seed: int, late_copies: bool = True) -> None:
-    """Compare with the reference in float64; the log-sum-exp is one of weights in 16 bits, like the output's."""
-    errors = run(kernel, batch, seed, late_copies=late_copies)
-    assert max(errors) <= TOLERANCE[kernel.problem.dtype], errors
-
-
 def structures(problem: NAProblem, formulation: int) -> tuple[str, ...]:
     return space_of(problem, BAND).structures(formulations(problem, BAND)[formulation], TARGET)
 
@@ -61,52 +61,14 @@ def test_every_formulation_and_structure_is_right(name: str) -> None:
     for number, structure in points + [(0, structure) for structure in structures(problem, 0)[1:]]:
         kernel = kernel_of(problem, scheduled(problem, number, Plan(structure), BAND))
         assert kernel.fits
-        assert_right(kernel, batch=2, seed=number)
-
-
-def drawn_problem(seed: int) -> NAProblem:
-    """A small problem of those that tensor cores serve: any options, maps that are no multiple of anything."""
-    rng = random.Random(seed)
-    dims = (16, 32, 64, 128)
-    dim = rng.choice(dims)
-    return random_problem(
-        rng, sizes=(3, 24), stride=1, head_dim=dim, head_dim_v=rng.choice([dim, dim, rng.choice(dims)]),
-        dtype=rng.choice(DTYPES),
-    )  # fmt: skip
-
-
-def drawn_shape(problem: NAProblem, tile: BandTile, structure: str, rng: random.Random) -> dict[str, int]:
-    """Decisions that a block can have."""
-    row, column = axes(problem, tile)
-    turn = structure.partition(" in turn")[0]
-    while True:
-        extents = (row.tiles, column.tiles, heads_of(problem))
-        shape = BlockShape(*(rng.choice(divisors(n)) for n in extents))
-        names = {axis: "in turn" if axis == turn else "at once" for axis in ("rows", "columns", "heads")}
-        warps = math.prod(getattr(shape, axis) for axis in names if axis != turn)
-        if warps <= 16 and shared_bytes(shape, problem, tile, turn) <= TARGET.max_shared_bytes:
-            return {f"{axis} {how}": getattr(shape, axis) for axis, how in names.items()}
-
-
-@pytest.mark.parametrize("seed", range(200))
-def test_random_points_of_random_problems(seed: int) -> None:
-    problem, rng = drawn_problem(seed), random.Random(seed)
-    tile = rng.choice(tiles(problem, TARGET))
-    func = cuda_mma.formulation(problem, tile)
-    structure = rng.choice(cuda_mma.structures(func, TARGET))
-    like = drawn_shape(problem, tile, structure, rng) if seed % 2 else {}
-    point = cuda_mma.apply(func, TARGET, Plan(structure, like=like))
-    assert point is not None
-    kernel = kernel_of(problem, point)
-    assert kernel.fits
-    assert_right(kernel, batch=rng.choice([1, 2]), seed=seed, late_copies=bool(seed & 2))
+        assert_right_in_halves(kernel, batch=2, seed=number)
 
 
 def test_points_that_metaschedule_draws_are_right() -> None:
     for seed in range(1, 9):
         kernel = kernel_of(PLAIN, scheduled(PLAIN, 0, Plan(sample=True, seed=seed), BAND))
         if kernel.fits:
-            assert_right(kernel, batch=1, seed=seed)
+            assert_right_in_halves(kernel, batch=1, seed=seed)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -141,6 +103,17 @@ def test_small_windows_have_one_pass_and_large_ones_two() -> None:
         return tiles(NAProblem.make((80, 80), kernel_size, 2, 32, dtype="float16"), TARGET)[0].passes
 
     assert [first(k) for k in (3, 7, 9, 25, 80)] == [1, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("name", ["cuda-sm_80", "cuda-sm_89", "cuda-sm_90"])
+def test_default_blocks_are_some_that_a_gpu_can_have(name: str) -> None:
+    target = parse_target(name)
+    for problem in NAMED.values():
+        for tile in tiles(problem, target):
+            for turn in (None, "columns"):
+                shape = default_shape(problem, tile, target, turn)
+                assert shared_bytes(shape, problem, tile, turn) <= target.max_shared_bytes
+                assert 1 <= shape.tiles // (shape.columns if turn else 1) <= 8
 
 
 def test_structures_are_those_that_make_a_difference() -> None:
