@@ -10,7 +10,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,bench,tune,report]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,bench,tune,report,serve]'
 	touch $@
 
 demo: install

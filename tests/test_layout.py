@@ -73,6 +73,8 @@ ALLOWED = {
     "schedules": {"cuda", "schedules", "te"},
     "models": {"models", "nn", "functional", "reference"},
     "images": {"models"},
+    "serve": {"deploy", "images", "models", "serve"},
+    "deploy": {"deploy", "benchmark", "build", "choose", "functional", "models", "openmp", "ops", "runtime", "te"},
     "benchmark": set(),
 }
 OPEN = {"", "__version__", "problem", "target", "settings"}
@@ -82,6 +84,8 @@ def sources() -> list[tuple[str, Path]]:
     found = [(file.stem, file) for file in (ROOT / "tvm_na").glob("*.py")]
     for folder, name in (
         ("tvm_na/cuda", "cuda"),
+        ("tvm_na/deploy", "deploy"),
+        ("tvm_na/serve", "serve"),
         ("tvm_na/te", "te"),
         ("schedules", "schedules"),
         ("models", "models"),
@@ -138,6 +142,18 @@ def test_importing_the_package_is_light() -> None:
     assert min(float(run(code, cwd=ROOT)) for _ in range(3)) < 0.150
 
 
+def test_using_an_artifact_imports_nothing_of_the_compiler() -> None:
+    code = """
+        import sys
+        from tvm_na.deploy import artifact, manifest
+        slow = ("torch", "tvm", "tvm_ffi", "numpy", "rich")
+        ours = ("build", "ops", "te", "schedules", "models", "openmp", "runtime", "cache", "choose")
+        found = [name for name in sys.modules if name.split(".")[0] in slow]
+        assert not found and not [name for name in ours if f"tvm_na.{name}" in sys.modules]
+    """
+    run(code, cwd=ROOT)
+
+
 def test_the_checkout_offers_every_package_and_claims_no_other_name(tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "__init__.py").write_text("owner = 'user'", encoding="utf-8")
@@ -171,11 +187,12 @@ def test_an_installation_offers_every_package(tmp_path: Path, editable: bool) ->
     (tmp_path / "user" / "models").mkdir(parents=True)
     (tmp_path / "user" / "models" / "__init__.py").write_text("owner = 'user'", encoding="utf-8")
     code = """
-        import importlib.util, models, torch
+        import importlib.resources, importlib.util, models, torch
         import tvm_na.models, tvm_na.schedules, tvm_na.te
         from tvm_na import na2d
         from tvm_na.records import shipped_folder
         assert models.owner == "user"
+        assert (importlib.resources.files("tvm_na") / "serve" / "page.html").is_file()
         assert importlib.util.find_spec("schedules") is None
         assert (shipped_folder("some-target") / "meta.json").is_file()
         print(tvm_na.__file__)

@@ -25,6 +25,8 @@ _HOMES = {
     "NeighborhoodAttention1D": "tvm_na.nn",
     "NeighborhoodAttention2D": "tvm_na.nn",
     "NeighborhoodAttention3D": "tvm_na.nn",
+    "compile": "tvm_na.deploy.compiler",
+    "load": "tvm_na.deploy.artifact",
 }
 
 __all__ = ["__version__", *_HOMES]

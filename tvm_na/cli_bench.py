@@ -1,10 +1,12 @@
-"""``tvm-na bench``: the compiled backend against the reference, for one operator or a whole model."""
+"""``tvm-na bench``: the compiled backend against the reference, for an operator or a model; an artifact alone."""
 
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 
     from tvm_na.problem import NAProblem
 
-app = typer.Typer(help="Time the compiled backend against the reference.", no_args_is_help=True)
+app = typer.Typer(help="Time the compiled backend against the reference, or an artifact.", no_args_is_help=True)
 
 Rounds = Annotated[int, typer.Option(min=1, help="Samples of every candidate.")]
 Batch = Annotated[int, typer.Option(min=1, help="Images at once.")]
@@ -124,3 +126,40 @@ def bench_model(
         candidates = {"compiled": partial(compiled, x), "reference": partial(reference, x)}
         title = f"{name}, {input_size}x{input_size}, batch {batch}, float32"
         _compare(title, candidates, rounds, error, LOGITS_BUDGET)
+
+
+@app.command("artifact")
+@reports_errors
+def bench_artifact(
+    path: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact's folder.")],
+    batch: Annotated[int | None, typer.Option(min=1, help="Images at once; the artifact's own, or 1.")] = None,
+    rounds: Rounds = 9,
+) -> None:
+    """Time how an artifact is verified, loaded and called with noise."""
+    import torch
+    from rich.table import Table
+
+    from tvm_na.benchmark import format_time, measure
+    from tvm_na.deploy.artifact import Artifact
+    from tvm_na.deploy.manifest import read_manifest, verify
+
+    moments = [time.perf_counter()]
+    folder = path.absolute()
+    manifest = read_manifest(folder)
+    verify(folder, manifest)
+    moments.append(time.perf_counter())
+    artifact = Artifact(folder, manifest)
+    moments.append(time.perf_counter())
+    torch.manual_seed(0)
+    sizes = [batch or manifest.batch or 1 if n is None or i == 0 else n for i, n in enumerate(manifest.input.shape)]
+    images = torch.randn(sizes, dtype=getattr(torch, manifest.input.dtype))
+    artifact(images)
+    moments.append(time.perf_counter())
+    timing = measure({"artifact": lambda: artifact(images)}, rounds=rounds)["artifact"]
+    table = Table("what", "time", title=f"{path.name}, batch {len(images)}")
+    for name, start, end in zip(("verify", "load", "first call"), moments[:-1], moments[1:], strict=True):
+        table.add_row(name, format_time(end - start))
+    table.add_row("call, median", format_time(timing.median))
+    table.add_row("spread", format_time(timing.spread))
+    console().print(table)
+    console().print(f"{rounds} samples, {torch.get_num_threads()} threads; spread is the interquartile range")

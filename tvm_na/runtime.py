@@ -41,8 +41,8 @@ class Way:
 
 _pools = threading.local()
 _forked = False
-# About 40 microseconds of one core's work. At 5 MFLOP (7x7, 16 heads) a second thread still nearly halves the time.
-_FLOPS_PER_THREAD = 2_000_000
+#: About 40 microseconds of one core's work. At 5 MFLOP (7x7, 16 heads) a second thread still nearly halves the time.
+FLOPS_PER_THREAD = 2_000_000
 
 
 def runtime_library(name: str = "libtvm_runtime.so") -> Path:
@@ -87,7 +87,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 def threads_for(flops: int, limit: int) -> int:
     """The threads, at most ``limit``, that a kernel that computes ``flops`` is worth."""
-    return max(1, min(limit, flops // _FLOPS_PER_THREAD))
+    return max(1, min(limit, flops // FLOPS_PER_THREAD))
 
 
 def use_threads(flops: int) -> None:

@@ -1,0 +1,170 @@
+"""A compiled artifact against eager execution: ``python -m benchmarks.deploy [--check]``.
+
+Eager with our operator, the artifact that ``tvm_na.compile`` makes of the same model, and eager with other operators
+take turns in one process. Peers are given what they like best, as in :mod:`benchmarks.peers`.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import tvm_na
+from benchmarks.cuda_model import FlexAttention
+from benchmarks.model import replaced, with_masked_sdpa
+from benchmarks.report import RESULTS, load_before, use_all_cores, write_json
+from tvm_na.benchmark import LOGITS_BUDGET, Timing, format_time, measure, ratio_in_turns, relative_error
+from tvm_na.deploy.artifact import Artifact
+from tvm_na.functional import Backend
+from tvm_na.models import create_model
+from tvm_na.nn import NeighborhoodAttention2D
+from tvm_na.problem import NAProblem
+
+EAGER, ARTIFACT = "eager, tvm_na", "artifact"
+PEERS = ("eager, gather", "eager, masked SDPA", "eager, flex_attention")
+#: The artifact's time over that of eager with our operator, and of eager with the best peer.
+GOALS = {"eager": 0.85, "best_peer": 0.5}
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What was measured.
+
+    Attributes:
+        timings: By candidate.
+        errors: Relative error of the logits against the model in float64, by candidate.
+        bytes: Of the artifact.
+        seconds: Of compiling the artifact; of loading it, verification included.
+        problems: The kernels of the artifact, from its manifest.
+    """
+
+    timings: dict[str, Timing]
+    errors: dict[str, float]
+    bytes: int
+    seconds: dict[str, float]
+    problems: list[dict[str, Any]]
+
+    @property
+    def best_peer(self) -> str | None:
+        """The fastest peer with right logits."""
+        right = [name for name in PEERS if name in self.timings and self.errors[name] <= LOGITS_BUDGET]
+        return min(right, key=lambda name: self.timings[name].median, default=None)
+
+    def ratio(self, name: str | None) -> float | None:
+        """The artifact's time over a candidate's, the median over the rounds; None if either's numbers are wrong."""
+        if name is None or max(self.errors[ARTIFACT], self.errors[name]) > LOGITS_BUDGET:
+            return None
+        return ratio_in_turns(self.timings[ARTIFACT], self.timings[name])
+
+
+def with_flex_attention(model: nn.Module, x: torch.Tensor) -> nn.Module:
+    """A copy of ``model`` that attends by compiled flex_attention, the bias as its score_mod, for ``x``'s size."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    def attention(module: NeighborhoodAttention2D, problem: NAProblem) -> nn.Module:
+        peer = FlexAttention(module, problem, "cpu")
+        peer.attend = torch.compile(flex_attention, dynamic=False, fullgraph=True)
+        return peer
+
+    return replaced(model, x, attention)
+
+
+def compare(name: str, input_size: int, batch: int, dynamic: bool, rounds: int, console: Console) -> Deployed:
+    """Compile a model with random weights, and time it on noise against eager execution with every operator."""
+    torch.manual_seed(0)
+    x = torch.randn(batch, 3, input_size, input_size)
+    reference = create_model(name, backend=Backend.REFERENCE).eval()
+    ours = copy.deepcopy(reference)
+    ours.set_backend(Backend.COMPILED)
+    with tempfile.TemporaryDirectory() as folder, console.status("compiling") as status:
+        seconds, artifact = _compiled(ours, x, "dynamic" if dynamic else batch, Path(folder) / name, status.update)
+        status.update("measuring")
+        with torch.inference_mode():
+            peers = (reference, with_masked_sdpa(reference, x), with_flex_attention(reference, x))
+            models: dict[str, Any] = {EAGER: ours, ARTIFACT: artifact, **dict(zip(PEERS, peers, strict=True))}
+            expected = copy.deepcopy(reference).double()(x.double())
+            errors = {candidate: relative_error(model(x), expected) for candidate, model in models.items()}
+            timings = measure({k: partial(m, x) for k, m in models.items()}, rounds=rounds, sample_time=0.2)
+    files = artifact.manifest.files.values()
+    return Deployed(timings, errors, sum(file["bytes"] for file in files), seconds, artifact.manifest.problems)
+
+
+def _compiled(
+    model: nn.Module, x: torch.Tensor, batch: int | str, output: Path, report: Any
+) -> tuple[dict[str, float], Artifact]:
+    start = time.perf_counter()
+    tvm_na.compile(model, x, batch=batch, output=output, report=report)
+    compiled = time.perf_counter()
+    artifact = tvm_na.load(output)
+    return {"compile": compiled - start, "load": time.perf_counter() - compiled}, artifact
+
+
+def table_of(found: Deployed, title: str) -> Table:
+    """Median, spread, error and what the artifact takes of the time, for every candidate."""
+    table = Table(title=title)
+    for column in ("candidate", "median", "spread", "error of the logits", "artifact / it"):
+        table.add_column(column, justify="left" if column == "candidate" else "right")
+    for name, timing in found.timings.items():
+        ratio = found.ratio(name)
+        shown = "" if name == ARTIFACT else "wrong numbers" if ratio is None else f"{ratio:.2f}"
+        error = f"{found.errors[name]:.1e}"
+        table.add_row(name, format_time(timing.median), format_time(timing.spread), error, shown)
+    return table
+
+
+def main(
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="Name of the model.")] = "nat_tiny",
+    input_size: Annotated[int, typer.Option(min=224, help="Height and width in pixels; peers do not pad.")] = 224,
+    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 1,
+    dynamic: Annotated[bool, typer.Option("--dynamic", help="An artifact for any batch, not for this one.")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Samples of every candidate.")] = 11,
+    output: Annotated[Path | None, typer.Option(help="JSON file to write; results/deploy_MODEL.json if none.")] = None,
+    check: Annotated[bool, typer.Option(help="Exit 1 where a goal is missed.")] = False,
+) -> None:
+    """Compare an artifact's latency and logits with eager execution (random weights, fixed seed)."""
+    console = Console()
+    cores = use_all_cores()
+    load = load_before(console)
+    found = compare(name, input_size, batch, dynamic, rounds, console)
+    kind = "any batch" if dynamic else f"batch {batch} alone"
+    console.print(
+        table_of(found, f"{name}, batch {batch}, {input_size}x{input_size}, {cores} threads; artifact: {kind}")
+    )
+    ratios = {"eager": found.ratio(EAGER), "best_peer": found.ratio(found.best_peer)}
+    content = {
+        "benchmark": "deploy",
+        "model": name,
+        "batch": batch,
+        "dynamic": dynamic,
+        "input_size": input_size,
+        "rounds": rounds,
+        "load_before": load,
+        "ratios": ratios,
+        "goals": GOALS,
+        "best_peer": found.best_peer,
+        "artifact": {"bytes": found.bytes, "seconds": found.seconds, "problems": found.problems},
+        "candidates": {k: {**t.to_dict(), "relative_error": found.errors[k]} for k, t in found.timings.items()},
+    }
+    write_json(output or RESULTS / f"deploy_{name}.json", content)
+    missed = False
+    for against, goal in GOALS.items():
+        ratio = ratios[against]
+        console.print(f"artifact / {against}: {'wrong numbers' if ratio is None else f'{ratio:.2f}'}, goal {goal}")
+        missed |= ratio is None or ratio > goal
+    if check and missed:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,101 @@
+"""``tvm-na compile``: a model as an artifact that runs without the compiler."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from tvm_na.cli_common import console, fail, reports_errors, rows_of, size_of
+from tvm_na.cli_run import IMAGENET_CLASSES, load_model
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.status import Status
+
+    from tvm_na.deploy.artifact import Artifact
+
+
+class _Steps:
+    """The step that is under way, with a spinner; a line with its time for each that is over."""
+
+    def __init__(self, out: Console, status: Status) -> None:
+        self._out, self._status = out, status
+        self._step, self._start = "", time.perf_counter()
+
+    def __call__(self, step: str) -> None:
+        """The next step begins."""
+        now = time.perf_counter()
+        if self._step:
+            self._out.print(f"{self._step}: {now - self._start:.1f} s", markup=False, soft_wrap=True)
+        self._step, self._start = step, now
+        self._status.update(step)
+
+
+@reports_errors
+def compile_model(
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="Name of a model, such as nat_tiny.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The artifact, a folder that is made.")],
+    weights: Annotated[Path | None, typer.Option(help="Checkpoint (.pth, .safetensors); random if none.")] = None,
+    input_size: Annotated[int, typer.Option(min=32, help="Pixels in height and width that the model sees.")] = 224,
+    num_classes: Annotated[int, typer.Option(min=1, help="Classes of the model.")] = IMAGENET_CLASSES,
+    batch: Annotated[
+        str, typer.Option(metavar="dynamic|N", help="Images at once: any number, or this one.")
+    ] = "dynamic",
+    target: Annotated[str | None, typer.Option(help="CPU to compile for; this machine's if not given.")] = None,
+    records: Annotated[
+        Literal["all", "user", "shipped", "off"] | None, typer.Option(help="Tuning records that count.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that is there.")] = False,
+) -> None:
+    """Compile a model into an artifact that runs with PyTorch alone; takes minutes."""
+    from dataclasses import replace
+
+    import torch
+
+    from tvm_na.deploy.compiler import compile as compile_artifact
+    from tvm_na.models.registry import get_spec
+
+    if batch != "dynamic" and not batch.isdecimal():
+        raise ValueError(f"batch: required dynamic or an integer >= 1, got {batch!r}")
+    preprocessing = replace(get_spec(name).preprocessing, input_size=input_size)
+    model = load_model(name, weights, num_classes, "compiled")
+    out, start = console(), time.perf_counter()
+    try:
+        with out.status("") as status:
+            steps = _Steps(out, status)
+            artifact = compile_artifact(
+                model,
+                torch.zeros(1, 3, input_size, input_size),
+                target,
+                batch if batch == "dynamic" else int(batch),
+                output=output,
+                name=name,
+                weights=None if weights is None else weights.name,
+                preprocessing=preprocessing,
+                records=records,
+                overwrite=overwrite,
+                report=steps,
+            )
+            steps("")
+    except RuntimeError as error:  # no kernel, no compiler, or wrong numbers
+        raise fail(str(error)) from error
+    _print_artifact(artifact, time.perf_counter() - start)
+
+
+def _print_artifact(artifact: Artifact, seconds: float) -> None:
+    out, manifest = console(), artifact.manifest
+    size = size_of(sum(file["bytes"] for file in manifest.files.values()))
+    out.print(f"{artifact.path}: {size}, {seconds:.0f} s", style="bold green", markup=False, soft_wrap=True)
+    rows = [
+        ("model", f"{manifest.model['name']}, {manifest.model['parameters']:,} parameters"),
+        ("weights", manifest.model["weights"] or "RANDOM"),
+        ("input", manifest.input),
+        ("output", ", ".join(map(str, manifest.outputs))),
+        ("target", f"{manifest.target['name']}, PyTorch {manifest.requires['torch']}"),
+        *((p["text"], f"{p['layers']} layers, {p['schedule']}") for p in manifest.problems),
+        ("check", f"relative error {manifest.check['relative_error']:.1e}, budget {manifest.check['budget']:.0e}"),
+    ]
+    out.print(rows_of(rows), soft_wrap=True)

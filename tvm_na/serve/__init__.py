@@ -1,0 +1,1 @@
+"""``tvm-na serve``: image classification over HTTP. Needs the extra ``serve``."""
