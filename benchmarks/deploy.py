@@ -1,7 +1,7 @@
-"""A compiled artifact against eager execution: ``python -m benchmarks.deploy [--check]``.
+"""Compiled artifacts against eager execution: ``python -m benchmarks.deploy [--check]``.
 
-Eager with our operator, the artifact that ``tvm_na.compile`` makes of the same model, and eager with other operators
-take turns in one process. Peers are given what they like best, as in :mod:`benchmarks.peers`.
+Eager with our operator, the artifacts of both formats that ``tvm_na.compile`` makes of the same model, and eager with
+other operators take turns in one process. Peers are given what they like best, as in :mod:`benchmarks.peers`.
 """
 
 from __future__ import annotations
@@ -23,18 +23,28 @@ from torch import nn
 import tvm_na
 from benchmarks.cuda_model import FlexAttention
 from benchmarks.model import replaced, with_masked_sdpa
+from benchmarks.photographs import crops
 from benchmarks.report import RESULTS, load_before, use_all_cores, write_json
 from tvm_na.benchmark import LOGITS_BUDGET, Timing, format_time, measure, ratio_in_turns, relative_error
 from tvm_na.deploy.artifact import Artifact
+from tvm_na.deploy.manifest import WEIGHTS
+from tvm_na.deploy.vm_artifact import VMArtifact
 from tvm_na.functional import Backend
 from tvm_na.models import create_model
+from tvm_na.models.registry import get_spec
 from tvm_na.nn import NeighborhoodAttention2D
 from tvm_na.problem import NAProblem
 
-EAGER, ARTIFACT = "eager, tvm_na", "artifact"
+EAGER = "eager, tvm_na"
+#: Crops of photographs on which the artifacts' logits are compared with the eager reference's as well.
+CROPS = 50
+#: The format of each artifact; ratios are those of the first one.
+ARTIFACTS = {"artifact, aoti": "aoti", "artifact, tvm": "tvm"}
+ARTIFACT, WITHOUT_TORCH = ARTIFACTS
 PEERS = ("eager, gather", "eager, masked SDPA", "eager, flex_attention")
-#: The artifact's time over that of eager with our operator, and of eager with the best peer.
-GOALS = {"eager": 0.85, "best_peer": 0.5}
+#: Times of the AOTInductor artifact over those of eager with our operator and of eager with the best peer, and of the
+#: artifact without PyTorch over that of the other.
+GOALS = {"eager": 0.85, "best_peer": 0.5, "without_torch": 1.3}
 
 
 @dataclass(frozen=True)
@@ -44,16 +54,15 @@ class Deployed:
     Attributes:
         timings: By candidate.
         errors: Relative error of the logits against the model in float64, by candidate.
-        bytes: Of the artifact.
-        seconds: Of compiling the artifact; of loading it, verification included.
-        problems: The kernels of the artifact, from its manifest.
+        crops: Largest relative error of an artifact's logits on crops of photographs against the eager reference.
+        artifacts: Of each artifact: ``bytes``, those of its ``weights``, the ``seconds`` of compiling it and of loading
+            it (verification included), its ``problems`` and those ``untuned``, from its manifest.
     """
 
     timings: dict[str, Timing]
     errors: dict[str, float]
-    bytes: int
-    seconds: dict[str, float]
-    problems: list[dict[str, Any]]
+    crops: dict[str, float]
+    artifacts: dict[str, dict[str, Any]]
 
     @property
     def best_peer(self) -> str | None:
@@ -61,11 +70,19 @@ class Deployed:
         right = [name for name in PEERS if name in self.timings and self.errors[name] <= LOGITS_BUDGET]
         return min(right, key=lambda name: self.timings[name].median, default=None)
 
-    def ratio(self, name: str | None) -> float | None:
-        """The artifact's time over a candidate's, the median over the rounds; None if either's numbers are wrong."""
-        if name is None or max(self.errors[ARTIFACT], self.errors[name]) > LOGITS_BUDGET:
+    def ratio(self, name: str | None, of: str = ARTIFACT) -> float | None:
+        """The time of ``of`` over a candidate's, the median over the rounds; None if either's numbers are wrong."""
+        if name is None or max(self.errors[of], self.errors[name]) > LOGITS_BUDGET:
             return None
-        return ratio_in_turns(self.timings[ARTIFACT], self.timings[name])
+        return ratio_in_turns(self.timings[of], self.timings[name])
+
+    def ratios(self) -> dict[str, float | None]:
+        """What :data:`GOALS` are set for."""
+        return {
+            "eager": self.ratio(EAGER),
+            "best_peer": self.ratio(self.best_peer),
+            "without_torch": self.ratio(ARTIFACT, of=WITHOUT_TORCH),
+        }
 
 
 def with_flex_attention(model: nn.Module, x: torch.Tensor) -> nn.Module:
@@ -88,39 +105,66 @@ def compare(name: str, input_size: int, batch: int, dynamic: bool, rounds: int, 
     ours = copy.deepcopy(reference)
     ours.set_backend(Backend.COMPILED)
     with tempfile.TemporaryDirectory() as folder, console.status("compiling") as status:
-        seconds, artifact = _compiled(ours, x, "dynamic" if dynamic else batch, Path(folder) / name, status.update)
+        size = "dynamic" if dynamic else batch
+        made = {
+            key: _compiled(ours, x, size, format, Path(folder) / format, status.update)
+            for key, format in ARTIFACTS.items()
+        }
         status.update("measuring")
         with torch.inference_mode():
             peers = (reference, with_masked_sdpa(reference, x), with_flex_attention(reference, x))
-            models: dict[str, Any] = {EAGER: ours, ARTIFACT: artifact, **dict(zip(PEERS, peers, strict=True))}
+            artifacts = {key: artifact for key, (artifact, _) in made.items()}
+            models: dict[str, Any] = {EAGER: ours, **artifacts, **dict(zip(PEERS, peers, strict=True))}
             expected = copy.deepcopy(reference).double()(x.double())
             errors = {candidate: relative_error(model(x), expected) for candidate, model in models.items()}
+            on_crops = _errors_on_crops(reference, artifacts, name, x.shape)
             timings = measure({k: partial(m, x) for k, m in models.items()}, rounds=rounds, sample_time=0.2)
-    files = artifact.manifest.files.values()
-    return Deployed(timings, errors, sum(file["bytes"] for file in files), seconds, artifact.manifest.problems)
+    return Deployed(timings, errors, on_crops, {key: about for key, (_, about) in made.items()})
+
+
+def _errors_on_crops(reference: nn.Module, artifacts: dict[str, Any], name: str, shape: torch.Size) -> dict[str, float]:
+    errors = dict.fromkeys(artifacts, 0.0)
+    for images in crops(CROPS - CROPS % shape[0], get_spec(name).preprocessing, shape[-1]).split(shape[0]):
+        expected = reference(images)
+        for key, artifact in artifacts.items():
+            errors[key] = max(errors[key], relative_error(artifact(images), expected))
+    return errors
 
 
 def _compiled(
-    model: nn.Module, x: torch.Tensor, batch: int | str, output: Path, report: Any
-) -> tuple[dict[str, float], Artifact]:
+    model: nn.Module, x: torch.Tensor, batch: int | str, format: Any, output: Path, report: Any
+) -> tuple[Artifact | VMArtifact, dict[str, Any]]:
     start = time.perf_counter()
-    tvm_na.compile(model, x, batch=batch, output=output, report=report)
+    tvm_na.compile(model, x, batch=batch, output=output, format=format, report=report)
     compiled = time.perf_counter()
     artifact = tvm_na.load(output)
-    return {"compile": compiled - start, "load": time.perf_counter() - compiled}, artifact
+    seconds = {"compile": compiled - start, "load": time.perf_counter() - compiled}
+    files = artifact.manifest.files
+    about = {
+        "bytes": sum(file["bytes"] for file in files.values()),
+        "weights": sum(file["bytes"] for name, file in files.items() if name == WEIGHTS),
+        "seconds": seconds,
+        "problems": artifact.manifest.problems,
+        "untuned": artifact.manifest.code.get("untuned", []),
+    }
+    return artifact, about
 
 
 def table_of(found: Deployed, title: str) -> Table:
-    """Median, spread, error and what the artifact takes of the time, for every candidate."""
+    """Median, spread, error and what each artifact takes of the time, for every candidate."""
     table = Table(title=title)
-    for column in ("candidate", "median", "spread", "error of the logits", "artifact / it"):
+    ratios = [f"{kind} / it" for kind in ARTIFACTS.values()]
+    for column in ("candidate", "median", "spread", "error of the logits", *ratios):
         table.add_column(column, justify="left" if column == "candidate" else "right")
     for name, timing in found.timings.items():
-        ratio = found.ratio(name)
-        shown = "" if name == ARTIFACT else "wrong numbers" if ratio is None else f"{ratio:.2f}"
+        shown = [_in_words(found.ratio(name, of)) if name != of else "" for of in ARTIFACTS]
         error = f"{found.errors[name]:.1e}"
-        table.add_row(name, format_time(timing.median), format_time(timing.spread), error, shown)
+        table.add_row(name, format_time(timing.median), format_time(timing.spread), error, *shown)
     return table
+
+
+def _in_words(ratio: float | None) -> str:
+    return "wrong numbers" if ratio is None else f"{ratio:.2f}"
 
 
 def main(
@@ -141,7 +185,7 @@ def main(
     console.print(
         table_of(found, f"{name}, batch {batch}, {input_size}x{input_size}, {cores} threads; artifact: {kind}")
     )
-    ratios = {"eager": found.ratio(EAGER), "best_peer": found.ratio(found.best_peer)}
+    ratios = found.ratios()
     content = {
         "benchmark": "deploy",
         "model": name,
@@ -153,14 +197,17 @@ def main(
         "ratios": ratios,
         "goals": GOALS,
         "best_peer": found.best_peer,
-        "artifact": {"bytes": found.bytes, "seconds": found.seconds, "problems": found.problems},
+        "errors_on_crops": {"crops": CROPS, **found.crops},
+        "artifacts": found.artifacts,
         "candidates": {k: {**t.to_dict(), "relative_error": found.errors[k]} for k, t in found.timings.items()},
     }
     write_json(output or RESULTS / f"deploy_{name}.json", content)
-    missed = False
+    for artifact, error in found.crops.items():
+        console.print(f"{artifact}, {CROPS} crops of photographs: relative error {error:.1e}, goal {LOGITS_BUDGET:.0e}")
+    missed = any(error > LOGITS_BUDGET for error in found.crops.values())
     for against, goal in GOALS.items():
         ratio = ratios[against]
-        console.print(f"artifact / {against}: {'wrong numbers' if ratio is None else f'{ratio:.2f}'}, goal {goal}")
+        console.print(f"{against}: {_in_words(ratio)}, goal {goal}")
         missed |= ratio is None or ratio > goal
     if check and missed:
         raise typer.Exit(1)

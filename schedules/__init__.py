@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from tvm_na.dense import DenseProblem, Problem
 from tvm_na.problem import NAProblem
-from tvm_na.schedules import cpu, cuda, cuda_mma
+from tvm_na.schedules import cpu, cpu_dense, cuda, cuda_mma
 from tvm_na.schedules.base import Plan, Scheduled
 from tvm_na.target import NATarget
 
@@ -20,7 +21,7 @@ __all__ = ["SearchSpace", "spaces_for"]
 class Formulations(Protocol):
     """See :attr:`SearchSpace.formulations`."""
 
-    def __call__(self, problem: NAProblem, target: NATarget, batch: int | None = None) -> list[Any]: ...
+    def __call__(self, problem: Any, target: NATarget, batch: int | None = None) -> list[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -37,19 +38,25 @@ class SearchSpace:
     """
 
     name: str
-    serves: Callable[[NAProblem, NATarget], bool]
+    serves: Callable[[Any, NATarget], bool]
     formulations: Formulations
     structures: Callable[[Any, NATarget], tuple[str, ...]]
     apply: Callable[[Any, NATarget, Plan], Scheduled | None]
 
 
-_SPACES = (
-    SearchSpace("cpu-lanes", cpu.serves, cpu.formulations, cpu.structures, cpu.apply),
-    SearchSpace("cuda-band", cuda_mma.serves, cuda_mma.formulations, cuda_mma.structures, cuda_mma.apply),
-    SearchSpace("cuda-gather", cuda.serves, cuda.formulations, cuda.structures, cuda.apply),
-)
+# By the class of the problem.
+_SPACES: dict[type, tuple[SearchSpace, ...]] = {
+    NAProblem: (
+        SearchSpace("cpu-lanes", cpu.serves, cpu.formulations, cpu.structures, cpu.apply),
+        SearchSpace("cuda-band", cuda_mma.serves, cuda_mma.formulations, cuda_mma.structures, cuda_mma.apply),
+        SearchSpace("cuda-gather", cuda.serves, cuda.formulations, cuda.structures, cuda.apply),
+    ),
+    DenseProblem: (
+        SearchSpace("cpu-dense", cpu_dense.serves, cpu_dense.formulations, cpu_dense.structures, cpu_dense.apply),
+    ),
+}
 
 
-def spaces_for(problem: NAProblem, target: NATarget) -> list[SearchSpace]:
+def spaces_for(problem: Problem, target: NATarget) -> list[SearchSpace]:
     """The spaces that serve ``problem`` on ``target``, the preferred first; empty if none does."""
-    return [space for space in _SPACES if space.serves(problem, target)]
+    return [space for space in _SPACES[type(problem)] if space.serves(problem, target)]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+from tvm_na.dense import Problem, problem_from_json
 from tvm_na.problem import NAProblem
 
 #: The key of the block annotation under which a trace keeps the name of its structure.
@@ -131,7 +132,7 @@ class Opened:
     """
 
     schedule: Any
-    problem: NAProblem
+    problem: Problem
     formulation: dict[str, Any]
     structure: str
     decide: Decisions
@@ -143,7 +144,7 @@ class Opened:
 
 
 def problem_of(func: Any, formulation: str) -> NAProblem | None:
-    """What a PrimFunc computes; None if it is not in that formulation."""
+    """The attention that a PrimFunc computes; None if it is not in that formulation."""
     if not func.attrs or "tvm_na.formulation" not in func.attrs:
         return None
     named = json.loads(str(func.attrs["tvm_na.formulation"]))["formulation"]
@@ -169,7 +170,7 @@ def open_func(func: Any, plan: Plan, structures: Sequence[str]) -> Opened:
         raise ValueError(f"structure: required one of {', '.join(structures)}, got {structure}")
     formulation = json.loads(str(func.attrs["tvm_na.formulation"]))
     del formulation["formulation"]
-    problem = NAProblem.from_json(str(func.attrs["tvm_na.problem"]))
+    problem = problem_from_json(str(func.attrs["tvm_na.problem"]))
     sch = s_tir.Schedule(tvm.IRModule({"main": func}), seed=plan.seed)
     return Opened(sch, problem, formulation, structure, Decisions(sch, plan))
 

@@ -30,6 +30,8 @@ _DECISIONS: tuple[tuple[str, dict[str, str]], ...] = (
     ("scores unrolled up to {}", {"scores unrolling": "step"}),
     ("scores for the second time unrolled up to {}", {"weights unrolling": "step"}),
     ("values unrolled up to {}", {"value unrolling": "step"}),
+    ("tasks of {}", {"row tiles per task": "tile", "weight blocks per task": "block of weights"}),
+    ("{} at once", {"channels at once": "channel"}),
 )
 
 _LANES = {"queries", "vector", "exact_values", "pack_values"}
@@ -38,6 +40,8 @@ _STRUCTURES = {
     "pack first": "{} packed before all tasks",
     "pack in task": "{} packed inside of each task",
     "value rows outside": "a block of tiles meets one row of values after the other",
+    "rows outside": "each tile meets one block of weights after the other",
+    "weights outside": "each block of weights meets one tile after the other",
     "through the cache": "keys and values through the first cache",
     "tiles at once": "a warp for each sub-tile of a block",
     "columns in turn": "a warp for the sub-tiles along a row of a block",
@@ -71,6 +75,9 @@ def formulation_in_words(formulation_json: str) -> str:
     if name == "gather" and fields.keys() == {"parts", "lanes"}:
         kept = "kept" if not fields["lanes"] else f"computed twice, their sums in {_count(fields['lanes'], 'lane')}"
         return f"each query reads its own window, products in {_count(fields['parts'], 'part')}, scores {kept}"
+    if name == "dense" and fields.keys() == {"rows", "vectors", "vector"}:
+        vectors = f"{_count(fields['vectors'], 'vector')} of {_count(fields['vector'], 'channel')}"
+        return f"tiles of {_count(fields['rows'], 'position')} x {vectors}"
     if name == "band" and fields.keys() == {"rows", "columns", "passes"}:
         kept = "kept" if fields["passes"] == 1 else "computed twice"
         return f"sub-tiles of {fields['rows']} x {fields['columns']} queries on tensor cores, scores {kept}"
@@ -107,5 +114,6 @@ def _field(name: str, value: Any) -> str:
 def _count(n: int, what: str) -> str:
     if n == 1:
         return f"1 {what}"
-    plural = what[:-1] + "ies" if what.endswith("y") and what[-2] not in "aeiou" else what + "s"
-    return f"{n} {plural}"
+    noun, of, rest = what.partition(" of ")
+    plural = noun[:-1] + "ies" if noun.endswith("y") and noun[-2] not in "aeiou" else noun + "s"
+    return f"{n} {plural}{of}{rest}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.deploy import ARTIFACT, EAGER, PEERS, Deployed
+from benchmarks.deploy import ARTIFACT, EAGER, GOALS, PEERS, WITHOUT_TORCH, Deployed
 from tvm_na.benchmark import Timing
 
 
@@ -12,13 +12,14 @@ def deployed(**errors: float) -> Deployed:
     samples = {
         EAGER: (2.0, 4.0),
         ARTIFACT: (1.0, 3.0),
+        WITHOUT_TORCH: (1.5, 3.0),
         PEERS[0]: (8.0, 8.0),
         PEERS[1]: (5.0, 5.0),
         PEERS[2]: (4.0, 4.0),
     }
     wrong = {PEERS[int(name[-1])] if name.startswith("peer") else ARTIFACT: error for name, error in errors.items()}
     timings = {name: Timing(seconds) for name, seconds in samples.items()}
-    return Deployed(timings, {name: wrong.get(name, 1e-6) for name in samples}, 1, {}, [])
+    return Deployed(timings, {name: wrong.get(name, 1e-6) for name in samples}, {}, {})
 
 
 def test_ratios_are_those_of_the_rounds():
@@ -26,6 +27,12 @@ def test_ratios_are_those_of_the_rounds():
     assert found.ratio(EAGER) == pytest.approx((0.5 + 0.75) / 2)
     assert found.best_peer == PEERS[2]
     assert found.ratio(found.best_peer) == pytest.approx((0.25 + 0.75) / 2)
+
+
+def test_every_goal_has_a_ratio():
+    ratios = deployed().ratios()
+    assert set(ratios) == set(GOALS)
+    assert ratios["without_torch"] == pytest.approx((1.5 + 1.0) / 2)
 
 
 def test_wrong_numbers_do_not_count():

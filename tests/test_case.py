@@ -61,3 +61,9 @@ def test_halves_are_drawn_as_they_are_and_judged_in_float64() -> None:
     assert [t.dtype for t in case.inputs] == [torch.float16] * 3 + [torch.float32]
     assert [t.dtype for t in case.outputs()] == [torch.float16, torch.float32]
     assert {t.dtype for t in case.expected} == {torch.float64}
+
+
+def test_a_case_of_attention_is_the_same_for_every_formulation() -> None:
+    """What is right takes long to make, and has nothing to do with how it is computed."""
+    problem = NAProblem.make((9, 9), 3, 1, 8)
+    assert case_of(problem, 1, '{"formulation": "lanes"}') is case_of(problem, 1, "") is case_of(problem)

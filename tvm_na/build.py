@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tvm_na import cache, openmp, runtime, settings
 from tvm_na.choose import Chosen, InapplicableError, choose, considered, reject
-from tvm_na.problem import NAProblem
+from tvm_na.dense import DenseProblem, Problem
 from tvm_na.target import NATarget, check_runs_here, detect_cuda_target, detect_target, parse_target
 from tvm_na.te import ENTRY
 
@@ -37,7 +37,7 @@ class Kernel:
             it is launched on PyTorch's current stream, and that GPU is the current one of CUDA's runtime afterwards.
     """
 
-    problem: NAProblem
+    problem: Problem
     target: NATarget
     schedule: Chosen
     file: Path
@@ -70,21 +70,21 @@ def target_for(kind: str, index: int | None = None) -> NATarget:
     return target
 
 
-def is_supported(problem: NAProblem, target: NATarget | None = None) -> bool:
+def is_supported(problem: Problem, target: NATarget | None = None) -> bool:
     """Whether a kernel can be built for ``problem``."""
     from tvm_na.schedules import spaces_for
 
     return bool(spaces_for(problem, target or current_target()))
 
 
-def is_cached(problem: NAProblem, target: NATarget | None = None, records: str | None = None) -> bool:
+def is_cached(problem: Problem, target: NATarget | None = None, records: str | None = None) -> bool:
     """Whether the kernel of ``problem`` is on disk."""
     target = target or current_target()
     chosen = choose(problem, target, mode=records)
     return cache.lookup(cache.request_digest(problem, target, chosen.key)) is not None
 
 
-def kernel_for(problem: NAProblem, target: NATarget | None = None, records: str | None = None) -> Kernel:
+def kernel_for(problem: Problem, target: NATarget | None = None, records: str | None = None) -> Kernel:
     """The kernel of ``problem``: from this process, from disk, or compiled now (seconds).
 
     Args:
@@ -102,7 +102,7 @@ def kernel_for(problem: NAProblem, target: NATarget | None = None, records: str 
     return with_a_schedule(problem, target, records, lambda chosen: kernel_with(chosen, problem, target))
 
 
-def compile_for(problem: NAProblem, target: NATarget, records: str | None = None) -> Path:
+def compile_for(problem: Problem, target: NATarget, records: str | None = None) -> Path:
     """The shared library with the kernel of ``problem``, from disk or compiled now, for any target.
 
     It is not loaded, so the target may be a GPU that is not here. In the cache of a machine that has it (with the same
@@ -119,7 +119,7 @@ def compile_for(problem: NAProblem, target: NATarget, records: str | None = None
     return with_a_schedule(problem, target, records, lambda chosen: _file(chosen, problem, target))
 
 
-def with_a_schedule(problem: NAProblem, target: NATarget, records: str | None, use: Callable[[Chosen], R]) -> R:
+def with_a_schedule(problem: Problem, target: NATarget, records: str | None, use: Callable[[Chosen], R]) -> R:
     """What ``use`` makes of the best schedule that applies.
 
     It raises InapplicableError for one that does not; that one is passed over from then on, and the next best is tried.
@@ -132,12 +132,12 @@ def with_a_schedule(problem: NAProblem, target: NATarget, records: str | None, u
             reject(chosen, problem, target, error)  # so that this ends, with the default at the latest
 
 
-def _file(chosen: Chosen, problem: NAProblem, target: NATarget) -> Path:
+def _file(chosen: Chosen, problem: Problem, target: NATarget) -> Path:
     request = cache.request_digest(problem, target, chosen.key)
     return cache.lookup(request) or _build(request, problem, target, chosen)
 
 
-def kernel_with(chosen: Chosen, problem: NAProblem, target: NATarget) -> Kernel:
+def kernel_with(chosen: Chosen, problem: Problem, target: NATarget) -> Kernel:
     """The kernel of ``problem`` with this schedule.
 
     Raises:
@@ -158,9 +158,9 @@ def kernel_with(chosen: Chosen, problem: NAProblem, target: NATarget) -> Kernel:
 
 
 def prepare(
-    problems: Iterable[NAProblem],
+    problems: Iterable[Problem],
     target: NATarget | None = None,
-    done: Callable[[NAProblem], None] | None = None,
+    done: Callable[[Problem], None] | None = None,
 ) -> None:
     """Build or load the kernels of ``problems``; ``done`` is called after each (for a progress bar)."""
     for problem in problems:
@@ -169,7 +169,7 @@ def prepare(
             done(problem)
 
 
-def _space(problem: NAProblem, target: NATarget) -> SearchSpace:
+def _space(problem: Problem, target: NATarget) -> SearchSpace:
     from tvm_na.schedules import spaces_for  # not needed where a kernel is found
 
     spaces = spaces_for(problem, target)
@@ -178,8 +178,10 @@ def _space(problem: NAProblem, target: NATarget) -> SearchSpace:
     return spaces[0]
 
 
-def unsupported(problem: NAProblem, target: NATarget) -> str:
+def unsupported(problem: Problem, target: NATarget) -> str:
     """What of ``problem`` has no compiled kernel on ``target``, in words."""
+    if isinstance(problem, DenseProblem):
+        return f"linear layers and convolutions are compiled for CPUs, not for {target.kind}"
     if target.kind == "cuda":
         return "no search space for GPUs serves it"
     if problem.rank != 2:
@@ -187,7 +189,7 @@ def unsupported(problem: NAProblem, target: NATarget) -> str:
     return f"compiled kernels are float32 and float64, the problem is {problem.dtype}"
 
 
-def explain(problem: NAProblem, target: NATarget | None = None, records: str | None = None) -> str:
+def explain(problem: Problem, target: NATarget | None = None, records: str | None = None) -> str:
     """Which schedule a problem gets on a target, and why."""
     target = target or current_target()
     space = _space(problem, target)
@@ -196,7 +198,7 @@ def explain(problem: NAProblem, target: NATarget | None = None, records: str | N
     return "; ".join([f"{space.name}, {chosen}", where, *passed_over])
 
 
-def scheduled_module(problem: NAProblem, target: NATarget, chosen: Chosen | None = None) -> tuple[Any, SearchSpace]:
+def scheduled_module(problem: Problem, target: NATarget, chosen: Chosen | None = None) -> tuple[Any, SearchSpace]:
     """The scheduled IRModule of ``problem`` and the space that serves it (imports TVM).
 
     Without ``chosen`` it has the default schedule.
@@ -215,7 +217,7 @@ def scheduled_module(problem: NAProblem, target: NATarget, chosen: Chosen | None
     return scheduled.schedule.mod, space
 
 
-def _module_by_record(chosen: Chosen, problem: NAProblem, target: NATarget) -> Any:
+def _module_by_record(chosen: Chosen, problem: Problem, target: NATarget) -> Any:
     from tvm_na.replay import carried_over, replayed
 
     record = None if chosen.record is None else chosen.record.load()
@@ -250,7 +252,7 @@ def _compiled(module: Any, target: NATarget, chosen: Chosen) -> Callable[[Path],
         raise InapplicableError(f"TVM cannot compile it: {type(error).__name__}: {error}") from error
 
 
-def _build(request: str, problem: NAProblem, target: NATarget, chosen: Chosen) -> Path:
+def _build(request: str, problem: Problem, target: NATarget, chosen: Chosen) -> Path:
     _space(problem, target)  # an unsupported problem fails before TVM is imported
     openmp.cxx_compiler()  # so does a machine that cannot link
     if target.kind == "cuda":

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tvm_na import workers
+from tvm_na.dense import Problem
 from tvm_na.metaschedule import skip_tensor_intrinsics, trace_as_json
-from tvm_na.problem import NAProblem
 from tvm_na.target import NATarget
 
 #: Builds after which a worker is replaced: TVM's compiler leaks.
@@ -39,7 +39,7 @@ class Source:
     """
 
     module: str | None
-    problem: NAProblem | None = None
+    problem: Problem | None = None
     formulation: str = ""
     trace: str = ""
 
@@ -51,7 +51,7 @@ def source_of(module: Any) -> Source:
     return Source(tvm.ir.save_json(module))
 
 
-def source_for_any_batch(problem: NAProblem, formulation: str, schedule: Any) -> Source:
+def source_for_any_batch(problem: Problem, formulation: str, schedule: Any) -> Source:
     """A schedule of a formulation with a batch of 1, to be compiled for any batch."""
     return Source(None, problem, formulation, json.dumps(trace_as_json(schedule.trace)))
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import tvm_na
 from tvm_na import settings
-from tvm_na.problem import NAProblem
+from tvm_na.dense import Problem
 from tvm_na.target import NATarget, detect_target
 
 _log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def context_digest(target: NATarget) -> str:
     return digest_of(target.to_dict(), kernel_versions(target), _source_digest())
 
 
-def request_digest(problem: NAProblem, target: NATarget, schedule: str = "default") -> str:
+def request_digest(problem: Problem, target: NATarget, schedule: str = "default") -> str:
     """The name of a request; ``schedule`` is the key of what :mod:`tvm_na.choose` chose."""
     return digest_of(problem.to_json(), context_digest(target), schedule)
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tvm_na.dense import DenseProblem, Problem
 from tvm_na.problem import NAProblem
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class Case:
     """Inputs of a problem, and what is right.
 
     Attributes:
-        inputs: Query, key, value, scale and, with a bias, rpb.
+        inputs: Query, key, value, scale and, with a bias, rpb; of other operators, what their kernels read.
         expected: Output and, where the problem has it, log-sum-exp, by the reference in float64, of the first samples;
             those after them repeat them in turns.
     """
@@ -40,11 +41,12 @@ class Case:
         """Outputs for a kernel to write, NaN before it does."""
         import torch
 
-        query, accum = self.inputs[0], self.inputs[3].dtype
-        shapes = [(query.shape[0], *e.shape[1:]) for e in self.expected]
+        first = self.inputs[0]
+        accum = first.dtype if first.dtype is torch.float64 else torch.float32  # of a log-sum-exp
+        shapes = [(first.shape[0], *e.shape[1:]) for e in self.expected]
         return [
-            torch.full(shape, math.nan, dtype=dtype, device=query.device)
-            for shape, dtype in zip(shapes, (query.dtype, accum), strict=False)
+            torch.full(shape, math.nan, dtype=dtype, device=first.device)
+            for shape, dtype in zip(shapes, (first.dtype, accum), strict=False)
         ]
 
     def check(self, outputs: Sequence[Tensor], budget: float) -> None:
@@ -60,15 +62,27 @@ class Case:
                     raise WrongNumbers(f"{where}: required a relative error <= {budget:.0e}, got {error:.1e}")
 
 
-@functools.lru_cache(maxsize=2)
-def case_of(problem: NAProblem, batch: int = 1) -> Case:
+def case_of(problem: Problem, batch: int = 1, formulation: str = "") -> Case:
     """:func:`make_case` on the CPU, the last of which are kept."""
-    return make_case(problem, batch, "cpu")
+    return _kept(problem, batch, formulation if isinstance(problem, DenseProblem) else "")
 
 
-def make_case(problem: NAProblem, batch: int, device: str) -> Case:
-    """Random inputs for ``problem``, the same every time, on a device of PyTorch's."""
+@functools.lru_cache(maxsize=2)
+def _kept(problem: Problem, batch: int, formulation: str) -> Case:
+    return make_case(problem, batch, "cpu", formulation)
+
+
+def make_case(problem: Problem, batch: int, device: str, formulation: str = "") -> Case:
+    """Random inputs for ``problem``, the same every time, on a device of PyTorch's.
+
+    A kernel's formulation, as canonical JSON, says how its weights are packed, where it has any.
+    """
     import torch
+
+    if isinstance(problem, DenseProblem):
+        from tvm_na.dense_case import make_dense_case
+
+        return make_dense_case(problem, batch, formulation)
 
     generator = torch.Generator().manual_seed(0)
     dtype, accum = getattr(torch, problem.dtype), getattr(torch, problem.accum_dtype)

@@ -12,7 +12,7 @@ from math import log2
 from typing import Any, Literal, NamedTuple
 
 from tvm_na import cache, settings
-from tvm_na.problem import NAProblem
+from tvm_na.dense import OPERATOR, Problem, dense_distance
 from tvm_na.record_files import shipped_folder, user_folder
 from tvm_na.record_index import FolderIndex, RecordRef
 from tvm_na.rejections import InapplicableError, Rejections
@@ -57,7 +57,7 @@ class Chosen(NamedTuple):
         return f"{whose} record {self.record.digest[:8]}{of} ({self.reason})"
 
 
-def choose(problem: NAProblem, target: NATarget, threads: int | None = None, mode: str | None = None) -> Chosen:
+def choose(problem: Problem, target: NATarget, threads: int | None = None, mode: str | None = None) -> Chosen:
     """The schedule that ``problem`` gets on ``target``, the first of :func:`candidates` that was not rejected.
 
     Args:
@@ -70,7 +70,7 @@ def choose(problem: NAProblem, target: NATarget, threads: int | None = None, mod
 
 
 def considered(
-    problem: NAProblem, target: NATarget, threads: int | None = None, mode: str | None = None
+    problem: Problem, target: NATarget, threads: int | None = None, mode: str | None = None
 ) -> tuple[Chosen, list[str]]:
     """What :func:`choose` chooses, and which records of the problem were rejected before and why, in words."""
     passed_over: list[str] = []
@@ -88,7 +88,7 @@ def considered(
 
 
 def candidates(
-    problem: NAProblem, target: NATarget, threads: int | None = None, mode: str | None = None
+    problem: Problem, target: NATarget, threads: int | None = None, mode: str | None = None
 ) -> Iterator[Chosen]:
     """Schedules for a problem, the preferred first: records of it, of near problems, and last the default.
 
@@ -146,12 +146,12 @@ def _folders(target: NATarget, mode: str) -> list[FolderIndex]:
     return folders
 
 
-def _near(problem: NAProblem, folders: list[FolderIndex], threads: int) -> Iterator[tuple[float, RecordRef]]:
+def _near(problem: Problem, folders: list[FolderIndex], threads: int) -> Iterator[tuple[float, RecordRef]]:
     """(distance, record) of problems that are near enough, the nearest first, each with its fastest records."""
     own, found = problem.to_json(), []
     for place, folder in enumerate(folders):
         for key in folder.problems():
-            far = None if key == own else distance(vars(problem), json.loads(key))
+            far = None if key == own else distance(json.loads(own), json.loads(key))
             if far is not None and far <= FARTHEST:
                 found.append((far, place, key))
     for far, place, key in sorted(found)[:_NEIGHBORS]:
@@ -163,11 +163,15 @@ def _near(problem: NAProblem, folders: list[FolderIndex], threads: int) -> Itera
 
 
 def distance(problem: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
-    """How unlike two problems are to a schedule, given by their fields; None where nothing can be carried over.
+    """How unlike two problems are to a schedule, given by the fields of their JSON; None if nothing is carried over.
 
     Sizes count by the logarithm of their ratio. What decides how a tile fills the registers weighs the most: the
     window, the channels and the columns of a dilation group.
     """
+    if problem.get("operator") != other.get("operator"):
+        return None
+    if problem.get("operator") == OPERATOR:
+        return dense_distance(problem, other)
     if len(problem["spatial"]) != len(other["spatial"]) or problem["dtype"] != other["dtype"]:
         return None
 
@@ -189,7 +193,7 @@ def distance(problem: Mapping[str, Any], other: Mapping[str, Any]) -> float | No
     return far + (list(problem["is_causal"]) != list(other["is_causal"]))
 
 
-def reject(chosen: Chosen, problem: NAProblem, target: NATarget, error: InapplicableError) -> None:
+def reject(chosen: Chosen, problem: Problem, target: NATarget, error: InapplicableError) -> None:
     """Pass the record of ``chosen`` over from now on; logs that."""
     if chosen.record is None:
         raise ValueError("chosen: required a record, got the default schedule")

@@ -6,7 +6,18 @@ from typing import Annotated
 
 import typer
 
-from tvm_na import __version__, cli_bench, cli_compile, cli_info, cli_records, cli_report, cli_run, cli_serve, cli_tune
+from tvm_na import (
+    __version__,
+    cli_bench,
+    cli_check,
+    cli_compile,
+    cli_info,
+    cli_records,
+    cli_report,
+    cli_run,
+    cli_serve,
+    cli_tune,
+)
 from tvm_na.cli_common import console, reports_errors, size_of
 
 app = typer.Typer(
@@ -20,6 +31,7 @@ cache_app = typer.Typer(help="The compiled kernels on disk.", no_args_is_help=Tr
 app.add_typer(cache_app, name="cache")
 app.add_typer(cli_bench.app, name="bench")
 app.add_typer(cli_records.app, name="records")
+app.command()(cli_check.check)
 app.command("compile")(cli_compile.compile_model)
 app.command()(cli_info.info)
 app.command()(cli_report.report)

@@ -140,7 +140,7 @@ def bench_artifact(
     from rich.table import Table
 
     from tvm_na.benchmark import format_time, measure
-    from tvm_na.deploy.artifact import Artifact
+    from tvm_na.deploy.artifact import made_of
     from tvm_na.deploy.manifest import read_manifest, verify
 
     moments = [time.perf_counter()]
@@ -148,7 +148,7 @@ def bench_artifact(
     manifest = read_manifest(folder)
     verify(folder, manifest)
     moments.append(time.perf_counter())
-    artifact = Artifact(folder, manifest)
+    artifact = made_of(folder, manifest)
     moments.append(time.perf_counter())
     torch.manual_seed(0)
     sizes = [batch or manifest.batch or 1 if n is None or i == 0 else n for i, n in enumerate(manifest.input.shape)]

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tvm_na.cli_common import console, fail, reports_errors, rows_of, size_of
+from tvm_na.cli_common import console, fail, reports_errors, rows_of, size_of, warn
 from tvm_na.cli_run import IMAGENET_CLASSES, load_model
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status
 
-    from tvm_na.deploy.artifact import Artifact
+    from tvm_na.deploy.manifest import Manifest
 
 
 class _Steps:
@@ -45,17 +45,28 @@ def compile_model(
         str, typer.Option(metavar="dynamic|N", help="Images at once: any number, or this one.")
     ] = "dynamic",
     target: Annotated[str | None, typer.Option(help="CPU to compile for; this machine's if not given.")] = None,
+    format: Annotated[
+        Literal["aoti", "tvm"], typer.Option(help="What runs it: PyTorch, or TVM's runtime of 4 MB alone.")
+    ] = "aoti",
+    precision: Annotated[
+        Literal["float32", "float64"] | None, typer.Option(help="What the model is converted to; its own if not given.")
+    ] = None,
+    runtime: Annotated[
+        Path | None, typer.Option(help="With tvm, for another architecture: its libtvm_runtime.so, to go into it.")
+    ] = None,
     records: Annotated[
         Literal["all", "user", "shipped", "off"] | None, typer.Option(help="Tuning records that count.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that is there.")] = False,
 ) -> None:
-    """Compile a model into an artifact that runs with PyTorch alone; takes minutes."""
+    """Compile a model into an artifact that runs without the compiler; takes minutes."""
+    import warnings
     from dataclasses import replace
 
     import torch
 
     from tvm_na.deploy.compiler import compile as compile_artifact
+    from tvm_na.deploy.manifest import read_manifest
     from tvm_na.models.registry import get_spec
 
     if batch != "dynamic" and not batch.isdecimal():
@@ -64,14 +75,18 @@ def compile_model(
     model = load_model(name, weights, num_classes, "compiled")
     out, start = console(), time.perf_counter()
     try:
-        with out.status("") as status:
+        with out.status("") as status, warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always", UserWarning)
             steps = _Steps(out, status)
-            artifact = compile_artifact(
+            compile_artifact(
                 model,
                 torch.zeros(1, 3, input_size, input_size),
                 target,
                 batch if batch == "dynamic" else int(batch),
+                precision,
                 output=output,
+                format=format,
+                runtime=runtime,
                 name=name,
                 weights=None if weights is None else weights.name,
                 preprocessing=preprocessing,
@@ -82,20 +97,29 @@ def compile_model(
             steps("")
     except RuntimeError as error:  # no kernel, no compiler, or wrong numbers
         raise fail(str(error)) from error
-    _print_artifact(artifact, time.perf_counter() - start)
+    _print_artifact(output, read_manifest(output.absolute()), time.perf_counter() - start)
+    for warning in warned:
+        if (text := str(warning.message)).startswith(("UNTUNED", "NOT CHECKED")):
+            warn(text)
 
 
-def _print_artifact(artifact: Artifact, seconds: float) -> None:
-    out, manifest = console(), artifact.manifest
+def _print_artifact(folder: Path, manifest: Manifest, seconds: float) -> None:
+    out = console()
     size = size_of(sum(file["bytes"] for file in manifest.files.values()))
-    out.print(f"{artifact.path}: {size}, {seconds:.0f} s", style="bold green", markup=False, soft_wrap=True)
+    out.print(f"{folder.absolute()}: {size}, {seconds:.0f} s", style="bold green", markup=False, soft_wrap=True)
     rows = [
         ("model", f"{manifest.model['name']}, {manifest.model['parameters']:,} parameters"),
         ("weights", manifest.model["weights"] or "RANDOM"),
         ("input", manifest.input),
         ("output", ", ".join(map(str, manifest.outputs))),
-        ("target", f"{manifest.target['name']}, PyTorch {manifest.requires['torch']}"),
+        ("target", manifest.target["name"]),
+        ("needs", ", ".join(f"{package} {version}" for package, version in manifest.requires.items())),
         *((p["text"], f"{p['layers']} layers, {p['schedule']}") for p in manifest.problems),
-        ("check", f"relative error {manifest.check['relative_error']:.1e}, budget {manifest.check['budget']:.0e}"),
+        ("check", _check_in_words(manifest)),
     ]
     out.print(rows_of(rows), soft_wrap=True)
+
+
+def _check_in_words(manifest: Manifest) -> str:
+    error, budget = manifest.check.get("relative_error"), f"budget {manifest.check['budget']:.0e}"
+    return f"NOT CHECKED, {budget}" if error is None else f"relative error {error:.1e}, {budget}"

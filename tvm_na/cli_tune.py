@@ -39,7 +39,7 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
-def _tasks_of_model(name: str, input_sizes: Sequence[str], dtype: str) -> list[TuneTask]:
+def _tasks_of_model(name: str, input_sizes: Sequence[str], dtype: str, whole: bool) -> list[TuneTask]:
     from dataclasses import replace
 
     from tvm_na.models import create_model, problems_of
@@ -47,7 +47,16 @@ def _tasks_of_model(name: str, input_sizes: Sequence[str], dtype: str) -> list[T
 
     sizes = [parse_size(text) for text in input_sizes or ["224"]]
     model = create_model(name)
-    tasks = [task for size in sizes for task in tasks_of(problems_of(model, size))]
+    if whole:
+        import torch
+
+        from tvm_na.deploy.whole_model import problems_of_whole
+
+        with console().status("tracing the model"):
+            found = [problems_of_whole(model, torch.zeros(1, 3, *size)) for size in sizes]
+        tasks = [task for problems in found for task in tasks_of(problems)]
+    else:
+        tasks = [task for size in sizes for task in tasks_of(problems_of(model, size))]
     return merged([TuneTask(replace(task.problem, dtype=dtype), task.weight) for task in tasks])
 
 
@@ -92,6 +101,10 @@ def tune(
     input_size: Annotated[
         list[str] | None, typer.Option(help="Of the model's images: 224 or 224x192. Can be repeated.")
     ] = None,
+    whole_model: Annotated[
+        bool,
+        typer.Option("--whole-model", help="MODEL's linear layers and convolutions too."),
+    ] = False,
     problems: Annotated[Path | None, typer.Option(help="JSON file with a list of problems.")] = None,
     size: Annotated[tuple[int, int] | None, typer.Option(help="A problem spelled out: height and width.")] = None,
     heads: Annotated[int, typer.Option(help="Attention heads.")] = 2,
@@ -129,8 +142,9 @@ def tune(
         raise ValueError(
             f"problems: required one of MODEL, --problems and --size, got {' and '.join(sources) or 'none'}"
         )
-    if input_size and not model:
-        raise ValueError("input_size: required a MODEL with it, got none")
+    for option, given in (("input_size", input_size), ("whole_model", whole_model)):
+        if given and not model:
+            raise ValueError(f"{option}: required a MODEL with it, got none")
     seconds = None if time_limit is None else parse_duration(time_limit)
     farm = _farm(rpc, rpc_key)
     if not dry_run:
@@ -143,7 +157,7 @@ def tune(
 
     chosen = parse_target(target or settings.target_name())
     if model:
-        tasks = _tasks_of_model(model, input_size or [], dtype)
+        tasks = _tasks_of_model(model, input_size or [], dtype, whole_model)
     elif problems:
         from tvm_na.tasks import tasks_from_file
 

@@ -17,13 +17,14 @@ from tvm_na import build
 from tvm_na.case import WrongNumbers
 from tvm_na.choose import Chosen
 from tvm_na.database import replace_files, write_meta, writing
+from tvm_na.dense import Problem
 from tvm_na.measure import Conditions, Kernel, Measured, checked_call, plan, stopwatch
-from tvm_na.problem import NAProblem
 from tvm_na.record_files import read_lines
 from tvm_na.record_index import ref_of
 from tvm_na.records import Record, read_meta, records_in, workload_hash
 from tvm_na.rejections import InapplicableError
 from tvm_na.target import NATarget, parse_target
+from tvm_na.tasks import formulations_of
 from tvm_na.upkeep import best_of
 from tvm_na.verify import check_measurable, running_on
 
@@ -44,7 +45,7 @@ class Outcome:
         failures: What those that could not be measured failed at.
     """
 
-    problem: NAProblem
+    problem: Problem
     threads: int
     batch: int
     default: tuple[float, ...]
@@ -72,7 +73,7 @@ def contest(folder: Path, count: int, rounds: int) -> Iterator[Outcome]:
         ValueError: the records are for another target, or need more cores than there are.
         RuntimeError: a package or the C++ compiler is missing, or the cache cannot be written.
     """
-    groups: dict[tuple[NAProblem, int], list[Record]] = {}
+    groups: dict[tuple[Problem, int], list[Record]] = {}
     records = records_in(folder)
     first = {(record.problem, record.threads): record for record in reversed(records)}  # a default point, mostly
     for record in dict.fromkeys([*first.values(), *best_of(records, count)]):
@@ -92,11 +93,12 @@ def _measured(records: Sequence[Record], target: NATarget, conditions: Condition
     problem, batch = records[0].problem, records[0].batch
     runtime.use_threads(problem.useful_flops * batch)
     default = build.kernel_for(problem, target, records="off")
-    calls, failures = {"default": _call(default, batch, conditions)}, []
+    formulation = formulations_of(problem, target)[0].text
+    calls, failures = {"default": _call(default, batch, conditions, formulation)}, []
     for record in records:
         try:
             kernel = build.kernel_with(Chosen("record", ref_of(record, shipped=False), "in a contest"), problem, target)
-            calls[record.digest] = _call(kernel, batch, conditions)
+            calls[record.digest] = _call(kernel, batch, conditions, record.formulation)
         except (InapplicableError, ValueError) as error:
             failures.append(f"{record.digest}: {error}")
     samples = _samples(calls, conditions, rounds)
@@ -109,10 +111,11 @@ def _measured(records: Sequence[Record], target: NATarget, conditions: Condition
     return Outcome(problem, records[0].threads, batch, samples["default"], tuple(found), tuple(failures))
 
 
-def _call(kernel: build.Kernel, batch: int, conditions: Conditions) -> Callable[[], object]:
+def _call(kernel: build.Kernel, batch: int, conditions: Conditions, formulation: str) -> Callable[[], object]:
     """A call of a kernel, whose numbers are right; ValueError if they are not."""
     try:
-        return checked_call(kernel.file, Kernel(kernel.file, kernel.problem, batch=batch), conditions)
+        what = Kernel(kernel.file, kernel.problem, batch=batch, formulation=formulation)
+        return checked_call(kernel.file, what, conditions)
     except WrongNumbers as error:
         raise ValueError(f"wrong numbers: {error}") from error
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from tvm_na import cache, settings
+from tvm_na.dense import Problem, arguments_with_batch, problem_from_json
 from tvm_na.metaschedule import trace_as_json
-from tvm_na.problem import NAProblem
 from tvm_na.record_files import META, NEW, RECORDS, WORKLOADS, shipped_folder, user_folder
 from tvm_na.records import Meta, Record, parse_line, read_meta, records_in, workload_hash
 from tvm_na.target import NATarget, cpu_name
@@ -153,10 +153,10 @@ def _is_whole(line: bytes, workloads: int) -> bool:
         return False
 
 
-def _set_batch(arguments: list[Any], problem: NAProblem, batch: int) -> None:
-    """Put a batch into MetaSchedule's description of a call's arguments: all but scale and, with a bias, rpb."""
-    for number, (_, _, shape) in enumerate(arguments):
-        if number not in (3, 3 + problem.bias):
+def _set_batch(arguments: list[Any], problem: Problem, batch: int) -> None:
+    """Put a batch into MetaSchedule's description of a call's arguments, of those that have one."""
+    for (_, _, shape), has_batch in zip(arguments, arguments_with_batch(problem), strict=True):
+        if has_batch:
             shape[0] = batch
 
 
@@ -271,7 +271,7 @@ class TuningDatabase:
         record = TuningRecord(Trace([], {}), workload, seconds, self.target.tvm_target(threads), args_info)
         number = self._numbers[structural_hash(workload.mod)]
         entry = [trace_as_json(trace), *record.as_json()[1:]]
-        _set_batch(entry[3], NAProblem.from_json(str(workload.mod["main"].attrs["tvm_na.problem"])), batch)
+        _set_batch(entry[3], problem_from_json(str(workload.mod["main"].attrs["tvm_na.problem"])), batch)
         _append(self.folder / RECORDS, [number, entry])
 
     def records_of(

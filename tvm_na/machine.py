@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvm_na.benchmark import measure
-from tvm_na.problem import NAProblem
+from tvm_na.dense import DenseProblem, Problem, elements_of
 from tvm_na.target import cpu_name
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Rates:
     flops: dict[str, dict[int, float]]
     bandwidth: dict[int, dict[int, float]]
 
-    def covers(self, problem: NAProblem, threads: int) -> bool:
+    def covers(self, problem: Problem, threads: int) -> bool:
         """Whether :func:`bound_of` can be asked."""
         return threads in self.flops.get(problem.accum_dtype, {}) and threads in self.bandwidth
 
@@ -113,14 +113,16 @@ class Bound:
         return "products" if self.products >= self.transfers else "transfers"
 
 
-def bytes_of(problem: NAProblem) -> int:
-    """Bytes of query, key, value and output for a batch of one, each once."""
+def bytes_of(problem: Problem) -> int:
+    """Bytes of query, key, value and output for a batch of one, each once; of other operators, of all arguments."""
+    if isinstance(problem, DenseProblem):
+        return sum(elements_of(problem).values()) * _ITEM_BYTES[problem.dtype]
     channels = problem.heads * (problem.head_dim + problem.head_dim_v)
     channels += problem.heads_kv * (problem.head_dim + problem.head_dim_v)
     return math.prod(problem.spatial) * channels * _ITEM_BYTES[problem.dtype]
 
 
-def bound_of(problem: NAProblem, threads: int, rates: Rates, cold: bool = False, batch: int = 1) -> Bound:
+def bound_of(problem: Problem, threads: int, rates: Rates, cold: bool = False, batch: int = 1) -> Bound:
     """The bound of a problem.
 
     Args:

@@ -23,7 +23,7 @@ from typing import Protocol
 from tvm_na import measure_cuda, workers
 from tvm_na.calm import Calm
 from tvm_na.case import WrongNumbers, case_of
-from tvm_na.problem import NAProblem
+from tvm_na.dense import Problem
 
 #: Repeats on a GPU, which fewer others use than cores of a CPU.
 GPU_REPEATS = 60
@@ -69,12 +69,21 @@ class Kernel:
         problem: What it computes.
         reference: The library of another kernel of the same problem, to be measured in turns with it; or None.
         batch: The samples of a call.
+        formulation, reference_formulation: Of the two, as canonical JSON, where that says how weights are packed.
     """
 
     file: Path
-    problem: NAProblem
+    problem: Problem
     reference: Path | None = None
     batch: int = 1
+    formulation: str = ""
+    reference_formulation: str = ""
+
+    @property
+    def libraries(self) -> list[tuple[Path, str]]:
+        """Its library and, if there is one, the reference's, each with its formulation."""
+        reference = [] if self.reference is None else [(self.reference, self.reference_formulation)]
+        return [(self.file, self.formulation), *reference]
 
 
 @dataclass(frozen=True)
@@ -173,12 +182,10 @@ def run_kernel(kernel: Kernel, conditions: Conditions) -> Measured | workers.Las
     """
     from tvm_na import runtime
 
-    flops = kernel.problem.useful_flops * kernel.batch
-    files = [file for file in (kernel.file, kernel.reference) if file is not None]
     try:
-        calls = [checked_call(file, kernel, conditions) for file in files]
+        calls = [checked_call(file, kernel, conditions) for file, _ in kernel.libraries]
         if not conditions.on_gpu:
-            _calm.wait(runtime.threads_for(flops, conditions.threads))
+            _calm.wait(runtime.threads_for(kernel.problem.useful_flops * kernel.batch, conditions.threads))
         run_secs, *reference_secs = in_turns(calls, conditions, stopwatch(conditions))
         return Measured(run_secs, reference_secs=reference_secs[0] if reference_secs else ())
     except WrongNumbers as error:
@@ -191,7 +198,7 @@ def run_kernel(kernel: Kernel, conditions: Conditions) -> Measured | workers.Las
 
 
 def checked_call(file: Path, kernel: Kernel, conditions: Conditions) -> Callable[[], object]:
-    """A call of the kernel in ``file``, of what ``kernel`` says; WrongNumbers if its numbers are not right."""
+    """A call of ``file``, one of the kernel's libraries; WrongNumbers if its numbers are not right."""
     from tvm_na import runtime
     from tvm_na.benchmark import ERROR_BUDGET
     from tvm_na.te import ENTRY
@@ -199,7 +206,7 @@ def checked_call(file: Path, kernel: Kernel, conditions: Conditions) -> Callable
     problem = kernel.problem
     if conditions.on_gpu:
         return measure_cuda.checked_call(file, problem, kernel.batch, conditions.device)
-    case = case_of(problem, kernel.batch)
+    case = case_of(problem, kernel.batch, dict(kernel.libraries)[file])
     outputs = case.outputs()
     call = functools.partial(runtime.load(file, ENTRY), *case.inputs, *outputs)
     runtime.use_threads(problem.useful_flops * kernel.batch)

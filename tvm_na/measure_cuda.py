@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_na.case import Case, make_case
-from tvm_na.problem import NAProblem
+from tvm_na.dense import Problem
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,10 +99,10 @@ class Sets:
 
 
 #: The sets in use, at most one: they may take a quarter of the GPU's memory.
-_sets: dict[tuple[NAProblem, int, str], Sets] = {}
+_sets: dict[tuple[Problem, int, str], Sets] = {}
 
 
-def sets_of(problem: NAProblem, batch: int, device: str) -> Sets:
+def sets_of(problem: Problem, batch: int, device: str) -> Sets:
     """The sets of a problem, those of before if they are the same."""
     key = problem, batch, device
     if key not in _sets:
@@ -111,7 +111,7 @@ def sets_of(problem: NAProblem, batch: int, device: str) -> Sets:
     return _sets[key]
 
 
-def checked_call(file: Path, problem: NAProblem, batch: int, device: str) -> Callable[[], object]:
+def checked_call(file: Path, problem: Problem, batch: int, device: str) -> Callable[[], object]:
     """A rotating call of the kernel in a library, whose numbers are right.
 
     Raises:

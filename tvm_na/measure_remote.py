@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_na.case import DISTINCT, Case, case_of
+from tvm_na.dense import arguments_with_batch
 from tvm_na.measure import Conditions, Kernel, Measured, plan
 from tvm_na.measure_cuda import ROTATED_BYTES
 
@@ -41,13 +42,19 @@ def measured_in(session: Any, kernel: Kernel, conditions: Conditions) -> Measure
         big_cores = 1  # an affinity mode; it only has to be named
         session.get_function("runtime.config_threadpool")(big_cores, threads)
     device = session.cuda(0) if conditions.on_gpu else session.cpu(0)
-    case = case_of(kernel.problem, min(kernel.batch, DISTINCT))
-    sent = [_sent(t, device) for t in (*case.inputs, *case.outputs())]
-    files = [kernel.file] if kernel.reference is None else [kernel.file, kernel.reference]
-    modules = [_checked(session, file, kernel, case, sent) for file in files]
-    arguments = sent if kernel.batch <= DISTINCT else _drawn(session, device, kernel, case)
-    conditions = _flushing(conditions, arguments)
-    timers = [_timer(module, device, arguments, conditions) for module in modules]
+    sent: dict[str, list[Any]] = {}  # by formulation: weights are packed as it says
+    drawn: dict[str, list[Any]] = {}
+    modules = []
+    for file, formulation in kernel.libraries:
+        case = case_of(kernel.problem, min(kernel.batch, DISTINCT), formulation)
+        if formulation not in sent:
+            sent[formulation] = [_sent(t, device) for t in (*case.inputs, *case.outputs())]
+        modules.append((_checked(session, file, kernel, case, sent[formulation]), formulation))
+        if kernel.batch > DISTINCT and formulation not in drawn:
+            drawn[formulation] = _drawn(session, device, kernel, case)
+    arguments = sent if kernel.batch <= DISTINCT else drawn
+    conditions = _flushing(conditions, next(iter(arguments.values())))
+    timers = [_timer(module, device, arguments[formulation], conditions) for module, formulation in modules]
     plans = [plan(min(timed(1, 3)), conditions) for timed in timers]
     seconds: list[list[float]] = [[] for _ in timers]
     repeats = -(-plans[0][1] // _AT_ONCE)
@@ -96,14 +103,14 @@ def _received(tensor: Any) -> Tensor:
 
 
 def _drawn(session: Any, device: Any, kernel: Kernel, case: Case) -> list[Any]:
-    """Arguments for the whole batch, with numbers drawn over there; scale and rpb as well."""
+    """Arguments for the whole batch, with numbers drawn over there; also for those that have no batch."""
     import tvm.runtime
 
     fill = session.get_function("tvm.contrib.random.random_fill_for_measure")
     found = []
-    for number, like in enumerate((*case.inputs, *case.outputs())):
-        constant = 3 <= number < len(case.inputs)  # scale and rpb have no batch
-        shape = tuple(like.shape) if constant else (kernel.batch, *like.shape[1:])
+    every = (*case.inputs, *case.outputs())
+    for like, has_batch in zip(every, arguments_with_batch(kernel.problem), strict=True):
+        shape = (kernel.batch, *like.shape[1:]) if has_batch else tuple(like.shape)
         there = tvm.runtime.empty(shape, str(like.dtype).removeprefix("torch."), device)
         fill(there)
         found.append(there)

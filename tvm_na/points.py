@@ -87,10 +87,11 @@ class Features:
 def _describe(formulation: Formulation) -> dict[str, float]:
     problem = formulation.problem
     values: dict[str, float] = {}
-    for name in ("spatial", "kernel_size", "stride", "dilation"):
-        values |= {f"{name} {axis}": float(n) for axis, n in enumerate(getattr(problem, name))}
-    for name in ("heads", "heads_kv", "head_dim", "head_dim_v"):
-        values[name] = float(getattr(problem, name))
+    for name, value in json.loads(problem.to_json()).items():
+        if isinstance(value, list):
+            values |= {f"{name} {axis}": float(n) for axis, n in enumerate(value)}
+        elif isinstance(value, (int, float)):
+            values[name] = float(value)
     for name, value in json.loads(formulation.text).items():
         if isinstance(value, (int, float)):
             values[f"formulation {name}"] = float(value)

@@ -19,7 +19,7 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 MAX_RANK = 3
 
 
-def _check_int(argument: str, value: Any, minimum: int) -> int:
+def check_int(argument: str, value: Any, minimum: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{argument}: required an integer, got {type(value).__name__} {value!r}")
     if value < minimum:
@@ -38,8 +38,8 @@ def per_axis_ints(argument: str, value: Any, rank: int, minimum: int = 1) -> tup
     if isinstance(value, (tuple, list)):
         if len(value) != rank:
             raise ValueError(f"{argument}: required {rank} values, one per spatial axis, got {len(value)}: {value!r}")
-        return tuple(_check_int(argument, v, minimum) for v in value)
-    return (_check_int(argument, value, minimum),) * rank
+        return tuple(check_int(argument, v, minimum) for v in value)
+    return (check_int(argument, value, minimum),) * rank
 
 
 def per_axis_bools(argument: str, value: Any, rank: int) -> tuple[bool, ...]:
@@ -113,7 +113,7 @@ class NAProblem:
             object.__setattr__(self, name, per_axis_ints(name, getattr(self, name), rank))
         object.__setattr__(self, "is_causal", per_axis_bools("is_causal", self.is_causal, rank))
         for name in ("heads", "heads_kv", "head_dim", "head_dim_v"):
-            _check_int(name, getattr(self, name), 1)
+            check_int(name, getattr(self, name), 1)
         for name in ("bias", "return_lse"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: required bool, got {getattr(self, name)!r}")

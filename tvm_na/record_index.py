@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tvm_na import cache
-from tvm_na.problem import NAProblem
+from tvm_na.dense import Problem, problem_from_json
 from tvm_na.record_files import signature
 
 if TYPE_CHECKING:
@@ -61,9 +61,9 @@ class RecordRef(NamedTuple):
         return self.seconds / self.batch
 
     @property
-    def problem(self) -> NAProblem:
+    def problem(self) -> Problem:
         """Its problem."""
-        return NAProblem.from_json(self.problem_json)
+        return problem_from_json(self.problem_json)
 
     def load(self) -> Record | None:
         """The record, wherever it lies in its folder by now; None if it is there no more."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tvm_na.problem import NAProblem
+from tvm_na.dense import Problem, problem_from_json
 from tvm_na.record_files import META, RECORDS, read_lines, shipped_folder, user_folder
 from tvm_na.target import name_of_spec
 
@@ -58,7 +58,7 @@ class Record:
         batch: The samples of a call that was measured.
     """
 
-    problem: NAProblem
+    problem: Problem
     formulation: str
     workload: str
     target: str
@@ -167,7 +167,7 @@ def parse_line(line: bytes) -> tuple[int, Any, list[float] | None, dict[str, Any
 
 
 def batch_of(arguments: Any) -> int:
-    """The batch in MetaSchedule's description of a call's arguments, ``[["TENSOR", dtype, shape], ...]``: the query's.
+    """The batch in MetaSchedule's description of a call's arguments, ``[["TENSOR", dtype, shape], ...]``: the first's.
 
     It is 1 where there is no description.
 
@@ -273,4 +273,4 @@ def _record(
     )
 
 
-_problem = functools.lru_cache(maxsize=1024)(NAProblem.from_json)
+_problem = functools.lru_cache(maxsize=1024)(problem_from_json)

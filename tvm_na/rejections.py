@@ -12,7 +12,7 @@ import os
 from typing import Literal
 
 from tvm_na import cache
-from tvm_na.problem import NAProblem
+from tvm_na.dense import Problem
 from tvm_na.record_index import RecordRef
 from tvm_na.target import NATarget
 
@@ -42,7 +42,7 @@ class InapplicableError(Exception):
 class Rejections:
     """The records that do not apply to one problem on one target."""
 
-    def __init__(self, problem: NAProblem, target: NATarget) -> None:
+    def __init__(self, problem: Problem, target: NATarget) -> None:
         """See what is on disk now."""
         self.problem = problem
         self._context = cache.context_digest(target)[:16]

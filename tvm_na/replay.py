@@ -11,7 +11,7 @@ from typing import Any
 
 from tvm_na.choose import InapplicableError
 from tvm_na.database import structural_hash
-from tvm_na.problem import NAProblem
+from tvm_na.dense import Problem, problem_from_json
 from tvm_na.records import Record
 from tvm_na.schedules import SearchSpace, spaces_for
 from tvm_na.schedules.base import Choice, Plan, Scheduled, choices_of, structure_of
@@ -23,7 +23,7 @@ def formulation_of(func: Any) -> str:
     return str(func.attrs["tvm_na.formulation"])
 
 
-def replayed(record: Record, problem: NAProblem, target: NATarget) -> Any:
+def replayed(record: Record, problem: Problem, target: NATarget) -> Any:
     """The IRModule of ``problem`` scheduled as ``record`` says, with a symbolic batch.
 
     Raises:
@@ -35,7 +35,7 @@ def replayed(record: Record, problem: NAProblem, target: NATarget) -> Any:
     return _apply_trace(record.trace, *found, target).mod
 
 
-def with_trace(problem: NAProblem, formulation: str, trace: Any, target: NATarget) -> Any:
+def with_trace(problem: Problem, formulation: str, trace: Any, target: NATarget) -> Any:
     """The IRModule of ``problem`` in a formulation (canonical JSON), with a symbolic batch, scheduled by a trace.
 
     Args:
@@ -53,7 +53,7 @@ def with_trace(problem: NAProblem, formulation: str, trace: Any, target: NATarge
     return _apply_trace(trace, *found, target).mod
 
 
-def carried_over(record: Record, problem: NAProblem, target: NATarget) -> Any:
+def carried_over(record: Record, problem: Problem, target: NATarget) -> Any:
     """The IRModule of ``problem``, scheduled with the decisions of the record of another one.
 
     Raises:
@@ -85,7 +85,7 @@ def decisions_of(record: Record, target: NATarget) -> tuple[str, tuple[Choice, .
     return structure, _tried(choices_of, trace, _applied(space, func, target, Plan(structure)))
 
 
-def workloads_of(problem: NAProblem, target: NATarget) -> dict[str, str]:
+def workloads_of(problem: Problem, target: NATarget) -> dict[str, str]:
     """The workloads that a problem has now: formulation by structural hash."""
     return {
         structural_hash(_module(func)): formulation_of(func)
@@ -96,12 +96,12 @@ def workloads_of(problem: NAProblem, target: NATarget) -> dict[str, str]:
 
 # Several records are tried one after the other, and expressions take longer to make than anything else here.
 @functools.lru_cache(maxsize=8)
-def _formulations(space: SearchSpace, problem: NAProblem, target: NATarget, batch: int | None) -> list[Any]:
+def _formulations(space: SearchSpace, problem: Problem, target: NATarget, batch: int | None) -> list[Any]:
     return space.formulations(problem, target, batch)
 
 
 def _with_formulation(
-    formulation: str, problem: NAProblem, target: NATarget, batch: int | None
+    formulation: str, problem: Problem, target: NATarget, batch: int | None
 ) -> tuple[SearchSpace, Any] | None:
     """The PrimFunc of ``problem`` with a formulation, and its space."""
     for space in spaces_for(problem, target):
@@ -111,7 +111,7 @@ def _with_formulation(
     return None
 
 
-def _measured(record: Record, problem: NAProblem, target: NATarget) -> tuple[SearchSpace, Any]:
+def _measured(record: Record, problem: Problem, target: NATarget) -> tuple[SearchSpace, Any]:
     """The space and the PrimFunc that a record was measured with."""
     found = _with_formulation(record.formulation, problem, target, 1)
     if found is None:
@@ -149,7 +149,7 @@ def _apply_trace(trace: Any, space: SearchSpace, func: Any, target: NATarget) ->
 
 @functools.lru_cache(maxsize=64)
 def _make_tensor_instructions(space: SearchSpace, formulation: str, problem: str, target: NATarget) -> None:
-    found = _with_formulation(formulation, NAProblem.from_json(problem), target, 1)
+    found = _with_formulation(formulation, problem_from_json(problem), target, 1)
     assert found is not None, "a function of a space is one of its formulations"
     for structure in space.structures(found[1], target):
         space.apply(found[1], target, Plan(structure))

@@ -13,8 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tvm_na.dense import Problem, problem_from_json
 from tvm_na.journal import JOURNAL, Trial, point, trials_in
-from tvm_na.problem import NAProblem
 from tvm_na.ranking import found_of_best, spearman
 from tvm_na.records import Record, read_meta, records_in
 from tvm_na.target import NATarget, parse_target
@@ -66,7 +66,7 @@ class Task:
         batch: Samples of a call.
     """
 
-    problem: NAProblem
+    problem: Problem
     threads: int
     name: str
     records: tuple[Record, ...] = field(repr=False)
@@ -220,14 +220,14 @@ def load(folder: Path) -> ReportData:
     return ReportData(folder, target, tuple(tasks), common, tuple(meta.sessions), (folder / JOURNAL).exists())
 
 
-def _trials(folder: Path) -> list[tuple[NAProblem, Trial]]:
+def _trials(folder: Path) -> list[tuple[Problem, Trial]]:
     """The trials of the journal that make sense, with their problems; the others are skipped with a warning."""
-    problems: dict[str, NAProblem] = {}
+    problems: dict[str, Problem] = {}
     found = []
     for trial in trials_in(folder):
         try:
             if trial.problem not in problems:
-                problems[trial.problem] = NAProblem.from_json(trial.problem)
+                problems[trial.problem] = problem_from_json(trial.problem)
             if trial.seconds is not None and not 0 < trial.seconds < math.inf:
                 raise ValueError(f"seconds: required a number > 0, got {trial.seconds}")
             if trial.predicted is not None and not math.isfinite(trial.predicted):
@@ -239,7 +239,7 @@ def _trials(folder: Path) -> list[tuple[NAProblem, Trial]]:
     return found
 
 
-def default_point(problem: NAProblem, target: NATarget) -> tuple[object, ...] | None:
+def default_point(problem: Problem, target: NATarget) -> tuple[object, ...] | None:
     """The point that a problem gets without records; None if no space serves it."""
     from tvm_na.schedules import spaces_for
     from tvm_na.schedules.base import Plan
@@ -266,9 +266,11 @@ def schedule_in_words(record: Record) -> str:
     return in_words(record.formulation, structure, choices)
 
 
-def short_names(problems: Sequence[NAProblem]) -> tuple[list[str], str]:
+def short_names(problems: Sequence[Problem]) -> tuple[list[str], str]:
     """A name for each problem without what all of them have in common, and that."""
-    parts = [re.findall(r"(?:heads|kv|dim|k|stride|dil|causal) \S+|\S+", str(problem)) for problem in problems]
+    parts = [
+        re.findall(r"(?:heads|kv|dim|k|stride|dil|causal|channels|pad) \S+|\S+", str(problem)) for problem in problems
+    ]
     if len(parts) < 2:
         return [str(problem) for problem in problems], ""
     common = [part for part in parts[0] if all(part in others for others in parts)]

@@ -41,6 +41,7 @@ class Way:
 
 _pools = threading.local()
 _forked = False
+_pool_of_artifacts: Callable[[int], None] | None = None
 #: About 40 microseconds of one core's work. At 5 MFLOP (7x7, 16 heads) a second thread still nearly halves the time.
 FLOPS_PER_THREAD = 2_000_000
 
@@ -58,9 +59,34 @@ def _load_runtime() -> Callable[[int], None]:
     """Load the runtime once; returns the function that sets the calling thread's number of threads."""
     import tvm_ffi
 
+    if _pool_of_artifacts is not None:
+        return _pool_of_artifacts
     ctypes.CDLL(str(runtime_library()), ctypes.RTLD_GLOBAL)
     library = openmp.pytorch_openmp()
     return _tvm_pool(tvm_ffi) if library is None else openmp.register(library)
+
+
+def load_for_artifact(own: Path) -> None:
+    """Load TVM's runtime for an artifact, without PyTorch: that of apache-tvm where it is installed, else ``own``.
+
+    In a process that has loaded it for kernels, they and the artifact share it, and their threads.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    import tvm_ffi
+
+    global _pool_of_artifacts
+    if _load_runtime.cache_info().currsize or _pool_of_artifacts is not None:
+        return
+    # Two copies of the library in a process would register everything twice, which is an error.
+    if tvm_ffi.get_global_func("runtime.config_threadpool", allow_missing=True) is None:
+        installed = importlib.util.find_spec("tvm") is not None
+        file = runtime_library() if installed else own
+        if not file.is_file():
+            raise FileNotFoundError(f"artifact: required apache-tvm, or TVM's runtime library at {own}, got neither")
+        ctypes.CDLL(str(file), ctypes.RTLD_GLOBAL)
+    _pool_of_artifacts = _tvm_pool(tvm_ffi)
 
 
 def _tvm_pool(tvm_ffi: Any) -> Callable[[int], None]:
@@ -77,7 +103,7 @@ def _after_fork() -> None:
     global _forked
     _forked = True
     _pools.threads = None
-    if _load_runtime.cache_info().currsize:
+    if _load_runtime.cache_info().currsize or _pool_of_artifacts is not None:
         # The workers did not come along; waiting for them would never end.
         use_threads(0)
 
@@ -96,6 +122,11 @@ def use_threads(flops: int) -> None:
     if getattr(_pools, "threads", None) != threads:
         _load_runtime()(threads)
         _pools.threads = threads
+
+
+def use_all_threads() -> None:
+    """Set the calling thread's threads to those of a whole model."""
+    use_threads(FLOPS_PER_THREAD * 2**20)
 
 
 @functools.lru_cache(maxsize=1)

@@ -7,14 +7,17 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from tvm_na.dense import OPERATOR, DenseProblem, Problem
 from tvm_na.problem import NAProblem
 from tvm_na.target import NATarget
 
 if TYPE_CHECKING:
     from tvm_na.schedules import SearchSpace
     from tvm_na.schedules.base import Scheduled
+
+P = TypeVar("P", bound=Problem)
 
 
 @dataclass(frozen=True)
@@ -29,26 +32,27 @@ class TuneTask:
         TypeError, ValueError: name the argument, what was required and what came.
     """
 
-    problem: NAProblem
+    problem: Problem
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.problem, NAProblem):
-            raise TypeError(f"problem: required an NAProblem, got {type(self.problem).__name__} {self.problem!r}")
+        if not isinstance(self.problem, (NAProblem, DenseProblem)):
+            got = f"{type(self.problem).__name__} {self.problem!r}"
+            raise TypeError(f"problem: required an NAProblem or a DenseProblem, got {got}")
         if isinstance(self.weight, bool) or not isinstance(self.weight, (int, float)):
             raise TypeError(f"weight: required a number, got {type(self.weight).__name__} {self.weight!r}")
         if not (math.isfinite(self.weight) and self.weight > 0):
             raise ValueError(f"weight: required a finite number > 0, got {self.weight}")
 
 
-def tasks_of(problems: Mapping[NAProblem, int]) -> list[TuneTask]:
+def tasks_of(problems: Mapping[P, int]) -> list[TuneTask]:
     """Tasks for the problems of a model, weighted by the layers that pose them (``models.problems_of``)."""
     return [TuneTask(problem, float(count)) for problem, count in problems.items()]
 
 
 def merged(tasks: Sequence[TuneTask]) -> list[TuneTask]:
     """One task for each problem, in order of first mention; weights add up."""
-    weights: dict[NAProblem, float] = {}
+    weights: dict[Problem, float] = {}
     for task in tasks:
         weights[task.problem] = weights.get(task.problem, 0.0) + task.weight
     return [TuneTask(problem, weight) for problem, weight in weights.items()]
@@ -57,7 +61,8 @@ def merged(tasks: Sequence[TuneTask]) -> list[TuneTask]:
 def tasks_from_file(file: Path) -> list[TuneTask]:
     """Tasks in a JSON file: a list of problems, each an object with the arguments of ``NAProblem.make``.
 
-    What :meth:`NAProblem.to_json` writes is one. A key "weight" is the task's weight.
+    With "operator": "dense" they are those of ``DenseProblem.make``. What ``to_json`` of either writes is such an
+    object. A key "weight" is the task's weight.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -77,8 +82,12 @@ def _task(entry: Any, where: str) -> TuneTask:
         raise ValueError(f"problems: required JSON objects, got {entry!r} ({where})")
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()}
     weight = values.pop("weight", 1.0)
+    operator = values.pop("operator", None)
     try:
-        return TuneTask(NAProblem.make(**values), weight)
+        if operator not in (None, OPERATOR):
+            raise ValueError(f"operator: required {OPERATOR}, or none for attention, got {operator!r}")
+        problem: Problem = NAProblem.make(**values) if operator is None else DenseProblem.make(**values)
+        return TuneTask(problem, weight)
     except (TypeError, ValueError) as error:
         raise ValueError(f"problems: {error} ({where})") from error
 
@@ -95,7 +104,7 @@ class Formulation:
         spaces: The default point of each structure, by its name, the default structure first.
     """
 
-    problem: NAProblem
+    problem: Problem
     space: SearchSpace
     func: Any = field(repr=False)
     text: str
@@ -136,7 +145,7 @@ class _Structures(Mapping[str, "Scheduled"]):
         return len(self._made)
 
 
-def formulations_of(problem: NAProblem, target: NATarget) -> list[Formulation]:
+def formulations_of(problem: Problem, target: NATarget) -> list[Formulation]:
     """The formulations of a problem with their spaces, the default first (imports TVM).
 
     Raises:

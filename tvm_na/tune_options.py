@@ -7,8 +7,8 @@ from math import prod
 
 from tvm_na import settings
 from tvm_na.case import DISTINCT
+from tvm_na.dense import DenseProblem, Problem, elements_of
 from tvm_na.machine import bytes_of
-from tvm_na.problem import NAProblem
 from tvm_na.search import Strategy
 from tvm_na.target import NATarget
 
@@ -58,7 +58,14 @@ class Options:
         return replace(self, jobs=jobs, threads=threads, candidates=self.candidates or candidates)
 
 
-def batch_for(problem: NAProblem, target: NATarget, wanted: int, before: int | None, free: int | None) -> int:
+def _largest_tensor(problem: Problem) -> int:
+    """Elements of a sample's largest tensor."""
+    if isinstance(problem, DenseProblem):
+        return max(elements_of(problem).values())
+    return prod(problem.spatial) * problem.heads * max(problem.head_dim, problem.head_dim_v)
+
+
+def batch_for(problem: Problem, target: NATarget, wanted: int, before: int | None, free: int | None) -> int:
     """The batch that a problem is measured with.
 
     Args:
@@ -71,8 +78,7 @@ def batch_for(problem: NAProblem, target: NATarget, wanted: int, before: int | N
     Raises:
         ValueError: what the user wants does not fit.
     """
-    elements = prod(problem.spatial) * problem.heads * max(problem.head_dim, problem.head_dim_v)
-    most = _MAX_ELEMENTS // (2 * elements)
+    most = _MAX_ELEMENTS // (2 * _largest_tensor(problem))
     if wanted:
         if wanted > most:
             raise ValueError(f"batch: required at most {most} (kernels count in 32 bits) for {problem}, got {wanted}")
@@ -90,8 +96,10 @@ def batch_for(problem: NAProblem, target: NATarget, wanted: int, before: int | N
     return batch
 
 
-def bytes_needed(problem: NAProblem, batch: int) -> int:
+def bytes_needed(problem: Problem, batch: int) -> int:
     """Bytes of a GPU's memory that measuring takes: two sets of inputs and outputs, what is right, making that."""
+    if isinstance(problem, DenseProblem):  # what is right is made on the CPU
+        return 2 * batch * bytes_of(problem)
     gathered = prod(problem.spatial) * prod(problem.kernel_size) * (problem.head_dim + problem.head_dim_v)
     return (
         2 * batch * bytes_of(problem)

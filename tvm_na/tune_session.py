@@ -11,10 +11,10 @@ from typing import Any
 
 from tvm_na.builder import REJECTIONS, Builder, Built, Source, source_for_any_batch, source_of
 from tvm_na.database import TuningDatabase, now
+from tvm_na.dense import Problem
 from tvm_na.journal import Journal, Trial, point
 from tvm_na.measure import Kernel, Measured, Measurer, median
 from tvm_na.metaschedule import import_metaschedule
-from tvm_na.problem import NAProblem
 from tvm_na.tasks import Formulation
 from tvm_na.tune_state import FormulationState, ProblemState, TuneState
 
@@ -28,10 +28,12 @@ class Reference:
     Attributes:
         file: Its library.
         seconds: The time that it is taken to need, so that all times of the problem are for one speed of the machine.
+        formulation: As canonical JSON.
     """
 
     file: Path
     seconds: float
+    formulation: str
 
 
 @dataclass
@@ -123,7 +125,7 @@ class Session:
     stopped: Callable[[], bool]
     memory: Any
     known: dict[tuple[object, ...], float | None] = field(default_factory=dict)
-    references: dict[NAProblem, Reference] = field(default_factory=dict)
+    references: dict[Problem, Reference] = field(default_factory=dict)
 
     def build(self, candidates: Sequence[Candidate]) -> list[Built]:
         """Build candidates, except those tried before (which learn what came of it) and those beyond the limit."""
@@ -169,11 +171,11 @@ class Session:
         if built.file is not None and seconds is None:
             found: dict[int, Measured] = {}
             with self._during("measuring"):
-                kernel = Kernel(built.file, problem, batch=batch)
+                kernel = Kernel(built.file, problem, batch=batch, formulation=slot.state.text)
                 self.measurer.measure([kernel], found.__setitem__, self.stopped)
             seconds, why = median(found[0].run_secs), (found[0].failure, found[0].message)
         if built.file is not None and seconds is not None:
-            self.references[problem] = Reference(built.file, seconds)
+            self.references[problem] = Reference(built.file, seconds, slot.state.text)
         elif why[0] != "stopped":
             _log.warning("%s: measured without a reference, its default kernel fails: %s\n%s", problem, *why)
 
@@ -182,8 +184,12 @@ class Session:
         problems = [candidate.slot.problem for candidate in candidates]
         references = [self.references.get(p.problem) for p in problems]
         kernels = [
-            Kernel(file, p.problem, reference.file if reference else None, p.batch)
-            for file, p, reference in zip(files, problems, references, strict=True)
+            Kernel(
+                *(file, p.problem, reference.file if reference else None, p.batch),
+                formulation=candidate.slot.state.text,
+                reference_formulation=reference.formulation if reference else "",
+            )
+            for candidate, file, p, reference in zip(candidates, files, problems, references, strict=True)
         ]
 
         def done(index: int, measured: Measured) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from tvm_na.problem import NAProblem
+from tvm_na.dense import Problem
 
 #: A formulation whose best (its default, at first) is slower than this times the best known is not searched.
 HOPELESS = 1.6
@@ -64,7 +64,7 @@ class ProblemState:
         batch: Samples of a call.
     """
 
-    problem: NAProblem
+    problem: Problem
     weight: float
     formulations: list[FormulationState]
     failures: Counter[str] = field(default_factory=Counter)

@@ -86,7 +86,9 @@ def verify(record: Record) -> Verified:
         return Verified(record, None, f"does not apply: {error}")
     conditions = Here.of(target).conditions(Conditions(record.threads))
     with running_on(record.threads):
-        measured = run_kernel(Kernel(kernel.file, record.problem, batch=record.batch), conditions)
+        measured = run_kernel(
+            Kernel(kernel.file, record.problem, batch=record.batch, formulation=record.formulation), conditions
+        )
     if isinstance(measured, Last):  # this process has lost its GPU by that; what follows will fail, and say so
         measured = measured.value
     if measured.failure is not None:

@@ -1,4 +1,4 @@
-"""Using an artifact: verified, loaded, called. Needs PyTorch; imports neither TVM nor Inductor."""
+"""Using an artifact: verified, loaded, called. Imports neither TVM nor Inductor."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from tvm_na.deploy.manifest import MODEL, OPERATORS, Manifest, read_manifest, ve
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tvm_na.deploy.vm_artifact import VMArtifact
+
 # Namespaces of operators that this process has, by the library that it keeps. Equal namespaces are equal code.
 _loaded: dict[str, ctypes.CDLL] = {}
 
 
 class Artifact:
-    """A compiled model: ``artifact(images)`` gives what the model gives.
+    """A compiled model of the format ``aoti``: ``artifact(images)`` gives what the model gives.
 
-    It has no gradients, and computes on the threads that ``torch.set_num_threads`` allows.
+    It needs PyTorch, has no gradients, and computes on the threads that ``torch.set_num_threads`` allows.
 
     Attributes:
         path: Its folder.
@@ -30,7 +32,7 @@ class Artifact:
         import torch
 
         self.path, self.manifest = path, manifest
-        load_operators(path / OPERATORS, manifest.namespace)
+        load_operators(path / OPERATORS, manifest.code["namespace"])
         # What torch._inductor.aoti_load_package makes after seconds of imports; C++ has it under this name.
         self._loader = torch._C._aoti.AOTIModelPackageLoader(str(path / MODEL), "model", False, 1, -1)
 
@@ -55,19 +57,12 @@ class Artifact:
     def _check(self, images: Tensor) -> None:
         import torch
 
-        wanted = self.manifest.input
         if not isinstance(images, torch.Tensor):
             raise TypeError(f"images: required a torch.Tensor, got {type(images).__name__}")
         if images.device.type != "cpu" or images.layout != torch.strided:
             got = f"one on {images.device} with layout {images.layout}"
             raise ValueError(f"images: required a dense tensor on the CPU, got {got}")
-        if images.dtype != getattr(torch, wanted.dtype):
-            raise TypeError(f"images: required dtype {wanted.dtype}, got {images.dtype}")
-        fits = images.ndim == len(wanted.shape) and all(
-            size >= 1 if n is None else size == n for n, size in zip(wanted.shape, images.shape, strict=True)
-        )
-        if not fits:
-            raise ValueError(f"images: required {wanted}, got shape {tuple(images.shape)}")
+        self.manifest.check_input(tuple(images.shape), str(images.dtype).removeprefix("torch."))
 
     def __repr__(self) -> str:
         return f"<artifact {self.path.name}: {self.manifest.model['name']}, {self.manifest.input}>"
@@ -80,7 +75,7 @@ def load_operators(library: Path, namespace: str) -> None:
         _loaded[namespace] = ctypes.CDLL(str(library))
 
 
-def load(path: str | os.PathLike[str]) -> Artifact:
+def load(path: str | os.PathLike[str]) -> Artifact | VMArtifact:
     """The artifact in the folder ``path``, after its manifest and every file were verified.
 
     An artifact is code, which runs with the rights of this process. The verification finds accidents (a damaged copy,
@@ -89,12 +84,21 @@ def load(path: str | os.PathLike[str]) -> Artifact:
     Raises:
         TypeError: ``path`` is no path.
         FileNotFoundError: there is no such folder.
-        ValueError: a file is missing or changed, or this machine or its PyTorch cannot run it; nothing of it has run.
-        RuntimeError, OSError: PyTorch or the dynamic linker cannot load it, say for an older C library.
+        ValueError: a file is missing or changed, or this machine or its packages cannot run it; nothing of it has run.
+        RuntimeError, OSError: PyTorch, TVM's runtime or the dynamic linker cannot load it, say for an older C library.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path: required the path of an artifact, got {type(path).__name__} {path!r}")
     folder = Path(path).absolute()
     manifest = read_manifest(folder)
     verify(folder, manifest)
-    return Artifact(folder, manifest)
+    return made_of(folder, manifest)
+
+
+def made_of(folder: Path, manifest: Manifest) -> Artifact | VMArtifact:
+    """The artifact in a folder, of whichever format, which nobody has verified."""
+    if manifest.kind == "aoti":
+        return Artifact(folder, manifest)
+    from tvm_na.deploy.vm_artifact import VMArtifact
+
+    return VMArtifact(folder, manifest)

@@ -17,15 +17,23 @@ from typing import Any
 from tvm_na.target import missing_features
 
 FORMAT = "tvm_na artifact"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
-MODEL = "model"
-OPERATORS = "operators.so"
+#: Files of the format ``aoti``: the model as AOTInductor makes it, and the operators that it calls.
+MODEL, OPERATORS = "model", "operators.so"
+#: Files of the format ``tvm``: the model, its weights, and TVM's runtime.
+LIBRARY, WEIGHTS, RUNTIME = "model.so", "weights.safetensors", "libtvm_runtime.so"
+#: An input and the right outputs for it, where the machine that made an artifact could not run it.
+EXPECTED = "expected.safetensors"
 
 _BLOCK = 1 << 20
 
 # Of the manifest's objects, what loading an artifact depends on.
-_NEEDED = {"target": ("name", "system", "architecture", "cpu_features"), "requires": ("torch",), "model": ("name",)}
+_NEEDED = {"target": ("name", "system", "architecture", "cpu_features"), "model": ("name",)}
+_NEEDED_BY_KIND: dict[str, dict[str, tuple[str, ...]]] = {
+    "aoti": {"code": ("namespace",), "requires": ("torch",)},
+    "tvm": {"code": ("weights", "largest_batch"), "requires": ("apache-tvm-ffi",)},
+}
 
 
 @dataclass(frozen=True)
@@ -51,18 +59,24 @@ class Manifest:
     Attributes:
         model: ``name``, ``parameters`` (their number), ``weights`` (a file's name; None for random ones).
         target: The target's ``name``, ``system``, ``architecture`` and ``cpu_features`` (as /proc/cpuinfo names them).
-        requires: The ``torch`` whose C++ interface it uses, such as ``2.13``.
+        kind: ``aoti`` (runs with PyTorch) or ``tvm`` (runs with TVM's runtime).
+        requires: Versions of packages: ``torch`` whose C++ interface it uses, such as ``2.13``; or ``apache-tvm-ffi``,
+            and ``apache-tvm`` if it does not bring TVM's runtime.
         built_with: Versions of what made it.
         problems: Of each kernel: ``problem`` (its fields), ``text`` (in words), ``layers``, ``schedule`` (in words).
         input: What it takes.
         outputs: What it gives.
         returns_list: Whether the outputs come as a list rather than as one tensor.
         preprocessing: How an image becomes an input: the fields of ``models.registry.Preprocessing``; None if unknown.
-        namespace: Where its operators are registered in PyTorch; equal ones have equal code.
-        check: ``relative_error`` to the eager reference, ``budget`` and ``batches``, when it was made.
+        code: Of the format ``aoti``: ``namespace``, where its operators are registered in PyTorch; equal ones have
+            equal code. Of ``tvm``: ``weights``, their names in the order in which the library takes them,
+            ``largest_batch`` of one call, and ``untuned``, kernels without a tuning record.
+        check: ``relative_error`` to the eager reference, ``budget`` and ``batches``, when it was made; of one that the
+            machine that made it could not run, ``budget`` alone.
         files: ``sha256`` and ``bytes`` of every other file, by its path in the artifact.
     """
 
+    kind: str
     model: dict[str, Any]
     target: dict[str, Any]
     requires: dict[str, str]
@@ -72,7 +86,7 @@ class Manifest:
     outputs: list[TensorSpec]
     returns_list: bool
     preprocessing: dict[str, Any] | None
-    namespace: str
+    code: dict[str, Any]
     check: dict[str, Any]
     files: dict[str, dict[str, Any]]
 
@@ -80,6 +94,17 @@ class Manifest:
     def batch(self) -> int | None:
         """The batch that it takes; None for any."""
         return self.input.shape[0]
+
+    def check_input(self, shape: tuple[int, ...], dtype: str) -> None:
+        """TypeError or ValueError if it takes no ``images`` of this shape and dtype."""
+        wanted = self.input
+        if dtype != wanted.dtype:
+            raise TypeError(f"images: required dtype {wanted.dtype}, got {dtype}")
+        fits = len(shape) == len(wanted.shape) and all(
+            size >= 1 if n is None else size == n for n, size in zip(wanted.shape, shape, strict=True)
+        )
+        if not fits:
+            raise ValueError(f"images: required {wanted}, got shape {shape}")
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -134,7 +159,7 @@ def _from_content(file: Path, content: dict[str, Any]) -> Manifest:
     fields = {name: value for name, value in content.items() if name not in ("format", "format_version")}
     try:
         specs = [TensorSpec(tuple(spec["shape"]), spec["dtype"]) for spec in (fields["input"], *fields["outputs"])]
-        for part, names in _NEEDED.items():
+        for part, names in {**_NEEDED, **_NEEDED_BY_KIND[fields["kind"]]}.items():
             _require_keys(fields[part], names)
         for described in fields["files"].values():
             _require_keys(described, ("sha256", "bytes"))
@@ -156,7 +181,7 @@ def verify(folder: Path, manifest: Manifest) -> None:
 
 
 def check_machine(folder: Path, manifest: Manifest) -> None:
-    """ValueError if an artifact's operating system, architecture, CPU features or PyTorch are not those at hand."""
+    """ValueError if an artifact's system, architecture, CPU features or packages are not those at hand."""
     for name, here in (("system", platform.system()), ("architecture", platform.machine())):
         if manifest.target[name] != here:
             raise ValueError(f"{folder}: required the {name} {manifest.target[name]}, got {here}")
@@ -164,9 +189,21 @@ def check_machine(folder: Path, manifest: Manifest) -> None:
     if missing:
         wanted = f"a CPU that runs {manifest.target['name']}"
         raise ValueError(f"{folder}: required {wanted}, got one without {', '.join(missing)}")
-    torch = metadata.version("torch")
-    if torch_interface(torch) != manifest.requires["torch"]:
-        raise ValueError(f"{folder}: required PyTorch {manifest.requires['torch']}, got {torch}")
+    for package, wanted in manifest.requires.items():
+        got = _installed(package)
+        if package == "torch" and got is not None and torch_interface(got) == wanted:
+            continue
+        if got != wanted:
+            name = "PyTorch" if package == "torch" else package
+            raise ValueError(f"{folder}: required {name} {wanted}, got {got or 'none'}")
+
+
+def _installed(package: str) -> str | None:
+    """The version of a package that is installed; None if there is none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def torch_interface(version: str) -> str:

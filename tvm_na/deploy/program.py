@@ -15,7 +15,8 @@ from tvm_na import ops
 from tvm_na.functional import Backend
 from tvm_na.problem import NAProblem, problem_of
 
-_ATTENTION = {ops.na_forward: False, ops.na_forward_lse: True}  # whether it gives the log-sum-exp
+#: The operators of attention, and whether each gives the log-sum-exp.
+ATTENTION = {ops.na_forward: False, ops.na_forward_lse: True}
 
 
 def with_backend(model: nn.Module, backend: Backend) -> nn.Module:
@@ -35,11 +36,16 @@ def export_model(model: nn.Module, example: Tensor, batch: int | None) -> Export
         NotImplementedError: it attends in a way for which there is no compiled kernel.
         Others: PyTorch's, for a model that cannot be exported, or not for any batch.
     """
-    # An example of 1 would be taken for a batch that is always 1.
-    images = example[:1].expand(batch or 2, *example.shape[1:]).contiguous()
+    images = images_like(example, batch)
     dynamic = None if batch else ({0: Dim("batch", min=1)},)
     with torch.no_grad():
         return export(with_backend(model, Backend.COMPILED), (images,), dynamic_shapes=dynamic, strict=False)
+
+
+def images_like(example: Tensor, batch: int | None) -> Tensor:
+    """What a program for a batch of ``batch``, or for any (None), is traced with."""
+    # An example of 1 would be taken for a batch that is always 1.
+    return example[:1].expand(batch or 2, *example.shape[1:]).contiguous()
 
 
 @dataclass(frozen=True)
@@ -55,22 +61,22 @@ class Attention:
     problem: NAProblem
 
 
+def attention_of(node: Any) -> Attention:
+    """What a call of one of the operators of attention poses."""
+    query, key, value = (a.meta["val"] for a in node.args[:3])
+    rpb = None if node.args[3] is None else node.args[3].meta["val"]
+    kernel_size, stride, dilation, is_causal = (tuple(axis) for axis in node.args[4:8])
+    lse, rank = ATTENTION[node.target], query.ndim - 3
+    return Attention(node, problem_of(query, key, value, kernel_size, stride, dilation, is_causal, rpb, lse, rank))
+
+
 def attentions_of(program: ExportedProgram) -> list[Attention]:
     """The calls of attention in a program, in their order.
 
     Raises:
         NotImplementedError: there are none.
     """
-    found = []
-    for node in program.graph.nodes:
-        if node.target not in _ATTENTION:
-            continue
-        query, key, value = (a.meta["val"] for a in node.args[:3])
-        rpb = None if node.args[3] is None else node.args[3].meta["val"]
-        kernel_size, stride, dilation, is_causal = (tuple(axis) for axis in node.args[4:8])
-        lse = _ATTENTION[node.target]
-        window = (kernel_size, stride, dilation, is_causal)
-        found.append(Attention(node, problem_of(query, key, value, *window, rpb, lse, query.ndim - 3)))
+    found = [attention_of(node) for node in program.graph.nodes if node.target in ATTENTION]
     if not found:
         raise NotImplementedError(
             "model: required one that attends with tvm_na, got one without neighborhood attention"

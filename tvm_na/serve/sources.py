@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from tvm_na.deploy.artifact import Artifact, load
+from tvm_na.deploy.vm_artifact import VMArtifact
 from tvm_na.models import NAT, attention_maps
 from tvm_na.models.registry import Preprocessing
 from tvm_na.serve.classifier import Classifier
 
+AnyArtifact = Artifact | VMArtifact
 #: How far the logits of an artifact and of an eager copy of its model may differ, relative to the largest.
 _SAME_MODEL = 1e-3
 
@@ -78,7 +80,7 @@ def _attention(model: NAT) -> Callable[[Tensor, tuple[int, int]], list[Tensor]]:
     return lambda x, pixel: attention_maps(model, x, pixel)
 
 
-def _preprocessing(artifact: Artifact) -> Preprocessing:
+def _preprocessing(artifact: AnyArtifact) -> Preprocessing:
     if artifact.manifest.preprocessing is None:
         raise ValueError(f"artifact: required one that knows its preprocessing, got {artifact.path} without")
     preprocessing = Preprocessing(**artifact.manifest.preprocessing)
@@ -88,7 +90,7 @@ def _preprocessing(artifact: Artifact) -> Preprocessing:
     return preprocessing
 
 
-def _classes(artifact: Artifact) -> int:
+def _classes(artifact: AnyArtifact) -> int:
     outputs = artifact.manifest.outputs
     if artifact.manifest.returns_list or len(outputs[0].shape) != 2 or outputs[0].shape[1] is None:
         got = ", ".join(str(output) for output in outputs)
@@ -96,7 +98,7 @@ def _classes(artifact: Artifact) -> int:
     return int(outputs[0].shape[1])
 
 
-def _logits(artifact: Artifact) -> Callable[[Tensor], Tensor]:
+def _logits(artifact: AnyArtifact) -> Callable[[Tensor], Tensor]:
     """The artifact for any batch: one for a fixed batch is called with as many images, the last ones zero."""
     batch, dtype = artifact.manifest.batch, getattr(torch, artifact.manifest.input.dtype)
 
@@ -113,7 +115,7 @@ def _logits(artifact: Artifact) -> Callable[[Tensor], Tensor]:
     return logits
 
 
-def _check_same(artifact: Artifact, copy: NAT, size: int) -> None:
+def _check_same(artifact: AnyArtifact, copy: NAT, size: int) -> None:
     """ValueError unless artifact and copy are the same function of a random image."""
     x = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

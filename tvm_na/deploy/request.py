@@ -1,0 +1,152 @@
+"""What is asked of the compiler: its arguments, checked before anything that takes long."""
+
+from __future__ import annotations
+
+import copy
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from tvm_na import openmp
+from tvm_na.deploy.check import BUDGETS, name_of
+from tvm_na.deploy.manifest import MANIFEST, torch_interface
+from tvm_na.runtime import runtime_library
+from tvm_na.target import NATarget, check_runs_here, parse_target
+
+Report = Callable[[str], None]
+Format = Literal["aoti", "tvm"]
+
+# The first whose Inductor compiles for another CPU than this one, and whose loader takes a folder.
+_OLDEST_TORCH = (2, 13)
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of :func:`tvm_na.deploy.compiler.compile`, checked.
+
+    Attributes:
+        model: On the CPU.
+        example: An input, of any batch.
+        target: A CPU's.
+        runs_here: Whether this machine can run it.
+        batch: The only batch that the artifact is to take; None for any.
+        format: Which kind of artifact is wanted.
+        records: Which tuning records count.
+        folder: The folder to make.
+        runtime: TVM's runtime library for the target, to go into it; None for none.
+        report: Called with a line before each step.
+    """
+
+    model: nn.Module
+    example: Tensor
+    target: NATarget
+    runs_here: bool
+    batch: int | None
+    format: Format
+    records: str | None
+    folder: Path
+    runtime: Path | None
+    report: Report
+
+
+def checked(
+    model: Any,
+    example: Any,
+    target: Any,
+    batch: Any,
+    precision: Any,
+    format: Any,
+    records: str | None,
+    output: Any,
+    overwrite: bool,
+    runtime: Any,
+    report: Report,
+) -> Request:
+    """The request that these arguments make.
+
+    Raises:
+        TypeError, ValueError: name the argument, what was required and what came.
+        RuntimeError: a compiler is missing.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: required a torch.nn.Module, got {type(model).__name__}")
+    elsewhere = sorted({str(p.device) for p in model.parameters() if p.device.type != "cpu"})
+    if elsewhere:
+        raise ValueError(f"model: required parameters on the CPU, got some on {', '.join(elsewhere)}")
+    if not isinstance(example, Tensor):
+        raise TypeError(f"example_input: required a torch.Tensor, got {type(example).__name__}")
+    if precision is not None and precision not in BUDGETS:
+        raise ValueError(f"precision: required {' or '.join(BUDGETS)} or None, got {precision!r}")
+    if precision is None and name_of(example.dtype) not in BUDGETS:
+        raise TypeError(f"example_input: required dtype {' or '.join(BUDGETS)}, got {name_of(example.dtype)}")
+    if example.device.type != "cpu" or example.ndim < 2 or example.shape[0] < 1:
+        got = f"shape {tuple(example.shape)} on {example.device}"
+        raise ValueError(f"example_input: required [batch, ...] on the CPU with a batch of at least 1, got {got}")
+    if batch != "dynamic" and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
+        raise ValueError(f"batch: required 'dynamic' or an integer >= 1, got {batch!r}")
+    if format not in get_args(Format):
+        raise ValueError(f"format: required one of {', '.join(get_args(Format))}, got {format!r}")
+    folder = _checked_output(output, overwrite)
+    _require_tools(format)
+    chosen, runs_here = _checked_target(target, format)
+    only = None if batch == "dynamic" else batch
+    if precision is not None:
+        dtype = getattr(torch, precision)
+        model, example = copy.deepcopy(model).to(dtype), example.to(dtype)
+    library = _checked_runtime(runtime, chosen, format)
+    return Request(model, example, chosen, runs_here, only, format, records, folder, library, report)
+
+
+def _require_tools(format: Format) -> None:
+    openmp.cxx_compiler()
+    if format == "aoti" and tuple(map(int, torch_interface(torch.__version__).split("."))) < _OLDEST_TORCH:
+        wanted = ".".join(map(str, _OLDEST_TORCH))
+        raise RuntimeError(f"compile: required PyTorch {wanted} or newer, got {torch.__version__}")
+
+
+def _checked_target(name: str | None, format: Format) -> tuple[NATarget, bool]:
+    """The target, and whether this machine can run it."""
+    from tvm_na.build import target_for
+
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"target: required a target's name or None, got {type(name).__name__} {name!r}")
+    target = target_for("cpu") if name is None else parse_target(name)
+    if target.kind != "llvm":
+        raise ValueError(f"target: required a CPU (models are compiled for CPUs so far), got {target.name}")
+    try:
+        check_runs_here(target)
+    except ValueError:
+        if format == "aoti":  # PyTorch's compiler asks this machine what instructions there are
+            raise
+        return target, False
+    return target, True
+
+
+def _checked_output(output: Any, overwrite: bool) -> Path:
+    if not isinstance(output, (str, os.PathLike)):
+        raise TypeError(f"output: required a path, got {type(output).__name__} {output!r}")
+    folder = Path(output).absolute()
+    if not folder.parent.is_dir():
+        raise ValueError(f"output: required a path in an existing folder, got {folder}")
+    if folder.exists() and not overwrite:
+        raise ValueError(f"output: required a path where nothing is, or overwrite, got {folder}")
+    if folder.exists() and not (folder / MANIFEST).is_file():
+        raise ValueError(f"output: required a path where nothing or an artifact is, got {folder}")
+    return folder
+
+
+def _checked_runtime(file: Any, target: NATarget, format: Format) -> Path | None:
+    if file is not None:
+        if format != "tvm":
+            raise ValueError(f"runtime: required the format tvm with it, got {format}")
+        if not Path(file).is_file():
+            raise ValueError(f"runtime: required an existing file, got {file}")
+        return Path(file)
+    is_for_here = target.triple.split("-")[0] in ("", platform.machine())
+    return runtime_library() if format == "tvm" and is_for_here else None
