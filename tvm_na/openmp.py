@@ -15,9 +15,18 @@ _SOURCE = Path(__file__).parent / "native" / "parallel.cc"
 _SYMBOLS = ("GOMP_parallel", "omp_in_parallel")
 
 
+def _on_path() -> str | None:
+    return shutil.which("g++") or shutil.which("clang++")
+
+
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler on PATH."""
+    return _on_path() is not None
+
+
 def cxx_compiler() -> str:
     """The C++ compiler on PATH; RuntimeError if there is none."""
-    found = shutil.which("g++") or shutil.which("clang++")
+    found = _on_path()
     if found is None:
         raise RuntimeError("required a C++ compiler to link kernels with (g++ or clang++ on PATH), found none")
     return found

@@ -11,6 +11,7 @@ import ctypes
 import functools
 import importlib.util
 import os
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,21 +68,25 @@ def _load_runtime() -> Callable[[int], None]:
 
 
 def load_for_artifact(own: Path) -> None:
-    """Load TVM's runtime for an artifact, without PyTorch: that of apache-tvm where it is installed, else ``own``.
+    """Load TVM's runtime for an artifact: that of apache-tvm where it is installed, else ``own``.
 
-    In a process that has loaded it for kernels, they and the artifact share it, and their threads.
+    In a process that has loaded it for kernels, they and the artifact share it, and their threads. So they will in one
+    that runs PyTorch and could build kernels: a second pool of threads would keep PyTorch's from the cores.
 
     Raises:
         FileNotFoundError: there is neither.
     """
-    import tvm_ffi
-
     global _pool_of_artifacts
     if _load_runtime.cache_info().currsize or _pool_of_artifacts is not None:
         return
+    installed = importlib.util.find_spec("tvm") is not None
+    if "torch" in sys.modules and installed and openmp.has_compiler():
+        _load_runtime()
+        return
+    import tvm_ffi
+
     # Two copies of the library in a process would register everything twice, which is an error.
     if tvm_ffi.get_global_func("runtime.config_threadpool", allow_missing=True) is None:
-        installed = importlib.util.find_spec("tvm") is not None
         file = runtime_library() if installed else own
         if not file.is_file():
             raise FileNotFoundError(f"artifact: required apache-tvm, or TVM's runtime library at {own}, got neither")
