@@ -81,7 +81,7 @@ def photo(tmp_path: Path) -> Path:
 # --- what is computed
 
 
-@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("batch", [1, 2, 5, 64])
 def test_any_batch_gives_what_the_model_gives(made, batch: int) -> None:
     path, model, _ = made
     images = torch.randn(batch, 3, SIZE, SIZE)
