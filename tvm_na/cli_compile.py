@@ -51,6 +51,9 @@ def compile_model(
     precision: Annotated[
         Literal["float32", "float64"] | None, typer.Option(help="What the model is converted to; its own if not given.")
     ] = None,
+    autotune: Annotated[
+        bool, typer.Option(help="With aoti: measure Inductor's linear layers against the library's.")
+    ] = True,
     runtime: Annotated[
         Path | None, typer.Option(help="With tvm, for another architecture: its libtvm_runtime.so, to go into it.")
     ] = None,
@@ -86,6 +89,7 @@ def compile_model(
                 precision,
                 output=output,
                 format=format,
+                autotune=autotune,
                 runtime=runtime,
                 name=name,
                 weights=None if weights is None else weights.name,

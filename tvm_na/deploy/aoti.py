@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+from torch._inductor import select_algorithm
 from torch.export import ExportedProgram
 
 from tvm_na import openmp
 from tvm_na.target import NATarget, detect_target
 
 
-def compile_program(program: ExportedProgram, target: NATarget, folder: Path, scratch: Path) -> None:
+def compile_program(
+    program: ExportedProgram, target: NATarget, folder: Path, scratch: Path, autotune: bool = False
+) -> None:
     """Compile a program for ``target`` into ``folder``, in the form that PyTorch's AOTIModelPackageLoader takes.
 
     Its operators must be known to PyTorch (:class:`tvm_na.deploy.program.Operators`). Takes from half a minute to
@@ -24,14 +29,35 @@ def compile_program(program: ExportedProgram, target: NATarget, folder: Path, sc
         target: A CPU's, which this machine can run.
         folder: It is made.
         scratch: A folder for intermediate files.
+        autotune: Whether linear layers may be Inductor's own C++ where that is faster on this machine than the library.
+            Only for this machine's own target.
 
     Raises:
         RuntimeError: Inductor or the C++ compiler fails.
     """
     package = scratch / "model.pt2"
-    with torch.no_grad():
-        torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=_options(target))
+    with torch.no_grad(), _without_tables():
+        options = _options(target) | (_AUTOTUNE if autotune and target.name == detect_target().name else {})
+        torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=options)
     _unpack(package, folder)
+
+
+_AUTOTUNE = {
+    "max_autotune": True,
+    "max_autotune_gemm_backends": "CPP,ATEN",
+    "max_autotune_report_choices_stats": False,
+}
+
+
+@contextmanager
+def _without_tables() -> Iterator[None]:
+    """Without a table on the screen for each layer that is tuned."""
+    before = select_algorithm.PRINT_AUTOTUNE
+    select_algorithm.PRINT_AUTOTUNE = False
+    try:
+        yield
+    finally:
+        select_algorithm.PRINT_AUTOTUNE = before
 
 
 def _options(target: NATarget) -> dict[str, Any]:

@@ -42,6 +42,7 @@ def compile(
     weights: str | None = None,
     preprocessing: Preprocessing | None = None,
     records: str | None = None,
+    autotune: bool = True,
     runtime: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     report: Report | None = None,
@@ -68,6 +69,8 @@ def compile(
         weights: Where its weights come from, for the manifest; None says that they are random.
         preprocessing: How an image becomes an input, for the manifest.
         records: Which tuning records count: ``all``, ``user``, ``shipped`` or ``off``; None for TVM_NA_RECORDS.
+        autotune: With ``aoti``, for this machine's own target: whether Inductor measures its own C++ for linear layers
+            against the library, which takes as long again.
         runtime: With ``tvm``, the ``libtvm_runtime.so`` that goes into the artifact; None for the installed one, or for
             none where the target has another architecture: then apache-tvm must be installed where it runs.
         overwrite: Whether an artifact at ``output`` may be replaced.
@@ -85,7 +88,7 @@ def compile(
         RuntimeError: a compiler is missing or fails, or the artifact's numbers are wrong.
     """
     request = checked(
-        *(model, example_input, target, batch, precision, format, records),
+        *(model, example_input, target, batch, precision, format, records, autotune),
         *(output, overwrite, runtime, report or (lambda line: None)),
     )
     with _in_place(request.folder, overwrite) as (folder, scratch):

@@ -38,6 +38,7 @@ class Request:
         batch: The only batch that the artifact is to take; None for any.
         format: Which kind of artifact is wanted.
         records: Which tuning records count.
+        autotune: Whether PyTorch's compiler may measure what is fastest.
         folder: The folder to make.
         runtime: TVM's runtime library for the target, to go into it; None for none.
         report: Called with a line before each step.
@@ -50,6 +51,7 @@ class Request:
     batch: int | None
     format: Format
     records: str | None
+    autotune: bool
     folder: Path
     runtime: Path | None
     report: Report
@@ -63,6 +65,7 @@ def checked(
     precision: Any,
     format: Any,
     records: str | None,
+    autotune: Any,
     output: Any,
     overwrite: bool,
     runtime: Any,
@@ -92,6 +95,8 @@ def checked(
         raise ValueError(f"batch: required 'dynamic' or an integer >= 1, got {batch!r}")
     if format not in get_args(Format):
         raise ValueError(f"format: required one of {', '.join(get_args(Format))}, got {format!r}")
+    if not isinstance(autotune, bool):
+        raise TypeError(f"autotune: required bool, got {type(autotune).__name__} {autotune!r}")
     folder = _checked_output(output, overwrite)
     _require_tools(format)
     chosen, runs_here = _checked_target(target, format)
@@ -100,7 +105,7 @@ def checked(
         dtype = getattr(torch, precision)
         model, example = copy.deepcopy(model).to(dtype), example.to(dtype)
     library = _checked_runtime(runtime, chosen, format)
-    return Request(model, example, chosen, runs_here, only, format, records, folder, library, report)
+    return Request(model, example, chosen, runs_here, only, format, records, autotune, folder, library, report)
 
 
 def _require_tools(format: Format) -> None:

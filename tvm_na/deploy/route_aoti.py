@@ -36,7 +36,7 @@ def build(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
     request.report("compiling the rest with AOTInductor")
     with Operators(namespace, problems):
         calls = call_kernels(program, attentions, namespace)
-        aoti.compile_program(program, request.target, folder / MODEL, scratch)
+        aoti.compile_program(program, request.target, folder / MODEL, scratch, request.autotune)
     return {
         "code": {"namespace": namespace},
         "requires": {"torch": torch_interface(torch.__version__)},
