@@ -16,49 +16,25 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import tvm_na
 from benchmarks.photographs import crops
 from tests.helpers import assert_says, bad, relative_error
+from tests.made_artifact import CLASSES, LIMIT, SIZE, SMALL, invoke, made_by_command
 from tvm_na import openmp
-from tvm_na.cli import app
 from tvm_na.deploy import compiler, manifest
 from tvm_na.images import to_tensor
 from tvm_na.models import create_model, registry
 from tvm_na.nn import NeighborhoodAttention1D, NeighborhoodAttention2D
 
 ROOT = Path(__file__).parent.parent
-SMALL = registry.ModelSpec("small_for_tests", 16, (1, 1), (2, 4), 2.0, 0.0, parameters=0, kernel_size=3)
-SIZE, CLASSES = 32, 7
-#: Beside the outputs' error budget of an artifact, and twice what is seen.
-LIMIT = 1e-4
-
-
-def invoke(*arguments: object, code: int = 0) -> Any:
-    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
-    assert result.exit_code == code, result.output + repr(result.exception)
-    return result
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, torch.nn.Module, str]]:
     """An artifact, the model that it was made of (on the reference backend), and what the command line said."""
-    folder = tmp_path_factory.mktemp("deploy")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry.SPECS, SMALL.name, SMALL)
-        torch.manual_seed(1)
-        model = create_model(SMALL.name, num_classes=CLASSES, backend="reference").eval()
-        for parameter in model.parameters():
-            parameter.data.add_(0.1 * torch.randn_like(parameter))  # so that every bias and norm counts
-        torch.save(model.state_dict(), folder / "small.pth")
-        output = folder / "small.artifact"
-        said = invoke(
-            *("compile", SMALL.name, "--weights", folder / "small.pth", "--num-classes", CLASSES),
-            *("--input-size", SIZE, "--target", "native", "-o", output),
-        )
-        yield output, model, said.output
-    shutil.rmtree(folder)
+    with made_by_command(tmp_path_factory.mktemp("deploy")) as made:
+        yield made
 
 
 @pytest.fixture

@@ -23,47 +23,23 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from typer.testing import CliRunner
 
 import tvm_na
 from benchmarks.photographs import crops
 from tests.helpers import relative_error
-from tvm_na.cli import app
+from tests.made_artifact import LIMIT, SIZE, SMALL, invoke, made_by_command
 from tvm_na.deploy import manifest
 from tvm_na.deploy.vm_artifact import VMArtifact
-from tvm_na.models import create_model, registry
 from tvm_na.nn import NeighborhoodAttention1D, NeighborhoodAttention2D
 
 ROOT = Path(__file__).parent.parent
-SMALL = registry.ModelSpec("small_for_tests", 16, (1, 1), (2, 4), 2.0, 0.0, parameters=0, kernel_size=3)
-SIZE, CLASSES = 32, 7
-LIMIT = 1e-4
-
-
-def invoke(*arguments: object, code: int = 0) -> Any:
-    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
-    assert result.exit_code == code, result.output + repr(result.exception)
-    return result
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, nn.Module, str]]:
     """An artifact, the model that it was made of (on the reference backend), and what the command line said."""
-    folder = tmp_path_factory.mktemp("deploy_tvm")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry.SPECS, SMALL.name, SMALL)
-        torch.manual_seed(1)
-        model = create_model(SMALL.name, num_classes=CLASSES, backend="reference").eval()
-        for parameter in model.parameters():
-            parameter.data.add_(0.1 * torch.randn_like(parameter))  # so that every bias and norm counts
-        torch.save(model.state_dict(), folder / "small.pth")
-        output = folder / "small.artifact"
-        said = invoke(
-            *("compile", SMALL.name, "--weights", folder / "small.pth", "--num-classes", CLASSES, "--format", "tvm"),
-            *("--input-size", SIZE, "--target", "native", "--records", "off", "-o", output),
-        )
-        yield output, model, said.output
-    shutil.rmtree(folder)
+    with made_by_command(tmp_path_factory.mktemp("deploy_tvm"), "--format", "tvm", "--records", "off") as made:
+        yield made
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 64])
@@ -236,15 +212,15 @@ def test_damage_is_found_before_anything_is_loaded(made, tmp_path: Path, monkeyp
 
 
 class Backbone(nn.Module):
-    """Gives two maps; attends with dilation and without a bias, layer scales, in float64."""
+    """Gives two maps; attends with dilation and without a bias, has a layer scale."""
 
-    def __init__(self) -> None:
+    def __init__(self, groups: int = 1) -> None:
         super().__init__()
         self.embed = nn.Conv2d(2, 8, 3, padding=1)
         self.attend = NeighborhoodAttention2D(8, 2, 3, dilation=2)
         self.norm = nn.LayerNorm(8)
         self.scale = nn.Parameter(torch.rand(8))
-        self.down = nn.Conv2d(8, 12, 2, stride=2)
+        self.down = nn.Conv2d(8, 12, 2, stride=2, groups=groups)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         x = self.embed(x).permute(0, 2, 3, 1)
@@ -272,6 +248,21 @@ def test_lists_fixed_batches_and_precision(tmp_path: Path) -> None:
     assert all(relative_error(out, right) <= 1e-12 for out, right in zip(outs, rights, strict=True))
     with pytest.raises(ValueError, match=re.escape("required float64 [3, 2, 9, 10], got shape (1, 2, 9, 10)")):
         artifact(x[:1])
+
+
+def test_a_convolution_without_a_kernel_of_ours_is_compiled_and_said(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Backbone(groups=2).eval()
+    with pytest.warns(UserWarning, match="UNTUNED: .*conv2d"):
+        artifact = compile_(tmp_path, model, 2, 9, 10)
+    x = torch.randn(3, 2, 9, 10)
+    with torch.no_grad():
+        rights = model(x)
+    assert all(relative_error(out, right) <= LIMIT for out, right in zip(artifact(x), rights, strict=True))
+    with pytest.raises(NotImplementedError, match="no kernel for a float64 convolution with groups or dilation"):
+        tvm_na.compile(
+            *(model, torch.zeros(1, 2, 9, 10), None, "dynamic", "float64"), output=tmp_path / "y", format="tvm"
+        )
 
 
 def compile_(tmp_path: Path, model: nn.Module, *sizes: int, **options: Any) -> Any:

@@ -55,7 +55,11 @@ def compile_graph(
         example: An input, of more than one sample where the batch is any.
         batch: The only batch that it is to take; None for any.
         target: A CPU's.
+
+    Raises:
+        NotImplementedError: it has something left that Relax does not compile.
     """
+    _require_importable(module)
     metaschedule.skip_tensor_intrinsics()  # Relax imports MetaSchedule, which imports them
     import tvm
 
@@ -67,6 +71,13 @@ def compile_graph(
         relaxed = generic.scheduled(relaxed)
         executable = tvm.compile(relaxed, target=tvm_target)
     return Library(weights, untuned, executable)
+
+
+def _require_importable(module: fx.GraphModule) -> None:
+    """NotImplementedError for convolutions in float64, which TVM's importer gives a float32 output."""
+    for node in module.graph.nodes:
+        if node.target is torch.ops.aten.conv2d.default and node.meta["val"].dtype == torch.float64:
+            raise NotImplementedError(f"no kernel for a float64 convolution with groups or dilation, got {node.name}")
 
 
 def _import(

@@ -38,7 +38,7 @@ def build(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
         requires["apache-tvm"] = metadata.version("apache-tvm")
     else:
         shutil.copyfile(request.runtime, folder / RUNTIME)
-    untuned = [*untuned_kernels(kernels.all), *library.untuned]
+    untuned = [*library.untuned, *untuned_kernels(kernels.all)]
     if untuned:
         warnings.warn(in_words(untuned, len(kernels.all)), stacklevel=4)
     return {
