@@ -280,6 +280,8 @@ def test_what_cannot_be_compiled(tmp_path: Path) -> None:
         compile_(tmp_path, Backbone(), 2, 9, 9, precision="bfloat16")
     with pytest.raises(ValueError, match="runtime: required an existing file"):
         compile_(tmp_path, Backbone(), 2, 9, 9, runtime=tmp_path / "none.so")
+    with pytest.raises(TypeError, match="runtime: required a path, got int 1"):
+        compile_(tmp_path, Backbone(), 2, 9, 9, runtime=1)
     with pytest.raises(ValueError, match="runtime: required the format tvm"):
         tvm_na.compile(Backbone(), torch.zeros(1, 2, 9, 9), output=tmp_path / "x", runtime=tmp_path)
     assert list(tmp_path.iterdir()) == []

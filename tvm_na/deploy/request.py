@@ -148,6 +148,8 @@ def _checked_output(output: Any, overwrite: bool) -> Path:
 
 def _checked_runtime(file: Any, target: NATarget, format: Format) -> Path | None:
     if file is not None:
+        if not isinstance(file, (str, os.PathLike)):
+            raise TypeError(f"runtime: required a path, got {type(file).__name__} {file!r}")
         if format != "tvm":
             raise ValueError(f"runtime: required the format tvm with it, got {format}")
         if not Path(file).is_file():
