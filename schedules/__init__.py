@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tvm_na.dense import DenseProblem, Problem
+from tvm_na.dense import DenseProblem
+from tvm_na.operators import Problem
 from tvm_na.problem import NAProblem
 from tvm_na.schedules import cpu, cpu_dense, cuda, cuda_mma
 from tvm_na.schedules.base import Plan, Scheduled

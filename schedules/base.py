@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-from tvm_na.dense import Problem, problem_from_json
+from tvm_na.operators import Problem, problem_from_json
 from tvm_na.problem import NAProblem
 
 #: The key of the block annotation under which a trace keeps the name of its structure.

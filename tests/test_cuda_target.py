@@ -192,7 +192,7 @@ def test_records_of_a_gpu_are_written_and_read(tmp_path: Path) -> None:
     from tvm import s_tir
     from tvm.s_tir.meta_schedule.arg_info import TensorInfo
 
-    from tvm_na.dense import arguments_with_batch
+    from tvm_na.operators import arguments_with_batch
 
     known = parse_target("cuda-sm_90")
     attributes = {"tvm_na.problem": PROBLEM.to_json(), "tvm_na.formulation": "{}"}

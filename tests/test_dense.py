@@ -16,13 +16,8 @@ import torch
 from tests.dense_kernels import random_problem
 from tests.helpers import assert_says, bad
 from tvm_na import choose
-from tvm_na.dense import (
-    DenseProblem,
-    arguments_with_batch,
-    dense_distance,
-    elements_of,
-    problem_from_json,
-)
+from tvm_na.dense import DenseProblem, dense_distance, elements_of
+from tvm_na.operators import arguments_with_batch, problem_from_json
 from tvm_na.problem import NAProblem
 
 CONV = DenseProblem.make((14, 15), 3, 10, kernel_size=3, stride=(2, 1), padding=(1, 0), activation="gelu")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tvm_na import cache, openmp, runtime, settings
 from tvm_na.choose import Chosen, InapplicableError, choose, considered, reject
-from tvm_na.dense import DenseProblem, Problem
+from tvm_na.dense import DenseProblem
+from tvm_na.operators import Problem
 from tvm_na.target import NATarget, check_runs_here, detect_cuda_target, detect_target, parse_target
 from tvm_na.te import ENTRY
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tvm_na import workers
-from tvm_na.dense import Problem
 from tvm_na.metaschedule import skip_tensor_intrinsics, trace_as_json
+from tvm_na.operators import Problem
 from tvm_na.target import NATarget
 
 #: Builds after which a worker is replaced: TVM's compiler leaks.

@@ -26,7 +26,7 @@ from typing import Any
 
 import tvm_na
 from tvm_na import settings
-from tvm_na.dense import Problem
+from tvm_na.operators import Problem
 from tvm_na.target import NATarget, detect_target
 
 _log = logging.getLogger(__name__)

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tvm_na.dense import DenseProblem, Problem
+from tvm_na.dense import DenseProblem
+from tvm_na.operators import Problem
 from tvm_na.problem import NAProblem
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from math import log2
 from typing import Any, Literal, NamedTuple
 
 from tvm_na import cache, settings
-from tvm_na.dense import OPERATOR, Problem, dense_distance
+from tvm_na.dense import OPERATOR, dense_distance
+from tvm_na.operators import Problem
 from tvm_na.record_files import shipped_folder, user_folder
 from tvm_na.record_index import FolderIndex, RecordRef
 from tvm_na.rejections import InapplicableError, Rejections

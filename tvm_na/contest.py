@@ -17,8 +17,8 @@ from tvm_na import build
 from tvm_na.case import WrongNumbers
 from tvm_na.choose import Chosen
 from tvm_na.database import replace_files, write_meta, writing
-from tvm_na.dense import Problem
 from tvm_na.measure import Conditions, Kernel, Measured, checked_call, plan, stopwatch
+from tvm_na.operators import Problem
 from tvm_na.record_files import read_lines
 from tvm_na.record_index import ref_of
 from tvm_na.records import Record, read_meta, records_in, workload_hash

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from tvm_na import cache, settings
-from tvm_na.dense import Problem, arguments_with_batch, problem_from_json
 from tvm_na.metaschedule import trace_as_json
+from tvm_na.operators import Problem, arguments_with_batch, problem_from_json
 from tvm_na.record_files import META, NEW, RECORDS, WORKLOADS, shipped_folder, user_folder
 from tvm_na.records import Meta, Record, parse_line, read_meta, records_in, workload_hash
 from tvm_na.target import NATarget, cpu_name

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tvm_na.problem import MAX_RANK, NAProblem, check_int, per_axis_ints
+from tvm_na.problem import MAX_RANK, check_int, per_axis_ints
 
 #: What tells the JSON of these problems from that of attention, under the key ``operator``.
 OPERATOR = "dense"
@@ -161,18 +161,6 @@ class DenseProblem:
         return " ".join(parts + ["residual"] * self.residual)
 
 
-#: What a kernel can compute.
-Problem = NAProblem | DenseProblem
-
-
-def arguments_with_batch(problem: Problem) -> tuple[bool, ...]:
-    """Which arguments of a kernel have a batch, in their order, outputs last."""
-    if isinstance(problem, DenseProblem):  # x, weight, bias, residual, out
-        return (True, False, *[False] * problem.bias, *[True] * problem.residual, True)
-    # query, key, value, scale, rpb, out, lse
-    return (True, True, True, False, *[False] * problem.bias, True, *[True] * problem.return_lse)
-
-
 def elements_of(problem: DenseProblem) -> dict[str, int]:
     """Elements of each argument for a batch of one."""
     outputs = math.prod(problem.out_spatial) * problem.out_channels
@@ -199,11 +187,3 @@ def dense_distance(problem: Mapping[str, Any], other: Mapping[str, Any]) -> floa
     far += 0.5 * ratio(math.prod(problem["stride"]), math.prod(other["stride"]))
     far += 0.5 * (any(problem["padding"]) != any(other["padding"])) + (problem["activation"] != other["activation"])
     return far + 0.25 * (problem["bias"] != other["bias"]) + 0.25 * (problem["residual"] != other["residual"])
-
-
-def problem_from_json(text: str) -> Problem:
-    """The problem, of whichever operator, that ``to_json`` wrote."""
-    fields = json.loads(text)
-    if isinstance(fields, dict) and fields.get("operator") == OPERATOR:
-        return DenseProblem.from_json(text)
-    return NAProblem.from_json(text)

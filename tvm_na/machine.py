@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvm_na.benchmark import measure
-from tvm_na.dense import DenseProblem, Problem, elements_of
+from tvm_na.dense import DenseProblem, elements_of
+from tvm_na.operators import Problem
 from tvm_na.target import cpu_name
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from typing import Protocol
 from tvm_na import measure_cuda, workers
 from tvm_na.calm import Calm
 from tvm_na.case import WrongNumbers, case_of
-from tvm_na.dense import Problem
+from tvm_na.operators import Problem
 
 #: Repeats on a GPU, which fewer others use than cores of a CPU.
 GPU_REPEATS = 60

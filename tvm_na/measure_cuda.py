@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_na.case import Case, make_case
-from tvm_na.dense import Problem
+from tvm_na.operators import Problem
 
 if TYPE_CHECKING:
     from torch import Tensor

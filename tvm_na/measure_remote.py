@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_na.case import DISTINCT, Case, case_of
-from tvm_na.dense import arguments_with_batch
 from tvm_na.measure import Conditions, Kernel, Measured, plan
 from tvm_na.measure_cuda import ROTATED_BYTES
+from tvm_na.operators import arguments_with_batch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tvm_na import cache
-from tvm_na.dense import Problem, problem_from_json
+from tvm_na.operators import Problem, problem_from_json
 from tvm_na.record_files import signature
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tvm_na.dense import Problem, problem_from_json
+from tvm_na.operators import Problem, problem_from_json
 from tvm_na.record_files import META, RECORDS, read_lines, shipped_folder, user_folder
 from tvm_na.target import name_of_spec
 

@@ -12,7 +12,7 @@ import os
 from typing import Literal
 
 from tvm_na import cache
-from tvm_na.dense import Problem
+from tvm_na.operators import Problem
 from tvm_na.record_index import RecordRef
 from tvm_na.target import NATarget
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tvm_na.choose import InapplicableError
 from tvm_na.database import structural_hash
-from tvm_na.dense import Problem, problem_from_json
+from tvm_na.operators import Problem, problem_from_json
 from tvm_na.records import Record
 from tvm_na.schedules import SearchSpace, spaces_for
 from tvm_na.schedules.base import Choice, Plan, Scheduled, choices_of, structure_of

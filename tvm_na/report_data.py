@@ -13,8 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tvm_na.dense import Problem, problem_from_json
 from tvm_na.journal import JOURNAL, Trial, point, trials_in
+from tvm_na.operators import Problem, problem_from_json
 from tvm_na.ranking import found_of_best, spearman
 from tvm_na.records import Record, read_meta, records_in
 from tvm_na.target import NATarget, parse_target

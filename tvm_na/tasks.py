@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tvm_na.dense import OPERATOR, DenseProblem, Problem
+from tvm_na.dense import OPERATOR, DenseProblem
+from tvm_na.operators import Problem
 from tvm_na.problem import NAProblem
 from tvm_na.target import NATarget
 

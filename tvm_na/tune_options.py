@@ -7,8 +7,9 @@ from math import prod
 
 from tvm_na import settings
 from tvm_na.case import DISTINCT
-from tvm_na.dense import DenseProblem, Problem, elements_of
+from tvm_na.dense import DenseProblem, elements_of
 from tvm_na.machine import bytes_of
+from tvm_na.operators import Problem
 from tvm_na.search import Strategy
 from tvm_na.target import NATarget
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from tvm_na.builder import REJECTIONS, Builder, Built, Source, source_for_any_batch, source_of
 from tvm_na.database import TuningDatabase, now
-from tvm_na.dense import Problem
 from tvm_na.journal import Journal, Trial, point
 from tvm_na.measure import Kernel, Measured, Measurer, median
 from tvm_na.metaschedule import import_metaschedule
+from tvm_na.operators import Problem
 from tvm_na.tasks import Formulation
 from tvm_na.tune_state import FormulationState, ProblemState, TuneState
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from tvm_na.dense import Problem
+from tvm_na.operators import Problem
 
 #: A formulation whose best (its default, at first) is slower than this times the best known is not searched.
 HOPELESS = 1.6

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from tvm_na.dense import Problem
 from tvm_na.deploy.calls import dense_problem
 from tvm_na.deploy.layers import dense, layered
 from tvm_na.deploy.program import ATTENTION, attention_of, export_model
+from tvm_na.operators import Problem
 
 
 def problems_of_whole(model: nn.Module, example: Tensor) -> dict[Problem, int]:

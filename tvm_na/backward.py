@@ -1,0 +1,76 @@
+"""``BackwardProblem``: the value that names the gradients of a neighborhood attention workload."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from tvm_na.problem import NAProblem
+
+#: What tells the JSON of these problems from that of attention, under the key ``operator``.
+OPERATOR = "backward"
+
+
+@dataclasses.dataclass(frozen=True)
+class BackwardProblem:
+    """The gradients of query, key, value and bias of one neighborhood attention.
+
+    Attributes:
+        forward: The attention. Its ``return_lse`` says here whether the log-sum-exp has a gradient too.
+    """
+
+    forward: NAProblem
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.forward, NAProblem):
+            raise TypeError(f"forward: required an NAProblem, got {type(self.forward).__name__} {self.forward!r}")
+
+    @classmethod
+    def make(cls, *args: Any, **options: Any) -> BackwardProblem:
+        """The gradients of the attention that :meth:`NAProblem.make` makes of these arguments."""
+        return cls(NAProblem.make(*args, **options))
+
+    @property
+    def spatial(self) -> tuple[int, ...]:
+        """Sizes of the spatial axes."""
+        return self.forward.spatial
+
+    @property
+    def rank(self) -> int:
+        """The number of spatial axes."""
+        return self.forward.rank
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of every tensor but the scale and the log-sum-exp with its gradient."""
+        return self.forward.dtype
+
+    @property
+    def accum_dtype(self) -> str:
+        """The dtype of scores, sums and the log-sum-exp."""
+        return self.forward.accum_dtype
+
+    @property
+    def useful_flops(self) -> int:
+        """Multiply-adds of the five products (scores again, and gradients of weights, query, key and value), times
+        two, for a batch of one."""
+        forward = self.forward
+        channels = forward.head_dim + forward.head_dim_v
+        return forward.useful_flops // channels * (3 * forward.head_dim + 2 * forward.head_dim_v)
+
+    def to_json(self) -> str:
+        """A canonical JSON text; equal problems give equal texts, and none is that of another operator."""
+        fields = {"operator": OPERATOR, **dataclasses.asdict(self.forward)}
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> BackwardProblem:
+        """The problem that :meth:`to_json` wrote."""
+        fields = json.loads(text)
+        if not isinstance(fields, dict) or fields.pop("operator", None) != OPERATOR:
+            raise ValueError(f'problem: required a JSON object with "operator":"{OPERATOR}", got {text}')
+        return cls(NAProblem.from_json(json.dumps(fields)))
+
+    def __str__(self) -> str:
+        return f"backward of {self.forward}"

@@ -1,0 +1,44 @@
+"""What a kernel can compute: the problems of every operator, as one type."""
+
+from __future__ import annotations
+
+import json
+
+from tvm_na import backward, dense
+from tvm_na.backward import BackwardProblem
+from tvm_na.dense import DenseProblem
+from tvm_na.problem import NAProblem
+
+#: What a kernel can compute.
+Problem = NAProblem | BackwardProblem | DenseProblem
+
+#: The classes of problems by the key ``operator`` of their JSON; attention has none.
+PROBLEMS: dict[str | None, type[NAProblem] | type[BackwardProblem] | type[DenseProblem]] = {
+    None: NAProblem,
+    backward.OPERATOR: BackwardProblem,
+    dense.OPERATOR: DenseProblem,
+}
+
+
+def problem_from_json(text: str) -> Problem:
+    """The problem, of whichever operator, that ``to_json`` wrote.
+
+    Raises:
+        ValueError: it is of an operator that this version does not know.
+    """
+    fields = json.loads(text)
+    operator = fields.get("operator") if isinstance(fields, dict) else None
+    if operator not in PROBLEMS:
+        raise ValueError(f"operator: required one of {', '.join(filter(None, PROBLEMS))}, or none, got {operator!r}")
+    return PROBLEMS[operator].from_json(text)
+
+
+def arguments_with_batch(problem: Problem) -> tuple[bool, ...]:
+    """Which arguments of a kernel have a batch, in their order, outputs last."""
+    if isinstance(problem, DenseProblem):  # x, weight, bias, residual, out
+        return (True, False, *[False] * problem.bias, *[True] * problem.residual, True)
+    attention = problem.forward if isinstance(problem, BackwardProblem) else problem
+    inputs = (True, True, True, False, *[False] * attention.bias)  # query, key, value, scale, rpb
+    if isinstance(problem, BackwardProblem):  # lse, d_out, d_lse; d_query, d_key, d_value, d_rpb
+        return (*inputs, True, True, *[True] * attention.return_lse, True, True, True, *[False] * attention.bias)
+    return (*inputs, True, *[True] * attention.return_lse)  # out, lse
