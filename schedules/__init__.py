@@ -9,10 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from tvm_na.backward import BackwardProblem
 from tvm_na.dense import DenseProblem
 from tvm_na.operators import Problem
 from tvm_na.problem import NAProblem
-from tvm_na.schedules import cpu, cpu_dense, cuda, cuda_mma
+from tvm_na.schedules import cpu, cpu_backward, cpu_dense, cuda, cuda_mma
 from tvm_na.schedules.base import Plan, Scheduled
 from tvm_na.target import NATarget
 
@@ -51,6 +52,15 @@ _SPACES: dict[type, tuple[SearchSpace, ...]] = {
         SearchSpace("cpu-lanes", cpu.serves, cpu.formulations, cpu.structures, cpu.apply),
         SearchSpace("cuda-band", cuda_mma.serves, cuda_mma.formulations, cuda_mma.structures, cuda_mma.apply),
         SearchSpace("cuda-gather", cuda.serves, cuda.formulations, cuda.structures, cuda.apply),
+    ),
+    BackwardProblem: (
+        SearchSpace(
+            "cpu-backward",
+            cpu_backward.serves,
+            cpu_backward.formulations,
+            cpu_backward.structures,
+            cpu_backward.apply,
+        ),
     ),
     DenseProblem: (
         SearchSpace("cpu-dense", cpu_dense.serves, cpu_dense.formulations, cpu_dense.structures, cpu_dense.apply),

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+from tvm_na.backward import BackwardProblem
 from tvm_na.operators import Problem, problem_from_json
 from tvm_na.problem import NAProblem
 
@@ -137,18 +138,26 @@ class Opened:
     structure: str
     decide: Decisions
 
-    def scheduled(self) -> Scheduled:
-        """The function, now that it is scheduled; the trace keeps the name of its structure."""
-        self.schedule.annotate(self.schedule.get_sblock("out"), STRUCTURE, self.structure)
+    def scheduled(self, block: str = "out") -> Scheduled:
+        """The function, now that it is scheduled; the trace keeps the name of its structure, as a note at ``block``."""
+        self.schedule.annotate(self.schedule.get_sblock(block), STRUCTURE, self.structure)
         return Scheduled(self.schedule, self.structure, tuple(self.decide.made))
+
+
+def _in_formulation(func: Any, formulation: str) -> bool:
+    if not func.attrs or "tvm_na.formulation" not in func.attrs:
+        return False
+    return bool(json.loads(str(func.attrs["tvm_na.formulation"]))["formulation"] == formulation)
 
 
 def problem_of(func: Any, formulation: str) -> NAProblem | None:
     """The attention that a PrimFunc computes; None if it is not in that formulation."""
-    if not func.attrs or "tvm_na.formulation" not in func.attrs:
-        return None
-    named = json.loads(str(func.attrs["tvm_na.formulation"]))["formulation"]
-    return NAProblem.from_json(str(func.attrs["tvm_na.problem"])) if named == formulation else None
+    return NAProblem.from_json(str(func.attrs["tvm_na.problem"])) if _in_formulation(func, formulation) else None
+
+
+def backward_of(func: Any, formulation: str) -> BackwardProblem | None:
+    """The gradients that a PrimFunc computes; None if it is not in that formulation."""
+    return BackwardProblem.from_json(str(func.attrs["tvm_na.problem"])) if _in_formulation(func, formulation) else None
 
 
 def open_func(func: Any, plan: Plan, structures: Sequence[str]) -> Opened:

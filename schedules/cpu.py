@@ -1,4 +1,4 @@
-"""CPUs (LLVM): every two-dimensional float32 and float64 problem, through the lanes formulation.
+"""CPUs (LLVM): every float32 and float64 problem, through the lanes formulation.
 
 Which formulations and structures there are; ``cpu_lanes.py`` schedules them. See ``docs/DESIGN.md`` for what was
 measured.
@@ -14,9 +14,9 @@ from tvm_na.schedules.cpu_lanes import STRUCTURES, LanesSchedule
 from tvm_na.target import NATarget
 from tvm_na.te.lanes import LanesTile, lanes_of
 
-# The elements between neighboring values of one head from which on values are packed: further apart than
-# this, the values of a window fall into few sets of the first cache.
-_PACK_VALUES_FROM = 256
+#: The elements between neighboring values of one head from which on values are packed: further apart than
+#: this, the values of a window fall into few sets of the first cache.
+PACK_VALUES_FROM = 256
 
 # How many sizes of a tile are worth the tuner's time.
 _TILES = 2
@@ -24,7 +24,7 @@ _TILES = 2
 
 def serves(problem: NAProblem, target: NATarget) -> bool:
     """Whether this space has a kernel for ``problem`` on ``target``."""
-    return target.kind == "llvm" and problem.rank == 2 and problem.dtype in ("float32", "float64")
+    return target.kind == "llvm" and problem.dtype in ("float32", "float64")
 
 
 def vector_length(problem: NAProblem, target: NATarget) -> int:
@@ -41,8 +41,8 @@ def tiles(problem: NAProblem, target: NATarget, vector: int | None = None) -> li
         vector: Lanes per vector, by default those of a register.
     """
     vector = vector or vector_length(problem, target)
-    columns = -(-problem.spatial[1] // problem.dilation[1])
-    pack = problem.dilation[1] * problem.heads_kv * problem.head_dim_v >= _PACK_VALUES_FROM
+    columns = -(-problem.spatial[-1] // problem.dilation[-1])
+    pack = problem.dilation[-1] * problem.heads_kv * problem.head_dim_v >= PACK_VALUES_FROM
 
     def cost(tile: LanesTile) -> tuple[float, int]:
         # Vector operations: products, and what loading keys and queries costs beside them.

@@ -11,8 +11,9 @@ from typing import Any
 
 from tvm_na.problem import NAProblem
 from tvm_na.schedules.base import Decisions, largest_divisor
+from tvm_na.schedules.cpu_box import BoxSchedule
 from tvm_na.target import NATarget
-from tvm_na.te.lanes import LanesTile, lanes_of
+from tvm_na.te.lanes import LanesTile
 
 # The stages of a tile, last first.
 _TILE_STAGES = ("attended", "inverse", "total", "total_lanes", "weights", "maximum", "maximum_lanes", "scores", "dots")
@@ -48,32 +49,23 @@ _DEFAULT = next(iter(STRUCTURES.values()))
 _ROWS_PER_TASK, _QUERIES_AT_ONCE = 14, 64
 
 
-class LanesSchedule:
+class LanesSchedule(BoxSchedule):
     """Schedules one PrimFunc; see the module."""
 
     def __init__(
         self, sch: Any, problem: NAProblem, tile: LanesTile, target: NATarget, structure: Structure, decide: Decisions
     ) -> None:
-        self.sch, self.problem, self.tile, self.structure, self.decide = sch, problem, tile, structure, decide
-        self.rows = problem.kernel_size[0]
-        self.vectors = lanes_of(problem, tile) // tile.vector
-        # Accumulators that fit beside the operands of a multiply-add.
-        self.accumulators = target.vector_registers * 3 // 4
+        super().__init__(sch, problem, tile, target, decide)
+        self.structure = structure
 
     def build(self) -> None:
         """Apply every transformation."""
         self.place_in_tasks()
         self.place_in_tiles()
         self.pack()
-        self.dots()
+        self.box_products({"dots": self.problem.head_dim})
         self.softmax()
-        self.attended()
-
-    def block(self, name: str) -> Any:
-        return self.sch.get_sblock(name)
-
-    def inner_loops(self, block: Any, n: int) -> list[Any]:
-        return list(self.sch.get_loops(block)[-n:])
+        self.window_products("attended", self.problem.head_dim_v, self.structure.value_rows_outside)
 
     def place_in_tasks(self) -> None:
         """Loops of the outputs: batch, heads, rows (parallel); then a task's heads, and their rows."""
@@ -83,8 +75,8 @@ class LanesSchedule:
         for name in ("out", "lse") if p.return_lse else ("out",):
             batch, i, j, head, *rest = sch.get_loops(self.block(name))
             if row_factors is None:
-                rows_per_task = largest_divisor(p.spatial[0], _ROWS_PER_TASK if self.structure.pack_in_task else 1)
-                row_factors = self.decide.factors("rows per task", i, p.spatial[0], rows_per_task)
+                rows_per_task = largest_divisor(self.map_rows, _ROWS_PER_TASK if self.structure.pack_in_task else 1)
+                row_factors = self.decide.factors("rows per task", i, self.map_rows, rows_per_task)
                 head_factors = self.decide.factors("heads per task", head, p.heads, 1)
             row_task, row = sch.split(i, row_factors, preserve_unit_iters=True)
             head_task, head = sch.split(head, head_factors, preserve_unit_iters=True)
@@ -114,7 +106,7 @@ class LanesSchedule:
         for name in _TILE_STAGES:
             sch.compute_at(self.block(name), block, preserve_unit_loops=True)
         for name in ("out", "normalised"):
-            sch.vectorize(self.vector_of(sch.get_loops(self.block(name))[-1])[1])
+            sch.vectorize(self.vector_of(sch.get_loops(self.block(name))[-1], self.problem.head_dim_v)[1])
 
     def pack(self) -> None:
         """Copies of keys with the lanes innermost, and perhaps of values; then the parallel loops."""
@@ -130,7 +122,7 @@ class LanesSchedule:
         sch.vectorize(lane)
         if self.tile.pack_values:
             *_, value_row, _, _, c = sch.get_loops(self.block("packed_value"))
-            sch.vectorize(self.vector_of(c)[1])
+            sch.vectorize(self.vector_of(c, self.problem.head_dim_v)[1])
             if not self.structure.pack_in_task:
                 sch.merge(row, value_row)  # waking the threads costs more than a small copy
         if not self.structure.pack_in_task:
@@ -139,101 +131,10 @@ class LanesSchedule:
             sch.vectorize(sch.get_loops(self.block("padded_bias"))[-1])
         sch.parallel(sch.fuse(*sch.get_loops(self.block("out"))[:3]))
 
-    def vector_width(self) -> int:
-        """Elements of ``head_dim_v`` in a vector: a register of them, half of one, or what divides it."""
-        dim, limit = self.problem.head_dim_v, self.tile.vector
-        if dim <= limit:
-            return dim
-        power = largest_divisor(limit, dim & -dim)
-        return power if power >= limit // 2 else largest_divisor(dim, limit)
-
-    def vector_of(self, loop: Any) -> list[Any]:
-        """A loop over ``head_dim_v`` split into vectors; the inner one is to be vectorised."""
-        return list(self.sch.split(loop, [None, self.vector_width()], preserve_unit_iters=True))
-
-    def dots(self) -> None:
-        """queries x rows x vectors accumulators, the reduction over head_dim inside of every block of them."""
-        sch, tile, dim = self.sch, self.tile, self.problem.head_dim
-        u, a, l, d = self.inner_loops(self.block("dots"), 4)
-        v, lane = sch.split(l, [None, tile.vector], preserve_unit_iters=True)
-        vectors_inner = largest_divisor(self.vectors, max(1, self.accumulators // tile.queries))
-        v_outer, v_inner = self.decide.split("score vectors at once", v, self.vectors, vectors_inner)
-        queries_inner = largest_divisor(tile.queries, self.accumulators)
-        u_outer, u_inner = self.decide.split("score queries at once", u, tile.queries, queries_inner)
-        rows = self.even_block(self.rows, self.accumulators // (queries_inner * vectors_inner))
-        row_block = self.decide.one_of("score rows at once", range(1, min(self.rows, 8) + 1), default=rows)
-        a_outer, a_inner = sch.split(a, [None, row_block], preserve_unit_iters=True)
-        d_outer, d_inner = self.decide.split("score channels at once", d, dim, 1, limit=8)
-        sch.reorder(u_outer, a_outer, v_outer, d_outer, d_inner, a_inner, v_inner, u_inner, lane)
-        # Unrolled, so that a last block with fewer rows costs no test inside.
-        for loop in (a_outer, d_inner, a_inner, v_inner, u_inner):
-            self.unroll(loop)
-        sch.vectorize(lane)
-        self.split_off_init("dots", d_outer, unrolled=3)
-
-    @staticmethod
-    def even_block(n: int, limit: int) -> int:
-        """The block size, at most ``limit`` and 8, that cuts ``n`` into few blocks of about the same size."""
-        limit = max(1, min(limit, 8, n))
-        return -(-n // -(-n // limit))
-
-    def split_off_init(self, name: str, loop: Any, unrolled: int) -> None:
-        """The zeros of a reduction in a block of their own in front of ``loop``, unrolled and vectorised."""
-        init = self.sch.decompose_reduction(self.block(name), loop)
-        loops = self.sch.get_loops(init)
-        for outer in loops[len(loops) - 1 - unrolled : -1]:
-            self.unroll(outer)
-        self.sch.vectorize(loops[-1])
-
     def softmax(self) -> None:
         """Vectors of lanes; as many rows at once as are unrolled."""
-        sch, tile = self.sch, self.tile
-        short = self.rows * self.vectors <= 16
-        _, a, _ = self.inner_loops(self.block("scores"), 3)
-        factors = self.decide.factors("softmax rows at once", a, self.rows, self.rows if short else 1)
+        factors = self.softmax_row_factors("scores")
         for name in ("scores", "weights"):
-            _, a, l = self.inner_loops(self.block(name), 3)
-            v, lane = sch.split(l, [None, tile.vector], preserve_unit_iters=True)
-            self.unroll_rows(a, v, factors)
-            sch.vectorize(lane)
+            self.elementwise(name, factors)
         for name in ("maximum", "total"):
-            lane, a, v = self.inner_loops(self.block(f"{name}_lanes"), 3)
-            sch.reorder(a, v, lane)
-            a = self.unroll_rows(a, v, factors)
-            sch.vectorize(lane)
-            self.split_off_init(f"{name}_lanes", a, unrolled=0)
-            self.unroll(self.inner_loops(self.block(name), 1)[0])
-
-    def unroll_rows(self, a: Any, v: Any, factors: list[Any]) -> Any:
-        """Unroll the inner part of a row loop and the vectors in it; returns the row loop's outer part."""
-        outer, inner = self.sch.split(a, factors, preserve_unit_iters=True)
-        self.unroll(inner)
-        if self.vectors <= 4:
-            self.unroll(v)
-        return outer
-
-    def attended(self) -> None:
-        """queries x vectors of head_dim_v accumulators, over the keys of the window."""
-        sch, dim = self.sch, self.problem.head_dim_v
-        tile, u, x, a, l = self.inner_loops(self.block("attended"), 5)
-        x, lane = self.vector_of(x)
-        vectors = dim // self.vector_width()
-        vectors_inner = largest_divisor(vectors, self.accumulators)
-        x_outer, x_inner = self.decide.split("value vectors at once", x, vectors, vectors_inner)
-        queries = self.even_block(self.tile.queries, self.accumulators // vectors_inner)
-        options = range(1, min(self.tile.queries, 8) + 1)
-        query_block = self.decide.one_of("value queries at once", options, default=queries)
-        u_outer, u_inner = sch.split(u, [None, query_block], preserve_unit_iters=True)
-        if self.structure.value_rows_outside:
-            sch.reorder(a, tile, u_outer, x_outer, l, u_inner, x_inner, lane)
-        else:
-            sch.reorder(tile, u_outer, x_outer, a, l, u_inner, x_inner, lane)
-        for loop in (u_outer, u_inner, x_inner):
-            self.unroll(loop)
-        sch.vectorize(lane)
-        self.split_off_init("attended", a, unrolled=2)
-
-    def unroll(self, loop: Any) -> None:
-        # Where a region is inferred from uneven groups, its extent is an expression: that stays a loop.
-        if hasattr(self.sch.get(loop).extent, "value"):
-            self.sch.unroll(loop)
+            self.fold(name, factors)

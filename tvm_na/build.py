@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tvm_na import cache, openmp, runtime, settings
+from tvm_na.backward import BackwardProblem
 from tvm_na.choose import Chosen, InapplicableError, choose, considered, reject
 from tvm_na.dense import DenseProblem
 from tvm_na.operators import Problem
@@ -33,9 +34,10 @@ class Kernel:
         target: What it was built for.
         schedule: The schedule it was built with.
         file: The shared library.
-        function: ``function(query, key, value, scale[, rpb], out[, lse])`` on contiguous tensors, all on the CPU or on
-            one GPU, whose storage starts at a multiple of 64 bytes; shapes as in :mod:`tvm_na.te.operands`. On a GPU
-            it is launched on PyTorch's current stream, and that GPU is the current one of CUDA's runtime afterwards.
+        function: ``function(query, key, value, scale[, rpb], out[, lse])``, for other problems what their formulations
+            say, on contiguous tensors, all on the CPU or on one GPU, whose storage starts at a multiple of 64 bytes;
+            shapes as in :mod:`tvm_na.te.operands`. On a GPU it is launched on PyTorch's current stream, and that GPU is
+            the current one of CUDA's runtime afterwards.
     """
 
     problem: Problem
@@ -184,9 +186,9 @@ def unsupported(problem: Problem, target: NATarget) -> str:
     if isinstance(problem, DenseProblem):
         return f"linear layers and convolutions are compiled for CPUs, not for {target.kind}"
     if target.kind == "cuda":
+        if isinstance(problem, BackwardProblem):
+            return "gradients are compiled for CPUs, not for GPUs yet"
         return "no search space for GPUs serves it"
-    if problem.rank != 2:
-        return f"compiled kernels have 2 spatial axes, the problem has {problem.rank}"
     return f"compiled kernels are float32 and float64, the problem is {problem.dtype}"
 
 

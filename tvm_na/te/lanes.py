@@ -1,10 +1,10 @@
-"""Two-dimensional neighborhood attention forward in a form that a CPU with vector registers can tile.
+"""Neighborhood attention forward in a form that a CPU with vector registers can tile.
 
-A tile of neighboring queries in one row meets one box of keys: the rows of its window, and as many
-consecutive columns of its dilation group (the *lanes*) as the windows of all its queries span. Scores are a
-small matrix product of the tile's queries with the transposed keys of the box, vectorised over the lanes;
-what a query's window leaves out of the box is masked. In the coordinates of a dilation group (``window.py``)
-nothing depends on the dilation, so a dilated window is as contiguous as any other.
+Rows are all axes but the last (``rows.py``), columns are the last. A tile of neighboring queries in one row meets
+one box of keys: the rows of its window, and as many consecutive columns of its dilation group (the *lanes*) as the
+windows of all its queries span. Scores are a small matrix product of the tile's queries with the transposed keys of
+the box, vectorised over the lanes; what a query's window leaves out of the box is masked. In the coordinates of a
+dilation group (``window.py``) nothing depends on the dilation, so a dilated window is as contiguous as any other.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tvm_na.problem import NAProblem
-from tvm_na.te.window import axis_window, group_length, group_window
+from tvm_na.te.layout import with_output_layout
+from tvm_na.te.rows import Rows
+from tvm_na.te.window import group_length, group_window
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class LanesTile:
 
 def spanned_columns(problem: NAProblem, queries: int) -> int:
     """The most columns of a dilation group that the windows of one tile of ``queries`` queries span."""
-    k, s, causal = problem.kernel_size[1], problem.stride[1], problem.is_causal[1]
-    lengths = {group_length(problem.spatial[1], problem.dilation[1], r) for r in (0, problem.dilation[1] - 1)}
+    k, s, causal = problem.kernel_size[-1], problem.stride[-1], problem.is_causal[-1]
+    lengths = {group_length(problem.spatial[-1], problem.dilation[-1], r) for r in (0, problem.dilation[-1] - 1)}
     spanned = k
     for length in lengths:
         for first in range(0, length, queries):
@@ -61,16 +63,26 @@ def _round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-class _Geometry:
-    """Index arithmetic of the tiles: i, a are rows; group r, tile t, query u of the tile, lane l are columns."""
+class Geometry:
+    """Index arithmetic of the tiles: i, a are rows; group r, tile t, query u of the tile, lane l are columns.
+
+    Attributes:
+        rows: The rows.
+        width: The columns of the map.
+        dilation: Of the columns.
+        lanes: Columns of a tile's box.
+        group: Columns of the longest dilation group.
+        tiles: Of a group.
+        packed_width: Columns of a packed group, whole vectors.
+        even: Whether every tile of every group is full.
+    """
 
     def __init__(self, problem: NAProblem, tile: LanesTile) -> None:
         self.problem, self.tile = problem, tile
-        self.height, self.width = problem.spatial
-        self.dilation_h, self.dilation = problem.dilation
-        self.row_group = -(-self.height // self.dilation_h)  # rows of the longest dilation group
+        self.rows = Rows(problem)
+        self.width, self.dilation = problem.spatial[-1], problem.dilation[-1]
         self.lanes = lanes_of(problem, tile)
-        self.group = -(-self.width // self.dilation)  # columns of the longest dilation group
+        self.group = -(-self.width // self.dilation)
         self.tiles = -(-self.group // tile.queries)
         self.packed_width = _round_up(max(self.group, self.lanes), tile.vector)
         self.even = self.group * self.dilation == self.width and self.tiles * tile.queries == self.group
@@ -90,7 +102,7 @@ class _Geometry:
     def columns(self, r: Any, t: Any, u: Any) -> tuple[Any, Any]:
         """Start and end of a query's window, in its group's coordinates."""
         p, place = self.problem, self.query_column(r, t, u)
-        return group_window(place, self.length(r), p.kernel_size[1], p.stride[1], p.is_causal[1])
+        return group_window(place, self.length(r), p.kernel_size[-1], p.stride[-1], p.is_causal[-1])
 
     def first_lane(self, r: Any, t: Any) -> Any:
         """The group's column at lane 0 of a tile's box."""
@@ -98,30 +110,30 @@ class _Geometry:
 
         return tirx.min(self.columns(r, t, 0)[0], self.packed_width - self.lanes)
 
-    def rows(self, i: Any) -> tuple[Any, Any, Any]:
-        """Residue, start and end of the rows of the window of row ``i``."""
-        p = self.problem
-        return axis_window(i, self.height, p.kernel_size[0], p.stride[0], p.dilation[0], p.is_causal[0])
-
-    def key_row(self, i: Any, a: Any) -> tuple[Any, Any]:
-        """Group and place in it of the a-th row of a window (on the map also where causality masks it)."""
-        residue, start, _ = self.rows(i)
-        return residue, start + a
-
     def exists(self, i: Any, r: Any, t: Any, u: Any, a: Any, column: Any) -> Any:
         """Whether the window of a query holds row ``a`` of its box and the group's ``column``."""
         from tvm import tirx
 
         start, end = self.columns(r, t, u)
-        inside = [column >= start, column < end]
-        if self.problem.is_causal[0]:
-            _, row_start, row_end = self.rows(i)
-            inside.append(row_start + a < row_end)
-        return tirx.all(*inside)
+        return tirx.all(column >= start, column < end, *self.rows.exists(i, a))
+
+    def on_map(self, y_group: Any, y: Any, x_group: Any, x: Any) -> tuple[list[Any], tuple[Any, ...], Any]:
+        """What must hold for a place of packed groups to be on the map, and its row and column, clamped to the map."""
+        from tvm import tirx
+
+        row, column = self.rows.packed_row(y_group, y), x_group + self.dilation * x
+        conditions = []
+        if self.rows.groups[0] * self.rows.groups[1] > self.rows.count:
+            conditions.append(row < self.rows.count)
+        if self.packed_width * self.dilation > self.width:
+            conditions.append(column < self.width)
+        if conditions:
+            row, column = tirx.min(row, self.rows.count - 1), tirx.min(column, self.width - 1)
+        return conditions, self.rows.place(row), column
 
 
 def forward(problem: NAProblem, tile: LanesTile, batch_size: int | None = None) -> Any:
-    """The lanes formulation of a two-dimensional ``problem`` as an unscheduled PrimFunc.
+    """The lanes formulation of ``problem`` as an unscheduled PrimFunc.
 
     Arguments as in :mod:`tvm_na.te.operands`; the batch is symbolic unless ``batch_size`` is given. Scores are
     kept in powers of two (``exp.py``).
@@ -131,12 +143,10 @@ def forward(problem: NAProblem, tile: LanesTile, batch_size: int | None = None) 
     from tvm_na.te.exp import LN_2, LOG2_E, exp2_nonpositive
     from tvm_na.te.operands import Operands
 
-    if problem.rank != 2:
-        raise ValueError(f"problem: required two spatial axes, got {problem.rank}")
-    ops, geo = Operands.of(problem, batch_size), _Geometry(problem, tile)
+    ops, geo = Operands.of(problem, batch_size), Geometry(problem, tile)
     accum, vector, lanes = problem.accum_dtype, tile.vector, geo.lanes
     batch, dilation = ops.batch, geo.dilation
-    rows, columns = problem.kernel_size
+    rows, columns = geo.rows.keys, problem.kernel_size[-1]
     kv_head = (
         (lambda h: h) if problem.heads == problem.heads_kv else (lambda h: h // (problem.heads // problem.heads_kv))
     )
@@ -144,24 +154,20 @@ def forward(problem: NAProblem, tile: LanesTile, batch_size: int | None = None) 
 
     def packed(source: Any, y_group: Any, y: Any, x_group: Any, x: Any, at: Any) -> Any:
         """``source`` at a place of a dilation group; zero behind the end of the map."""
-        row, column = y_group + geo.dilation_h * y, x_group + dilation * x
-        on_map = [row < geo.height] if geo.row_group * geo.dilation_h > geo.height else []
-        on_map += [column < geo.width] if geo.packed_width * dilation > geo.width else []
-        if not on_map:
-            return source[at(row, column)]
-        clamped = at(tirx.min(row, geo.height - 1), tirx.min(column, geo.width - 1))
-        return tirx.if_then_else(tirx.all(*on_map), source[clamped], tirx.const(0, problem.dtype))
+        on_map, row, column = geo.on_map(y_group, y, x_group, x)
+        value = source[at(row, column)]
+        return tirx.if_then_else(tirx.all(*on_map), value, tirx.const(0, problem.dtype)) if on_map else value
 
-    groups = (batch, problem.heads_kv, geo.dilation_h, geo.row_group, dilation)
+    groups = (batch, problem.heads_kv, *geo.rows.groups, dilation)
     packed_key = te.compute(
         (*groups, problem.head_dim, geo.packed_width),
-        lambda b, h, yg, y, xg, d, x: packed(ops.key, yg, y, xg, x, lambda i, j: (b, i, j, h, d)),
+        lambda b, h, yg, y, xg, d, x: packed(ops.key, yg, y, xg, x, lambda i, j: (b, *i, j, h, d)),
         name="packed_key",
     )
     if tile.pack_values:
         packed_value = te.compute(
             (*groups, geo.packed_width, problem.head_dim_v),
-            lambda b, h, yg, y, xg, x, c: packed(ops.value, yg, y, xg, x, lambda i, j: (b, i, j, h, c)),
+            lambda b, h, yg, y, xg, x, c: packed(ops.value, yg, y, xg, x, lambda i, j: (b, *i, j, h, c)),
             name="packed_value",
         )
 
@@ -171,17 +177,17 @@ def forward(problem: NAProblem, tile: LanesTile, batch_size: int | None = None) 
         x = group + dilation * column
         if not tile.exact_values:
             x = tirx.min(x, geo.width - 1)
-        return ops.value[b, row[0] + geo.dilation_h * row[1], x, h, c]
+        return ops.value[(b, *geo.rows.place(geo.rows.packed_row(*row)), x, h, c)]
 
-    tiled = (batch, problem.heads, geo.height, dilation, geo.tiles, tile.queries)
+    tiled = (batch, problem.heads, geo.rows.count, dilation, geo.tiles, tile.queries)
     box = (*tiled, rows, lanes)
 
     d = te.reduce_axis((0, problem.head_dim), name="d")
     dots = te.compute(
         box,
         lambda b, h, i, r, t, u, a, l: te.sum(
-            ops.query[b, i, r + dilation * geo.query_column(r, t, u), h, d]
-            * packed_key[(b, kv_head(h), *geo.key_row(i, a), r, d, geo.first_lane(r, t) + l)],
+            ops.query[(b, *geo.rows.place(i), r + dilation * geo.query_column(r, t, u), h, d)]
+            * packed_key[(b, kv_head(h), *geo.rows.key(i, a), r, d, geo.first_lane(r, t) + l)],
             axis=d,
         ),
         name="dots",
@@ -191,10 +197,10 @@ def forward(problem: NAProblem, tile: LanesTile, batch_size: int | None = None) 
         # Padded by what lanes outside a window reach for, so that whole vectors can be read.
         margin = lanes - columns
         padded_bias = te.compute(
-            (problem.heads, 2 * rows - 1, 2 * lanes - 1),
+            (problem.heads, geo.rows.bias_rows, 2 * lanes - 1),
             lambda h, y, e: tirx.if_then_else(
                 tirx.all(e >= margin, e < margin + 2 * columns - 1),
-                ops.rpb[h, y, tirx.min(tirx.max(e - margin, 0), 2 * columns - 2)] * log2_e,
+                ops.rpb[(h, *geo.rows.bias_place(y), tirx.min(tirx.max(e - margin, 0), 2 * columns - 2))] * log2_e,
                 tirx.const(0, accum),
             ),
             name="padded_bias",
@@ -204,9 +210,7 @@ def forward(problem: NAProblem, tile: LanesTile, batch_size: int | None = None) 
         column = geo.first_lane(r, t) + l
         result = dots[b, h, i, r, t, u, a, l] * (ops.scale[0] * log2_e)
         if ops.rpb is not None:
-            row = geo.rows(i)[1] + a - i // problem.dilation[0] + rows - 1
-            if problem.is_causal[0]:
-                row = tirx.min(row, 2 * rows - 2)
+            row = geo.rows.bias_row(i, a)
             result = result + padded_bias[h, row, column - geo.query_column(r, t, u) + lanes - 1]
         return tirx.Select(geo.exists(i, r, t, u, a, column), result, tirx.min_value(accum))
 
@@ -233,7 +237,7 @@ def forward(problem: NAProblem, tile: LanesTile, batch_size: int | None = None) 
     def attend(b: Any, h: Any, i: Any, r: Any, t: Any, u: Any, x: Any) -> Any:
         first = geo.columns(r, t, u)[0] if tile.exact_values else geo.first_lane(r, t)
         weight = weights[b, h, i, r, t, u, a, first - geo.first_lane(r, t) + l]
-        found = value_at(b, geo.key_row(i, a), r, first + l, kv_head(h), x)
+        found = value_at(b, geo.rows.key(i, a), r, first + l, kv_head(h), x)
         if tile.exact_values and any(problem.is_causal):  # zero times inf is not zero
             found = tirx.Select(geo.exists(i, r, t, u, a, first + l), found, tirx.const(0, accum))
         return te.sum(weight * found, axis=[a, l])
@@ -248,7 +252,7 @@ def forward(problem: NAProblem, tile: LanesTile, batch_size: int | None = None) 
         r, c = (0, j) if dilation == 1 else (j % dilation, j // dilation)
         return i, r, c // tile.queries, c % tile.queries
 
-    tokens = (batch, geo.height, geo.width, problem.heads)
+    tokens = (batch, geo.rows.count, geo.width, problem.heads)
     out = te.compute(
         (*tokens, problem.head_dim_v), lambda b, i, j, h, x: normalised[(b, h, *place(i, j), x)], name="out"
     )
@@ -258,4 +262,8 @@ def forward(problem: NAProblem, tile: LanesTile, batch_size: int | None = None) 
             tiled, lambda *q: (maximum[q] + tirx.log2(total[q])) * tirx.const(LN_2, accum), name="tiled_lse"
         )
         outputs.append(te.compute(tokens, lambda b, i, j, h: tiled_lse[(b, h, *place(i, j))], name="lse"))
-    return ops.prim_func(problem, outputs, tile.to_json())
+    func = ops.prim_func(problem, outputs, tile.to_json())
+    if problem.rank != 2:  # the loops stay those over rows
+        for name in ("out", "lse")[: len(outputs)]:
+            func = with_output_layout(func, lambda b, i, *rest: (b, *geo.rows.place(i), *rest), name)
+    return func

@@ -1,0 +1,177 @@
+"""CPUs (LLVM): the gradients of every float32 and float64 problem, through the lanes formulation.
+
+A task is a chunk of rows of one head of keys. In it, tile after tile goes through all stages: two register-blocked
+products give scores and the gradients of weights, vectors of lanes those of scores, and three more products what a tile
+adds to the gradients of queries, keys and values.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm_na.backward import BackwardProblem
+from tvm_na.schedules import cpu
+from tvm_na.schedules.base import Opened, Plan, Scheduled, backward_of, largest_divisor, open_func
+from tvm_na.schedules.cpu_box import BoxSchedule
+from tvm_na.target import NATarget
+from tvm_na.te.backward_lanes import FORMULATION, BackwardTile, Chunks
+from tvm_na.te.rows import Rows
+
+STRUCTURES = ("pack first",)
+
+# How many sizes of a tile are worth the tuner's time.
+_TILES = 2
+# The most chunks that are joined.
+_CHUNKS = 8
+# A chunk has at least so many times the rows by which the windows of its own reach beyond it.
+_OWN_ROWS = 2
+
+
+def serves(problem: BackwardProblem, target: NATarget) -> bool:
+    """Whether this space has a kernel for ``problem`` on ``target``."""
+    return cpu.serves(problem.forward, target)
+
+
+def chunks_of(problem: BackwardProblem) -> int:
+    """Into how many chunks the rows are cut by default: enough tasks for many cores, few rows that two share."""
+    rows = Rows(problem.forward)
+    for count in range(min(_CHUNKS, rows.count), 1, -1):
+        chunks = Chunks.of(rows, count)
+        if chunks.count == count and chunks.rows >= _OWN_ROWS * (chunks.reach - chunks.rows):
+            return count
+    return 1
+
+
+def tiles(problem: BackwardProblem, target: NATarget) -> list[BackwardTile]:
+    """Tiles that are worth the tuner's time, the one expected to be the fastest first."""
+    forward, chunks = problem.forward, chunks_of(problem)
+    pack = forward.dilation[-1] * forward.heads_kv * forward.head_dim >= cpu.PACK_VALUES_FROM
+    sizes = [(tile.queries, tile.vector) for tile in cpu.tiles(forward, target)[:_TILES]]
+    found = [BackwardTile(queries, vector, chunks, pack) for queries, vector in sizes]
+    first = found[0]
+    found.append(BackwardTile(first.queries, first.vector, chunks, not pack))
+    counts = (Chunks.of(Rows(forward), n).count for n in (1, min(_CHUNKS, 2 * chunks)))
+    return found + [BackwardTile(first.queries, first.vector, n, pack) for n in counts if n != chunks]
+
+
+def formulations(problem: BackwardProblem, target: NATarget, batch: int | None = None) -> list[Any]:
+    """The PrimFuncs of ``problem`` that are worth scheduling, the default first."""
+    from tvm_na.te.backward_lanes import backward
+
+    return [backward(problem, tile, batch) for tile in tiles(problem, target)]
+
+
+def structures(func: Any, target: NATarget) -> tuple[str, ...]:
+    """The structures, the default first."""
+    return STRUCTURES
+
+
+def apply(func: Any, target: NATarget, plan: Plan = Plan()) -> Scheduled | None:  # noqa: B008
+    """The schedule of a PrimFunc of gradients; None for any other function or target.
+
+    Args:
+        func: An unscheduled PrimFunc of :func:`tvm_na.te.backward_lanes.backward`.
+        target: The machine.
+        plan: Which point of the space is wanted.
+
+    Raises:
+        ValueError: if there is no such structure.
+    """
+    problem = backward_of(func, FORMULATION)
+    if problem is None or not serves(problem, target):
+        return None
+    opened = open_func(func, plan, STRUCTURES)
+    BackwardSchedule(opened, problem, BackwardTile(**opened.formulation), target).build()
+    return opened.scheduled("d_query")
+
+
+class BackwardSchedule(BoxSchedule):
+    """Schedules one PrimFunc; see the module."""
+
+    def __init__(self, opened: Opened, problem: BackwardProblem, tile: BackwardTile, target: NATarget) -> None:
+        super().__init__(opened.schedule, problem.forward, tile.lanes(), target, opened.decide)
+        self.pack_keys = tile.pack_keys
+        self.chunk_rows = Chunks.of(Rows(problem.forward), tile.chunks).rows
+
+    def build(self) -> None:
+        """Apply every transformation."""
+        problem = self.problem
+        self.pack()
+        self.tasks()
+        self.box_products({"dots": problem.head_dim, "d_weights": problem.head_dim_v})
+        self.scores()
+        self.window_products("query_sums", problem.head_dim)
+        self.vectorize_channels("d_query", problem.head_dim)
+        self.scatter("add_value", problem.head_dim_v)
+        self.scatter("add_key", problem.head_dim)
+        self.join()
+
+    def pack(self) -> None:
+        """Copies of keys and values, in one parallel loop over samples, heads and rows."""
+        sch = self.sch
+        rows = []
+        for name in ("packed_key", "packed_value"):
+            *_, row, group, d, x = sch.get_loops(self.block(name))
+            tiles, lane = sch.split(x, [None, self.tile.vector], preserve_unit_iters=True)
+            sch.reorder(group, tiles, d, lane)
+            sch.vectorize(lane)
+            rows.append(row)
+        if self.pack_keys:
+            rows.append(sch.get_loops(self.block("key_rows"))[2])
+            self.vectorize_channels("key_rows", self.problem.head_dim)
+        sch.merge(*rows)
+        sch.parallel(sch.fuse(*sch.get_loops(self.block("packed_key"))[:3]))
+        if self.problem.bias:
+            sch.vectorize(sch.get_loops(self.block("padded_bias"))[-1])
+
+    def tasks(self) -> None:
+        """The parallel loop, and the zeros that a task's sums start from."""
+        sch, problem = self.sch, self.problem
+        sch.parallel(sch.fuse(*sch.get_loops(self.block("task"))))
+        self.vectorize_channels("sum_key_zero", problem.head_dim)
+        self.vectorize_channels("sum_value_zero", problem.head_dim_v)
+        if problem.bias:
+            sch.vectorize(sch.get_loops(self.block("sum_bias_zero"))[-1])
+
+    def vectorize_channels(self, name: str, dim: int) -> None:
+        """Vectors along the last loop of a block, which is over ``dim`` channels."""
+        self.sch.vectorize(self.vector_of(self.sch.get_loops(self.block(name))[-1], dim)[1])
+
+    def scores(self) -> None:
+        """Weights and the gradients of scores: vectors of lanes, as many rows at once as are unrolled."""
+        factors = self.softmax_row_factors("weights")
+        for name in ("weights", "weighted", "d_scores"):
+            self.elementwise(name, factors)
+        self.fold("mean", factors)
+        if self.problem.bias:
+            l = self.inner_loops(self.block("add_bias"), 1)[0]
+            v, lane = self.sch.split(l, [None, self.tile.vector], preserve_unit_iters=True)
+            self.unroll(v)
+            self.sch.vectorize(lane)
+
+    def scatter(self, name: str, dim: int) -> None:
+        """Rows of keys, keys, and as many vectors of channels at once as there are registers for."""
+        sch = self.sch
+        a, l, x = self.inner_loops(self.block(name), 3)
+        x, lane = self.vector_of(x, dim)
+        vectors = dim // self.vector_width(dim)
+        at_once = largest_divisor(vectors, max(1, self.accumulators // (self.tile.queries + 1)))
+        x_outer, x_inner = self.decide.split(f"{name} vectors at once", x, vectors, at_once)
+        sch.reorder(x_outer, a, l, x_inner, lane)
+        self.unroll(x_inner)
+        sch.vectorize(lane)
+
+    def join(self) -> None:
+        """The sums of the chunks, a row of keys in a task."""
+        sch, problem = self.sch, self.problem
+        rows = []
+        for name, dim in (("d_key", problem.head_dim), ("d_value", problem.head_dim_v)):
+            rows.append(sch.get_loops(self.block(name))[1])
+            self.vectorize_channels(name, dim)
+        sch.merge(*rows)
+        sch.parallel(sch.fuse(*sch.get_loops(self.block("d_key"))[:2]))
+        if problem.bias:
+            h, y, e, b, c = sch.get_loops(self.block("bias_sums"))
+            sch.reorder(h, y, b, c, e)
+            sch.vectorize(e)
+            self.split_off_init("bias_sums", b, unrolled=0)
