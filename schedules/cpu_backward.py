@@ -7,6 +7,7 @@ adds to the gradients of queries, keys and values.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tvm_na.backward import BackwardProblem
@@ -15,9 +16,12 @@ from tvm_na.schedules.base import Opened, Plan, Scheduled, backward_of, largest_
 from tvm_na.schedules.cpu_box import BoxSchedule
 from tvm_na.target import NATarget
 from tvm_na.te.backward_lanes import FORMULATION, BackwardTile, Chunks
+from tvm_na.te.lanes import Geometry, LanesTile
 from tvm_na.te.rows import Rows
 
-STRUCTURES = ("pack first",)
+#: What is outside where both gradients and sums of keys are computed: the tiles of a row, each with all rows of its
+#: window, or the rows, each with all tiles.
+STRUCTURES = ("tiles outside", "rows outside")
 
 # How many sizes of a tile are worth the tuner's time.
 _TILES = 2
@@ -25,6 +29,8 @@ _TILES = 2
 _CHUNKS = 8
 # A chunk has at least so many times the rows by which the windows of its own reach beyond it.
 _OWN_ROWS = 2
+# Elements of the boxes of the tiles that pass through a stage together, of which there are some in the first cache.
+_BOX_ELEMENTS = 4096
 
 
 def serves(problem: BackwardProblem, target: NATarget) -> bool:
@@ -47,11 +53,17 @@ def tiles(problem: BackwardProblem, target: NATarget) -> list[BackwardTile]:
     forward, chunks = problem.forward, chunks_of(problem)
     pack = forward.dilation[-1] * forward.heads_kv * forward.head_dim >= cpu.PACK_VALUES_FROM
     sizes = [(tile.queries, tile.vector) for tile in cpu.tiles(forward, target)[:_TILES]]
-    found = [BackwardTile(queries, vector, chunks, pack) for queries, vector in sizes]
-    first = found[0]
-    found.append(BackwardTile(first.queries, first.vector, chunks, not pack))
-    counts = (Chunks.of(Rows(forward), n).count for n in (1, min(_CHUNKS, 2 * chunks)))
-    return found + [BackwardTile(first.queries, first.vector, n, pack) for n in counts if n != chunks]
+
+    def tile(queries: int, vector: int, elements: int = _BOX_ELEMENTS) -> BackwardTile:
+        geo = Geometry(forward, LanesTile(queries, vector))
+        at_once = elements // (queries * geo.rows.keys * geo.lanes)
+        return BackwardTile(queries, vector, chunks, largest_divisor(geo.tiles, at_once), pack)
+
+    first, *others = (tile(*size) for size in sizes)
+    fewer = tile(first.queries, first.vector, _BOX_ELEMENTS // 4)
+    found = [first, *others, fewer, replace(first, pack_keys=not pack)]
+    found += [replace(first, chunks=Chunks.of(Rows(forward), n).count) for n in (1, min(_CHUNKS, 2 * chunks))]
+    return list(dict.fromkeys(found))
 
 
 def formulations(problem: BackwardProblem, target: NATarget, batch: int | None = None) -> list[Any]:
@@ -90,6 +102,7 @@ class BackwardSchedule(BoxSchedule):
 
     def __init__(self, opened: Opened, problem: BackwardProblem, tile: BackwardTile, target: NATarget) -> None:
         super().__init__(opened.schedule, problem.forward, tile.lanes(), target, opened.decide)
+        self.rows_outside = opened.structure == "rows outside"
         self.pack_keys = tile.pack_keys
         self.chunk_rows = Chunks.of(Rows(problem.forward), tile.chunks).rows
 
@@ -100,7 +113,7 @@ class BackwardSchedule(BoxSchedule):
         self.tasks()
         self.box_products({"dots": problem.head_dim, "d_weights": problem.head_dim_v})
         self.scores()
-        self.window_products("query_sums", problem.head_dim)
+        self.window_products("query_sums", problem.head_dim, self.rows_outside)
         self.vectorize_channels("d_query", problem.head_dim)
         self.scatter("add_value", problem.head_dim_v)
         self.scatter("add_key", problem.head_dim)
@@ -152,12 +165,12 @@ class BackwardSchedule(BoxSchedule):
     def scatter(self, name: str, dim: int) -> None:
         """Rows of keys, keys, and as many vectors of channels at once as there are registers for."""
         sch = self.sch
-        a, l, x = self.inner_loops(self.block(name), 3)
+        n, a, l, x = self.inner_loops(self.block(name), 4)
         x, lane = self.vector_of(x, dim)
         vectors = dim // self.vector_width(dim)
         at_once = largest_divisor(vectors, max(1, self.accumulators // (self.tile.queries + 1)))
         x_outer, x_inner = self.decide.split(f"{name} vectors at once", x, vectors, at_once)
-        sch.reorder(x_outer, a, l, x_inner, lane)
+        sch.reorder(x_outer, *((a, n) if self.rows_outside else (n, a)), l, x_inner, lane)
         self.unroll(x_inner)
         sch.vectorize(lane)
 

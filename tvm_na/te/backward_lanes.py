@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tvm_na.backward import BackwardProblem
-from tvm_na.te.lanes import Geometry, LanesTile
+from tvm_na.te.lanes import LanesTile
 from tvm_na.te.rows import Rows
 
 FORMULATION = "backward lanes"
@@ -28,12 +28,14 @@ class BackwardTile:
         queries: Queries per tile, along the columns.
         vector: Elements of the vectors in which lanes are counted.
         chunks: Into how many parts the rows are cut, each with sums of its own.
+        tiles: Tiles that pass through a stage together; a divisor of those of a row.
         pack_keys: Whether keys are first copied so that those of one head and dilation group lie together.
     """
 
     queries: int
     vector: int
     chunks: int = 1
+    tiles: int = 1
     pack_keys: bool = False
 
     def to_json(self) -> str:
@@ -110,11 +112,7 @@ def backward(problem: BackwardProblem, tile: BackwardTile, batch_size: int | Non
 
     return (
         func.with_attr("global_symbol", ENTRY)
+        .with_attr("tirx.noalias", True)
         .with_attr("tvm_na.problem", problem.to_json())
         .with_attr("tvm_na.formulation", tile.to_json())
     )
-
-
-def geometry(problem: BackwardProblem, tile: BackwardTile) -> Geometry:
-    """The geometry of the tiles."""
-    return Geometry(problem.forward, tile.lanes())

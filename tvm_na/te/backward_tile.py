@@ -106,56 +106,63 @@ class Gradients:
                 self.one_chunk()
 
     def one_chunk(self) -> None:
-        """Zeros, then one tile after the other."""
+        """Zeros, then some tiles after the other, in one order."""
         p, geo, chunks = self.problem, self.geo, self.chunks
         for name in ("sum_key", "sum_value", "sum_bias") if p.bias else ("sum_key", "sum_value"):
             target = getattr(self, name)
             store(f"{name}_zero", target, target.shape[3:], lambda *_: self.const(0), lambda *at: (*self.task, *at))
-        extents = (self.group, chunks.rows, geo.dilation, geo.tiles)
-        with loops(extents) as at, T.sblock("tile"):
-            g, i, self.r, self.t = (T.axis.opaque(n, v) for n, v in zip(extents, at, strict=True))
+        extents = (self.group, chunks.rows, geo.dilation, geo.tiles // self.tile.tiles)
+        with loops(extents) as at, T.sblock("tiles"):
+            g, i, self.r, self.first_tile = (T.axis.opaque(n, v) for n, v in zip(extents, at, strict=True))
             if chunks.rows * chunks.count > geo.rows.count:
                 T.where(self.task[2] * chunks.rows + at[1] < geo.rows.count)
             self.g, self.h, self.i = g, self.task[1] * self.group + g, self.task[2] * chunks.rows + i
-            self.one_tile()
+            self.some_tiles()
 
-    def at_query(self, u: Any) -> tuple[Any, ...]:
-        """Sample, position and head of a query of the tile."""
-        column = self.r + self.geo.dilation * self.geo.query_column(self.r, self.t, u)
+    def at_query(self, n: Any, u: Any) -> tuple[Any, ...]:
+        """Sample, position and head of the u-th query of the n-th tile."""
+        column = self.r + self.geo.dilation * self.geo.query_column(self.r, self.t(n), u)
         return (self.task[0], *self.geo.rows.place(self.i), column, self.h)
 
-    def exists(self, u: Any, a: Any, lane: Any) -> Any:
-        """Whether a query of the tile sees a key of the box; those that the last tile has too many see none."""
-        there = self.geo.exists(self.i, self.r, self.t, u, a, self.geo.first_lane(self.r, self.t) + lane)
-        return there if self.geo.even else tirx.all(there, self.is_query(u))
+    def t(self, n: Any) -> Any:
+        """The number of the n-th tile in its row."""
+        return self.first_tile * self.tile.tiles + n
 
-    def is_query(self, u: Any) -> Any:
-        """Whether the tile has so many queries."""
-        return self.t * self.tile.queries + u < self.geo.length(self.r)
+    def column(self, n: Any, l: Any) -> Any:
+        """The column, in its group, of a lane of the n-th tile's box."""
+        return self.geo.first_lane(self.r, self.t(n)) + l
 
-    def one_tile(self) -> None:
+    def exists(self, n: Any, u: Any, a: Any, l: Any) -> Any:
+        """Whether a query sees a key of its tile's box; queries that the last tile has too many see none."""
+        there = self.geo.exists(self.i, self.r, self.t(n), u, a, self.column(n, l))
+        return there if self.geo.even else tirx.all(there, self.is_query(n, u))
+
+    def is_query(self, n: Any, u: Any) -> Any:
+        """Whether the n-th tile has so many queries."""
+        return self.t(n) * self.tile.queries + u < self.geo.length(self.r)
+
+    def some_tiles(self) -> None:
         """Weights again, the gradient of the scores, and what follows from it."""
-        p, geo, accum = self.problem, self.geo, self.accum
-        queries, rows, lanes = self.tile.queries, geo.rows.keys, geo.lanes
-        box, zero = (queries, rows, lanes), self.const(0)
+        p, accum, zero = self.problem, self.accum, self.const(0)
+        self.box = (self.tile.tiles, self.tile.queries, self.geo.rows.keys, self.geo.lanes)
         dots = self.products("dots", self.query, self.packed_key, p.head_dim)
         d_weights = self.products("d_weights", self.d_out, self.packed_value, p.head_dim_v)
 
-        def weight(u: Any, a: Any, l: Any) -> Any:
-            score = dots[u, a, l] * (self.scale[0] * self.const(LOG2_E))
+        def weight(n: Any, u: Any, a: Any, l: Any) -> Any:
+            score = dots[n, u, a, l] * (self.scale[0] * self.const(LOG2_E))
             if p.bias:
-                score = score + self.padded_bias[(self.h, *self.at_bias(u, a, l))]
-            power = exp2_nonpositive(score - self.lse[self.at_query(u)] * self.const(LOG2_E), accum)
-            return tirx.Select(self.exists(u, a, l), power, zero)
+                score = score + self.padded_bias[(self.h, *self.at_bias(n, u, a, l))]
+            power = exp2_nonpositive(score - self.lse[self.at_query(n, u)] * self.const(LOG2_E), accum)
+            return tirx.Select(self.exists(n, u, a, l), power, zero)
 
-        weights = stage("weights", box, accum, weight)
+        weights = stage("weights", self.box, accum, weight)
 
-        def weighted(u: Any, a: Any, l: Any) -> Any:  # zero times inf is not zero
-            return tirx.Select(self.exists(u, a, l), weights[u, a, l] * d_weights[u, a, l], zero)
+        def weighted(*at: Any) -> Any:  # zero times inf is not zero
+            return tirx.Select(self.exists(*at), weights[at] * d_weights[at], zero)
 
-        weighted_box = stage("weighted", box, accum, weighted)
-        mean = self.folded(weighted_box)
-        d_scores = stage("d_scores", box, accum, lambda u, a, l: weighted_box[u, a, l] - weights[u, a, l] * mean[u])
+        products = stage("weighted", self.box, accum, weighted)
+        mean = self.folded(products)
+        d_scores = stage("d_scores", self.box, accum, lambda *at: products[at] - weights[at] * mean[at[:2]])
         self.queries(d_scores)
         self.scatter("add_value", self.sum_value, weights, self.d_out, p.head_dim_v)
         self.scatter("add_key", self.sum_key, d_scores, self.query, p.head_dim)
@@ -163,46 +170,49 @@ class Gradients:
             accumulate(
                 "add_bias",
                 self.sum_bias,
-                box,
-                lambda u, a, l: d_scores[u, a, l],
-                lambda u, a, l: (*self.task, self.g, *self.at_bias(u, a, l)),
-                lambda u, a, l: [d_scores[u, a, l]],
+                self.box,
+                lambda old, *at: old + d_scores[at],
+                lambda *at: (*self.task, self.g, *self.at_bias(*at)),
+                lambda *at: [d_scores[at]],
             )
 
     def products(self, name: str, source: Any, packed: Any, channels: int) -> Any:
-        """The products of the tile's rows of ``source`` with the columns of the box."""
-        geo = self.geo
-        box = (self.tile.queries, geo.rows.keys, geo.lanes)
+        """The products of the tiles' rows of ``source`` with the columns of their boxes."""
 
-        def product(u: Any, a: Any, l: Any, d: Any) -> Any:
-            row, column = geo.rows.key_row(self.i, a), geo.first_lane(self.r, self.t) + l
-            return source[(*self.at_query(u), d)] * packed[(*self.task[:2], row, self.r, d, column)]
+        def product(n: Any, u: Any, a: Any, l: Any, d: Any) -> Any:
+            row = self.geo.rows.key_row(self.i, a)
+            return source[(*self.at_query(n, u), d)] * packed[(*self.task[:2], row, self.r, d, self.column(n, l))]
 
-        return sums(name, box, (channels,), self.accum, product)
+        return sums(name, self.box, (channels,), self.accum, product)
 
-    def at_bias(self, u: Any, a: Any, l: Any) -> tuple[Any, Any]:
+    def at_bias(self, n: Any, u: Any, a: Any, l: Any) -> tuple[Any, Any]:
         """Row and column of the padded bias for a key of the box."""
-        geo = self.geo
-        column = geo.first_lane(self.r, self.t) + l - geo.query_column(self.r, self.t, u)
-        return geo.rows.bias_row(self.i, a), column + geo.lanes - 1
+        column = self.column(n, l) - self.geo.query_column(self.r, self.t(n), u)
+        return self.geo.rows.bias_row(self.i, a), column + self.geo.lanes - 1
 
     def folded(self, box: Any) -> Any:
         """The sum of each query's box, less the gradient of its log-sum-exp: over rows and vectors, then over lanes."""
-        queries, vector = self.tile.queries, self.tile.vector
+        tiles, queries, vector = self.tile.tiles, self.tile.queries, self.tile.vector
         over = (self.geo.rows.keys, self.geo.lanes // vector)
-        partial = sums("mean_lanes", (queries, vector), over, self.accum, lambda u, l, a, v: box[u, a, v * vector + l])
-        total = sums("mean", (queries,), (vector,), self.accum, lambda u, l: partial[u, l])
+        partial = sums(
+            "mean_lanes",
+            (tiles, queries, vector),
+            over,
+            self.accum,
+            lambda n, u, l, a, v: box[n, u, a, v * vector + l],
+        )
+        total = sums("mean", (tiles, queries), (vector,), self.accum, lambda n, u, l: partial[n, u, l])
         if self.d_lse is None:
             return total
-        return stage("shift", (queries,), self.accum, lambda u: total[u] - self.d_lse[self.at_query(u)])
+        return stage("shift", (tiles, queries), self.accum, lambda n, u: total[n, u] - self.d_lse[self.at_query(n, u)])
 
     def queries(self, d_scores: Any) -> None:
-        """The gradients of the tile's queries, each over the keys of its own window."""
+        """The gradients of the tiles' queries, each over the keys of its own window."""
         p, geo = self.problem, self.geo
 
-        def product(u: Any, x: Any, a: Any, l: Any) -> Any:
-            start = geo.columns(self.r, self.t, u)[0]
-            column, lane = start + l, start - geo.first_lane(self.r, self.t) + l
+        def product(n: Any, u: Any, x: Any, a: Any, l: Any) -> Any:
+            start = geo.columns(self.r, self.t(n), u)[0]
+            column, lane = start + l, start - self.column(n, 0) + l
             row = geo.rows.key_row(self.i, a)
             if self.tile.pack_keys:
                 found = self.key_rows[(*self.task[:2], row, self.r, column, x)]
@@ -210,43 +220,38 @@ class Gradients:
                 place = (*geo.rows.place(row), self.r + geo.dilation * column)
                 found = self.key[(self.task[0], *place, self.task[1], x)]
             if any(p.is_causal):  # zero times inf is not zero
-                found = tirx.Select(geo.exists(self.i, self.r, self.t, u, a, column), found, self.const(0))
-            return d_scores[u, a, lane] * found
+                found = tirx.Select(geo.exists(self.i, self.r, self.t(n), u, a, column), found, self.const(0))
+            return d_scores[n, u, a, lane] * found
 
-        keys = (geo.rows.keys, p.kernel_size[-1])
-        found = sums("query_sums", (self.tile.queries, p.head_dim), keys, self.accum, product)
+        keys, extents = (geo.rows.keys, p.kernel_size[-1]), (self.tile.tiles, self.tile.queries, p.head_dim)
+        found = sums("query_sums", extents, keys, self.accum, product)
         store(
             "d_query",
             self.d_query,
-            (self.tile.queries, p.head_dim),
-            lambda u, x: found[u, x] * self.scale[0],
-            lambda u, x: (*self.at_query(u), x),
-            None if geo.even else lambda u, x: self.is_query(u),
+            extents,
+            lambda n, u, x: found[n, u, x] * self.scale[0],
+            lambda n, u, x: (*self.at_query(n, u), x),
+            None if geo.even else lambda n, u, x: self.is_query(n, u),
         )
 
     def scatter(self, name: str, target: Any, factors: Any, source: Any, channels: int) -> None:
-        """Adds the products of the box's ``factors`` with the tile's rows of ``source``, summed over its queries."""
-        geo, queries = self.geo, range(self.tile.queries)
+        """Adds the products of the boxes' ``factors`` with the tiles' rows of ``source``, summed over their queries."""
+        queries = range(self.tile.queries)
 
-        def added(a: Any, l: Any, x: Any) -> Any:
-            total: Any = None
-            for u in queries:
-                product = factors[u, a, l] * source[(*self.at_query(u), x)]
-                total = product if total is None else total + product
-            return total
+        def added(old: Any, n: Any, a: Any, l: Any, x: Any) -> Any:
+            for u in queries:  # in this order each is one multiply-add
+                old = old + factors[n, u, a, l] * source[(*self.at_query(n, u), x)]
+            return old
 
-        def place(a: Any, l: Any, x: Any) -> Sequence[Any]:
-            row = geo.rows.key_row(self.i, a) - self.chunks.first_key_row(self.task[2])
-            return (*self.task, row, self.r, geo.first_lane(self.r, self.t) + l, x)
+        def place(n: Any, a: Any, l: Any, x: Any) -> Sequence[Any]:
+            row = self.geo.rows.key_row(self.i, a) - self.chunks.first_key_row(self.task[2])
+            return (*self.task, row, self.r, self.column(n, l), x)
 
-        accumulate(
-            name,
-            target,
-            (geo.rows.keys, geo.lanes, channels),
-            added,
-            place,
-            lambda a, l, x: [factors[0 : self.tile.queries, a, l]],
-        )
+        def read(n: Any, a: Any, l: Any, x: Any) -> Sequence[Any]:
+            return [factors[n, 0 : self.tile.queries, a, l]]
+
+        tiles, _, rows, lanes = self.box
+        accumulate(name, target, (tiles, rows, lanes, channels), added, place, read)
 
     # --- after the tasks
 

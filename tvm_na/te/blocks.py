@@ -82,7 +82,7 @@ def accumulate(
     place: Callable[..., Sequence[Any]],
     sources: Callable[..., Sequence[Any]],
 ) -> None:
-    """A block that adds ``value(*index)`` to ``target[place(*index)]``; no two indices have one place.
+    """A block that replaces ``old = target[place(*index)]`` by ``value(old, *index)``; no two indices have one place.
 
     ``sources(*index)`` are the regions that it reads, ``target`` not among them: to TVM a block that reads what it
     writes is no complete one, and no loop around it could be scheduled.
@@ -92,4 +92,4 @@ def accumulate(
         at = list(place(*index))
         T.reads(*sources(*index))
         T.writes(target[tuple(at)])
-        T.buffer_store(target, target[tuple(at)] + value(*index), at)
+        T.buffer_store(target, value(target[tuple(at)], *index), at)
