@@ -13,6 +13,9 @@ import torch
 #: 2^-11 and 2^-8, and have room for another rounding; float32 and float64 add up the order of their sums.
 TOLERANCE = {"float32": 2e-6, "float64": 1e-13, "float16": 2e-3, "bfloat16": 1.5e-2}
 
+#: The same for gradients, which add up more numbers.
+GRADIENT_TOLERANCE = {"float32": 5e-6, "float64": 1e-13}
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_tuning_records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
