@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests import brute
-from tvm_na.te.window import axis_window, group_length, group_window
+from tvm_na.te.window import axis_queries, axis_window, group_length, group_queries, group_window, most_queries
 
 Axis = tuple[int, int, int, int, bool]
 
@@ -79,6 +79,32 @@ def test_what_a_causal_window_masks_can_be_read(length: int) -> None:
             assert start + k - 1 - i // d + k - 1 <= 2 * k - 2, (i, axis)
 
 
+def seen_by(axis: Axis) -> list[list[int]]:
+    """For every position of an axis, the queries that see it, in order."""
+    found = [brute.neighbors(i, *axis) for i in range(axis[0])]
+    return [[i for i, keys in enumerate(found) if key in keys] for key in range(axis[0])]
+
+
+@pytest.mark.parametrize("is_causal", [False, True], ids=["all", "causal"])
+@pytest.mark.parametrize("length", range(1, 21))
+def test_queries_of_every_axis(length: int, is_causal: bool) -> None:
+    for axis in axes(length, is_causal):
+        wanted = seen_by(axis)
+        for i in range(length):
+            residue, start, end = axis_queries(i, *axis)
+            assert [residue + axis[3] * t for t in range(start, end)] == wanted[i], (i, axis)
+            assert i in wanted[i], (i, axis)
+        assert most_queries(*axis) == max(map(len, wanted)), axis
+
+
+def test_windows_that_were_moved_are_seen_most() -> None:
+    """Windows at a border are moved, not cut, so its last position is in few of them, and where they end is in many."""
+    counts = [end - start for start, end in (group_queries(s, 12, 5, 1, False) for s in range(12))]
+    assert counts == [3, 4, 5, 6, 7, 5, 5, 7, 6, 5, 4, 3]
+    assert [most_queries(length, 5, 1, 1, False) for length in (12, 40)] == [7, 7]
+    assert [most_queries(length, 5, 1, 1, True) for length in (12, 40)] == [5, 5]
+
+
 @pytest.mark.parametrize("length", [6, 12, 20])
 def test_stride_equal_to_the_kernel_is_blocked_attention(length: int) -> None:
     for k in (k for k in range(1, length + 1) if length % k == 0):
@@ -135,6 +161,45 @@ def test_as_tvm_expressions() -> None:
         for i in range(axis[0]):
             found = [residue[i] + axis[3] * t for t in range(start[i], end[i])]
             assert found == brute.neighbors(i, *axis), (i, axis)
+
+
+def test_queries_as_tvm_expressions() -> None:
+    from tvm import te
+
+    zero = te.placeholder((1,), "int32", name="zero")
+
+    def column(axis: Axis, n: int) -> Any:
+        return te.compute((axis[0],), lambda i: zero[0] + axis_queries(i, *axis)[n])
+
+    kernel = compiled([zero], [column(axis, n) for axis in SAMPLE for n in range(3)])
+    results = [torch.full((axis[0],), -1, dtype=torch.int32) for axis in SAMPLE for _ in range(3)]
+    kernel(torch.zeros(1, dtype=torch.int32), *results)
+    for a, axis in enumerate(SAMPLE):
+        residue, start, end = (t.tolist() for t in results[3 * a : 3 * a + 3])
+        for i, wanted in enumerate(seen_by(axis)):
+            assert [residue[i] + axis[3] * t for t in range(start[i], end[i])] == wanted, (i, axis)
+
+
+@pytest.mark.parametrize("is_causal", [False, True], ids=["all", "causal"])
+def test_queries_of_every_group_as_tvm_expressions(is_causal: bool) -> None:
+    """Length, kernel and stride are expressions too, so that one kernel has every group of up to 20 positions."""
+    from tvm import te
+
+    cases = [(n, k, s) for n in range(1, 21) for k in range(1, n + 1) for s in range(1, k + 1)]
+    sizes = te.placeholder((len(cases), 3), "int32", name="sizes")
+
+    def border(n: int) -> Any:
+        def value(row: Any, s: Any) -> Any:
+            return group_queries(s, sizes[row, 0], sizes[row, 1], sizes[row, 2], is_causal)[n]
+
+        return te.compute((len(cases), 20), value)
+
+    kernel = compiled([sizes], [border(0), border(1)])
+    starts, ends = (torch.full((len(cases), 20), -99, dtype=torch.int32) for _ in range(2))
+    kernel(torch.tensor(cases, dtype=torch.int32), starts, ends)
+    for (n, k, s), start, end in zip(cases, starts.tolist(), ends.tolist(), strict=True):
+        found = [list(range(*borders)) for borders in zip(start, end, strict=True)]
+        assert found[:n] == seen_by((n, k, s, 1, is_causal)), (n, k, s)
 
 
 @pytest.mark.parametrize("is_causal", [False, True], ids=["all", "causal"])

@@ -26,6 +26,14 @@ def _max(a: Any, b: Any) -> Any:
     return tirx.max(a, b)
 
 
+def _select(condition: Any, value: Any, otherwise: Any) -> Any:
+    if isinstance(condition, bool):
+        return value if condition else otherwise
+    from tvm import tirx
+
+    return tirx.Select(condition, value, otherwise)
+
+
 def group_length(length: Any, dilation: int, residue: Any) -> Any:
     """The number of positions in group ``residue`` of an axis."""
     return (length - residue + dilation - 1) // dilation
@@ -55,3 +63,38 @@ def axis_window(
     group = length // dilation if even else group_length(length, dilation, residue)
     start, end = group_window(t, group, kernel_size, stride, is_causal)
     return residue, start, end
+
+
+def group_queries(s: Any, length: Any, kernel_size: int, stride: int, is_causal: bool) -> tuple[Any, Any]:
+    """``(start, end)`` of the queries that see position ``s`` in a group of ``length`` positions.
+
+    The inverse of :func:`group_window`, with its requirements. Windows begin in the order of their queries, so those
+    that hold ``s`` are a range; ``s`` sees itself, so it is never empty, and begins with ``s`` where it is causal.
+    """
+    # Windows behind `end` begin behind s. None begins behind length - kernel_size.
+    reach = kernel_size if is_causal else kernel_size // 2 + (stride + 1) // 2
+    end = _select(s >= length - kernel_size, length, (s + reach) // stride * stride)
+    if is_causal:
+        return s, end
+    # Windows before `start` end at s or before. None ends before kernel_size.
+    back = (kernel_size + 1) // 2 - (stride + 1) // 2
+    return _select(s < kernel_size, 0, (s - back) // stride * stride), end
+
+
+def axis_queries(
+    i: Any, length: int, kernel_size: int, stride: int, dilation: int, is_causal: bool
+) -> tuple[Any, Any, Any]:
+    """``(residue, start, end)`` of position ``i``: ``residue + dilation * t``, start <= t < end, are the queries that
+    see it."""
+    residue, s = (0, i) if dilation == 1 else (i % dilation, i // dilation)
+    even = length % dilation == 0
+    group = length // dilation if even else group_length(length, dilation, residue)
+    start, end = group_queries(s, group, kernel_size, stride, is_causal)
+    return residue, start, end
+
+
+def most_queries(length: int, kernel_size: int, stride: int, dilation: int, is_causal: bool) -> int:
+    """The largest number of queries that see one position of an axis."""
+    groups = {group_length(length, dilation, residue) for residue in (0, dilation - 1)}  # the longest, the shortest
+    ranges = (group_queries(s, n, kernel_size, stride, is_causal) for n in groups for s in range(n))
+    return max(end - start for start, end in ranges)
