@@ -5,7 +5,16 @@ from __future__ import annotations
 from tvm_na.models.attention_maps import attention_maps
 from tvm_na.models.checkpoint import LoadReport, load_checkpoint
 from tvm_na.models.nat import NAT
-from tvm_na.models.problems import problems_of
+from tvm_na.models.problems import problems_of, training_problems_of
 from tvm_na.models.registry import create_model, list_models
 
-__all__ = ["NAT", "LoadReport", "attention_maps", "create_model", "list_models", "load_checkpoint", "problems_of"]
+__all__ = [
+    "NAT",
+    "LoadReport",
+    "attention_maps",
+    "create_model",
+    "list_models",
+    "load_checkpoint",
+    "problems_of",
+    "training_problems_of",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import itertools
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tvm_na.backward import BackwardProblem
 from tvm_na.nn import NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D
 from tvm_na.problem import DTYPES, NAProblem, per_axis_ints
 
@@ -74,6 +76,24 @@ def problems_of(model: nn.Module, input_size: int | tuple[int, int]) -> dict[NAP
     dtype = next((p.dtype for p in shadow.parameters() if p.is_floating_point()), torch.float32)
     with torch.no_grad():
         shadow(torch.empty(1, getattr(model, "in_chans", 3), height, width, dtype=dtype, device="meta"))
+    return found
+
+
+def training_problems_of(model: nn.Module, input_size: int | tuple[int, int]) -> dict[NAProblem | BackwardProblem, int]:
+    """As :func:`problems_of`, of a training step: of each attention the forward pass, which gives the log-sum-exp to
+    the backward pass too, and the gradients of its inputs.
+
+    Args:
+        model: As there.
+        input_size: As there.
+
+    Raises:
+        TypeError, ValueError: name the argument, what was required and what came.
+    """
+    found: dict[NAProblem | BackwardProblem, int] = {}
+    for problem, count in problems_of(model, input_size).items():
+        found[dataclasses.replace(problem, return_lse=True)] = count
+        found[BackwardProblem(problem)] = count
     return found
 
 

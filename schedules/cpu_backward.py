@@ -29,6 +29,8 @@ _TILES = 2
 _CHUNKS = 8
 # A chunk has at least so many times the rows by which the windows of its own reach beyond it.
 _OWN_ROWS = 2
+# The sums of all chunks have at most so many times the elements of the gradients of keys and values.
+_MAX_SUMS = 2
 # Elements of the boxes of the tiles that pass through a stage together, of which there are some in the first cache.
 _BOX_ELEMENTS = 4096
 
@@ -62,7 +64,10 @@ def tiles(problem: BackwardProblem, target: NATarget) -> list[BackwardTile]:
     first, *others = (tile(*size) for size in sizes)
     fewer = tile(first.queries, first.vector, _BOX_ELEMENTS // 4)
     found = [first, *others, fewer, replace(first, pack_keys=not pack)]
-    found += [replace(first, chunks=Chunks.of(Rows(forward), n).count) for n in (1, min(_CHUNKS, 2 * chunks))]
+    for count in (1, min(_CHUNKS, 2 * chunks)):
+        cut = Chunks.of(Rows(forward), count)
+        if cut.count * cut.reach <= _MAX_SUMS * cut.map_rows:
+            found.append(replace(first, chunks=cut.count))
     return list(dict.fromkeys(found))
 
 

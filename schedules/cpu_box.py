@@ -48,8 +48,9 @@ class BoxSchedule:
         Args:
             blocks: The channels of each block, by its name. All are blocked alike.
         """
-        sch, tile, channel_factors = self.sch, self.tile, {}
-        split = None
+        sch, tile = self.sch, self.tile
+        channel_factors: dict[int, list[Any]] = {}
+        split: tuple[Any, Any, Any] | None = None
         for name, dim in blocks.items():
             u, a, l, d = self.inner_loops(self.block(name), 4)
             v, lane = sch.split(l, [None, tile.vector], preserve_unit_iters=True)

@@ -34,7 +34,28 @@ _DECISIONS: tuple[tuple[str, dict[str, str]], ...] = (
     ("{} at once", {"channels at once": "channel"}),
 )
 
-_LANES = {"queries", "vector", "exact_values", "pack_values"}
+# The same for the gradients, whose decisions may have other meanings.
+_BACKWARD_DECISIONS: tuple[tuple[str, dict[str, str]], ...] = (
+    (
+        "scores and gradients of weights in blocks of {}",
+        {
+            "score queries at once": "query",
+            "score rows at once": "row",
+            "score vectors at once": "vector",
+            "score channels at once": "channel",
+        },
+    ),
+    ("gradients of weights from {} at once", {"weight channels at once": "channel"}),
+    ("weights and gradients of scores over {} at once", {"softmax rows at once": "row"}),
+    ("gradients of queries in blocks of {}", {"value queries at once": "query", "value vectors at once": "vector"}),
+    ("sums for values in blocks of {}", {"add_value vectors at once": "vector"}),
+    ("sums for keys in blocks of {}", {"add_key vectors at once": "vector"}),
+)
+
+_BACKWARD = "backward lanes"
+
+# The fields of formulations that have a tile of queries in one row.
+_TILED = {"lanes": {"exact_values", "pack_values"}, _BACKWARD: {"chunks", "tiles", "pack_keys"}}
 
 _STRUCTURES = {
     "pack first": "{} packed before all tasks",
@@ -46,6 +67,11 @@ _STRUCTURES = {
     "tiles at once": "a warp for each sub-tile of a block",
     "columns in turn": "a warp for the sub-tiles along a row of a block",
     "heads in turn": "a warp for the sub-tiles of all heads of a block, the next head copied meanwhile",
+}
+
+_BACKWARD_STRUCTURES = {
+    "tiles outside": "each tile meets one row of its keys after the other",
+    "rows outside": "each row of keys meets one tile after the other",
 }
 
 
@@ -65,7 +91,8 @@ def in_words(formulation_json: str, structure: str, choices: Iterable[Choice]) -
     except (TypeError, ValueError) as error:
         raise ValueError(f"formulation_json: required a JSON object, got {formulation_json!r}") from error
     values = {choice.name: choice.value for choice in choices}
-    return "; ".join([formulation_in_words(formulation_json), *_structure(formulation, structure), *_decisions(values)])
+    decisions = _decisions(values, formulation.get("formulation") == _BACKWARD)
+    return "; ".join([formulation_in_words(formulation_json), *_structure(formulation, structure), *decisions])
 
 
 def formulation_in_words(formulation_json: str) -> str:
@@ -81,23 +108,34 @@ def formulation_in_words(formulation_json: str) -> str:
     if name == "band" and fields.keys() == {"rows", "columns", "passes"}:
         kept = "kept" if fields["passes"] == 1 else "computed twice"
         return f"sub-tiles of {fields['rows']} x {fields['columns']} queries on tensor cores, scores {kept}"
-    if name != "lanes" or not fields.keys() >= _LANES:
-        return ", ".join([str(name or "unnamed formulation"), *(_field(*item) for item in fields.items())])
+    if name in _TILED and fields.keys() >= _TILED[name] | {"queries", "vector"}:
+        return ", ".join([*_tile(fields), *(_field(*item) for item in fields.items())])
+    return ", ".join([str(name or "unnamed formulation"), *(_field(*item) for item in fields.items())])
+
+
+def _tile(fields: dict[str, Any]) -> list[str]:
+    """A tile of queries in one row; takes what is told out of the fields."""
     words = [f"a tile of {_count(fields.pop('queries'), 'query')} in one row"]
     words.append(f"vectors of {_count(fields.pop('vector'), 'lane')}")
-    words.append(f"values of {'each window' if fields.pop('exact_values') else 'the whole box'}")
-    words.append(f"values {'packed' if fields.pop('pack_values') else 'read in place'}")
-    return ", ".join(words + [_field(*item) for item in fields.items()])
+    if "chunks" in fields:
+        words.append(f"{_count(fields.pop('tiles'), 'tile')} through a stage together")
+        words.append(f"rows in {_count(fields.pop('chunks'), 'chunk')} with sums of their own")
+        words.append(f"rows of keys {'packed' if fields.pop('pack_keys') else 'read in place'}")
+    else:
+        words.append(f"values of {'each window' if fields.pop('exact_values') else 'the whole box'}")
+        words.append(f"values {'packed' if fields.pop('pack_values') else 'read in place'}")
+    return words
 
 
 def _structure(formulation: dict[str, Any], structure: str) -> list[str]:
     packed = "keys and values" if formulation.get("pack_values") else "keys"
-    return [_STRUCTURES.get(part, part).format(packed) for part in structure.split(", ")]
+    known = _BACKWARD_STRUCTURES if formulation.get("formulation") == _BACKWARD else _STRUCTURES
+    return [known.get(part, part).format(packed) for part in structure.split(", ")]
 
 
-def _decisions(values: dict[str, int]) -> list[str]:
+def _decisions(values: dict[str, int], of_gradients: bool) -> list[str]:
     words = []
-    for phrase, counted in _DECISIONS:
+    for phrase, counted in (*(_BACKWARD_DECISIONS if of_gradients else ()), *_DECISIONS):
         counts = [_count(values.pop(name), what) for name, what in counted.items() if name in values]
         if counts:
             words.append(phrase.format(" x ".join(counts)))

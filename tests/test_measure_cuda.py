@@ -100,7 +100,7 @@ def attention(*arguments: torch.Tensor, right: bool = True) -> None:
 
 
 def test_a_kernel_is_checked_once_and_then_called_with_one_set_after_the_other() -> None:
-    sets = Sets.of(make_case(PROBLEM, 4, "cpu"))
+    sets = Sets.of(PROBLEM, make_case(PROBLEM, 4, "cpu"))
     seen: list[tuple[int, ...]] = []
 
     def kernel(*arguments: torch.Tensor) -> None:

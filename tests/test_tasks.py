@@ -27,7 +27,7 @@ def test_layers_are_weights_and_repeated_problems_are_one_task() -> None:
 @pytest.mark.parametrize(
     ("problem", "weight", "error", "says"),
     [
-        ("9x9", 1.0, TypeError, "problem: required an NAProblem or a DenseProblem, got str"),
+        ("9x9", 1.0, TypeError, "problem: required one of NAProblem, BackwardProblem, DenseProblem, got str"),
         (PROBLEM, "1", TypeError, "weight: required a number, got str"),
         (PROBLEM, True, TypeError, "weight: required a number, got bool"),
         (PROBLEM, 0, ValueError, "weight: required a finite number > 0, got 0"),
@@ -92,7 +92,7 @@ def test_a_problem_has_formulations_with_spaces() -> None:
 
 def test_a_problem_without_a_space_is_refused() -> None:
     with pytest.raises(ValueError, match="problem: required one that has a compiled kernel on llvm-.*, got 9"):
-        formulations_of(NAProblem.make((9,), 3, 1, 8), detect_target())
+        formulations_of(NAProblem.make((9, 9), 3, 1, 8, dtype="float16"), detect_target())
 
 
 def test_labels_say_what_differs() -> None:

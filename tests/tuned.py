@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_na.database import TuningDatabase
+from tvm_na.operators import Problem
 from tvm_na.problem import NAProblem
 from tvm_na.record_files import META, RECORDS
 from tvm_na.schedules import spaces_for
@@ -18,7 +19,7 @@ from tvm_na.target import NATarget, detect_target
 PROBLEM_FOR_WRITER = NAProblem.make((9, 9), 3, 1, 8)
 
 
-def drawn(problem: NAProblem, formulation: int = 0, sample: bool = True) -> tuple[Any, Scheduled]:
+def drawn(problem: Problem, formulation: int = 0, sample: bool = True) -> tuple[Any, Scheduled]:
     """A PrimFunc of ``problem`` with a batch of 1 and a drawn (or the default) schedule of it."""
     target = detect_target()
     space = spaces_for(problem, target)[0]
@@ -30,7 +31,7 @@ def drawn(problem: NAProblem, formulation: int = 0, sample: bool = True) -> tupl
 
 def commit_drawn(
     folder: Path,
-    problem: NAProblem,
+    problem: Problem,
     milliseconds: Sequence[float] = (1.0,),
     threads: int = 1,
     formulation: int = 0,

@@ -9,16 +9,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tvm_na.backward import BackwardProblem
 from tvm_na.dense import DenseProblem
 from tvm_na.operators import Problem
 from tvm_na.problem import NAProblem
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 #: Samples of a batch that differ; the others repeat them. No power of two, as strides of a kernel are: a kernel that
 #: takes one sample for another does not take it for its equal.
 DISTINCT = 3
+
+#: The largest relative error of right gradients, where it is more than ``benchmark.ERROR_BUDGET`` has for the operator:
+#: sums of sums.
+GRADIENT_BUDGET = {"float32": 5e-6}
+
+# Outputs that add up over the batch, and those that have the dtype of sums.
+_OF_THE_BATCH = {"d_rpb"}
+_ACCUMULATED = {"lse"}
 
 
 class WrongNumbers(Exception):
@@ -32,29 +42,32 @@ class Case:
     Attributes:
         inputs: Query, key, value, scale and, with a bias, rpb; of other operators, what their kernels read.
         expected: Output and, where the problem has it, log-sum-exp, by the reference in float64, of the first samples;
-            those after them repeat them in turns.
+            those after them repeat them in turns. Of gradients, what the outputs ``names`` are.
+        names: Of what is expected; there may be more of them.
     """
 
     inputs: tuple[Tensor, ...]
     expected: tuple[Tensor, ...]
+    names: tuple[str, ...] = ("out", "lse")
 
     def outputs(self) -> list[Tensor]:
         """Outputs for a kernel to write, NaN before it does."""
         import torch
 
         first = self.inputs[0]
-        accum = first.dtype if first.dtype is torch.float64 else torch.float32  # of a log-sum-exp
-        shapes = [(first.shape[0], *e.shape[1:]) for e in self.expected]
-        return [
-            torch.full(shape, math.nan, dtype=dtype, device=first.device)
-            for shape, dtype in zip(shapes, (first.dtype, accum), strict=False)
-        ]
+        accum = first.dtype if first.dtype is torch.float64 else torch.float32
+        found = []
+        for name, expected in zip(self.names, self.expected, strict=False):
+            shape = expected.shape if name in _OF_THE_BATCH else (len(first), *expected.shape[1:])
+            dtype = accum if name in _ACCUMULATED else first.dtype
+            found.append(torch.full(shape, math.nan, dtype=dtype, device=first.device))
+        return found
 
     def check(self, outputs: Sequence[Tensor], budget: float) -> None:
         """WrongNumbers if ``outputs`` are farther than ``budget``, relative, from what is right."""
         from tvm_na.benchmark import relative_error
 
-        for name, out, expected in zip(("out", "lse"), outputs, self.expected, strict=False):
+        for name, out, expected in zip(self.names, outputs, self.expected, strict=False):
             for first in range(0, len(out), len(expected)):
                 some = out[first : first + len(expected)]
                 error = relative_error(some, expected[: len(some)])
@@ -84,23 +97,35 @@ def make_case(problem: Problem, batch: int, device: str, formulation: str = "") 
         from tvm_na.dense_case import make_dense_case
 
         return make_dense_case(problem, batch, formulation)
+    if isinstance(problem, BackwardProblem):
+        from tvm_na.backward_case import make_backward_case
 
-    generator = torch.Generator().manual_seed(0)
-    dtype, accum = getattr(torch, problem.dtype), getattr(torch, problem.accum_dtype)
+        return make_backward_case(problem, batch, device)
+
     distinct = min(batch, DISTINCT)
-    kv = (distinct, *problem.spatial, problem.heads_kv)
-    shapes = [
-        (distinct, *problem.spatial, problem.heads, problem.head_dim),
-        (*kv, problem.head_dim),
-        (*kv, problem.head_dim_v),
-    ]
-    shapes += [problem.bias_shape] if problem.bias else []
-    drawn = (torch.randn(shape, generator=generator, dtype=dtype).to(device) for shape in shapes)
-    query, key, value, *rpb = drawn
-    scale = torch.tensor([problem.head_dim**-0.5], dtype=accum).to(device)
-    expected = _expected(problem, (query, key, value, scale, *rpb))
+    drawn = draw_inputs(problem, distinct, device, torch.Generator().manual_seed(0))
     samples = torch.arange(batch, device=device) % distinct
-    return Case((query[samples], key[samples], value[samples], scale, *rpb), expected)
+    return Case((*(t[samples] for t in drawn[:3]), *drawn[3:]), _expected(problem, drawn))
+
+
+def draw_inputs(problem: NAProblem, batch: int, device: str, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Random query, key and value, the scale and, with a bias, rpb, in the shapes of a kernel's arguments."""
+    import torch
+
+    tokens, kv = ((batch, *problem.spatial, heads) for heads in (problem.heads, problem.heads_kv))
+    shapes = [(*tokens, problem.head_dim), (*kv, problem.head_dim), (*kv, problem.head_dim_v)]
+    shapes += [problem.bias_shape] if problem.bias else []
+    dtype, accum = getattr(torch, problem.dtype), getattr(torch, problem.accum_dtype)
+    query, key, value, *rpb = (torch.randn(s, generator=generator, dtype=dtype).to(device) for s in shapes)
+    return query, key, value, torch.tensor([problem.head_dim**-0.5], dtype=accum).to(device), *rpb
+
+
+def budget_of(problem: Problem) -> float:
+    """The largest relative error of a kernel's outputs."""
+    from tvm_na.benchmark import ERROR_BUDGET
+
+    own = GRADIENT_BUDGET if isinstance(problem, BackwardProblem) else {}
+    return own.get(problem.dtype, ERROR_BUDGET[problem.dtype])
 
 
 def _expected(problem: NAProblem, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

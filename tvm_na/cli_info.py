@@ -18,11 +18,17 @@ def info(
         str | None, typer.Option(help="Show only which schedule each problem of this model gets, and why.")
     ] = None,
     input_size: Annotated[int, typer.Option(min=32, help="Height and width of the model's image in pixels.")] = 224,
+    training: Annotated[
+        bool, typer.Option("--training", help="The problems of the model's training, with those of gradients.")
+    ] = False,
 ) -> None:
     """Show the machine, the target, versions, settings, the kernel cache and the tuning records."""
     if model is not None:
-        _section(f"{model}, {input_size}x{input_size}", _schedules(model, input_size))
+        title = f"{model}, {input_size}x{input_size}{', training' * training}"
+        _section(title, _schedules(model, input_size, training))
         return
+    if training:
+        raise ValueError("training: required --model with it, got none")
     from tvm_na import settings
     from tvm_na.benchmark import versions
 
@@ -106,13 +112,14 @@ def _records() -> Rows:
     return rows
 
 
-def _schedules(name: str, input_size: int) -> Rows:
+def _schedules(name: str, input_size: int, training: bool) -> Rows:
     """A row for each problem: the layers that pose it, the problem, its schedule."""
     from tvm_na.build import current_target, explain, is_supported, unsupported
-    from tvm_na.models import create_model, problems_of
+    from tvm_na.models import create_model, problems_of, training_problems_of
 
     target, rows = current_target(), []
-    for problem, layers in problems_of(create_model(name), input_size).items():
+    problems = (training_problems_of if training else problems_of)(create_model(name), input_size)
+    for problem, layers in problems.items():
         supported = is_supported(problem, target)
         schedule = explain(problem, target) if supported else f"no kernel: {unsupported(problem, target)}"
         rows.append((f"{layers} layer{'s' * (layers != 1)}", problem, schedule))

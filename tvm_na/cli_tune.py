@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,6 +13,7 @@ from tvm_na.cli_common import console, fail, reports_errors
 
 if TYPE_CHECKING:
     from tvm_na.farm import Farm
+    from tvm_na.operators import Problem
     from tvm_na.target import NATarget
     from tvm_na.tasks import TuneTask
 
@@ -39,10 +40,18 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
-def _tasks_of_model(name: str, input_sizes: Sequence[str], dtype: str, whole: bool) -> list[TuneTask]:
+def _in_dtype(problem: Problem, dtype: str) -> Problem:
     from dataclasses import replace
 
-    from tvm_na.models import create_model, problems_of
+    from tvm_na.backward import BackwardProblem
+
+    if isinstance(problem, BackwardProblem):
+        return BackwardProblem(replace(problem.forward, dtype=dtype))
+    return replace(problem, dtype=dtype)
+
+
+def _tasks_of_model(name: str, input_sizes: Sequence[str], dtype: str, whole: bool, training: bool) -> list[TuneTask]:
+    from tvm_na.models import create_model, problems_of, training_problems_of
     from tvm_na.tasks import TuneTask, merged, tasks_of
 
     sizes = [parse_size(text) for text in input_sizes or ["224"]]
@@ -55,9 +64,11 @@ def _tasks_of_model(name: str, input_sizes: Sequence[str], dtype: str, whole: bo
         with console().status("tracing the model"):
             found = [problems_of_whole(model, torch.zeros(1, 3, *size)) for size in sizes]
         tasks = [task for problems in found for task in tasks_of(problems)]
+    elif training:
+        tasks = [task for size in sizes for task in tasks_of(training_problems_of(model, size))]
     else:
         tasks = [task for size in sizes for task in tasks_of(problems_of(model, size))]
-    return merged([TuneTask(replace(task.problem, dtype=dtype), task.weight) for task in tasks])
+    return merged([TuneTask(_in_dtype(task.problem, dtype), task.weight) for task in tasks])
 
 
 def _best_recorded(tasks: Sequence[TuneTask], folder: Path, threads: int) -> list[float | None]:
@@ -95,6 +106,20 @@ def _farm(rpc: str | None, key: str | None) -> Farm | None:
     return Farm.parse(rpc, key or "")
 
 
+def _check_sources(sources: Mapping[str, Any], of_model: Mapping[str, Any], backward: bool) -> None:
+    """ValueError unless problems come from one source, and options with the one that they are about."""
+    found = [name for name, given in sources.items() if given]
+    if len(found) != 1:
+        raise ValueError(f"problems: required one of MODEL, --problems and --size, got {' and '.join(found) or 'none'}")
+    for option, given in of_model.items():
+        if given and not sources["MODEL"]:
+            raise ValueError(f"{option}: required a MODEL with it, got none")
+    if of_model["training"] and of_model["whole_model"]:
+        raise ValueError("training: required without --whole-model, whose other layers have no gradients here")
+    if backward and not sources["--size"]:
+        raise ValueError('backward: required --size with it (a file says it as "operator", a MODEL has --training)')
+
+
 @reports_errors
 def tune(
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Name of a model, such as nat_tiny.")] = None,
@@ -105,6 +130,9 @@ def tune(
         bool,
         typer.Option("--whole-model", help="MODEL's linear layers and convolutions too."),
     ] = False,
+    training: Annotated[
+        bool, typer.Option("--training", help="MODEL's training: attention that keeps its log-sum-exp, and gradients.")
+    ] = False,
     problems: Annotated[Path | None, typer.Option(help="JSON file with a list of problems.")] = None,
     size: Annotated[tuple[int, int] | None, typer.Option(help="A problem spelled out: height and width.")] = None,
     heads: Annotated[int, typer.Option(help="Attention heads.")] = 2,
@@ -114,6 +142,7 @@ def tune(
     stride: Annotated[int, typer.Option(help="Queries per shared window.")] = 1,
     causal: Annotated[bool, typer.Option("--causal", help="See only what is at or before the query.")] = False,
     rpb: Annotated[bool, typer.Option("--rpb", help="Add a relative position bias.")] = False,
+    backward: Annotated[bool, typer.Option("--backward", help="The gradients of the problem spelled out.")] = False,
     dtype: Annotated[
         Literal["float32", "float64", "float16", "bfloat16"],
         typer.Option(help="Of every tensor, of MODEL's too; the last two on GPUs."),
@@ -137,14 +166,8 @@ def tune(
 
     The problems are those of MODEL, those of a file, or one that is spelled out from --size on.
     """
-    sources = [name for name, given in (("MODEL", model), ("--problems", problems), ("--size", size)) if given]
-    if len(sources) != 1:
-        raise ValueError(
-            f"problems: required one of MODEL, --problems and --size, got {' and '.join(sources) or 'none'}"
-        )
-    for option, given in (("input_size", input_size), ("whole_model", whole_model)):
-        if given and not model:
-            raise ValueError(f"{option}: required a MODEL with it, got none")
+    of_model = {"input_size": input_size, "whole_model": whole_model, "training": training}
+    _check_sources({"MODEL": model, "--problems": problems, "--size": size}, of_model, backward)
     seconds = None if time_limit is None else parse_duration(time_limit)
     farm = _farm(rpc, rpc_key)
     if not dry_run:
@@ -157,12 +180,13 @@ def tune(
 
     chosen = parse_target(target or settings.target_name())
     if model:
-        tasks = _tasks_of_model(model, input_size or [], dtype, whole_model)
+        tasks = _tasks_of_model(model, input_size or [], dtype, whole_model, training)
     elif problems:
         from tvm_na.tasks import tasks_from_file
 
         tasks = tasks_from_file(problems)
     else:
+        from tvm_na.backward import BackwardProblem
         from tvm_na.problem import NAProblem
         from tvm_na.tasks import TuneTask
 
@@ -173,7 +197,8 @@ def tune(
             "dtype": dtype,
             "bias": rpb,
         }
-        tasks = [TuneTask(NAProblem.make(size or (), kernel_size, heads, head_dim, **options))]
+        problem = NAProblem.make(size or (), kernel_size, heads, head_dim, **options)
+        tasks = [TuneTask(BackwardProblem(problem) if backward else problem)]
     if dry_run:
         return _dry_run(tasks, chosen, output or user_folder(chosen.name), threads or settings.num_threads(), batch)
     how: dict[str, Any] = {"trials": trials, "time_limit": seconds, "jobs": jobs, "seed": seed, "threads": threads}

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tvm_na.backward import BackwardProblem
 from tvm_na.benchmark import measure
 from tvm_na.dense import DenseProblem, elements_of
 from tvm_na.operators import Problem
@@ -91,7 +92,7 @@ class Bound:
 
     Attributes:
         flops: Its useful operations.
-        bytes: Query, key, value and output, each once.
+        bytes: What :func:`bytes_of` counts.
         products: Seconds of a matrix product of as many operations.
         transfers: Seconds to move the bytes, within the caches if they hold them.
         from_memory: Seconds to move the bytes from and to memory, as if no cache held them.
@@ -115,11 +116,18 @@ class Bound:
 
 
 def bytes_of(problem: Problem) -> int:
-    """Bytes of query, key, value and output for a batch of one, each once; of other operators, of all arguments."""
+    """Bytes of query, key, value and output for a batch of one, each once; of linear layers, of all arguments.
+
+    Gradients read the output's gradient and write those of query, key and value.
+    """
     if isinstance(problem, DenseProblem):
         return sum(elements_of(problem).values()) * _ITEM_BYTES[problem.dtype]
-    channels = problem.heads * (problem.head_dim + problem.head_dim_v)
-    channels += problem.heads_kv * (problem.head_dim + problem.head_dim_v)
+    attention = problem.forward if isinstance(problem, BackwardProblem) else problem
+    channels = attention.heads * (attention.head_dim + attention.head_dim_v)
+    channels += attention.heads_kv * (attention.head_dim + attention.head_dim_v)
+    if isinstance(problem, BackwardProblem):
+        channels += attention.heads * attention.head_dim
+        channels += attention.heads_kv * (attention.head_dim + attention.head_dim_v)
     return math.prod(problem.spatial) * channels * _ITEM_BYTES[problem.dtype]
 
 

@@ -22,7 +22,7 @@ from typing import Protocol
 
 from tvm_na import measure_cuda, workers
 from tvm_na.calm import Calm
-from tvm_na.case import WrongNumbers, case_of
+from tvm_na.case import WrongNumbers, budget_of, case_of
 from tvm_na.operators import Problem
 
 #: Repeats on a GPU, which fewer others use than cores of a CPU.
@@ -200,7 +200,6 @@ def run_kernel(kernel: Kernel, conditions: Conditions) -> Measured | workers.Las
 def checked_call(file: Path, kernel: Kernel, conditions: Conditions) -> Callable[[], object]:
     """A call of ``file``, one of the kernel's libraries; WrongNumbers if its numbers are not right."""
     from tvm_na import runtime
-    from tvm_na.benchmark import ERROR_BUDGET
     from tvm_na.te import ENTRY
 
     problem = kernel.problem
@@ -211,7 +210,7 @@ def checked_call(file: Path, kernel: Kernel, conditions: Conditions) -> Callable
     call = functools.partial(runtime.load(file, ENTRY), *case.inputs, *outputs)
     runtime.use_threads(problem.useful_flops * kernel.batch)
     call()
-    case.check(outputs, ERROR_BUDGET[problem.dtype])
+    case.check(outputs, budget_of(problem))
     return call
 
 

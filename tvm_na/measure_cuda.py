@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvm_na.case import Case, make_case
-from tvm_na.operators import Problem
+from tvm_na.case import Case, budget_of, make_case
+from tvm_na.operators import Problem, arguments_with_batch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,11 +82,15 @@ class Sets:
     outputs: list[Tensor]
 
     @classmethod
-    def of(cls, case: Case) -> Sets:
-        """Copies of a case's inputs, each with outputs of its own; scale and rpb are shared."""
-        tensors, constants, outputs = case.inputs[:3], case.inputs[3:], case.outputs()
-        count = copies_for(sum(t.numel() * t.element_size() for t in (*tensors, *outputs)))
-        others = [(*(t.clone() for t in tensors), *constants, *case.outputs()) for _ in range(count - 1)]
+    def of(cls, problem: Problem, case: Case) -> Sets:
+        """Copies of the inputs of a case of ``problem``, each with outputs of its own; what has no batch is shared."""
+        outputs = case.outputs()
+        inputs = list(zip(case.inputs, arguments_with_batch(problem), strict=False))
+        rotated = [*(t for t, has_batch in inputs if has_batch), *outputs]
+        count = copies_for(sum(t.numel() * t.element_size() for t in rotated))
+        others = [
+            (*(t.clone() if has_batch else t for t, has_batch in inputs), *case.outputs()) for _ in range(count - 1)
+        ]
         return cls(case, [(*case.inputs, *outputs), *others], outputs)
 
     def checked(self, kernel: Callable[..., None], budget: float) -> Callable[[], object]:
@@ -107,7 +111,7 @@ def sets_of(problem: Problem, batch: int, device: str) -> Sets:
     key = problem, batch, device
     if key not in _sets:
         _sets.clear()
-        _sets[key] = Sets.of(make_case(problem, batch, device))
+        _sets[key] = Sets.of(problem, make_case(problem, batch, device))
     return _sets[key]
 
 
@@ -118,12 +122,11 @@ def checked_call(file: Path, problem: Problem, batch: int, device: str) -> Calla
         WrongNumbers: they are not.
     """
     from tvm_na import runtime
-    from tvm_na.benchmark import ERROR_BUDGET
     from tvm_na.te import ENTRY
 
     sets = sets_of(problem, batch, device)
     try:
-        return sets.checked(runtime.load(file, ENTRY, "cuda"), ERROR_BUDGET[problem.dtype])
+        return sets.checked(runtime.load(file, ENTRY, "cuda"), budget_of(problem))
     except Exception:
         _sets.clear()  # a kernel that goes wrong may have written anywhere
         raise

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvm_na.case import DISTINCT, Case, case_of
+from tvm_na.case import DISTINCT, Case, budget_of, case_of
 from tvm_na.measure import Conditions, Kernel, Measured, plan
 from tvm_na.measure_cuda import ROTATED_BYTES
 from tvm_na.operators import arguments_with_batch
@@ -66,7 +66,6 @@ def measured_in(session: Any, kernel: Kernel, conditions: Conditions) -> Measure
 
 def _checked(session: Any, file: Path, kernel: Kernel, case: Case, sent: Sequence[Any]) -> Any:
     """The module of the kernel in ``file``, whose numbers are right; WrongNumbers if they are not."""
-    from tvm_na.benchmark import ERROR_BUDGET
     from tvm_na.te import ENTRY
 
     session.upload(str(file))
@@ -75,7 +74,7 @@ def _checked(session: Any, file: Path, kernel: Kernel, case: Case, sent: Sequenc
     for there, empty in zip(outputs, case.outputs(), strict=True):
         there.copyfrom(_as_numpy(empty))
     module[ENTRY](*sent)
-    case.check([_received(t) for t in outputs], ERROR_BUDGET[kernel.problem.dtype])
+    case.check([_received(t) for t in outputs], budget_of(kernel.problem))
     return module
 
 

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tvm_na.backward import BackwardProblem
 from tvm_na.journal import JOURNAL, Trial, point, trials_in
 from tvm_na.operators import Problem, problem_from_json
 from tvm_na.ranking import found_of_best, spearman
@@ -268,11 +269,16 @@ def schedule_in_words(record: Record) -> str:
 
 def short_names(problems: Sequence[Problem]) -> tuple[list[str], str]:
     """A name for each problem without what all of them have in common, and that."""
-    parts = [
-        re.findall(r"(?:heads|kv|dim|k|stride|dil|causal|channels|pad) \S+|\S+", str(problem)) for problem in problems
-    ]
+    parts = [_parts(problem) for problem in problems]
     if len(parts) < 2:
         return [str(problem) for problem in problems], ""
     common = [part for part in parts[0] if all(part in others for others in parts)]
     names = [", ".join(part for part in own if part not in common) for own in parts]
     return [name or str(problem) for name, problem in zip(names, problems, strict=True)], ", ".join(common)
+
+
+def _parts(problem: Problem) -> list[str]:
+    """The parts of a problem's text, each of which says one thing."""
+    if isinstance(problem, BackwardProblem):
+        return ["backward", *_parts(problem.forward)]
+    return re.findall(r"(?:heads|kv|dim|k|stride|dil|causal|channels|pad) \S+|\S+", str(problem))

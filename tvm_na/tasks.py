@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tvm_na.dense import OPERATOR, DenseProblem
-from tvm_na.operators import Problem
-from tvm_na.problem import NAProblem
+from tvm_na.operators import PROBLEMS, Problem
 from tvm_na.target import NATarget
 
 if TYPE_CHECKING:
@@ -37,9 +35,10 @@ class TuneTask:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.problem, (NAProblem, DenseProblem)):
+        if not isinstance(self.problem, tuple(PROBLEMS.values())):
+            kinds = ", ".join(kind.__name__ for kind in PROBLEMS.values())
             got = f"{type(self.problem).__name__} {self.problem!r}"
-            raise TypeError(f"problem: required an NAProblem or a DenseProblem, got {got}")
+            raise TypeError(f"problem: required one of {kinds}, got {got}")
         if isinstance(self.weight, bool) or not isinstance(self.weight, (int, float)):
             raise TypeError(f"weight: required a number, got {type(self.weight).__name__} {self.weight!r}")
         if not (math.isfinite(self.weight) and self.weight > 0):
@@ -62,8 +61,9 @@ def merged(tasks: Sequence[TuneTask]) -> list[TuneTask]:
 def tasks_from_file(file: Path) -> list[TuneTask]:
     """Tasks in a JSON file: a list of problems, each an object with the arguments of ``NAProblem.make``.
 
-    With "operator": "dense" they are those of ``DenseProblem.make``. What ``to_json`` of either writes is such an
-    object. A key "weight" is the task's weight.
+    With "operator": "backward" it is the gradients of that attention; with "operator": "dense" the arguments are those
+    of ``DenseProblem.make``. What ``to_json`` of a problem writes is such an object. A key "weight" is the task's
+    weight.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -85,10 +85,10 @@ def _task(entry: Any, where: str) -> TuneTask:
     weight = values.pop("weight", 1.0)
     operator = values.pop("operator", None)
     try:
-        if operator not in (None, OPERATOR):
-            raise ValueError(f"operator: required {OPERATOR}, or none for attention, got {operator!r}")
-        problem: Problem = NAProblem.make(**values) if operator is None else DenseProblem.make(**values)
-        return TuneTask(problem, weight)
+        if not (operator is None or isinstance(operator, str)) or operator not in PROBLEMS:
+            known = ", ".join(filter(None, PROBLEMS))
+            raise ValueError(f"operator: required one of {known}, or none for attention, got {operator!r}")
+        return TuneTask(PROBLEMS[operator].make(**values), weight)
     except (TypeError, ValueError) as error:
         raise ValueError(f"problems: {error} ({where})") from error
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tvm_na.benchmark import format_speedup, format_time
-from tvm_na.problem import NAProblem
+from tvm_na.dense import DenseProblem
 
 if TYPE_CHECKING:
     from tvm_na.tasks import Formulation, TuneTask
@@ -131,7 +131,7 @@ def print_summary(console: Console, state: TuneState, folder: Path) -> None:
         if len(batches) == 1:  # else only the time of a sample says something about all
             before, after = before * batches[0], after * batches[0]
         text = f"{format_time(before)} by default, {format_time(after)} tuned: {format_speedup(before / after)}"
-        what = "attention" if all(isinstance(p.problem, NAProblem) for p in known) else "kernels"
+        what = "kernels" if any(isinstance(p.problem, DenseProblem) for p in known) else "attention"
         say(f"{what}, weighted{_of_batches(batches)}: {text}", "bold green")
     say(f"{state.measured} trials in {in_words(state.elapsed)}, {state.trials} with those before; {state.ending}")
     say(where_the_time_went(state))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from tvm_na import settings
+from tvm_na.backward import BackwardProblem
 from tvm_na.case import DISTINCT
 from tvm_na.dense import DenseProblem, elements_of
 from tvm_na.machine import bytes_of
@@ -19,6 +20,10 @@ GPU_BATCH = 128
 _PART = 4
 _MAX_ELEMENTS = 2**31 - 1  # kernels count elements in 32 bits
 _DOUBLE = 8  # bytes
+# Sums of gradients of keys and values: so many parts of the map at most have some of their own, as large as it at most.
+_PARTS = 8
+# Tensors that autograd of the reference keeps or makes, as large as what the reference gathers.
+_KEPT = 3
 
 
 @dataclass(frozen=True)
@@ -60,9 +65,11 @@ class Options:
 
 
 def _largest_tensor(problem: Problem) -> int:
-    """Elements of a sample's largest tensor."""
+    """Elements of a sample's largest tensor, of those that a kernel allocates too."""
     if isinstance(problem, DenseProblem):
         return max(elements_of(problem).values())
+    if isinstance(problem, BackwardProblem):
+        return _PARTS * _largest_tensor(problem.forward)
     return prod(problem.spatial) * problem.heads * max(problem.head_dim, problem.head_dim_v)
 
 
@@ -101,8 +108,10 @@ def bytes_needed(problem: Problem, batch: int) -> int:
     """Bytes of a GPU's memory that measuring takes: two sets of inputs and outputs, what is right, making that."""
     if isinstance(problem, DenseProblem):  # what is right is made on the CPU
         return 2 * batch * bytes_of(problem)
-    gathered = prod(problem.spatial) * prod(problem.kernel_size) * (problem.head_dim + problem.head_dim_v)
-    return (
-        2 * batch * bytes_of(problem)
-        + (DISTINCT * prod(problem.spatial) * problem.heads * problem.head_dim_v + 2 * gathered) * _DOUBLE
-    )
+    attention = problem.forward if isinstance(problem, BackwardProblem) else problem
+    gathered = prod(attention.spatial) * prod(attention.kernel_size) * (attention.head_dim + attention.head_dim_v)
+    expected = DISTINCT * prod(attention.spatial) * attention.heads * attention.head_dim_v
+    if isinstance(problem, BackwardProblem):
+        expected *= 3  # gradients of query, key and value
+        gathered *= _KEPT
+    return 2 * batch * bytes_of(problem) + (expected + 2 * gathered) * _DOUBLE

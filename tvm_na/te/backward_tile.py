@@ -31,10 +31,10 @@ class Gradients:
         self.key = argument("key", (*kv, p.head_dim), p.dtype)
         self.value = argument("value", (*kv, p.head_dim_v), p.dtype)
         self.scale = argument("scale", (1,), self.accum)
-        self.rpb = argument("rpb", p.bias_shape, p.dtype) if p.bias else None
+        self.rpb: Any = argument("rpb", p.bias_shape, p.dtype) if p.bias else None
         self.lse = argument("lse", tokens, self.accum)
         self.d_out = argument("d_out", (*tokens, p.head_dim_v), p.dtype)
-        self.d_lse = argument("d_lse", tokens, self.accum) if p.return_lse else None
+        self.d_lse: Any = argument("d_lse", tokens, self.accum) if p.return_lse else None
         self.d_query = argument("d_query", (*tokens, p.head_dim), p.dtype)
         self.d_key = argument("d_key", (*kv, p.head_dim), p.dtype)
         self.d_value = argument("d_value", (*kv, p.head_dim_v), p.dtype)
