@@ -25,7 +25,7 @@ from benchmarks.goals import failures_of, tuning_goals
 from benchmarks.peers import PEERS, heads_first
 from benchmarks.report import RESULTS, load_before, use_all_cores, write_json
 from benchmarks.stage import DEFAULT, MATMUL, MATMUL_SIZE, OURS, Stage, geomean, mean_of
-from tvm_na import ops, reference
+from tvm_na import launchers, reference
 from tvm_na.benchmark import format_time, measure, relative_error
 from tvm_na.build import explain
 from tvm_na.functional import Backend, na2d
@@ -54,7 +54,7 @@ def our_calls(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: NAProb
 
     calls = {OURS: call(problem.kernel_size[0]), DEFAULT: call(problem.kernel_size)}
     for name, function in calls.items():
-        ops._launchers.clear()  # there they are one call; above it each keeps its own
+        launchers._launchers.clear()  # there they are one call; above it each keeps its own
         with records_off() if name == DEFAULT else nullcontext():
             function()
     return calls

@@ -1,6 +1,7 @@
 """The models by name: ``create_model("nat_tiny")``.
 
-Shapes and drop path rates are those of arXiv 2204.07143 and of the authors' code.
+Shapes and drop path rates are those of arXiv 2204.07143 and of the authors' code, but for ``nat_pico``: it is ours,
+small enough to be trained on a CPU in a minute, and has no published checkpoint.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class Preprocessing:
 
 
 IMAGENET_224 = Preprocessing()
+#: Of our own small model: all of a small image, in the values that photographs have elsewhere.
+SMALL_32 = Preprocessing(input_size=32, crop_pct=1.0)
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,9 @@ _MINI_DEPTHS, _DEPTHS = (3, 4, 6, 5), (3, 4, 18, 5)
 SPECS: dict[str, ModelSpec] = {
     spec.name: spec
     for spec in (
+        # Ours. At 32x32 its maps have 8x8 and 4x4 positions, of which 3x3 are a neighborhood, and 2x2, of which they
+        # are everything.
+        ModelSpec("nat_pico", 32, (2, 2, 2), (1, 2, 4), 2.0, 0.0, 576_294, kernel_size=3, preprocessing=SMALL_32),
         ModelSpec("nat_mini", 64, _MINI_DEPTHS, (2, 4, 8, 16), 3.0, 0.2, 19_984_174),
         ModelSpec("nat_tiny", 64, _DEPTHS, (2, 4, 8, 16), 3.0, 0.2, 27_901_582),
         ModelSpec("nat_small", 96, _DEPTHS, (3, 6, 12, 24), 2.0, 0.3, 50_743_297, layer_scale=1e-5),
@@ -98,7 +104,7 @@ def create_model(
     num_classes: int = 1000,
     weights: str | os.PathLike[str] | None = None,
     features_only: bool = False,
-    out_indices: Sequence[int] = (0, 1, 2, 3),
+    out_indices: Sequence[int] | None = None,
     backend: Backend | str = Backend.AUTO,
     **overrides: Any,
 ) -> NAT:
@@ -110,7 +116,7 @@ def create_model(
         weights: A checkpoint, read with :func:`load_checkpoint`; None leaves the weights random. What had to be
             adapted (a head of another number of classes, say) is logged as a warning.
         features_only: Return a list of maps ``[B, C_i, H_i, W_i]`` in place of logits.
-        out_indices: Stages whose maps ``features_only`` returns.
+        out_indices: Stages whose maps ``features_only`` returns; None for all.
         backend: ``auto``, ``compiled`` or ``reference``, for every attention.
         **overrides: Arguments of :class:`NAT` that differ from the named model, such as ``kernel_size``.
 
@@ -119,9 +125,10 @@ def create_model(
         FileNotFoundError: ``weights`` is no file.
     """
     arguments: dict[str, Any] = {**get_spec(name).arguments(), **overrides}
-    model = NAT(
-        num_classes=num_classes, features_only=features_only, out_indices=out_indices, backend=backend, **arguments
-    )
+    if features_only and out_indices is None:
+        out_indices = range(len(arguments["depths"]))
+    arguments |= {"features_only": features_only, "out_indices": out_indices or ()}
+    model = NAT(num_classes=num_classes, backend=backend, **arguments)
     if weights is not None:
         report = load_checkpoint(model, weights)
         if report.adapted:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.conftest import TOLERANCE
+from tests.conftest import GRADIENT_TOLERANCE, TOLERANCE
 from tests.helpers import random_inputs, relative_error
 from tvm_na import functional, reference
 from tvm_na.problem import NAProblem
@@ -16,8 +16,7 @@ from tvm_na.problem import NAProblem
 PROBLEM = NAProblem.make((4, 5), 3, 2, 4, bias=True, dtype="float64")
 #: PROBLEM's window and scale as the operators take them.
 NUMBERS: tuple[Any, ...] = ([3, 3], [1, 1], [1, 1], [False, False], 0.6)
-#: Gradients add up more numbers than outputs do.
-SLACK = 10
+BUDGET = {**TOLERANCE, **GRADIENT_TOLERANCE}
 
 
 def leaves(problem: NAProblem = PROBLEM, batch: int = 2, seed: int = 0) -> list[Tensor]:
@@ -48,7 +47,7 @@ def assert_close(found: Any, right: Any, dtype: str = "float64", note: str = "")
     """Each of ``found`` is as near to its counterpart as gradients of a dtype are."""
     for a, b in zip(found, right, strict=True):
         assert a.shape == b.shape, note
-        assert not a.numel() or relative_error(a, b) <= SLACK * TOLERANCE[dtype], note
+        assert not a.numel() or relative_error(a, b) <= BUDGET[dtype], note
 
 
 def same_as_reference(run: Callable[..., Any], *tensors: Tensor) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from benchmarks import cuda, cuda_model, cuda_peers, op, peers
 from tests.conftest import TOLERANCE
-from tvm_na import build, ops, reference, settings
+from tvm_na import build, launchers, reference, settings
 from tvm_na.benchmark import (
     ERROR_BUDGET,
     Timing,
@@ -272,7 +272,7 @@ def test_ours_and_the_default_are_different_kernels(monkeypatch):
     kernel_for = build.kernel_for
     monkeypatch.setenv("TVM_NA_RECORDS", "shipped")
     monkeypatch.setattr(build, "kernel_for", lambda *p: asked.append(settings.records_mode()) or kernel_for(*p))
-    monkeypatch.setattr(ops, "_launchers", {})
+    monkeypatch.setattr(launchers, "_launchers", {})
     problem = NAProblem.make((9, 9), 3, 1, 8)
     q = torch.rand(1, 9, 9, 1, 8)
     with torch.inference_mode():

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from tests.conftest import TOLERANCE
 from tests.helpers import Inputs, random_inputs, reference64, relative_error
-from tvm_na import build, functional, na1d, na2d, na3d, ops, progress, reference, runtime
+from tvm_na import build, functional, launchers, na1d, na2d, na3d, ops, progress, reference, runtime
 from tvm_na.cuda import launch, toolchain
 from tvm_na.problem import NAProblem
 from tvm_na.target import parse_target
@@ -94,7 +94,7 @@ def misaligned(tensor: Tensor, by: int = 1) -> Tensor:
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 def test_every_dtype_has_a_kernel_of_its_own(gpu: PretendedGpu, dtype: str) -> None:
     problem = dataclasses.replace(PROBLEM, dtype=dtype)
-    launcher = ops._launcher_of(problem, torch.device("cuda", 0))
+    launcher = launchers._launcher_of(problem, torch.device("cuda", 0))
     inputs = random_inputs(problem, 2, 0)
     out, lse = launcher(*inputs, 0.5)
     accum = getattr(torch, problem.accum_dtype)
@@ -108,7 +108,7 @@ def test_every_dtype_has_a_kernel_of_its_own(gpu: PretendedGpu, dtype: str) -> N
 def test_the_kernel_runs_on_the_inputs_device_and_the_current_one_stays(gpu: PretendedGpu) -> None:
     inputs = random_inputs(PROBLEM, 1, 0)
     for index in (0, 1):
-        launcher = ops._make_launcher(PROBLEM, torch.device("cuda", index))
+        launcher = launchers._make_launcher(PROBLEM, torch.device("cuda", index))
         for gpu.current in (0, 1):
             before = gpu.current
             launcher(*inputs, 0.5)
@@ -117,7 +117,7 @@ def test_the_kernel_runs_on_the_inputs_device_and_the_current_one_stays(gpu: Pre
 
 
 def test_views_and_misaligned_inputs_are_copied(gpu: PretendedGpu) -> None:
-    launcher = ops._make_launcher(PROBLEM, torch.device("cuda", 0))
+    launcher = launchers._make_launcher(PROBLEM, torch.device("cuda", 0))
     query, key, value, rpb = random_inputs(PROBLEM, 2, 3)
     wanted = reference64(PROBLEM, (query, key, value, rpb), 0.5)[0]
     for change in (misaligned, torch.Tensor.__neg__, lambda t: t.transpose(1, 2).contiguous().transpose(1, 2)):
@@ -133,41 +133,43 @@ def test_views_and_misaligned_inputs_are_copied(gpu: PretendedGpu) -> None:
 @pytest.mark.parametrize("batch", [1, 2, 3, 5])
 def test_a_batch_too_large_for_32_bits_is_split(gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
     elements = 6 * 7 * 2 * 8
-    monkeypatch.setattr(ops, "_MAX_ELEMENTS", 2 * 2 * elements)
-    launcher = ops._make_launcher(PROBLEM, torch.device("cuda", 0))
+    monkeypatch.setattr(launchers, "_MAX_ELEMENTS", 2 * 2 * elements)
+    launcher = launchers._make_launcher(PROBLEM, torch.device("cuda", 0))
     inputs = random_inputs(PROBLEM, batch, 1)
     out, lse = launcher(*inputs, 0.5)
     assert [call.batch for call in gpu.calls] == [2] * (batch // 2) + [1] * (batch % 2)
     wanted, wanted_lse = reference64(PROBLEM, inputs, 0.5)
     assert relative_error(out, wanted) <= TOLERANCE["float32"]
     assert lse is not None and relative_error(lse, wanted_lse) <= TOLERANCE["float32"]
-    monkeypatch.setattr(ops, "_MAX_ELEMENTS", elements)
+    monkeypatch.setattr(launchers, "_MAX_ELEMENTS", elements)
     with pytest.raises(ValueError, match=r"query: required fewer than 2\^31 elements per sample"):
-        ops._make_launcher(PROBLEM, torch.device("cuda", 0))
+        launchers._make_launcher(PROBLEM, torch.device("cuda", 0))
 
 
 def test_large_dilations_do_not_split_a_batch(gpu: PretendedGpu) -> None:
     """On CPUs they may, since keys are packed with padding."""
     problem = NAProblem.make((256, 256), 7, 4, 32, dilation=32)
-    way = launch.way(problem, 0, ops._MAX_ELEMENTS)
+    way = launch.way(problem, 0, launchers._MAX_ELEMENTS)
     assert (
-        way.samples == (2**31 - 1) // (2 * 256 * 256 * 4 * 32) > ops._MAX_ELEMENTS // ops._elements_per_sample(problem)
+        way.samples
+        == (2**31 - 1) // (2 * 256 * 256 * 4 * 32)
+        > launchers._MAX_ELEMENTS // launchers._elements_per_sample(problem)
     )
 
 
 def test_an_empty_batch_is_an_answer(gpu: PretendedGpu) -> None:
     query, key, value, rpb = random_inputs(PROBLEM, 1, 0)
-    out, lse = ops._make_launcher(PROBLEM, torch.device("cuda", 0))(query[:0], key[:0], value[:0], rpb, 0.5)
+    out, lse = launchers._make_launcher(PROBLEM, torch.device("cuda", 0))(query[:0], key[:0], value[:0], rpb, 0.5)
     assert out.shape == (0, 6, 7, 2, 8) and lse is not None and lse.shape == (0, 6, 7, 2)
     assert not gpu.calls
 
 
 def test_a_build_is_told(gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "tvm_na")
-    ops._make_launcher(PROBLEM, torch.device("cuda", 0))
+    launchers._make_launcher(PROBLEM, torch.device("cuda", 0))
     assert not caplog.messages
     gpu.cached = False
-    ops._make_launcher(PROBLEM, torch.device("cuda", 0))
+    launchers._make_launcher(PROBLEM, torch.device("cuda", 0))
     assert len(caplog.messages) == 2
     assert f"building the kernel of {PROBLEM} for cuda-sm_90" in caplog.messages[0]
     assert caplog.messages[1].endswith(" s")
@@ -263,7 +265,7 @@ def test_the_choice_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """As for a GPU, but on the CPU: a trace must not look into what builds kernels."""
     asked: list[NAProblem] = []
     monkeypatch.setattr(ops, "why_no_kernel", lambda problem, device: asked.append(problem))
-    monkeypatch.setattr(functional, "_why_not_compiled", lambda p, d, g: functional._why_no_kernel(p, d))
+    monkeypatch.setattr(functional, "_why_not_compiled", lambda p, d, *_: functional._why_no_kernel(p, d))
     query, key, value, _ = random_inputs(NAProblem.make((6, 7), 3, 2, 8), 2, 0)
     torch._dynamo.reset()
     function = torch.compile(lambda *t: na2d(*t, 3, backend="compiled"), fullgraph=True, backend="eager")

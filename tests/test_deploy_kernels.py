@@ -11,7 +11,7 @@ import torch
 
 from tests.conftest import TOLERANCE
 from tests.helpers import random_inputs, reference64, relative_error
-from tvm_na import openmp, ops
+from tvm_na import launchers, openmp
 from tvm_na.deploy import kernels
 from tvm_na.deploy.artifact import load_operators
 from tvm_na.problem import NAProblem
@@ -32,7 +32,7 @@ def operators(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("kernels")
     target = detect_target()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ops, "largest_batch", lambda problem: SAMPLES)
+        patch.setattr(launchers, "largest_batch", lambda problem: SAMPLES)
         chosen = kernels.compile_objects(PROBLEMS, target, folder)
         library = folder / "operators.so"
         namespace = kernels.link_operators(PROBLEMS, target, cpu_features(target), folder, library)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 
 from tests.conftest import TOLERANCE
 from tests.helpers import random_additional, random_inputs, reference64, relative_error
-from tvm_na import Backend, functional, merge_attentions, na1d, na2d, na3d, reference
+from tvm_na import Backend, functional, launchers, merge_attentions, na1d, na2d, na3d, reference
 from tvm_na.problem import NAProblem
 
 SHAPE = (2, 6, 7, 2, 8)
@@ -149,7 +150,8 @@ def test_a_known_call_passes_the_dispatcher_by_unless_it_is_watched(monkeypatch:
     expected = na2d(q, q, q, 3)
     seen = []
     operator = functional.ops.na_forward
-    monkeypatch.setattr(functional.ops, "na_forward", lambda *a: seen.append(a) or operator(*a))
+    seeing = SimpleNamespace(na_forward=lambda *a: seen.append(a) or operator(*a))
+    monkeypatch.setattr(functional, "ops", seeing)
     assert torch.equal(na2d(q, q, q, 3), expected)
     assert torch.equal(na2d(q, q, q, 3, scale=0.0), na2d(q, q, q, 3, scale=0.0, backend="compiled"))
     assert not seen
@@ -185,34 +187,39 @@ def test_a_known_call_passes_the_dispatcher_by_unless_it_is_watched(monkeypatch:
         assert seen
 
 
-def test_auto_takes_the_reference_for_a_gradient_and_says_so_once() -> None:
-    query = torch.randn(SHAPE, requires_grad=True)
-    with pytest.warns(UserWarning, match="takes the eager reference: a gradient is needed") as given:
-        out = na2d(query, query, query, 3)
-    assert len(given) == 1
-    assert given[0].filename == __file__
-    out.sum().backward()
-    assert query.grad is not None
-    na2d(query, query, query, 3)  # a second warning would be an error here
-    with torch.no_grad():
-        assert not na2d(query, query, query, 3).requires_grad
+def test_auto_takes_the_reference_for_what_has_no_kernel_and_says_so_once() -> None:
+    line = torch.randn(1, 9, 2, 4)
+
+    def autocast() -> torch.Tensor:  # calls itself, which must not change of whom the warning is
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return na1d(line, line, line, 3)
+
+    for call in (lambda: na1d(line, line, line, 3), autocast):
+        functional._warned.clear()
+        with pytest.warns(UserWarning, match="takes the eager reference: compiled kernels have 2") as given:
+            call()
+        assert len(given) == 1
+        assert given[0].filename == __file__
+        call()  # a second warning would be an error here
+
+
+def test_gradients_of_cpus_are_compiled_and_those_of_gpus_are_not() -> None:
+    problem = NAProblem.make((6, 7), 3, 2, 8)
+    for device in ("cpu", "meta"):
+        assert functional._why_not_compiled(problem, torch.device(device), True) is None
+    reason = functional._why_not_compiled(problem, torch.device("cuda", 0), True)
+    assert reason == "a gradient is needed and there are no backward kernels for GPUs yet"
 
 
 def test_compiled_never_falls_back() -> None:
-    query = torch.randn(SHAPE, requires_grad=True)
-    with pytest.raises(NotImplementedError, match="gradient"):
-        na2d(query, query, query, 3, backend="compiled")
-    rpb = torch.zeros(2, 5, 5, requires_grad=True)
-    with pytest.raises(NotImplementedError, match="gradient"):
-        na2d(query.detach(), query.detach(), query.detach(), 3, rpb=rpb, backend=Backend.COMPILED)
     line = torch.randn(1, 9, 2, 4)
     with pytest.raises(NotImplementedError, match="2 spatial axes"):
-        na1d(line, line, line, 3, backend="compiled")
+        na1d(line, line, line, 3, backend=Backend.COMPILED)
 
 
 def test_the_backend_that_is_named_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     query = torch.randn(SHAPE)
-    for known in ((functional, "_checked"), (functional.ops, "_launchers")):
+    for known in ((functional, "_checked"), (launchers, "_launchers")):
         monkeypatch.setattr(*known, {})  # a call made before would not come to the operator
     monkeypatch.setattr(functional.ops, "na_forward", lambda *_: "compiled")
     monkeypatch.setattr(functional.reference, "neighborhood_attention", lambda *_: ("reference", None))

@@ -14,7 +14,13 @@ from tvm_na.models.nat import per_layer_dilations
 from tvm_na.models.registry import SPECS
 from tvm_na.nn import NeighborhoodAttention2D
 
-PARAMETERS = {"nat_mini": 19_984_174, "nat_tiny": 27_901_582, "nat_small": 50_743_297, "nat_base": 89_769_652}
+PARAMETERS = {
+    "nat_pico": 576_294,
+    "nat_mini": 19_984_174,
+    "nat_tiny": 27_901_582,
+    "nat_small": 50_743_297,
+    "nat_base": 89_769_652,
+}
 SMALL = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "backend": "reference"}
 
 
@@ -31,7 +37,7 @@ def attentions(model: NAT) -> list[NeighborhoodAttention2D]:
 
 
 def test_listed_models_are_those_counted():
-    assert set(list_models()) == set(PARAMETERS)
+    assert list_models() == sorted(PARAMETERS, key=PARAMETERS.__getitem__)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -75,7 +81,7 @@ def test_official_keys():
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match=r"^name: required one of nat_mini,.*got 'nat-tiny' \(.* 'nat_tiny'\?\)$"):
+    with pytest.raises(ValueError, match=r"^name: required one of nat_pico,.*got 'nat-tiny' \(.* 'nat_tiny'\?\)$"):
         create_model("nat-tiny")
     with pytest.raises(ValueError, match="^name: .*got 'zzz'$"):
         create_model("zzz")
@@ -166,6 +172,16 @@ def test_features_only_leaves_out_unused_stages():
     rates = [m.rate for m in model.modules() if isinstance(m, DropPath)]
     assert rates == pytest.approx([0.0, 0.1, 0.2])
     model.train()(torch.randn(2, 3, 64, 64))[1].sum().backward()
+
+
+def test_features_only_returns_every_stage_of_a_named_model():
+    model = create_model("nat_pico", features_only=True, backend="reference")
+    assert [tuple(m.shape) for m in model(torch.randn(1, 3, 32, 32))] == [(1, 32, 8, 8), (1, 64, 4, 4), (1, 128, 2, 2)]
+    with torch.device("meta"):
+        assert create_model("nat_mini", features_only=True).out_indices == (0, 1, 2, 3)
+        assert create_model("nat_mini", features_only=True, out_indices=(1,)).out_indices == (1,)
+    with pytest.raises(ValueError, match="^out_indices: required"):
+        create_model("nat_mini", features_only=True, out_indices=())
 
 
 @pytest.mark.parametrize("out_indices", [(), (0, 4), (-1,), (1, 0), (2, 2), 3, "01"])

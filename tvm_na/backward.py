@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tvm_na.problem import NAProblem
+from tvm_na.problem import NAProblem, problem_of, require_like, require_shape, require_tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: What tells the JSON of these problems from that of attention, under the key ``operator``.
 OPERATOR = "backward"
@@ -74,3 +77,46 @@ class BackwardProblem:
 
     def __str__(self) -> str:
         return f"backward of {self.forward}"
+
+
+def backward_problem_of(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    window: tuple[Any, Any, Any, Any],
+    rpb: Tensor | None,
+    lse: Tensor,
+    d_out: Tensor,
+    d_lse: Tensor | None,
+) -> BackwardProblem:
+    """The problem that a call for the gradients poses, with every check of its tensors and parameters.
+
+    Args:
+        query: ``[batch, *spatial, heads, head_dim]``.
+        key: ``[batch, *spatial, heads_kv, head_dim]``.
+        value: ``[batch, *spatial, heads_kv, head_dim_v]``.
+        window: kernel_size, stride, dilation and is_causal, as :func:`tvm_na.problem.problem_of` takes them.
+        rpb: ``[heads, 2*kernel_size-1, ...]`` or None.
+        lse: The log-sum-exp of the scores, ``[batch, *spatial, heads]``, float32 (float64 for float64).
+        d_out: The gradient of the output, ``[batch, *spatial, heads, head_dim_v]``.
+        d_lse: The gradient of the log-sum-exp, as lse, or None.
+
+    Raises:
+        TypeError, ValueError: name the argument, what was required and what came.
+    """
+    import torch
+
+    problem = problem_of(query, key, value, *window, rpb, d_lse is not None, rank=query.ndim - 3)
+    require_tensor("d_out", d_out, query.ndim, "[batch, *spatial, heads, head_dim_v]")
+    require_like("d_out", d_out, query)
+    tokens = tuple(query.shape[:-1])
+    require_shape("d_out", d_out, (*tokens, value.shape[-1]), "[batch, *spatial, heads, head_dim_v]")
+    accum = getattr(torch, problem.accum_dtype)
+    for name, tensor in (("lse", lse), *([] if d_lse is None else [("d_lse", d_lse)])):
+        require_tensor(name, tensor, query.ndim - 1, "[batch, *spatial, heads]")
+        if tensor.dtype != accum:
+            raise TypeError(f"{name}: required dtype {accum}, got {tensor.dtype}")
+        if tensor.device != query.device:
+            raise ValueError(f"{name}: required query's device {query.device}, got {tensor.device}")
+        require_shape(name, tensor, tokens, "[batch, *spatial, heads]")
+    return BackwardProblem(problem)

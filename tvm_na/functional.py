@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tvm_na import ops, reference
+from tvm_na import autocast, ops, reference
+from tvm_na.autograd import Differentiable
+from tvm_na.launchers import Launcher, Window, known_launcher, signature
 from tvm_na.problem import NAProblem, check_additional, check_scale, per_axis_bools, per_axis_ints, problem_of
+from tvm_na.watch import any_requires_grad, in_forward_mode, is_watched
 
 
 class Backend(str, enum.Enum):
@@ -38,11 +42,15 @@ class Backend(str, enum.Enum):
 _warned: set[str] = set()
 
 
-def _why_not_compiled(problem: NAProblem, device: torch.device, needs_grad: bool) -> str | None:
+def _why_not_compiled(
+    problem: NAProblem, device: torch.device, needs_grad: bool, forward_mode: bool = False
+) -> str | None:
     """What of a call has no compiled kernel; None if all has."""
-    if needs_grad:
-        return "a gradient is needed and compiled kernels have no backward yet"
+    if forward_mode:
+        return "compiled kernels have no forward-mode derivatives"
     if device.type == "cuda":
+        if needs_grad:
+            return "a gradient is needed and there are no backward kernels for GPUs yet"
         return _why_no_kernel(problem, device)
     if device.type not in ("cpu", "meta"):
         return f"there are no compiled kernels for the device {device.type} yet"
@@ -69,11 +77,20 @@ def _choose(backend: Backend, reason: str | None) -> Backend:
         raise NotImplementedError(f"backend='compiled': {reason}; backend='reference' serves this call")
     if not torch.compiler.is_compiling() and reason not in _warned:
         _warned.add(reason)
-        warnings.warn(f"tvm_na: backend='auto' takes the eager reference: {reason}", stacklevel=3)
+        warnings.warn(f"tvm_na: backend='auto' takes the eager reference: {reason}", stacklevel=_level_of_caller())
     return Backend.REFERENCE
 
 
-_Window = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[bool, ...]]
+def _level_of_caller() -> int:
+    """The stack level, for a warning of the function that asks, of whoever called into this file."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename == __file__:
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+_Tensors = tuple[Tensor, Tensor, Tensor, "Tensor | None"]  # query, key, value, rpb
+_Axes = tuple[Any, Any, Any, Any]  # kernel_size, stride, dilation, is_causal as they were given
 
 
 @dataclass
@@ -81,12 +98,18 @@ class _Checked:
     """A call that was checked: its problem, its window, one value per axis, and what it may call directly."""
 
     problem: NAProblem
-    window: _Window
-    launch: ops.Launcher | None = None
+    window: Window
+    launch: Launcher | None = None
+    differentiable: Differentiable | None = None
 
+    def remember(self, tensors: _Tensors, needs_grad: bool) -> None:
+        """Take over what the operator called for these tensors, so that the next call need not go through it."""
+        launch = known_launcher(*tensors, self.window, needs_grad or self.problem.return_lse)
+        if not needs_grad:
+            self.launch = launch
+        elif launch is not None:
+            self.differentiable = Differentiable(self.problem, self.window, launch)
 
-_Tensors = tuple[Tensor, Tensor, Tensor, "Tensor | None"]  # query, key, value, rpb
-_Axes = tuple[Any, Any, Any, Any]  # kernel_size, stride, dilation, is_causal as they were given
 
 # Calls that were checked before. A check costs as much as a small kernel.
 _checked: dict[tuple[Any, ...], _Checked] = {}
@@ -114,7 +137,7 @@ def _checked_once(tensors: _Tensors, axes: _Axes, return_lse: Any, rank: int) ->
     plain = type(query) is type(key) is type(value) is Tensor and (rpb is None or isinstance(rpb, Tensor))
     if not plain or torch.compiler.is_compiling():
         return _check(tensors, axes, return_lse, rank)
-    at = (ops.signature(*tensors), axes, *map(_kind, axes), return_lse, return_lse.__class__, rank)
+    at = (signature(*tensors), axes, *map(_kind, axes), return_lse, return_lse.__class__, rank)
     try:
         found = _checked.get(at)
     except TypeError:  # a list cannot be looked up, nor can much that the check will refuse
@@ -143,35 +166,49 @@ def _front(rank: int) -> Callable[..., Any]:
         return_lse: bool = False,
         backend: Backend | str = Backend.AUTO,
     ) -> Any:
+        if autocast.is_on(query):
+            query, key, value, rpb, additional_keys, additional_values = autocast.cast(
+                query.device, query, key, value, rpb, additional_keys, additional_values
+            )
+            with autocast.off(query.device):
+                return neighborhood_attention(
+                    *(query, key, value, kernel_size, stride, dilation, is_causal, scale),
+                    *(additional_keys, additional_values),
+                    rpb=rpb,
+                    return_lse=return_lse,
+                    backend=backend,
+                )
         chosen = Backend.of(backend)
-        axes_given = (kernel_size, stride, dilation, is_causal)
-        checked = _checked_once((query, key, value, rpb), axes_given, return_lse, rank)
-        problem, window = checked.problem, checked.window
+        tensors = (query, key, value, rpb)
+        checked = _checked_once(tensors, (kernel_size, stride, dilation, is_causal), return_lse, rank)
+        problem = checked.problem
         factor = check_scale(scale, problem.head_dim)
         has_extra = check_additional(additional_keys, additional_values, query, key, value)
 
-        needs_grad = torch.is_grad_enabled() and ops.any_requires_grad(
-            query, key, value, rpb, additional_keys, additional_values
-        )
-        direct = not (needs_grad or has_extra or torch.compiler.is_compiling() or ops.is_watched())
-        if direct and checked.launch is not None and chosen is not Backend.REFERENCE:
-            known = checked.launch(query, key, value, rpb, factor)
-            return known if return_lse else known[0]
-        if _choose(chosen, _why_not_compiled(problem, query.device, needs_grad)) is Backend.REFERENCE:
-            out, lse = reference.neighborhood_attention(
-                problem, query, key, value, factor, rpb, additional_keys, additional_values
-            )
+        needs_grad = torch.is_grad_enabled() and any_requires_grad(query, key, value, rpb)
+        direct = not (has_extra or torch.compiler.is_compiling() or is_watched())
+        if direct and chosen is not Backend.REFERENCE:
+            if needs_grad:
+                if checked.differentiable is not None:
+                    return checked.differentiable(query, key, value, rpb, factor, return_lse)
+            elif checked.launch is not None:
+                known = checked.launch(query, key, value, rpb, factor)
+                return known if return_lse else known[0]
+        extra = (additional_keys, additional_values)
+        forward_mode = in_forward_mode(*tensors, *extra)
+        if _choose(chosen, _why_not_compiled(problem, query.device, needs_grad, forward_mode)) is Backend.REFERENCE:
+            out, lse = reference.neighborhood_attention(problem, query, key, value, factor, rpb, *extra)
             return (out, lse) if return_lse else out
         if not has_extra and not return_lse:
-            out = ops.na_forward(query, key, value, rpb, *window, factor)
+            out = ops.na_forward(query, key, value, rpb, *checked.window, factor)
         else:
-            out, lse = ops.na_forward_lse(query, key, value, rpb, *window, factor)
+            out, lse = ops.na_forward_lse(query, key, value, rpb, *checked.window, factor)
         if direct:
-            checked.launch = ops.known_launcher(query, key, value, rpb, window, return_lse)
+            checked.remember(tensors, needs_grad)
         if has_extra:
             assert additional_keys is not None and additional_values is not None
-            extra = _dense_attention(query, additional_keys, additional_values, factor)
-            out, lse = merge_attentions([out, extra[0]], [lse, extra[1]])
+            dense = _dense_attention(query, additional_keys, additional_values, factor)
+            out, lse = merge_attentions([out, dense[0]], [lse, dense[1]])
         return (out, lse) if return_lse else out
 
     axes = ("length", "height, width", "depth, height, width")[rank - 1]
@@ -209,8 +246,10 @@ _DOCSTRING = """Neighborhood attention over {rank} spatial axes (arXiv 2204.0714
 
     Raises:
         TypeError, ValueError: name the argument, what was required and what came.
-        NotImplementedError: for backend='compiled' where no compiled kernel serves the call, such as one that
-            needs a gradient.
+        NotImplementedError: for backend='compiled' where no compiled kernel serves the call.
+
+    On CPUs gradients are compiled too; those of gradients, of any order, are computed by the reference. Under
+    ``torch.autocast`` tensors other than float64 are taken in its dtype.
     """
 
 na1d = _front(1)

@@ -1,210 +1,41 @@
-"""The operator as PyTorch sees it: schemas, fake kernels, and the launcher of compiled kernels, on CPUs and GPUs.
+"""The operators as PyTorch sees them: schemas, fake kernels, autograd formulas, and compiled kernels underneath.
 
-TVM is not imported here; a kernel that is on disk runs without it. ``torch.ops.tvm_na.na_forward`` and
-``na_forward_lse`` take any rank in their schema; :mod:`tvm_na.functional` is the front door.
+``torch.ops.tvm_na.na_forward``, ``na_forward_lse`` and ``na_backward`` take any rank in their schema;
+:mod:`tvm_na.functional` is the front door. TVM is not imported here.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
-from tvm_na import runtime
+from tvm_na import autocast, batching, reference
+from tvm_na.backward import backward_problem_of
+from tvm_na.launchers import backward_launcher_for, gradient_outputs, launcher_for, outputs
 from tvm_na.problem import NAProblem, problem_of
+from tvm_na.watch import any_requires_grad, any_tangent
 
-_ARGUMENTS = (
-    "(Tensor query, Tensor key, Tensor value, Tensor? rpb, int[] kernel_size, int[] stride, int[] dilation, "
-    "bool[] is_causal, float scale)"
-)
-_ALIGNMENT = 64  # bytes; TVM's kernels for CPUs assume it and do not check
-_MAX_ELEMENTS = 2**31 - 1  # kernels count elements in 32 bits
-
-Launcher = Callable[..., tuple[Tensor, "Tensor | None"]]
-
-# PyTorch has no public names for these; where one is missing, every call counts as watched.
-_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
-_function_modes = getattr(torch._C, "_len_torch_function_stack", lambda: 1)
-_transforms = getattr(torch._C._functorch, "peek_interpreter_stack", lambda: 1)
-_tracing = getattr(torch._C, "_get_tracing_state", lambda: 1)
-_profiling = getattr(torch._C._autograd, "_profiler_enabled", lambda: True)
+_TENSORS = "Tensor query, Tensor key, Tensor value, Tensor? rpb"
+_NUMBERS = "int[] kernel_size, int[] stride, int[] dilation, bool[] is_causal, float scale"
 
 _library = torch.library.Library("tvm_na", "DEF")
-_library.define(f"na_forward{_ARGUMENTS} -> Tensor")
-_library.define(f"na_forward_lse{_ARGUMENTS} -> (Tensor, Tensor)")
+_library.define(f"na_forward({_TENSORS}, {_NUMBERS}) -> Tensor")
+_library.define(f"na_forward_lse({_TENSORS}, {_NUMBERS}) -> (Tensor, Tensor)")
+# d_rpb has no elements where there is no rpb: an optional result is not everywhere what a compiler expects.
+_library.define(
+    f"na_backward({_TENSORS}, Tensor lse, Tensor d_out, Tensor? d_lse, {_NUMBERS}) -> (Tensor, Tensor, Tensor, Tensor)"
+)
 
-# Calls that were checked before, by everything the check depends on.
-_launchers: dict[tuple[Any, ...], Launcher] = {}
+na_forward = torch.ops.tvm_na.na_forward.default
+na_forward_lse = torch.ops.tvm_na.na_forward_lse.default
+na_backward = torch.ops.tvm_na.na_backward.default
 
-
-def any_requires_grad(*tensors: Tensor | None) -> bool:
-    """Whether one of the tensors requires a gradient."""
-    # On every call's path, and several times as fast as any() of a generator.
-    for t in tensors:  # noqa: SIM110
-        if t is not None and t.requires_grad:
-            return True
-    return False
-
-
-def signature(query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None) -> tuple[Any, ...]:
-    """All of a call's tensors that its check depends on."""
-    shapes = (query.shape, key.shape, value.shape, query.dtype, key.dtype, value.dtype)
-    places = (query.device, key.device, value.device, query.layout, key.layout, value.layout)
-    bias = None if rpb is None else (rpb.__class__, rpb.shape, rpb.dtype, rpb.device, rpb.layout)
-    return shapes, places, bias
-
-
-def _outputs(problem: NAProblem, query: Tensor) -> tuple[Tensor, Tensor | None]:
-    tokens = query.shape[:-1]
-    if problem.head_dim_v == problem.head_dim and query.is_contiguous():
-        out = torch.empty_like(query)  # the fastest way to an output
-    else:
-        out = torch.empty((*tokens, problem.head_dim_v), dtype=query.dtype, device=query.device)
-    if not problem.return_lse:
-        return out, None
-    accum = torch.float64 if problem.dtype == "float64" else torch.float32
-    return out, torch.empty(tokens, dtype=accum, device=query.device)
-
-
-def _problem(
-    query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, window: tuple[Any, Any, Any, Any], lse: bool
-) -> NAProblem:
-    return problem_of(query, key, value, *window, rpb, lse, rank=query.ndim - 3)
-
-
-@functools.lru_cache(maxsize=256)
-def _scale_tensor(scale: float, dtype: torch.dtype) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor([scale], dtype=dtype, device="cpu")
-
-
-def _ready(tensor: Tensor, alignment: int) -> Tensor:
-    """``tensor`` as a kernel can read it: no lazy negation, contiguous, aligned."""
-    if tensor.is_neg() or not tensor.is_contiguous():
-        tensor = tensor.resolve_neg().contiguous()
-    return tensor if tensor.data_ptr() % alignment == 0 else tensor.clone(memory_format=torch.contiguous_format)
-
-
-def _elements_per_sample(problem: NAProblem) -> int:
-    """A bound on the elements per sample of the largest tensor of a kernel, packed copies included."""
-    tokens = 1
-    for size, d in zip(problem.spatial, problem.dilation, strict=True):
-        tokens *= size + 2 * d * 64  # padding of dilation groups to whole vectors
-    return tokens * problem.heads * max(problem.head_dim, problem.head_dim_v)
-
-
-def largest_batch(problem: NAProblem) -> int:
-    """The samples that a kernel for CPUs takes at once: it counts elements in 32 bits. 0 if one is too large."""
-    return _MAX_ELEMENTS // _elements_per_sample(problem)
-
-
-def _on_cpu(problem: NAProblem) -> runtime.Way:
-    from tvm_na.build import kernel_for, target_for
-
-    kernel = kernel_for(problem, target_for("cpu")).function
-    return runtime.Way(kernel, _scale_tensor, runtime.use_threads, _ALIGNMENT, largest_batch(problem))
-
-
-def _on_cuda(problem: NAProblem, index: int) -> runtime.Way:
-    from tvm_na.cuda.launch import way
-
-    return way(problem, index, _MAX_ELEMENTS)
-
-
-def _make_launcher(problem: NAProblem, device: torch.device) -> Launcher:
-    way = _on_cpu(problem) if device.type == "cpu" else _on_cuda(problem, device.index)
-    kernel, scale_tensor, before, alignment, samples = way.kernel, way.scale, way.before, way.alignment, way.samples
-    accum = torch.float64 if problem.dtype == "float64" else torch.float32
-    flops = problem.useful_flops
-    if samples == 0:
-        raise ValueError(f"query: required fewer than 2^31 elements per sample, got {problem}")
-
-    def launch(
-        query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, scale: float
-    ) -> tuple[Tensor, Tensor | None]:
-        out, lse = _outputs(problem, query)
-        if query.shape[0] == 0:
-            return out, lse
-        batch = query.shape[0]
-        if before is not None:
-            before(flops * batch)
-        factor = scale_tensor(scale, accum)
-        constants = (factor,) if rpb is None else (factor, _ready(rpb, alignment))
-        if batch <= samples:
-            inputs = (_ready(query, alignment), _ready(key, alignment), _ready(value, alignment))
-            kernel(*inputs, *constants, out, *(() if lse is None else (lse,)))
-            return out, lse
-        for first in range(0, batch, samples):
-            part = slice(first, first + samples)
-            part_out, part_lse = _outputs(problem, query[part])
-            lse_argument = [] if part_lse is None else [part_lse]
-            inputs = (_ready(query[part], alignment), _ready(key[part], alignment), _ready(value[part], alignment))
-            kernel(*inputs, *constants, part_out, *lse_argument)
-            out[part] = part_out
-            if lse is not None and part_lse is not None:
-                lse[part] = part_lse
-        return out, lse
-
-    return launch
-
-
-def _run(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    rpb: Tensor | None,
-    window: tuple[Any, Any, Any, Any],
-    scale: float,
-    lse: bool,
-) -> tuple[Tensor, Tensor | None]:
-    if torch.is_grad_enabled() and any_requires_grad(query, key, value, rpb):
-        raise NotImplementedError(
-            "backend='compiled' has no backward yet: required inputs without requires_grad, or torch.no_grad(); "
-            "backend='reference' is differentiable"
-        )
-    at = _call(query, key, value, rpb, window, lse)
-    launcher = _launchers.get(at)
-    if launcher is None:
-        launcher = _launchers[at] = _launcher_of(_problem(query, key, value, rpb, window, lse), query.device)
-    return launcher(query, key, value, rpb, scale)
-
-
-def _call(
-    query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, window: tuple[Any, Any, Any, Any], lse: bool
-) -> tuple[Any, ...]:
-    kernel_size, stride, dilation, is_causal = window
-    kind = (tuple(kernel_size), tuple(stride), tuple(dilation), tuple(is_causal), lse)
-    return signature(query, key, value, rpb), kind
-
-
-def known_launcher(
-    query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, window: tuple[Any, Any, Any, Any], lse: bool
-) -> Launcher | None:
-    """What the operator calls for such tensors, if it has been called with such before: out and, with lse, lse.
-
-    It takes query, key, value, rpb and scale, and knows neither gradients nor the modes of :func:`is_watched`.
-    """
-    return _launchers.get(_call(query, key, value, rpb, window, lse))
-
-
-def is_watched() -> bool:
-    """Whether something wants to see calls of operators: a mode, a transform, a tracer, a profiler, forward-mode AD.
-
-    Where nothing does, the dispatcher, which takes as long as a small kernel, may be passed by.
-    """
-    return bool(
-        _dispatch_modes()
-        or _function_modes()
-        or _transforms() is not None
-        or _tracing() is not None
-        or _profiling()
-        or forward_ad._current_level >= 0
-    )
+_Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def why_no_kernel(problem: NAProblem, device: torch.device) -> str | None:
@@ -218,20 +49,7 @@ def why_no_kernel(problem: NAProblem, device: torch.device) -> str | None:
     return None if is_supported(problem, target) else unsupported(problem, target)
 
 
-def _launcher_of(problem: NAProblem, device: torch.device) -> Launcher:
-    if device.type != "cpu" or problem.dtype not in ("float16", "bfloat16"):
-        return _make_launcher(problem, device)
-    # Accumulation is float32 by contract, and CPUs have no faster arithmetic for halves at hand.
-    in_float32 = _make_launcher(dataclasses.replace(problem, dtype="float32"), device)
-
-    def launch(
-        query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, scale: float
-    ) -> tuple[Tensor, Tensor | None]:
-        inputs = [None if t is None else t.float() for t in (query, key, value, rpb)]
-        out, lse = in_float32(*inputs, scale)
-        return out.to(query.dtype), lse
-
-    return launch
+# --- what computes: the same arguments as in the schemas
 
 
 def _forward(
@@ -245,7 +63,8 @@ def _forward(
     is_causal: Sequence[bool],
     scale: float,
 ) -> Tensor:
-    return _run(query, key, value, rpb, (kernel_size, stride, dilation, is_causal), scale, False)[0]
+    window = (kernel_size, stride, dilation, is_causal)
+    return launcher_for(query, key, value, rpb, window, False)(query, key, value, rpb, scale)[0]
 
 
 def _forward_lse(
@@ -259,49 +78,176 @@ def _forward_lse(
     is_causal: Sequence[bool],
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    out, lse = _run(query, key, value, rpb, (kernel_size, stride, dilation, is_causal), scale, True)
+    window = (kernel_size, stride, dilation, is_causal)
+    out, lse = launcher_for(query, key, value, rpb, window, True)(query, key, value, rpb, scale)
     assert lse is not None
     return out, lse
+
+
+def _backward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rpb: Tensor | None,
+    lse: Tensor,
+    d_out: Tensor,
+    d_lse: Tensor | None,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    is_causal: Sequence[bool],
+    scale: float,
+) -> _Four:
+    window = (kernel_size, stride, dilation, is_causal)
+    launch = backward_launcher_for(query, key, value, rpb, window, lse, d_out, d_lse)
+    d_query, d_key, d_value, d_rpb = launch(query, key, value, rpb, scale, lse, d_out, d_lse)
+    return d_query, d_key, d_value, query.new_empty(0) if d_rpb is None else d_rpb
 
 
 for _device in ("CPU", "CUDA"):
     _library.impl("na_forward", _forward, _device)
     _library.impl("na_forward_lse", _forward_lse, _device)
+    _library.impl("na_backward", _backward, _device)
+
+
+# --- what shapes come out: with symbolic batches, on the meta device, while a compiler traces
+
+
+def _problem(
+    query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, numbers: tuple[Any, ...], lse: bool
+) -> NAProblem:
+    kernel_size, stride, dilation, is_causal, _ = numbers
+    return problem_of(query, key, value, kernel_size, stride, dilation, is_causal, rpb, lse, query.ndim - 3)
 
 
 @torch.library.register_fake("tvm_na::na_forward", lib=_library)
-def _fake_forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    rpb: Tensor | None,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    dilation: Sequence[int],
-    is_causal: Sequence[bool],
-    scale: float,
-) -> Tensor:
-    window = (kernel_size, stride, dilation, is_causal)
-    return _outputs(_problem(query, key, value, rpb, window, False), query)[0]
+def _fake_forward(query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, *numbers: Any) -> Tensor:
+    return outputs(_problem(query, key, value, rpb, numbers, False), query)[0]
 
 
 @torch.library.register_fake("tvm_na::na_forward_lse", lib=_library)
 def _fake_forward_lse(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    rpb: Tensor | None,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    dilation: Sequence[int],
-    is_causal: Sequence[bool],
-    scale: float,
+    query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, *numbers: Any
 ) -> tuple[Tensor, Tensor]:
-    window = (kernel_size, stride, dilation, is_causal)
-    out, lse = _outputs(_problem(query, key, value, rpb, window, True), query)
+    out, lse = outputs(_problem(query, key, value, rpb, numbers, True), query)
     assert lse is not None
     return out, lse
 
 
-na_forward = torch.ops.tvm_na.na_forward.default
-na_forward_lse = torch.ops.tvm_na.na_forward_lse.default
+@torch.library.register_fake("tvm_na::na_backward", lib=_library)
+def _fake_backward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rpb: Tensor | None,
+    lse: Tensor,
+    d_out: Tensor,
+    d_lse: Tensor | None,
+    *numbers: Any,
+) -> _Four:
+    window = (numbers[0], numbers[1], numbers[2], numbers[3])
+    backward_problem_of(query, key, value, window, rpb, lse, d_out, d_lse)
+    d_query, d_key, d_value, *d_rpb = gradient_outputs(query, key, value, rpb)
+    return d_query, d_key, d_value, d_rpb[0] if d_rpb else query.new_empty(0)
+
+
+# --- derivatives: by hand, since torch.library.register_autograd refuses torch.func, loses tangents in silence, and
+# cannot save what na_forward does not return
+
+
+def _below_autograd(operator: Any, keys: Any, *arguments: Any) -> Any:
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
+
+
+def _needs_gradient(*tensors: Tensor | None) -> bool:
+    if any_tangent(*tensors):
+        raise NotImplementedError(
+            "compiled kernels have no forward-mode derivatives: required tensors without tangents; "
+            "backend='reference' has them"
+        )
+    if not (torch.is_grad_enabled() and any_requires_grad(*tensors)):
+        return False
+    if any(t is not None and t.device.type == "cuda" for t in tensors):
+        raise NotImplementedError(
+            "backend='compiled' has no backward kernels for GPUs yet: required inputs without requires_grad, or "
+            "torch.no_grad(); backend='reference' is differentiable"
+        )
+    return True
+
+
+class _ForwardLse(torch.autograd.Function):
+    """na_forward_lse, which saves query, key, value, rpb and the log-sum-exp."""
+
+    @staticmethod
+    def forward(ctx: Any, keys: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        # Where transforms of torch.func are nested, what is below is a level that records for itself.
+        with torch.enable_grad(), _set_fwd_grad_enabled(True):
+            out, lse = _below_autograd(na_forward_lse, keys, *arguments)
+        ctx.save_for_backward(*arguments[:4], lse)
+        ctx.set_materialize_grads(False)
+        ctx.numbers = arguments[4:]
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Any, ...]:
+        if d_out is None and d_lse is None:
+            return (None,) * len(ctx.needs_input_grad)
+        query, key, value, rpb, lse = ctx.saved_tensors
+        if d_out is None:
+            d_out = query.new_zeros((*query.shape[:-1], value.shape[-1]))
+        found = na_backward(query, key, value, rpb, lse, d_out, d_lse, *ctx.numbers)
+        wanted = ctx.needs_input_grad[1:5]
+        used = [gradient if needed else None for gradient, needed in zip(found, wanted, strict=True)]
+        return None, *used, *[None] * len(ctx.numbers)
+
+
+_apply = super(torch.autograd.Function, _ForwardLse).apply
+
+
+def _recorded(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """_ForwardLse.apply, which refuses transforms of torch.func.
+
+    They need nothing of it here: the dispatcher has brought the call to the level that is to be recorded, and what is
+    below autograd is the next level.
+    """
+    with enable_single_level_autograd_function():
+        both: tuple[Tensor, Tensor] = _apply(*arguments)
+    return both
+
+
+def _autograd_forward(keys: Any, *arguments: Any) -> Tensor:
+    if _needs_gradient(*arguments[:4]):
+        out: Tensor = na_forward_lse(*arguments)[0]
+        return out
+    result: Tensor = _below_autograd(na_forward, keys, *arguments)
+    return result
+
+
+def _autograd_forward_lse(keys: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+    if _needs_gradient(*arguments[:4]):
+        return _recorded(keys, *arguments)
+    result: tuple[Tensor, Tensor] = _below_autograd(na_forward_lse, keys, *arguments)
+    return result
+
+
+def _autograd_backward(keys: Any, *arguments: Any) -> _Four:
+    """The gradients; where they need gradients themselves, in operations that have them, of any order."""
+    query, key, value, rpb, lse, d_out, d_lse, *numbers = arguments
+    if not _needs_gradient(query, key, value, rpb, lse, d_out, d_lse):
+        result: _Four = _below_autograd(na_backward, keys, *arguments)
+        return result
+    window = (numbers[0], numbers[1], numbers[2], numbers[3])
+    problem = backward_problem_of(query, key, value, window, rpb, lse, d_out, d_lse).forward
+    with autocast.off(query.device):
+        found = reference.gradients(problem, query, key, value, numbers[4], rpb, lse, d_out, d_lse)
+    return found[0], found[1], found[2], query.new_empty(0) if found[3] is None else found[3]
+
+
+_library.impl("na_forward", _autograd_forward, "Autograd", with_keyset=True)
+_library.impl("na_forward_lse", _autograd_forward_lse, "Autograd", with_keyset=True)
+_library.impl("na_backward", _autograd_backward, "Autograd", with_keyset=True)
+
+torch.library.register_vmap("tvm_na::na_forward", batching.rule(na_forward, 4, False), lib=_library)
+torch.library.register_vmap("tvm_na::na_forward_lse", batching.rule(na_forward_lse, 4, False), lib=_library)
+torch.library.register_vmap("tvm_na::na_backward", batching.rule(na_backward, 7, True), lib=_library)

@@ -216,7 +216,8 @@ class NAProblem:
         return " ".join(parts)
 
 
-def _require_tensor(argument: str, value: Any, ndim: int, layout: str) -> None:
+def require_tensor(argument: str, value: Any, ndim: int, layout: str) -> None:
+    """TypeError unless ``value`` is a dense tensor, ValueError unless it has ``ndim`` dimensions."""
     import torch
 
     if not isinstance(value, torch.Tensor):
@@ -227,14 +228,16 @@ def _require_tensor(argument: str, value: Any, ndim: int, layout: str) -> None:
         raise ValueError(f"{argument}: required {ndim} dimensions {layout}, got shape {tuple(value.shape)}")
 
 
-def _require_like(argument: str, value: Tensor, query: Tensor) -> None:
+def require_like(argument: str, value: Tensor, query: Tensor) -> None:
+    """TypeError unless ``value`` has query's dtype, ValueError unless it is on its device."""
     if value.dtype != query.dtype:
         raise TypeError(f"{argument}: required query's dtype {query.dtype}, got {value.dtype}")
     if value.device != query.device:
         raise ValueError(f"{argument}: required query's device {query.device}, got {value.device}")
 
 
-def _require_shape(argument: str, value: Tensor, shape: tuple[Any, ...], meaning: str) -> None:
+def require_shape(argument: str, value: Tensor, shape: tuple[Any, ...], meaning: str) -> None:
+    """ValueError unless ``value`` has this shape."""
     if tuple(value.shape) != tuple(shape):
         raise ValueError(f"{argument}: required shape {tuple(shape)} {meaning}, got {tuple(value.shape)}")
 
@@ -268,19 +271,19 @@ def problem_of(
     """
     layout = "[batch, *spatial, heads, head_dim]"
     for name, tensor in (("query", query), ("key", key), ("value", value)):
-        _require_tensor(name, tensor, rank + 3, layout)
+        require_tensor(name, tensor, rank + 3, layout)
     dtype = str(query.dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise TypeError(f"query: required dtype {', '.join(DTYPES)}, got {dtype}")
     for name, tensor in (("key", key), ("value", value)):
-        _require_like(name, tensor, query)
+        require_like(name, tensor, query)
     # A kernel is specialised on every size but the batch, so a symbolic one becomes a number here.
     batch, spatial, head_dim = query.shape[0], tuple(int(n) for n in query.shape[1:-2]), int(query.shape[-1])
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if 0 in tensor.shape[1:]:
             raise ValueError(f"{name}: required every size but the batch >= 1, got shape {tuple(tensor.shape)}")
-    _require_shape("key", key, (batch, *spatial, key.shape[-2], head_dim), "(query's batch, spatial axes, head_dim)")
-    _require_shape("value", value, (*key.shape[:-1], value.shape[-1]), "(key's batch, spatial axes, heads_kv)")
+    require_shape("key", key, (batch, *spatial, key.shape[-2], head_dim), "(query's batch, spatial axes, head_dim)")
+    require_shape("value", value, (*key.shape[:-1], value.shape[-1]), "(key's batch, spatial axes, heads_kv)")
     problem = NAProblem.make(
         spatial,
         kernel_size,
@@ -296,9 +299,9 @@ def problem_of(
         return_lse=return_lse,
     )
     if rpb is not None:
-        _require_tensor("rpb", rpb, rank + 1, "[heads, 2*kernel_size-1, ...]")
-        _require_like("rpb", rpb, query)
-        _require_shape("rpb", rpb, problem.bias_shape, "[heads, 2*kernel_size-1, ...]")
+        require_tensor("rpb", rpb, rank + 1, "[heads, 2*kernel_size-1, ...]")
+        require_like("rpb", rpb, query)
+        require_shape("rpb", rpb, problem.bias_shape, "[heads, 2*kernel_size-1, ...]")
     return problem
 
 
@@ -316,8 +319,8 @@ def check_additional(additional_keys: Any, additional_values: Any, query: Tensor
         ("additional_keys", additional_keys, key),
         ("additional_values", additional_values, value),
     ):
-        _require_tensor(name, tensor, 4, "[batch, extra, heads_kv, head_dim]")
-        _require_like(name, tensor, query)
+        require_tensor(name, tensor, 4, "[batch, extra, heads_kv, head_dim]")
+        require_like(name, tensor, query)
         wanted = (like.shape[0], additional_keys.shape[1], *like.shape[-2:])
-        _require_shape(name, tensor, wanted, "[batch, extra, heads_kv, head_dim]")
+        require_shape(name, tensor, wanted, "[batch, extra, heads_kv, head_dim]")
     return True

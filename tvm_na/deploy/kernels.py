@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tvm_na import build, openmp, ops, runtime
+from tvm_na import build, launchers, openmp, runtime
 from tvm_na.choose import Chosen, InapplicableError
 from tvm_na.problem import NAProblem
 from tvm_na.target import NATarget
@@ -52,7 +52,7 @@ def compile_objects(
             report(problem)
         if not build.is_supported(problem, target):
             raise NotImplementedError(f"no kernel for {problem}: {build.unsupported(problem, target)}")
-        if ops.largest_batch(problem) == 0:
+        if launchers.largest_batch(problem) == 0:
             raise ValueError(f"model: required fewer than 2^31 elements per sample, got {problem}")
         chosen.append(_compile_object(problem, target, f"na_{number}", folder / f"kernel_{number}.o", records))
     return chosen
@@ -138,7 +138,7 @@ def _torch_libraries() -> list[str]:
 def _table(problems: list[NAProblem], features: tuple[str, ...]) -> str:
     """The C++ that says which kernels there are, and what CPU they need."""
     kernels = (
-        f'X({number}, {p.head_dim_v}, {_CPP_DTYPES[p.dtype]}, {p.useful_flops}, {ops.largest_batch(p)}, "{p}")'
+        f'X({number}, {p.head_dim_v}, {_CPP_DTYPES[p.dtype]}, {p.useful_flops}, {launchers.largest_batch(p)}, "{p}")'
         for number, p in enumerate(problems)
     )
     names = (_BUILTIN_NAMES.get(feature, feature) for feature in features)

@@ -1,0 +1,285 @@
+"""Launching compiled kernels on torch tensors: outputs, guards of what kernels assume, batches that are too large.
+
+TVM is not imported here; a kernel that is on disk runs without it. A launcher belongs to one problem on one device,
+is made at its first call, and knows neither gradients nor who watches the call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tvm_na import runtime
+from tvm_na.backward import BackwardProblem, backward_problem_of
+from tvm_na.problem import NAProblem, problem_of
+
+_ALIGNMENT = 64  # bytes; TVM's kernels for CPUs assume it and do not check
+_MAX_ELEMENTS = 2**31 - 1  # kernels count elements in 32 bits
+_HALVES = ("float16", "bfloat16")
+
+#: kernel_size, stride, dilation and is_causal, one value per axis.
+Window = tuple[Any, Any, Any, Any]
+#: ``launcher(query, key, value, rpb, scale)`` gives out and lse, None unless the problem has it.
+Launcher = Callable[..., tuple[Tensor, "Tensor | None"]]
+#: ``launcher(query, key, value, rpb, scale, lse, d_out, d_lse)`` gives d_query, d_key, d_value and d_rpb, None without
+#: rpb; d_lse is None unless the problem has it.
+BackwardLauncher = Callable[..., tuple[Tensor, Tensor, Tensor, "Tensor | None"]]
+
+# Calls that were checked before, by everything the check depends on.
+_launchers: dict[tuple[Any, ...], Launcher] = {}
+_backward_launchers: dict[tuple[Any, ...], BackwardLauncher] = {}
+
+
+def signature(query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None) -> tuple[Any, ...]:
+    """All of a call's tensors that its check depends on."""
+    shapes = (query.shape, key.shape, value.shape, query.dtype, key.dtype, value.dtype)
+    places = (query.device, key.device, value.device, query.layout, key.layout, value.layout)
+    bias = None if rpb is None else (rpb.__class__, rpb.shape, rpb.dtype, rpb.device, rpb.layout)
+    return shapes, places, bias
+
+
+def _call(query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, window: Window, lse: bool) -> tuple[Any, ...]:
+    kernel_size, stride, dilation, is_causal = window
+    kind = (tuple(kernel_size), tuple(stride), tuple(dilation), tuple(is_causal), lse)
+    return signature(query, key, value, rpb), kind
+
+
+def known_launcher(
+    query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, window: Window, lse: bool
+) -> Launcher | None:
+    """What the operator calls for such tensors, if it has been called with such before."""
+    return _launchers.get(_call(query, key, value, rpb, window, lse))
+
+
+def launcher_for(query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, window: Window, lse: bool) -> Launcher:
+    """The launcher of a call, which is checked unless such a one has been before.
+
+    Raises:
+        TypeError, ValueError: name the argument, what was required and what came.
+        NotImplementedError: there is no kernel for it.
+    """
+    at = _call(query, key, value, rpb, window, lse)
+    launcher = _launchers.get(at)
+    if launcher is None:
+        problem = problem_of(query, key, value, *window, rpb, lse, rank=query.ndim - 3)
+        launcher = _launchers[at] = _launcher_of(problem, query.device)
+    return launcher
+
+
+def backward_launcher_for(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rpb: Tensor | None,
+    window: Window,
+    lse: Tensor,
+    d_out: Tensor,
+    d_lse: Tensor | None,
+) -> BackwardLauncher:
+    """As :func:`launcher_for`, of a call for the gradients."""
+    more = tuple((t.shape, t.dtype, t.device, t.layout) for t in (lse, d_out, d_lse) if t is not None)
+    at = (_call(query, key, value, rpb, window, d_lse is not None), more)
+    launcher = _backward_launchers.get(at)
+    if launcher is None:
+        problem = backward_problem_of(query, key, value, window, rpb, lse, d_out, d_lse)
+        launcher = _backward_launchers[at] = backward_launcher_of(problem, query.device)
+    return launcher
+
+
+def outputs(problem: NAProblem, query: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Uninitialised out and lse (None unless the problem has it)."""
+    tokens = query.shape[:-1]
+    if problem.head_dim_v == problem.head_dim and query.is_contiguous():
+        out = torch.empty_like(query)  # the fastest way to an output
+    else:
+        out = torch.empty((*tokens, problem.head_dim_v), dtype=query.dtype, device=query.device)
+    if not problem.return_lse:
+        return out, None
+    if problem.dtype in _HALVES:
+        return out, query.new_empty(tokens, dtype=torch.float32)
+    return out, query.new_empty(tokens)
+
+
+def gradient_outputs(*inputs: Tensor | None) -> list[Tensor]:
+    """Uninitialised contiguous gradients of the inputs that are there."""
+    return [
+        torch.empty_like(t) if t.is_contiguous() else torch.empty(t.shape, dtype=t.dtype, device=t.device)
+        for t in inputs
+        if t is not None
+    ]
+
+
+@functools.lru_cache(maxsize=256)
+def _scale_tensor(scale: float, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor([scale], dtype=dtype, device="cpu")
+
+
+def _ready(tensor: Tensor, alignment: int) -> Tensor:
+    """``tensor`` as a kernel can read it: no lazy negation, contiguous, aligned."""
+    if tensor.is_neg() or not tensor.is_contiguous():
+        tensor = tensor.resolve_neg().contiguous()
+    return tensor if tensor.data_ptr() % alignment == 0 else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _elements_per_sample(problem: NAProblem) -> int:
+    """A bound on the elements per sample of the largest tensor of a kernel, packed copies included."""
+    tokens = 1
+    for size, d in zip(problem.spatial, problem.dilation, strict=True):
+        tokens *= size + 2 * d * 64  # padding of dilation groups to whole vectors
+    return tokens * problem.heads * max(problem.head_dim, problem.head_dim_v)
+
+
+def largest_batch(problem: NAProblem) -> int:
+    """The samples that a kernel for CPUs takes at once: it counts elements in 32 bits. 0 if one is too large."""
+    return _MAX_ELEMENTS // _elements_per_sample(problem)
+
+
+def _on_cpu(problem: NAProblem | BackwardProblem) -> runtime.Way:
+    from tvm_na.build import kernel_for, target_for
+
+    kernel = kernel_for(problem, target_for("cpu")).function
+    samples = largest_batch(problem.forward if isinstance(problem, BackwardProblem) else problem)
+    return runtime.Way(kernel, _scale_tensor, runtime.use_threads, _ALIGNMENT, samples)
+
+
+def _on_cuda(problem: NAProblem, index: int) -> runtime.Way:
+    from tvm_na.cuda.launch import way
+
+    return way(problem, index, _MAX_ELEMENTS)
+
+
+def _require_samples(way: runtime.Way, problem: NAProblem) -> None:
+    if way.samples == 0:
+        raise ValueError(f"query: required fewer than 2^31 elements per sample, got {problem}")
+
+
+def _make_launcher(problem: NAProblem, device: torch.device) -> Launcher:
+    way = _on_cpu(problem) if device.type == "cpu" else _on_cuda(problem, device.index)
+    kernel, scale_tensor, before, alignment, samples = way.kernel, way.scale, way.before, way.alignment, way.samples
+    accum = torch.float64 if problem.dtype == "float64" else torch.float32
+    flops = problem.useful_flops
+    _require_samples(way, problem)
+
+    def launch(
+        query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, scale: float
+    ) -> tuple[Tensor, Tensor | None]:
+        out, lse = outputs(problem, query)
+        if query.shape[0] == 0:
+            return out, lse
+        batch = query.shape[0]
+        if before is not None:
+            before(flops * batch)
+        factor = scale_tensor(scale, accum)
+        constants = (factor,) if rpb is None else (factor, _ready(rpb, alignment))
+        if batch <= samples:
+            inputs = (_ready(query, alignment), _ready(key, alignment), _ready(value, alignment))
+            kernel(*inputs, *constants, out, *(() if lse is None else (lse,)))
+            return out, lse
+        for first in range(0, batch, samples):
+            part = slice(first, first + samples)
+            part_out, part_lse = outputs(problem, query[part])
+            lse_argument = [] if part_lse is None else [part_lse]
+            inputs = (_ready(query[part], alignment), _ready(key[part], alignment), _ready(value[part], alignment))
+            kernel(*inputs, *constants, part_out, *lse_argument)
+            out[part] = part_out
+            if lse is not None and part_lse is not None:
+                lse[part] = part_lse
+        return out, lse
+
+    return launch
+
+
+def _launcher_of(problem: NAProblem, device: torch.device) -> Launcher:
+    if device.type != "cpu" or problem.dtype not in _HALVES:
+        return _make_launcher(problem, device)
+    # Accumulation is float32 by contract, and CPUs have no faster arithmetic for halves at hand.
+    in_float32 = _make_launcher(dataclasses.replace(problem, dtype="float32"), device)
+
+    def launch(
+        query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, scale: float
+    ) -> tuple[Tensor, Tensor | None]:
+        inputs = [None if t is None else t.float() for t in (query, key, value, rpb)]
+        out, lse = in_float32(*inputs, scale)
+        return out.to(query.dtype), lse
+
+    return launch
+
+
+def _make_backward_launcher(problem: BackwardProblem) -> BackwardLauncher:
+    way = _on_cpu(problem)
+    kernel, scale_tensor, before, alignment, samples = way.kernel, way.scale, way.before, way.alignment, way.samples
+    accum = torch.float64 if problem.dtype == "float64" else torch.float32
+    flops = problem.useful_flops
+    _require_samples(way, problem.forward)
+
+    def one(rpb: Tensor | None, scale: float, tensors: list[Tensor]) -> list[Tensor]:
+        """The gradients of a batch that is not too large; tensors are query, key, value, lse, d_out and maybe d_lse."""
+        if before is not None:
+            before(flops * tensors[0].shape[0])
+        ready = [_ready(t, alignment) for t in tensors]
+        factor = scale_tensor(scale, accum)
+        constants = (factor,) if rpb is None else (factor, _ready(rpb, alignment))
+        gradients = gradient_outputs(*tensors[:3], rpb)
+        kernel(*ready[:3], *constants, *ready[3:], *gradients)
+        return gradients
+
+    def in_parts(rpb: Tensor | None, scale: float, tensors: list[Tensor]) -> list[Tensor]:
+        whole = gradient_outputs(*tensors[:3], rpb)
+        if rpb is not None:
+            whole[3].zero_()
+        for first in range(0, tensors[0].shape[0], samples):
+            part = slice(first, first + samples)
+            found = one(rpb, scale, [t[part] for t in tensors])
+            for into, gradient in zip(whole[:3], found, strict=False):
+                into[part] = gradient
+            if rpb is not None:
+                whole[3] += found[3]
+        return whole
+
+    def launch(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        rpb: Tensor | None,
+        scale: float,
+        lse: Tensor,
+        d_out: Tensor,
+        d_lse: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        tensors = [query, key, value, lse, d_out] if d_lse is None else [query, key, value, lse, d_out, d_lse]
+        # An empty batch is no part at all, and its d_rpb zero.
+        found = (one if 0 < query.shape[0] <= samples else in_parts)(rpb, scale, tensors)
+        return found[0], found[1], found[2], None if rpb is None else found[3]
+
+    return launch
+
+
+def backward_launcher_of(problem: BackwardProblem, device: torch.device) -> BackwardLauncher:
+    """The launcher of the gradients of a problem on a device; its kernel is built now if need be.
+
+    Raises:
+        NotImplementedError: there is no kernel for it.
+    """
+    if device.type != "cpu":
+        raise NotImplementedError(f"no kernel for {problem}: there are no backward kernels for GPUs yet")
+    if problem.dtype not in _HALVES:
+        return _make_backward_launcher(problem)
+    in_float32 = _make_backward_launcher(BackwardProblem(dataclasses.replace(problem.forward, dtype="float32")))
+    kind = getattr(torch, problem.dtype)
+
+    def launch(
+        query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, scale: float, lse: Tensor, *more: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        inputs = [None if t is None else t.float() for t in (query, key, value, rpb)]
+        found = in_float32(*inputs, scale, lse, *[None if t is None else t.float() for t in more])
+        d_query, d_key, d_value, d_rpb = (None if t is None else t.to(kind) for t in found)
+        assert d_query is not None and d_key is not None and d_value is not None
+        return d_query, d_key, d_value, d_rpb
+
+    return launch
