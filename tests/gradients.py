@@ -24,12 +24,18 @@ def leaves(problem: NAProblem = PROBLEM, batch: int = 2, seed: int = 0) -> list[
     return [t.requires_grad_() for t in random_inputs(problem, batch, seed) if t is not None]
 
 
+def _apart(tensors: Any) -> tuple[Any, ...]:
+    """Bias, additional keys and values, each None where it is not among what follows query, key and value."""
+    rpb = tensors[3] if len(tensors) in (4, 6) else None
+    return (rpb, *(tensors[-2:] if len(tensors) > 4 else (None, None)))
+
+
 def attend(problem: NAProblem, *tensors: Tensor, lse: bool = True, backend: str = "compiled") -> Any:
-    """The operator, scaled by 0.6, on query, key, value and maybe the bias."""
+    """The operator, scaled by 0.6, on query, key, value, maybe the bias, maybe additional keys and values."""
     front = (functional.na1d, functional.na2d, functional.na3d)[problem.rank - 1]
     window = (problem.kernel_size, problem.stride, problem.dilation, problem.is_causal)
-    rpb = tensors[3] if len(tensors) > 3 else None
-    return front(*tensors[:3], *window, 0.6, rpb=rpb, return_lse=lse, backend=backend)
+    rpb, *additional = _apart(tensors)
+    return front(*tensors[:3], *window, 0.6, *additional, rpb=rpb, return_lse=lse, backend=backend)
 
 
 def wanted(
@@ -37,7 +43,7 @@ def wanted(
 ) -> list[Tensor]:
     """The gradients of the same tensors by the reference in float64."""
     doubles = [t.detach().double().requires_grad_() for t in tensors]
-    results = reference.neighborhood_attention(problem, *doubles[:3], scale, *doubles[3:])
+    results = reference.neighborhood_attention(problem, *doubles[:3], scale, *_apart(doubles))
     used = [(r, d.double()) for r, d in zip(results, (d_out, d_lse), strict=True) if d is not None]
     found = torch.autograd.grad([r for r, _ in used], doubles, [d for _, d in used], allow_unused=True)
     return [torch.zeros_like(t) if g is None else g for t, g in zip(doubles, found, strict=True)]

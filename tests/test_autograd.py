@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.conftest import TOLERANCE
 from tests.gradients import NUMBERS, PROBLEM, assert_close, attend, leaves, same_as_reference, wanted
-from tests.helpers import random_problem, relative_error
+from tests.helpers import random_additional, random_problem, relative_error
 from tvm_na import autograd, build, functional, launchers, na2d, ops, reference, settings
 from tvm_na.backward import BackwardProblem
 from tvm_na.problem import NAProblem
@@ -38,7 +38,9 @@ def _a_warning_is_an_error() -> Iterator[None]:
 def drawn(seed: int) -> NAProblem:
     rng = random.Random(seed)
     dims = {"head_dim": rng.randint(1, 4), "head_dim_v": rng.randint(1, 4)}
-    return random_problem(rng, sizes=(3, 6), heads=rng.randint(1, 3), dtype="float64", **dims)
+    rank = rng.choice([1, 2, 2, 3])
+    sizes = {1: (2, 16), 2: (2, 6), 3: (2, 4)}[rank]
+    return random_problem(rng, rank=rank, sizes=sizes, heads=rng.randint(1, 3), dtype="float64", **dims)
 
 
 def compile_all(problems: list[NAProblem]) -> None:
@@ -59,7 +61,10 @@ def test_random_problems_have_the_gradients_of_the_reference(block: int) -> None
     problems = [drawn(seed) for seed in seeds]
     compile_all(problems)
     for seed, problem in zip(seeds, problems, strict=True):
-        tensors = leaves(problem, 1 + seed % 2, seed)
+        batch = 1 + seed % 2
+        tensors = leaves(problem, batch, seed)
+        if seed % 4 == 3:  # additional keys and values
+            tensors += [t.requires_grad_() for t in random_additional(problem, batch, 1 + seed % 3, seed)]
         found = attend(problem, *tensors, lse=problem.return_lse)
         out, lse = found if problem.return_lse else (found, None)
         d_out, d_lse = torch.randn_like(out), None if lse is None else torch.randn_like(lse)
@@ -294,6 +299,7 @@ def test_a_batch_too_large_for_32_bits_is_split(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(launchers, "_MAX_ELEMENTS", 2 * launchers._elements_per_sample(problem))
     for known in ((launchers, "_launchers"), (launchers, "_backward_launchers"), (functional, "_checked")):
         monkeypatch.setattr(*known, {})
+    assert (launchers.largest_batch(problem), launchers.largest_batch(BackwardProblem(problem))) == (2, 1)
     tensors = leaves(problem, batch)
     for _ in range(2):
         out, lse = attend(problem, *tensors)

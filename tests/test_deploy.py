@@ -25,7 +25,7 @@ from tvm_na import openmp
 from tvm_na.deploy import compiler, manifest
 from tvm_na.images import to_tensor
 from tvm_na.models import create_model, registry
-from tvm_na.nn import NeighborhoodAttention1D, NeighborhoodAttention2D
+from tvm_na.nn import NeighborhoodAttention2D
 
 ROOT = Path(__file__).parent.parent
 
@@ -299,16 +299,9 @@ def test_bad_arguments(tmp_path, monkeypatch, argument, changed, error, says) ->
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("model", "example", "says"),
-    [
-        (torch.nn.Linear(4, 4), torch.zeros(1, 4), "without neighborhood attention"),
-        (NeighborhoodAttention1D(8, 2, 3), torch.zeros(1, 9, 8), "2 spatial axes"),
-    ],
-)
-def test_models_without_kernels(tmp_path, model, example, says) -> None:
-    with pytest.raises(NotImplementedError, match=says):
-        tvm_na.compile(model, example, output=tmp_path / "x.artifact")
+def test_a_model_without_attention(tmp_path) -> None:
+    with pytest.raises(NotImplementedError, match="without neighborhood attention"):
+        tvm_na.compile(torch.nn.Linear(4, 4), torch.zeros(1, 4), output=tmp_path / "x.artifact")
     assert not list(tmp_path.iterdir())
 
 

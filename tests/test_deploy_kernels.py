@@ -21,6 +21,8 @@ PROBLEMS = [
     NAProblem.make((9, 11), (3, 5), 4, 12, stride=(1, 2), dilation=(3, 1), heads_kv=2, bias=True, return_lse=True),
     NAProblem.make((7, 8), 3, 2, 8, is_causal=(True, False), head_dim_v=4, dtype="float64"),
     NAProblem.make((40, 40), 7, 2, 32, bias=True),  # more than one thread
+    NAProblem.make(19, 5, 4, 8, heads_kv=2, dilation=3, bias=True, return_lse=True),
+    NAProblem.make((4, 5, 6), (3, 2, 3), 2, 8, is_causal=(True, False, False)),
 ]
 #: The largest batch of one call in these tests, so that a batch of 5 is split unevenly.
 SAMPLES = 2

@@ -30,7 +30,7 @@ from tests.helpers import relative_error
 from tests.made_artifact import LIMIT, SIZE, SMALL, invoke, made_by_command
 from tvm_na.deploy import manifest
 from tvm_na.deploy.vm_artifact import VMArtifact
-from tvm_na.nn import NeighborhoodAttention1D, NeighborhoodAttention2D
+from tvm_na.nn import NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D
 
 ROOT = Path(__file__).parent.parent
 
@@ -269,11 +269,21 @@ def compile_(tmp_path: Path, model: nn.Module, *sizes: int, **options: Any) -> A
     return tvm_na.compile(model, torch.zeros(1, *sizes), output=tmp_path / "x.artifact", format="tvm", **options)
 
 
+@pytest.mark.parametrize(
+    ("module", "sizes"), [(NeighborhoodAttention1D, (9, 8)), (NeighborhoodAttention3D, (4, 3, 5, 8))]
+)
+def test_one_and_three_axes(tmp_path: Path, module: Any, sizes: tuple[int, ...]) -> None:
+    model = module(8, 2, 3, rel_pos_bias=True).eval()
+    with pytest.warns(UserWarning, match="UNTUNED"):
+        artifact = compile_(tmp_path, model, *sizes)
+    x = torch.randn(2, *sizes)
+    with torch.no_grad():
+        assert relative_error(artifact(x), model(x)) <= LIMIT
+
+
 def test_what_cannot_be_compiled(tmp_path: Path) -> None:
     with pytest.raises(NotImplementedError, match="without neighborhood attention"):
         compile_(tmp_path, nn.Linear(3, 4), 3)
-    with pytest.raises(NotImplementedError, match="2 spatial axes"):
-        compile_(tmp_path, NeighborhoodAttention1D(8, 2, 3), 9, 8)
     with pytest.raises(ValueError, match="format: required one of aoti, tvm, got 'onnx'"):
         tvm_na.compile(Backbone(), torch.zeros(1, 2, 9, 9), output=tmp_path / "x", format="onnx")
     with pytest.raises(ValueError, match="precision: required float32 or float64 or None, got 'bfloat16'"):

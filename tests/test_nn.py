@@ -85,8 +85,9 @@ def test_a_map_smaller_than_the_window_is_padded_and_cropped(size: tuple[int, in
     ("module", "shape"),
     [(NeighborhoodAttention1D, (9,)), (NeighborhoodAttention1D, (2,)), (NeighborhoodAttention3D, (4, 2, 5))],
 )
-def test_other_ranks_and_gradients(module: Any, shape: tuple[int, ...]) -> None:
-    layer = module(8, 2, 3, rel_pos_bias=True, backend="reference")
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
+def test_other_ranks_and_gradients(module: Any, shape: tuple[int, ...], backend: str) -> None:
+    layer = module(8, 2, 3, rel_pos_bias=True, backend=backend)
     x = torch.randn(2, *shape, 8, requires_grad=True)
     layer(x).square().sum().backward()
     for parameter in (x, *layer.parameters()):

@@ -79,6 +79,24 @@ def test_eight_threads_at_once() -> None:
     assert not wrong
 
 
+def test_threads_that_compile_import_tvm_once(tmp_path: Path) -> None:
+    code = """
+        from concurrent.futures import ThreadPoolExecutor
+        from tvm_na import build
+        from tvm_na.backward import BackwardProblem
+        from tvm_na.problem import NAProblem
+        forward = NAProblem.make((6, 7), 3, 2, 8)
+        problems = [forward, BackwardProblem(forward)]
+        with ThreadPoolExecutor(2) as pool:
+            files = list(pool.map(lambda p: build.compile_for(p, build.target_for("cpu")), problems))
+        assert all(file.is_file() for file in files)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    environment = os.environ | {"TVM_NA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_number_of_threads_is_read_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
     attention(0)
     told: list[int] = []

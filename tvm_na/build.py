@@ -23,6 +23,7 @@ R = TypeVar("R")
 
 _kernels: dict[str, Kernel] = {}
 _building = threading.Lock()
+_importing = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -211,6 +212,7 @@ def scheduled_module(problem: Problem, target: NATarget, chosen: Chosen | None =
     """
     from tvm_na.schedules.base import Plan
 
+    _import_tvm()
     space = _space(problem, target)
     if chosen is not None and chosen.record is not None:
         return _module_by_record(chosen, problem, target), space
@@ -218,6 +220,12 @@ def scheduled_module(problem: Problem, target: NATarget, chosen: Chosen | None =
     if scheduled is None:
         raise AssertionError(f"the space {space.name} serves {problem}, but refused its own formulation")
     return scheduled.schedule.mod, space
+
+
+def _import_tvm() -> None:
+    """Import TVM as a whole, by one thread: two that import parts of it meet in its circles of imports, half-way."""
+    with _importing:
+        import tvm  # noqa: F401
 
 
 def _module_by_record(chosen: Chosen, problem: Problem, target: NATarget) -> Any:

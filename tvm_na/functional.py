@@ -54,8 +54,6 @@ def _why_not_compiled(
         return _why_no_kernel(problem, device)
     if device.type not in ("cpu", "meta"):
         return f"there are no compiled kernels for the device {device.type} yet"
-    if problem.rank != 2:
-        return f"compiled kernels have 2 spatial axes so far on CPUs, the call has {problem.rank}"
     return None
 
 

@@ -135,8 +135,10 @@ def _elements_per_sample(problem: NAProblem) -> int:
     return tokens * problem.heads * max(problem.head_dim, problem.head_dim_v)
 
 
-def largest_batch(problem: NAProblem) -> int:
+def largest_batch(problem: NAProblem | BackwardProblem) -> int:
     """The samples that a kernel for CPUs takes at once: it counts elements in 32 bits. 0 if one is too large."""
+    if isinstance(problem, BackwardProblem):  # sums of chunks have up to twice the rows, see schedules/cpu_backward.py
+        return _MAX_ELEMENTS // (2 * _elements_per_sample(problem.forward))
     return _MAX_ELEMENTS // _elements_per_sample(problem)
 
 
@@ -144,8 +146,7 @@ def _on_cpu(problem: NAProblem | BackwardProblem) -> runtime.Way:
     from tvm_na.build import kernel_for, target_for
 
     kernel = kernel_for(problem, target_for("cpu")).function
-    samples = largest_batch(problem.forward if isinstance(problem, BackwardProblem) else problem)
-    return runtime.Way(kernel, _scale_tensor, runtime.use_threads, _ALIGNMENT, samples)
+    return runtime.Way(kernel, _scale_tensor, runtime.use_threads, _ALIGNMENT, largest_batch(problem))
 
 
 def _on_cuda(problem: NAProblem, index: int) -> runtime.Way:

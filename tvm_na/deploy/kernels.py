@@ -138,7 +138,8 @@ def _torch_libraries() -> list[str]:
 def _table(problems: list[NAProblem], features: tuple[str, ...]) -> str:
     """The C++ that says which kernels there are, and what CPU they need."""
     kernels = (
-        f'X({number}, {p.head_dim_v}, {_CPP_DTYPES[p.dtype]}, {p.useful_flops}, {launchers.largest_batch(p)}, "{p}")'
+        f"X({number}, {p.rank + 3}, {p.head_dim_v}, {_CPP_DTYPES[p.dtype]}, {p.useful_flops}, "
+        f'{launchers.largest_batch(p)}, "{p}")'
         for number, p in enumerate(problems)
     )
     names = (_BUILTIN_NAMES.get(feature, feature) for feature in features)

@@ -35,6 +35,7 @@ constexpr size_t kAlignment = 64;  // bytes; kernels assume it and do not check
 
 struct Kernel {
   TVMFFISafeCallType function;
+  int64_t dims;  // of query: batch, spatial axes, heads, head_dim
   int64_t head_dim_v;
   at::ScalarType dtype;
   int64_t flops;    // per sample
@@ -111,7 +112,8 @@ Outputs run(const at::Tensor& query, const at::Tensor& key, const at::Tensor& va
   for (const auto* t : {&query, &key, &value}) {
     TORCH_CHECK(t->scalar_type() == kernel.dtype, "query, key, value: required ", kernel.dtype, " for ",
                 kernel.problem, ", got ", t->scalar_type());
-    TORCH_CHECK(t->dim() == 5, "query, key, value: required 5 dimensions for ", kernel.problem, ", got ", t->dim());
+    TORCH_CHECK(t->dim() == kernel.dims, "query, key, value: required ", kernel.dims, " dimensions for ",
+                kernel.problem, ", got ", t->dim());
   }
   auto sizes = query.sizes().vec();
   int64_t batch = sizes[0];
