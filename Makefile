@@ -15,6 +15,7 @@ $(VENV)/.installed: setup.py pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/python examples/demo.py
+	$(BIN)/python examples/train_digits.py --epochs 5 --no-resume --require-accuracy 90
 
 test: install lint typecheck
 	$(BIN)/python -m pytest -n auto --dist loadscope

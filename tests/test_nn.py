@@ -81,6 +81,18 @@ def test_a_map_smaller_than_the_window_is_padded_and_cropped(size: tuple[int, in
         assert relative_error(out, by_hand(module, padded)[:, : size[0], : size[1]]) <= TOLERANCE["float32"]
 
 
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_gradients_of_a_map_that_is_padded(qkv_bias: bool) -> None:
+    module = NeighborhoodAttention2D(16, 2, 5, qkv_bias=qkv_bias, rel_pos_bias=True, backend="compiled").double()
+    x = torch.randn(2, 3, 4, 16, dtype=torch.float64, requires_grad=True)
+    leaves = (x, *module.parameters())
+    found = torch.autograd.grad(module(x).sin().sum(), leaves)
+    whole = torch.nn.functional.pad(x, (0, 0, 0, 1, 0, 2))
+    right = torch.autograd.grad(by_hand(module, whole)[:, :3, :4].sin().sum(), leaves)
+    for gradient, wanted in zip(found, right, strict=True):
+        assert relative_error(gradient, wanted) <= TOLERANCE["float64"]
+
+
 @pytest.mark.parametrize(
     ("module", "shape"),
     [(NeighborhoodAttention1D, (9,)), (NeighborhoodAttention1D, (2,)), (NeighborhoodAttention3D, (4, 2, 5))],
