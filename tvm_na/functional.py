@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -40,6 +41,8 @@ class Backend(str, enum.Enum):
 
 
 _warned: set[str] = set()
+# The files of public functions, below whose callers a warning is shown.
+_FRONTS = (__file__, os.path.join(os.path.dirname(__file__), "unfused.py"))
 
 
 def _why_not_compiled(
@@ -66,7 +69,8 @@ def _why_no_kernel(problem: NAProblem, device: torch.device) -> str | None:
 _why_no_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _choose(backend: Backend, reason: str | None) -> Backend:
+def choose_backend(backend: Backend, reason: str | None) -> Backend:
+    """Who computes a call of which ``reason`` says why no compiled kernel serves it, if none does."""
     if backend is Backend.REFERENCE:
         return Backend.REFERENCE
     if reason is None:
@@ -80,9 +84,9 @@ def _choose(backend: Backend, reason: str | None) -> Backend:
 
 
 def _level_of_caller() -> int:
-    """The stack level, for a warning of the function that asks, of whoever called into this file."""
+    """The stack level, for a warning of the function that asks, of whoever called into a front."""
     frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_code.co_filename == __file__:
+    while frame.f_back is not None and frame.f_code.co_filename in _FRONTS:
         frame, level = frame.f_back, level + 1
     return level
 
@@ -194,7 +198,7 @@ def _front(rank: int) -> Callable[..., Any]:
                 return known if return_lse else known[0]
         extra = (additional_keys, additional_values)
         forward_mode = in_forward_mode(*tensors, *extra)
-        if _choose(chosen, _why_not_compiled(problem, query.device, needs_grad, forward_mode)) is Backend.REFERENCE:
+        if choose_backend(chosen, _why_not_compiled(problem, query.device, needs_grad, forward_mode)) is Backend.REFERENCE:
             out, lse = reference.neighborhood_attention(problem, query, key, value, factor, rpb, *extra)
             return (out, lse) if return_lse else out
         if not has_extra and not return_lse:

@@ -45,7 +45,7 @@ def axis_neighbors(
     return positions * exists, relative * exists, exists
 
 
-def _windows(problem: NAProblem, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def windows(problem: NAProblem, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """``neighbor`` ``[tokens, window]`` flat key positions, ``relative`` flat bias indices, ``exists``."""
     neighbor = torch.zeros(1, 1, dtype=torch.int64)
     relative = torch.zeros(1, 1, dtype=torch.int64)
@@ -61,7 +61,7 @@ def _windows(problem: NAProblem, device: torch.device) -> tuple[Tensor, Tensor, 
     return neighbor.to(device), relative.to(device), exists.to(device)
 
 
-def _accum(query: Tensor) -> torch.dtype:
+def accum_dtype(query: Tensor) -> torch.dtype:
     return torch.float64 if query.dtype == torch.float64 else torch.float32
 
 
@@ -70,7 +70,7 @@ def _per_head(t: Tensor, problem: NAProblem, accum: torch.dtype) -> Tensor:
     return t.to(accum).transpose(1, 2).repeat_interleave(problem.heads // problem.heads_kv, dim=1)
 
 
-def _in_windows(t: Tensor, problem: NAProblem, neighbor: Tensor, exists: Tensor, accum: torch.dtype) -> Tensor:
+def in_windows(t: Tensor, problem: NAProblem, neighbor: Tensor, exists: Tensor, accum: torch.dtype) -> Tensor:
     """``[batch, *spatial, heads_kv, d]`` as ``[batch, heads, tokens, window, d]``, zero where there is no key."""
     gathered = _per_head(t.flatten(1, problem.rank), problem, accum)[:, :, neighbor]
     # A missing key stands for position 0, which may hold inf or NaN; zero times that is not zero, neither in the
@@ -78,12 +78,12 @@ def _in_windows(t: Tensor, problem: NAProblem, neighbor: Tensor, exists: Tensor,
     return gathered.masked_fill(~exists[..., None], 0.0) if any(problem.is_causal) else gathered
 
 
-def _per_query(t: Tensor, problem: NAProblem, accum: torch.dtype) -> Tensor:
+def per_query(t: Tensor, problem: NAProblem, accum: torch.dtype) -> Tensor:
     """``[batch, *spatial, heads, ...]`` as ``[batch, heads, tokens, ...]``."""
     return t.to(accum).reshape(t.shape[0], math.prod(problem.spatial), *t.shape[problem.rank + 1 :]).transpose(1, 2)
 
 
-def _scores(query: Tensor, keys: Tensor, rpb: Tensor | None, scale: float, relative: Tensor, exists: Tensor) -> Tensor:
+def window_scores(query: Tensor, keys: Tensor, rpb: Tensor | None, scale: float, relative: Tensor, exists: Tensor) -> Tensor:
     """``[batch, heads, tokens, window]``, minus infinity where there is no key."""
     scores = torch.einsum("bhnd,bhnkd->bhnk", query, keys) * scale
     if rpb is not None:
@@ -117,17 +117,17 @@ def neighborhood_attention(
         ``out`` ``[batch, *spatial, heads, head_dim_v]`` in the inputs' dtype and ``lse``
         ``[batch, *spatial, heads]``, natural logarithm, in float32 (float64 for float64).
     """
-    accum = _accum(query)
-    neighbor, relative, exists = _windows(problem, query.device)
+    accum = accum_dtype(query)
+    neighbor, relative, exists = windows(problem, query.device)
     batch, window = query.shape[0], neighbor.shape[1]
-    q = _per_query(query, problem, accum)
-    scores = _scores(q, _in_windows(key, problem, neighbor, exists, accum), rpb, scale, relative, exists)
+    q = per_query(query, problem, accum)
+    scores = window_scores(q, in_windows(key, problem, neighbor, exists, accum), rpb, scale, relative, exists)
     if additional_keys is not None:
         extra = torch.einsum("bhnd,bhed->bhne", q, _per_head(additional_keys, problem, accum)) * scale
         scores = torch.cat([scores, extra], dim=-1)
     lse = torch.logsumexp(scores, dim=-1)
     p = torch.softmax(scores, dim=-1)
-    out = torch.einsum("bhnk,bhnkd->bhnd", p[..., :window], _in_windows(value, problem, neighbor, exists, accum))
+    out = torch.einsum("bhnk,bhnkd->bhnd", p[..., :window], in_windows(value, problem, neighbor, exists, accum))
     if additional_values is not None:
         out = out + torch.einsum("bhne,bhed->bhnd", p[..., window:], _per_head(additional_values, problem, accum))
     out = out.transpose(1, 2).reshape(batch, *problem.spatial, problem.heads, problem.head_dim_v)
@@ -162,8 +162,8 @@ def gradients(
     Returns:
         The gradients in the shapes and the dtype of the inputs; None for rpb if it is None.
     """
-    neighbor, relative, exists = _windows(problem, query.device)
-    accum, group = _accum(query), (problem.heads_kv, problem.heads // problem.heads_kv)
+    neighbor, relative, exists = windows(problem, query.device)
+    accum, group = accum_dtype(query), (problem.heads_kv, problem.heads // problem.heads_kv)
 
     def to_keys(t: Tensor) -> Tensor:  # what queries add, [batch, heads, tokens, window, d], in the layout of key
         t = t.masked_fill(~exists[..., None], 0.0) if any(problem.is_causal) else t
@@ -173,15 +173,15 @@ def gradients(
         summed = summed.reshape(batch, *group, tokens, width).sum(2)
         return summed.transpose(1, 2).reshape(*key.shape[:-1], width).to(key.dtype)
 
-    q, d = _per_query(query, problem, accum), _per_query(d_out, problem, accum)
-    keys, values = (_in_windows(t, problem, neighbor, exists, accum) for t in (key, value))
-    scores = _scores(q, keys, rpb, scale, relative, exists)
-    log_total = torch.logsumexp(scores, dim=-1) if lse is None else _per_query(lse, problem, accum)
+    q, d = per_query(query, problem, accum), per_query(d_out, problem, accum)
+    keys, values = (in_windows(t, problem, neighbor, exists, accum) for t in (key, value))
+    scores = window_scores(q, keys, rpb, scale, relative, exists)
+    log_total = torch.logsumexp(scores, dim=-1) if lse is None else per_query(lse, problem, accum)
     p = torch.exp(scores - log_total[..., None])
     d_p = (values * d[:, :, :, None]).sum(-1)
     d_scores = p * (d_p - (p * d_p).sum(-1, keepdim=True))
     if d_lse is not None:
-        d_scores = d_scores + p * _per_query(d_lse, problem, accum)[..., None]
+        d_scores = d_scores + p * per_query(d_lse, problem, accum)[..., None]
     d_query = (d_scores[..., None] * keys).sum(-2) * scale
     d_key = to_keys(d_scores[..., None] * q[:, :, :, None] * scale)
     d_value = to_keys(p[..., None] * d[:, :, :, None])
