@@ -88,7 +88,8 @@ def run_stage(problem: NAProblem, rounds: int) -> Stage:
             call = partial(differentiated, peer.prepare(problem, tuple(first)), first, heads_first(d_out))
             found = call()
         except Exception as error:  # a compiler's failure has no type of its own; it is reported by name
-            stage.unavailable[peer.name] = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+            cause = error.__cause__ or error  # what Dynamo observed, rather than that it did
+            stage.unavailable[peer.name] = f"{type(cause).__name__}: {cause}".strip().splitlines()[0]
             continue
         stage.errors[peer.name] = max(relative_error(g, heads_first(r)) for g, r in zip(found, right, strict=True))
         calls[peer.name] = call
