@@ -5,6 +5,9 @@ from setuptools import setup
 setup(
     packages=[
         "tvm_na",
+        "tvm_na.compat",
+        "tvm_na.compat.natten",
+        "tvm_na.compat.natten.utils",
         "tvm_na.cuda",
         "tvm_na.deploy",
         "tvm_na.serve",
@@ -16,6 +19,9 @@ setup(
     package_data={"tvm_na": ["py.typed", "native/*.cc", "*.j2", "serve/page.html"], "tvm_na.tuning_logs": ["*/*.json"]},
     package_dir={
         "tvm_na": "tvm_na",
+        "tvm_na.compat": "tvm_na/compat",
+        "tvm_na.compat.natten": "tvm_na/compat/natten",
+        "tvm_na.compat.natten.utils": "tvm_na/compat/natten/utils",
         "tvm_na.cuda": "tvm_na/cuda",
         "tvm_na.deploy": "tvm_na/deploy",
         "tvm_na.serve": "tvm_na/serve",

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from training import Learner, Loop, accuracy_of, begin, build_for
 
 from tvm_na.cli_common import BackendName, console, reports_errors, warn
-from tvm_na.models import NAT, create_model, load_checkpoint
+from tvm_na.models import NAModel, create_model, load_checkpoint
 from tvm_na.models.layers import NABlock
 from tvm_na.models.registry import Preprocessing, get_spec
 
@@ -110,7 +110,7 @@ class Result:
     ended: str
 
 
-def model_of(settings: Settings, classes: int, weights: Path | None, machine: Machine) -> NAT:
+def model_of(settings: Settings, classes: int, weights: Path | None, machine: Machine) -> NAModel:
     """The model with a head for the classes, on its device; says what of the weights was adapted.
 
     Raises:
@@ -130,7 +130,7 @@ def model_of(settings: Settings, classes: int, weights: Path | None, machine: Ma
     return model.to(device)
 
 
-def checkpoint_blocks(model: NAT) -> None:
+def checkpoint_blocks(model: NAModel) -> None:
     """Let every block keep its input alone for the backward pass. Names of parameters stay as they are."""
     for block in model.modules():
         if isinstance(block, NABlock):

@@ -52,8 +52,11 @@ class NatConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def of(cls, name: str, out_indices: Sequence[int] = (0, 1, 2, 3), **overrides: Any) -> NatConfig:
-        """The config of a model of :func:`tvm_na.models.list_models`; ValueError for another name."""
-        return cls(**{**get_spec(name).arguments(), "out_indices": list(out_indices), **overrides})
+        """The config of a NAT or DiNAT of :func:`tvm_na.models.list_models`; ValueError for another name."""
+        spec = get_spec(name)
+        if spec.architecture is not NAT:
+            raise ValueError(f"name: required a NAT or DiNAT, got {name!r}")
+        return cls(**{**spec.arguments(), "out_indices": list(out_indices), **overrides})
 
 
 class NatBackbone(BackboneMixin, PreTrainedModel):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tvm_na.models import NAT
+from tvm_na.models import NAModel
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Recipe:
         return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, self.total - rising)))
 
 
-def optimizer_of(model: NAT, recipe: Recipe) -> torch.optim.AdamW:
+def optimizer_of(model: NAModel, recipe: Recipe) -> torch.optim.AdamW:
     """AdamW over what of ``model`` requires a gradient."""
     spared = model.no_weight_decay()
     learning = [(name, p) for name, p in model.named_parameters() if p.requires_grad]

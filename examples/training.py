@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tvm_na.build import is_supported
 from tvm_na.cli_common import build
 from tvm_na.functional import Backend
-from tvm_na.models import NAT, problems_of, training_problems_of
+from tvm_na.models import NAModel, problems_of, training_problems_of
 from tvm_na.nn import NeighborhoodAttention2D
 
 #: Inputs ``[B, 3, H, W]`` and their classes, int64 ``[B]``.
@@ -54,7 +54,7 @@ class Learner:
         settings: What a resumed run must have in common with this one, by the names of the options.
     """
 
-    def __init__(self, model: NAT, recipe: Recipe, settings: dict[str, Any]) -> None:
+    def __init__(self, model: NAModel, recipe: Recipe, settings: dict[str, Any]) -> None:
         self.model, self.recipe, self.settings = model, recipe, settings
         self.optimizer = optimizer_of(model, recipe)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, recipe.rate)
@@ -81,7 +81,7 @@ class Learner:
         return self.steps >= self.recipe.total
 
     @property
-    def result(self) -> NAT:
+    def result(self) -> NAModel:
         """What is evaluated and used: the model, or the moving average of it."""
         return self.average.module if self.average else self.model
 
@@ -161,7 +161,7 @@ def begin(learner: Learner, checkpoints: Checkpoints, resume: bool, out: Console
         out.print(f"going on after step {learner.steps} of {learner.recipe.total}")
 
 
-def build_for(model: NAT, input_size: int) -> None:
+def build_for(model: NAModel, input_size: int) -> None:
     """Build ahead, with a progress bar, what kernels the model's backend wants on this machine's CPU.
 
     Raises:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tvm_na.models.nat import NAT
+from tvm_na.models.base import NAModel
 from tvm_na.nn import NeighborhoodAttention2D
 from tvm_na.problem import per_axis_ints
 from tvm_na.reference import axis_neighbors
@@ -56,8 +56,10 @@ def attention_of_query(module: NeighborhoodAttention2D, x: Tensor, position: tup
     return attention.view(-1).index_add_(0, flat, weights.flatten()).view(height, width)
 
 
-def attention_maps(model: NAT, image: Tensor, pixel: tuple[int, int]) -> list[Tensor]:
+def attention_maps(model: NAModel, image: Tensor, pixel: tuple[int, int]) -> list[Tensor]:
     """The attention of one query pixel in the last layer of every stage, averaged over the heads.
+
+    An isotropic model is one stage.
 
     Args:
         model: The model, run once without gradients in the mode it is in (call ``eval()`` before).
@@ -69,11 +71,11 @@ def attention_maps(model: NAT, image: Tensor, pixel: tuple[int, int]) -> list[Te
         map is smaller than the window, the attention's padding (right and bottom) is part of it.
 
     Raises:
-        TypeError: ``model`` is not a NAT or ``image`` no tensor.
+        TypeError: ``model`` is no model of this package or ``image`` no tensor.
         ValueError: ``image`` has another shape, or ``pixel`` lies outside of it.
     """
-    if not isinstance(model, NAT):
-        raise TypeError(f"model: required a NAT, got {type(model).__name__}")
+    if not isinstance(model, NAModel):
+        raise TypeError(f"model: required a model of tvm_na.models, got {type(model).__name__}")
     if not isinstance(image, Tensor):
         raise TypeError(f"image: required a torch.Tensor, got {type(image).__name__}")
     batch = image[None] if image.ndim == 3 else image
@@ -92,7 +94,7 @@ def attention_maps(model: NAT, image: Tensor, pixel: tuple[int, int]) -> list[Te
     return maps
 
 
-def _last_attention_inputs(model: NAT, batch: Tensor) -> list[tuple[NeighborhoodAttention2D, Tensor]]:
+def _last_attention_inputs(model: NAModel, batch: Tensor) -> list[tuple[NeighborhoodAttention2D, Tensor]]:
     """The last attention of every stage and the input it got for ``batch``."""
     seen: list[tuple[NeighborhoodAttention2D, Tensor]] = []
 
@@ -100,8 +102,7 @@ def _last_attention_inputs(model: NAT, batch: Tensor) -> list[tuple[Neighborhood
         assert isinstance(module, NeighborhoodAttention2D)
         seen.append((module, args[0].detach()))
 
-    last_layers = [level.get_submodule("blocks")[-1] for level in model.levels]  # type: ignore[index]
-    hooks = [layer.get_submodule("attn").register_forward_pre_hook(keep) for layer in last_layers]
+    hooks = [layer.get_submodule("attn").register_forward_pre_hook(keep) for layer in model.last_layers()]
     try:
         model(batch)
     finally:

@@ -7,6 +7,7 @@ differ from its checkpoint in classes, window and outputs. What is bridged is re
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import pickle
 import re
@@ -20,9 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tvm_na.models.hf_names import from_hf
+from tvm_na.models.isotropic import relative_position_index
 
 #: Keys under which training scripts keep the weights; of several, the first is taken (averaged weights before raw).
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+#: How keys of stages begin: those of NAT and DiNAT, and those of DiNAT_s and isotropic models.
+_STAGES = ("levels.", "layers.")
+_POSITION_INDEX = ".relative_position_index"
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 _PREFIX = re.compile(r"^(?:module\.|_orig_mod\.)*(backbone\.)?(?:module\.|_orig_mod\.)*")
 
@@ -85,7 +90,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, strict: b
     ``_orig_mod.`` and ``backbone.``, and renames Hugging Face's keys. These differences are adapted and reported:
 
     - another number of classes: the checkpoint's head is dropped, the model's is initialised again;
-    - another kernel size: every ``rpb`` is resized by bicubic interpolation;
+    - another kernel size, or for ViT-rpb another image size: every ``rpb`` is resized by bicubic interpolation;
     - a ``features_only`` model: norm, head and stages that it lacks are dropped, and its ``norm{i}`` left as
       they are if a classification checkpoint came.
 
@@ -111,6 +116,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, strict: b
     if getattr(model, "features_only", False):
         _adapt_backbone(wanted, state, notes)
     _adapt_rpb(wanted, state, notes)
+    _adapt_position_index(wanted, state, notes)
     report = _compare(wanted, state, notes)
     if strict and not report.complete:
         raise ValueError(f"path: required the keys and shapes of the model, got {os.fspath(path)} with\n{report}")
@@ -232,13 +238,13 @@ def _initialise_head(model: nn.Module) -> None:
 
 def _adapt_backbone(wanted: State, state: State, notes: _Notes) -> None:
     """Drop what a model without norm, head and perhaps late stages lacks; excuse its ``norm{i}`` if none came."""
-    stages = {key.split(".")[1] for key in wanted if key.startswith("levels.")}
+    stages = {key.split(".")[1] for key in wanted if key.startswith(_STAGES)}
     is_classifier = "norm.weight" in state and not any(re.match(r"norm\d+\.", key) for key in state)
     for key in [key for key in state if key not in wanted]:
         top, _, rest = key.partition(".")
         if top == "norm" or re.fullmatch(r"norm\d+", top):
             _drop(state, [key], "the model has no such output", notes)
-        elif top == "levels":
+        elif f"{top}." in _STAGES:
             stage, _, rest = rest.partition(".")
             if stage not in stages or (rest.startswith("downsample.") and f"{int(stage) + 1}" not in stages):
                 _drop(state, [key], "after the model's last output", notes)
@@ -259,6 +265,27 @@ def _adapt_rpb(wanted: State, state: State, notes: _Notes) -> None:
         resized = F.interpolate(came[None].float(), size=target.shape[1:], mode="bicubic", align_corners=False)[0]
         state[key] = resized.to(came.dtype)
         notes.add(key, f"resized from window {_window(came)} to {_window(target)} by bicubic interpolation")
+
+
+def _adapt_position_index(wanted: State, state: State, notes: _Notes) -> None:
+    """Drop the index into ``rpb`` of a map of another size, and do without one: the model has its own.
+
+    Raises:
+        ValueError: it is in another order, which would give every ``rpb`` another meaning.
+    """
+    for key in [key for key in state if key.endswith(_POSITION_INDEX)]:
+        came = state[key]
+        side = math.isqrt(came.shape[0]) if came.ndim == 2 else 0
+        square = came.shape == (side * side, side * side)
+        if not (square and torch.equal(came.long(), relative_position_index(side))):
+            required = f"{key} to hold the offset of each key from each query"
+            raise ValueError(f"path: required {required}, got others in shape {tuple(came.shape)}")
+        if key in wanted and came.shape != wanted[key].shape:
+            del state[key]
+            notes.excuse(key, f"of a map of {side}x{side}: the model's own")
+    for key in wanted:
+        if key.endswith(_POSITION_INDEX) and key not in state and key not in notes.excused:
+            notes.excuse(key, "not in the checkpoint: the model's own")
 
 
 def _window(rpb: Tensor) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tvm_na.functional import Backend
 from tvm_na.nn import NeighborhoodAttention2D
@@ -98,6 +99,8 @@ class ConvTokenizer(nn.Module):
 
     def __init__(self, in_chans: int, embed_dim: int) -> None:
         super().__init__()
+        if embed_dim % 2:
+            raise ValueError(f"embed_dim: required an even integer, got {embed_dim}")
         self.proj = nn.Sequential(
             nn.Conv2d(in_chans, embed_dim // 2, 3, stride=2, padding=1),
             nn.Conv2d(embed_dim // 2, embed_dim, 3, stride=2, padding=1),
@@ -105,6 +108,26 @@ class ConvTokenizer(nn.Module):
         self.norm = nn.LayerNorm(embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.proj(x).permute(0, 2, 3, 1))
+        return out
+
+
+class PatchEmbed(nn.Module):
+    """A convolution over patches and a LayerNorm: ``[B, in_chans, H, W]`` to ``[B, ceil(H/p), ceil(W/p), C]``.
+
+    The image is padded with zeros, right and bottom, to whole patches.
+    """
+
+    def __init__(self, in_chans: int, embed_dim: int, patch_size: int = 4) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=patch_size)
+        self.norm = nn.LayerNorm(embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bottom, right = (-size % self.patch_size for size in x.shape[2:])
+        if bottom or right:
+            x = F.pad(x, (0, right, 0, bottom))
         out: Tensor = self.norm(self.proj(x).permute(0, 2, 3, 1))
         return out
 
@@ -158,10 +181,11 @@ class NABlock(nn.Module):
         drop_path: float = 0.0,
         layer_scale: float | None = None,
         backend: Backend | str = Backend.AUTO,
+        attention: type[NeighborhoodAttention2D] = NeighborhoodAttention2D,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = NeighborhoodAttention2D(
+        self.attn = attention(
             dim, num_heads, kernel_size, dilation=dilation, proj_drop=drop, rel_pos_bias=True, backend=backend
         )
         self.norm2 = nn.LayerNorm(dim)

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import functools
-import itertools
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tvm_na.backward import BackwardProblem
-from tvm_na.nn import NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D
-from tvm_na.problem import DTYPES, NAProblem, per_axis_ints
-
-_MODULES = (NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D)
+from tvm_na.models.shadow import ATTENTION, visit_layers
+from tvm_na.problem import DTYPES, NAProblem
 
 
 def problem_of_module(module: nn.Module, shape: torch.Size | tuple[int, ...]) -> NAProblem:
@@ -26,7 +20,7 @@ def problem_of_module(module: nn.Module, shape: torch.Size | tuple[int, ...]) ->
     Raises:
         TypeError: ``module`` is not such a module, or its parameters have a dtype that no kernel takes.
     """
-    if not isinstance(module, _MODULES):
+    if not isinstance(module, ATTENTION):
         raise TypeError(f"module: required a neighborhood attention of tvm_na.nn, got {type(module).__name__}")
     dtype = str(module.qkv.weight.dtype).removeprefix("torch.")
     if dtype not in DTYPES:
@@ -58,24 +52,14 @@ def problems_of(model: nn.Module, input_size: int | tuple[int, int]) -> dict[NAP
     Raises:
         TypeError, ValueError: name the argument, what was required and what came.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: required a torch.nn.Module, got {type(model).__name__}")
-    height, width = per_axis_ints("input_size", input_size, 2)
-    shadow = _without_storage(model)
     found: dict[NAProblem, int] = {}
 
-    def record(module: nn.Module, x: Tensor) -> Tensor:
-        problem = problem_of_module(module, x.shape)
-        found[problem] = found.get(problem, 0) + 1
-        return x
+    def record(module: nn.Module, x: Tensor, out: Tensor) -> None:
+        if isinstance(module, ATTENTION):
+            problem = problem_of_module(module, x.shape)
+            found[problem] = found.get(problem, 0) + 1
 
-    for module in shadow.modules():
-        if isinstance(module, _MODULES):
-            # Attention keeps the shape, which is all that the layers after it need.
-            vars(module)["forward"] = functools.partial(record, module)
-    dtype = next((p.dtype for p in shadow.parameters() if p.is_floating_point()), torch.float32)
-    with torch.no_grad():
-        shadow(torch.empty(1, getattr(model, "in_chans", 3), height, width, dtype=dtype, device="meta"))
+    visit_layers(model, input_size, record)
     return found
 
 
@@ -95,13 +79,3 @@ def training_problems_of(model: nn.Module, input_size: int | tuple[int, int]) ->
         found[dataclasses.replace(problem, return_lse=True)] = count
         found[BackwardProblem(problem)] = count
     return found
-
-
-def _without_storage(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` on the meta device, in evaluation mode; its weights are not copied."""
-    stand_ins: dict[int, Any] = {}
-    for tensor in itertools.chain(model.parameters(), model.buffers()):
-        meta = torch.empty_like(tensor, device="meta")
-        is_parameter = isinstance(tensor, nn.Parameter)
-        stand_ins[id(tensor)] = nn.Parameter(meta, requires_grad=False) if is_parameter else meta
-    return copy.deepcopy(model, stand_ins).eval()

@@ -13,9 +13,10 @@ from tvm_na.backward import BackwardProblem
 from tvm_na.dense import DenseProblem
 from tvm_na.operators import Problem
 from tvm_na.problem import NAProblem
-from tvm_na.schedules import cpu, cpu_backward, cpu_dense, cuda, cuda_mma
+from tvm_na.schedules import cpu, cpu_backward, cpu_dense, cpu_unfused, cuda, cuda_mma
 from tvm_na.schedules.base import Plan, Scheduled
 from tvm_na.target import NATarget
+from tvm_na.unfused_problem import UnfusedProblem
 
 __all__ = ["SearchSpace", "spaces_for"]
 
@@ -64,6 +65,11 @@ _SPACES: dict[type, tuple[SearchSpace, ...]] = {
     ),
     DenseProblem: (
         SearchSpace("cpu-dense", cpu_dense.serves, cpu_dense.formulations, cpu_dense.structures, cpu_dense.apply),
+    ),
+    UnfusedProblem: (
+        SearchSpace(
+            "cpu-unfused", cpu_unfused.serves, cpu_unfused.formulations, cpu_unfused.structures, cpu_unfused.apply
+        ),
     ),
 }
 

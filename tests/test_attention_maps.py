@@ -122,8 +122,8 @@ def test_bad_arguments(image, pixel, error, message):
         attention_maps(small(), image, pixel)
 
 
-def test_only_a_nat_has_stages():
-    with pytest.raises(TypeError, match="model: required a NAT, got Linear"):
+def test_only_a_model_has_stages():
+    with pytest.raises(TypeError, match="model: required a model of tvm_na.models, got Linear"):
         attention_maps(torch.nn.Linear(2, 2), torch.zeros(3, 8, 8), (0, 0))
 
 

@@ -15,10 +15,12 @@ from tvm_na.case import make_case
 from tvm_na.dense import DenseProblem
 from tvm_na.operators import PROBLEMS, arguments_with_batch, problem_from_json
 from tvm_na.problem import NAProblem
+from tvm_na.unfused_problem import UnfusedProblem
 
 FORWARD = NAProblem((8, 9), (3, 2), (1, 2), (2, 1), (False, True), 4, 2, 8, 6, "float64", True, True)
 BACKWARD = BackwardProblem(FORWARD)
 DENSE = DenseProblem.make(49, 32, 48, residual=True)
+UNFUSED = UnfusedProblem.make("av", (8, 9), 3, 4, 16)
 
 
 # --- the value
@@ -86,9 +88,10 @@ def test_json_is_validated() -> None:
 
 
 def test_each_operator_reads_its_own() -> None:
-    assert [problem_from_json(p.to_json()) for p in (FORWARD, BACKWARD, DENSE)] == [FORWARD, BACKWARD, DENSE]
-    assert [type(p) for p in (FORWARD, BACKWARD, DENSE)] == list(PROBLEMS.values())
-    with pytest.raises(ValueError, match="operator: required one of backward, dense, or none, got 'ring'"):
+    problems = [FORWARD, BACKWARD, DENSE, UNFUSED]
+    assert [problem_from_json(p.to_json()) for p in problems] == problems
+    assert [type(p) for p in problems] == list(PROBLEMS.values())
+    with pytest.raises(ValueError, match="operator: required one of backward, dense, unfused, or none, got 'ring'"):
         problem_from_json(BACKWARD.to_json().replace('"backward"', '"ring"'))
 
 

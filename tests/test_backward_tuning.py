@@ -197,7 +197,7 @@ def test_files_have_them(tmp_path: Path) -> None:
             {**spelled_out, "operator": ["backward"]},
             r"operator: required one of backward, dense, .*, got \('backward',\)",
         ),
-        ({**spelled_out, "operator": 1}, "operator: required one of backward, dense, or none for attention, got 1"),
+        ({**spelled_out, "operator": 1}, "operator: required one of backward, dense, unfused, or none for .*, got 1"),
     ):
         file.write_text(json.dumps([wrong]), encoding="utf-8")
         with pytest.raises(ValueError, match=f"problems: {says}.*entry 0"):

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tvm_na.models import NAT, create_model, load_checkpoint
+from tvm_na.models import NAT, DiNATs, NAModel, NATIsotropic, ViTRPB, create_model, load_checkpoint
+from tvm_na.models.isotropic import relative_position_index
 from tvm_na.models.registry import SPECS, ModelSpec
 
 SMALL = {"embed_dim": 8, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 4, 4), "kernel_size": 3, "backend": "reference"}
@@ -294,3 +295,119 @@ def test_create_model_loads_weights_and_says_what_was_adapted(tmp_path, monkeypa
         assert_same(model.state_dict(), source.state_dict())
         create_model("nat_test", weights=file)
     assert "nat_test: adapted: head.weight, head.bias: 10 classes came, the model has 1000" in caplog.text
+
+
+# --- the other models
+
+OTHERS = {
+    "dinat_s": lambda **k: DiNATs(
+        **{"embed_dim": 8, "depths": (1, 2), "num_heads": (1, 2), "kernel_size": 3, "backend": "reference", **k}
+    ),
+    "nat_isotropic": lambda **k: NATIsotropic(
+        **{"embed_dim": 8, "num_heads": 2, "depth": 3, "kernel_size": 3, "backend": "reference", **k}
+    ),
+    "vitrpb": lambda **k: ViTRPB(
+        **{"embed_dim": 8, "num_heads": 2, "depth": 3, "img_size": 48, "backend": "reference", **k}
+    ),
+}
+
+
+def other(family: str, seed: int, **arguments) -> NAModel:
+    model = OTHERS[family](**{"num_classes": 10, **arguments}).eval()
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.data.normal_(generator=generator)
+    return model
+
+
+@pytest.mark.parametrize("family", OTHERS)
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_other_models_round_trip(tmp_path, family, suffix):
+    source, target, file = other(family, 1), other(family, 2), tmp_path / f"weights.{suffix}"
+    if suffix == "pth":
+        torch.save({"model": source.state_dict()}, file)
+    else:
+        save_file(source.state_dict(), file)
+    report = load_checkpoint(target, file)
+    assert report.complete and report.adapted == ()
+    assert_same(target.state_dict(), source.state_dict())
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_backbones_of_other_models_from_a_classification_checkpoint(tmp_path, family):
+    source, file = other(family, 1), tmp_path / "weights.pth"
+    target = other(family, 2, features_only=True, out_indices=(0,))
+    torch.save(source.state_dict(), file)
+    before = snapshot(target)
+    adapted = dict((report := load_checkpoint(target, file)).adapted)
+    later = "layers.1.blocks.1.norm1.bias" if family == "dinat_s" else "layers.2.norm1.bias"
+    assert report.complete and adapted[later] == "after the model's last output: dropped"
+    if family == "dinat_s":
+        assert adapted["layers.0.downsample.reduction.weight"] == "after the model's last output: dropped"
+    assert {"norm.weight", "head.bias", "norm0.weight", "norm0.bias"} <= set(adapted)
+    for key, value in target.state_dict().items():
+        assert torch.equal(value, before[key] if key.startswith("norm0") else source.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("family", ["dinat_s", "nat_isotropic"])
+def test_other_kernel_size_of_other_models(tmp_path, family):
+    source, target, file = other(family, 1), other(family, 2, kernel_size=5), tmp_path / "weights.pth"
+    torch.save(source.state_dict(), file)
+    report = load_checkpoint(target, file)
+    assert report.complete and len(report.adapted) == 3
+    came, resized = (dict(m.named_parameters())[report.adapted[0][0]] for m in (source, target))
+    torch.testing.assert_close(resized[:, 4, 4], came[:, 2, 2])
+
+
+def test_head_of_imagenet_22k(tmp_path):
+    source, target, file = small(1, num_classes=21_841), small(2, num_classes=1000), tmp_path / "weights.pth"
+    torch.save(source.state_dict(), file)
+    report = load_checkpoint(target, file)
+    assert report.complete and "21841 classes came, the model has 1000" in str(report)
+    same = small(3, num_classes=21_841)
+    assert load_checkpoint(same, file).adapted == ()
+    assert_same(same.state_dict(), source.state_dict())
+
+
+def test_vit_of_another_image_size(tmp_path):
+    source, target, file = other("vitrpb", 1), other("vitrpb", 2, img_size=80), tmp_path / "weights.pth"
+    torch.save(source.state_dict(), file)
+    report = load_checkpoint(target, file)
+    assert report.complete and len(report.adapted) == 6
+    adapted = dict(report.adapted)
+    assert adapted["layers.2.attn.rpb"] == "resized from window 3x3 to 5x5 by bicubic interpolation"
+    assert adapted["layers.2.attn.relative_position_index"] == "of a map of 3x3: the model's own"
+    assert torch.equal(target.layers[2].attn.relative_position_index, relative_position_index(5))
+    assert target(torch.randn(1, 3, 80, 80)).isfinite().all()
+
+
+def test_vit_without_its_index(tmp_path):
+    source, target, file = other("vitrpb", 1), other("vitrpb", 2), tmp_path / "weights.pth"
+    index = [key for key in source.state_dict() if key.endswith("relative_position_index")]
+    torch.save({key: value for key, value in source.state_dict().items() if key not in index}, file)
+    report = load_checkpoint(target, file)
+    assert report.adapted == tuple((key, "not in the checkpoint: the model's own") for key in index)
+    assert_same(target.state_dict(), source.state_dict())
+
+
+@pytest.mark.parametrize("damage", ["transposed", "another shape", "not square"])
+def test_an_index_in_another_order_is_refused(tmp_path, damage):
+    """It would give every bias to another pair of positions."""
+    source, target, file = other("vitrpb", 1), other("vitrpb", 2), tmp_path / "weights.pth"
+    state, key = source.state_dict(), "layers.1.attn.relative_position_index"
+    index = state[key]
+    state[key] = {"transposed": index.T.contiguous(), "another shape": index.flatten(), "not square": index[:8]}[damage]
+    torch.save(state, file)
+    before = snapshot(target)
+    for strict in (True, False):
+        with pytest.raises(ValueError, match=rf"^path: required {key} to hold the offset .*, got"):
+            load_checkpoint(target, file, strict=strict)
+    assert_same(target.state_dict(), before)
+
+
+def test_weights_of_another_family_are_refused(tmp_path):
+    file = tmp_path / "weights.pth"
+    torch.save(other("dinat_s", 1).state_dict(), file)
+    with pytest.raises(ValueError, match="^path: required the keys and shapes of the model, got .*\n.*levels") as error:
+        load_checkpoint(small(2), file)
+    assert "unexpected: " in str(error.value)

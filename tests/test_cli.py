@@ -6,6 +6,7 @@ import datetime
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -219,6 +220,13 @@ def test_bench_model():
     assert re.search(r"speedup \d+\.\d\dx", out)
 
 
+def test_a_models_own_size_is_taken_where_none_is_given(monkeypatch):
+    monkeypatch.setitem(registry.SPECS, TINY.name, replace(TINY, preprocessing=registry.SMALL_32))
+    out = invoke("info", "--model", TINY.name).stdout
+    assert f"{TINY.name}, 32x32" in out and "8x8 heads 2" in out
+    assert "16x16 heads 2" in invoke("info", "--model", TINY.name, "--input-size", 64).stdout
+
+
 def test_bench_model_refuses_wrong_logits(monkeypatch):
     from tvm_na import progress
     from tvm_na.functional import Backend
@@ -231,7 +239,8 @@ def test_bench_model_refuses_wrong_logits(monkeypatch):
     set_backend = NAT.set_backend
     monkeypatch.setattr(NAT, "set_backend", set_wrong)
     monkeypatch.setattr(progress, "build_kernels", lambda problems, console: 0)
-    monkeypatch.setattr(registry, "NAT", lambda **k: NAT(**{**k, "backend": Backend.REFERENCE}))
+    on_reference = replace(TINY, architecture=lambda **k: NAT(**{**k, "backend": Backend.REFERENCE}))
+    monkeypatch.setitem(registry.SPECS, TINY.name, on_reference)
     out = invoke("bench", "model", TINY.name, "--input-size", 32, "--rounds", 2, code=1).stdout
     assert "wrong numbers" in out
 

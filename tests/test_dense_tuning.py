@@ -184,7 +184,7 @@ def test_files_may_mix_operators(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert str(CONV) in result.output
     for wrong, says in (
-        ({"operator": "conv"}, "operator: required one of backward, dense, or none for attention, got 'conv'"),
+        ({"operator": "conv"}, "operator: required one of backward, dense, unfused, or none for attention, got 'conv'"),
         ({"operator": "dense", "spatial": 49, "in_channels": 0, "out_channels": 1}, "in_channels: required"),
     ):
         file.write_text(json.dumps([wrong]), encoding="utf-8")

@@ -15,6 +15,7 @@ from tvm_na.deploy.calls import dense_problem
 from tvm_na.deploy.layers import dense, layered, norm
 from tvm_na.deploy.whole_model import problems_of_whole
 from tvm_na.models import NAT
+from tvm_na.models.dinat_s import PatchMerging
 from tvm_na.problem import NAProblem
 
 
@@ -125,6 +126,12 @@ def test_copies_and_dropout_vanish_and_constants_fold() -> None:
     graph = graph_of(Function(function, w=torch.randn(8, 8)), 5, 8)
     assert products(graph) == [("none", False, False)]
     assert set(others(graph)) == {"transpose.int", "add.Tensor"}
+
+
+def test_a_view_of_what_was_permuted_is_a_copy() -> None:
+    graph = graph_of(PatchMerging(4), 6, 8, 4)
+    assert products(graph) == [("none", False, False)]
+    assert others(graph) == {"permute.default": 1, "norm": 1}
 
 
 def test_problems_of_a_whole_nat() -> None:

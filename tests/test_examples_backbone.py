@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import json
 import os
 import random
 import re
@@ -97,8 +98,16 @@ def test_stages_go_by_index_or_by_name(ex):
     assert ex.hf_backbone.NatBackbone(config.of(TINY.name, (-2, -1))).nat.out_indices == (2, 3)
     with pytest.raises(ValueError, match="out_features must be a subset"):
         config(out_features=["stem"])
-    with pytest.raises(ValueError, match="name: required one of nat_mini"):
+    with pytest.raises(ValueError, match="name: required one of nat_pico, nat_mini"):
         config.of("resnet50")
+
+
+def test_dinat_keeps_its_dilations_and_other_families_are_refused(ex):
+    config = ex.hf_backbone.NatConfig.of("dinat_mini")
+    config = type(config).from_dict(json.loads(config.to_json_string()))
+    assert [list(stage) for stage in config.dilations] == [[1, 8, 1], [1, 4, 1, 4], [1, 2, 1, 2, 1, 2], [1] * 5]
+    with pytest.raises(ValueError, match="name: required a NAT or DiNAT, got 'dinat_s_tiny'"):
+        ex.hf_backbone.NatConfig.of("dinat_s_tiny")
 
 
 def test_a_model_around_it_leaves_the_weights_of_nat_alone(ex):

@@ -47,9 +47,10 @@ ALLOWED = {
     "metaschedule": set(),
     "builder": {"build", "cuda", "metaschedule", "replay", "workers"},
     "calm": set(),
-    "case": {"backward_case", "benchmark", "dense_case", "reference"},
+    "case": {"backward_case", "benchmark", "dense_case", "reference", "unfused_case"},
     "backward_case": {"case", "reference"},
     "dense_case": {"case", "te"},
+    "unfused_case": {"case", "unfused_reference"},
     "measure_cuda": {"case", "runtime", "te"},
     "measure": {"calm", "case", "measure_cuda", "runtime", "te", "workers"},
     "measure_remote": {"case", "measure", "measure_cuda", "runtime", "te"},
@@ -75,7 +76,12 @@ ALLOWED = {
     "ops": {"autocast", "batching", "build", "launchers", "reference", "watch"},
     "autograd": {"autocast", "launchers", "ops", "reference", "watch"},
     "functional": {"autocast", "autograd", "launchers", "ops", "reference", "watch"},
-    "nn": {"functional"},
+    "unfused_reference": {"reference"},
+    "launchers_unfused": {"launchers"},
+    "ops_unfused": {"launchers_unfused", "ops", "unfused_reference"},
+    "unfused": {"autocast", "functional", "launchers_unfused", "ops_unfused", "unfused_reference", "watch"},
+    "nn": {"functional", "unfused"},
+    "compat": {"autocast", "compat", "functional", "nn", "unfused"},
     "te": {"te"},
     "schedules": {"cuda", "schedules", "te"},
     "models": {"models", "nn", "functional", "reference"},
@@ -87,12 +93,15 @@ ALLOWED = {
     },
     "benchmark": set(),
 }
-OPEN = {"", "__version__", "backward", "dense", "operators", "problem", "target", "settings"}
+OPEN = {"", "__version__", "backward", "dense", "operators", "problem", "target", "settings", "unfused_problem"}
 
 
 def sources() -> list[tuple[str, Path]]:
     found = [(file.stem, file) for file in (ROOT / "tvm_na").glob("*.py")]
     for folder, name in (
+        ("tvm_na/compat", "compat"),
+        ("tvm_na/compat/natten", "compat"),
+        ("tvm_na/compat/natten/utils", "compat"),
         ("tvm_na/cuda", "cuda"),
         ("tvm_na/deploy", "deploy"),
         ("tvm_na/serve", "serve"),

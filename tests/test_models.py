@@ -1,4 +1,4 @@
-"""The NAT models: sizes, shapes, arguments and the parts of a block."""
+"""The named models: sizes and arguments. NAT: shapes, outputs, and what it refuses."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from tvm_na.models import NAT, create_model, list_models
+from tvm_na.models.dilations import alternating_dilations, per_layer_dilations
 from tvm_na.models.layers import DropPath
-from tvm_na.models.nat import per_layer_dilations
 from tvm_na.models.registry import SPECS
 from tvm_na.nn import NeighborhoodAttention2D
 
@@ -20,7 +20,26 @@ PARAMETERS = {
     "nat_tiny": 27_901_582,
     "nat_small": 50_743_297,
     "nat_base": 89_769_652,
+    "dinat_mini": 19_984_174,
+    "dinat_tiny": 27_901_582,
+    "dinat_small": 50_719_681,
+    "dinat_base": 89_769_652,
+    "dinat_large": 200_943_514,
+    "dinat_large_384": 200_943_514,
+    "dinat_large_384_11x11": 201_144_250,
+    "dinat_s_tiny": 28_288_354,
+    "dinat_s_small": 49_606_258,
+    "dinat_s_base": 87_768_224,
+    "dinat_s_large": 196_532_476,
+    "dinat_s_large_384": 196_532_476,
+    "nat_isotropic_small": 21_999_736,
+    "nat_isotropic_base": 86_465_800,
+    "dinat_isotropic_small": 21_999_736,
+    "dinat_isotropic_base": 86_465_800,
+    "vitrpb_small": 22_080_376,
+    "vitrpb_base": 86_627_080,
 }
+WITH_LAYER_SCALE = ("nat_small", "nat_base", "dinat_base")
 SMALL = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "backend": "reference"}
 
 
@@ -37,7 +56,7 @@ def attentions(model: NAT) -> list[NeighborhoodAttention2D]:
 
 
 def test_listed_models_are_those_counted():
-    assert list_models() == sorted(PARAMETERS, key=PARAMETERS.__getitem__)
+    assert list_models() == list(PARAMETERS)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -52,7 +71,7 @@ def test_layer_scale_where_the_original_has_it(name):
     with torch.device("meta"):
         state = create_model(name).state_dict()
     gammas = [key for key in state if "gamma" in key]
-    assert len(gammas) == (2 * sum(SPECS[name].depths) if name in ("nat_small", "nat_base") else 0)
+    assert len(gammas) == (2 * sum(SPECS[name].depths) if name in WITH_LAYER_SCALE else 0)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -135,6 +154,60 @@ def test_dilations_reach_the_layers():
     assert model(torch.randn(1, 3, 224, 224)).shape == (1, 10)
     assert per_layer_dilations(None, (1, 2)) == [(1,), (1, 1)]
     assert per_layer_dilations(3, (1, 2)) == [(3,), (3, 3)]
+
+
+# Of a model's odd layers in each stage; even ones have 1.
+DILATIONS = {
+    "dinat_mini": (8, 4, 2, 1),
+    "dinat_large": (8, 4, 2, 1),
+    "dinat_large_384": (13, 6, 3, 1),
+    "dinat_large_384_11x11": (8, 4, 2, 1),
+    "dinat_s_tiny": (8, 4, 2, 1),
+    "dinat_s_large_384": (13, 6, 3, 1),
+    "dinat_isotropic_small": (2,),
+}
+
+
+@pytest.mark.parametrize("name", DILATIONS)
+def test_dilations_are_those_of_the_authors(name):
+    with torch.device("meta"):
+        model = create_model(name)
+    stages = DILATIONS[name]
+    expected = [
+        d if layer % 2 else 1 for d, depth in zip(stages, SPECS[name].depths, strict=True) for layer in range(depth)
+    ]
+    assert [a.dilation for a in attentions(model)] == [(d, d) for d in expected]
+    window = 11 if name.endswith("11x11") else 7
+    assert {a.kernel_size for a in attentions(model)} == {(window, window)}
+    assert SPECS[name].preprocessing.input_size == (384 if "384" in name else 224)
+
+
+@pytest.mark.parametrize("name", ["nat_mini", "nat_isotropic_small", "vitrpb_small"])
+def test_nat_and_vit_are_not_dilated(name):
+    with torch.device("meta"):
+        model = create_model(name)
+    assert {a.dilation for a in attentions(model)} == {(1, 1)}
+
+
+def test_dilations_follow_the_overrides_or_are_given():
+    with torch.device("meta"):
+        shallow = create_model("dinat_mini", depths=(2, 1, 1, 2), kernel_size=(3, 5))
+        plain = create_model("dinat_s_tiny", dilations=None)
+        fine = create_model("dinat_isotropic_small", depth=3, patch_size=8)
+    assert [a.dilation[0] for a in attentions(shallow)] == [1, 11, 1, 1, 1, 1]
+    assert {a.dilation for a in attentions(plain)} == {(1, 1)}
+    assert [a.dilation[0] for a in attentions(fine)] == [1, 4, 1]
+
+
+def test_alternating_dilations():
+    assert alternating_dilations(225, 7, (2, 3)) == [(1, 8), (1, 4, 1)]  # maps of 57 and 29
+    assert alternating_dilations(32, 7, (2, 2)) == [(1, 1), (1, 1)]
+    with pytest.raises(ValueError, match="^input_size: required an integer >= 1, got 0"):
+        alternating_dilations(0, 7, (2,))
+    with pytest.raises(TypeError, match="^depths: required"):
+        alternating_dilations(224, 7, "22")
+    with pytest.raises(ValueError, match="^kernel_size: required"):
+        alternating_dilations(224, 0, (2,))
 
 
 # --- features only

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from typing import Any
@@ -23,7 +24,7 @@ from tvm_na.te.backward_lanes import BackwardTile, Chunks, backward
 from tvm_na.te.rows import Rows
 
 # How many random problems are tried; 500 take minutes.
-PROBLEMS = int(os.environ.get("TVM_NA_TEST_PROBLEMS", "200")) * 3 // 10
+PROBLEMS = int(os.environ.get("TVM_NA_TEST_PROBLEMS", "140")) * 3 // 10
 _HEAD_DIMS = (4, 12, 24, 32, 40, 64)
 
 
@@ -53,7 +54,12 @@ def gradients(problem: NAProblem, kernel: Any, batch: int, seed: int) -> tuple[l
 def check(problem: NAProblem, kernel: Any, batch: int, seed: int) -> None:
     found, right = gradients(problem, kernel, batch, seed)
     errors = [relative_error(a, b) for a, b in zip(found, right, strict=True)]
-    assert all(e <= GRADIENT_TOLERANCE[problem.dtype] for e in errors), (seed, str(problem), errors)
+    tolerance = [GRADIENT_TOLERANCE[problem.dtype]] * len(errors)
+    if math.prod(problem.kernel_size) == 1 and problem.bias:
+        # One key has the weight 1 whatever its score: the bias's gradient is 0, and what is found the sum of as many
+        # roundings as there are queries.
+        tolerance[3] *= batch * math.prod(problem.spatial)
+    assert all(e <= t for e, t in zip(errors, tolerance, strict=True)), (seed, str(problem), errors)
 
 
 def drawn(seed: int) -> NAProblem:

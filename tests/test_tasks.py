@@ -27,7 +27,7 @@ def test_layers_are_weights_and_repeated_problems_are_one_task() -> None:
 @pytest.mark.parametrize(
     ("problem", "weight", "error", "says"),
     [
-        ("9x9", 1.0, TypeError, "problem: required one of NAProblem, BackwardProblem, DenseProblem, got str"),
+        ("9x9", 1.0, TypeError, "problem: required one of NAProblem, .*UnfusedProblem, got str"),
         (PROBLEM, "1", TypeError, "weight: required a number, got str"),
         (PROBLEM, True, TypeError, "weight: required a number, got bool"),
         (PROBLEM, 0, ValueError, "weight: required a finite number > 0, got 0"),

@@ -15,6 +15,7 @@ from tvm_na.dense import DenseProblem
 from tvm_na.operators import Problem
 from tvm_na.target import NATarget, check_runs_here, detect_cuda_target, detect_target, parse_target
 from tvm_na.te import ENTRY
+from tvm_na.unfused_problem import UnfusedProblem
 
 if TYPE_CHECKING:
     from tvm_na.schedules import SearchSpace
@@ -187,6 +188,8 @@ def unsupported(problem: Problem, target: NATarget) -> str:
     if isinstance(problem, DenseProblem):
         return f"linear layers and convolutions are compiled for CPUs, not for {target.kind}"
     if target.kind == "cuda":
+        if isinstance(problem, UnfusedProblem):
+            return "the unfused operators are compiled for CPUs, not for GPUs yet"
         if isinstance(problem, BackwardProblem):
             return "gradients are compiled for CPUs, not for GPUs yet"
         return "no search space for GPUs serves it"

@@ -169,7 +169,7 @@ def distance(problem: Mapping[str, Any], other: Mapping[str, Any]) -> float | No
     Sizes count by the logarithm of their ratio. What decides how a tile fills the registers weighs the most: the
     window, the channels and the columns of a dilation group.
     """
-    if problem.get("operator") != other.get("operator"):
+    if any(problem.get(name) != other.get(name) for name in ("operator", "kind")):
         return None
     if problem.get("operator") == OPERATOR:
         return dense_distance(problem, other)

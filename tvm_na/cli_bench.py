@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tvm_na.cli_common import build, console, reports_errors, warn
+from tvm_na.cli_common import build, console, own_size, reports_errors, warn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,7 +104,9 @@ def _bench_problem(problem: NAProblem, batch: int, rounds: int) -> None:
 @reports_errors
 def bench_model(
     name: Annotated[str, typer.Argument(metavar="MODEL", help="Name of a model, such as nat_mini.")],
-    input_size: Annotated[int, typer.Option(min=32, help="Height and width of the image in pixels.")] = 224,
+    input_size: Annotated[
+        int | None, typer.Option(min=32, help="Height and width of the image in pixels; the model's own if not given.")
+    ] = None,
     batch: Batch = 1,
     rounds: Rounds = 9,
 ) -> None:
@@ -114,17 +116,18 @@ def bench_model(
     from tvm_na.benchmark import LOGITS_BUDGET, relative_error
     from tvm_na.models import create_model, problems_of
 
+    size = input_size or own_size(name)
     torch.manual_seed(0)
     compiled = create_model(name, backend="compiled").eval()
     reference = copy.deepcopy(compiled)
     reference.set_backend("reference")
     warn("random weights: logits and latency are compared, not what the model sees")
-    x = torch.randn(batch, 3, input_size, input_size)
-    build(problems_of(compiled, input_size))
+    x = torch.randn(batch, 3, size, size)
+    build(problems_of(compiled, size))
     with torch.inference_mode():
         error = relative_error(compiled(x), reference(x))
         candidates = {"compiled": partial(compiled, x), "reference": partial(reference, x)}
-        title = f"{name}, {input_size}x{input_size}, batch {batch}, float32"
+        title = f"{name}, {size}x{size}, batch {batch}, float32"
         _compare(title, candidates, rounds, error, LOGITS_BUDGET)
 
 

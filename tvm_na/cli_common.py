@@ -64,6 +64,13 @@ def build(problems: Iterable[NAProblem]) -> None:
         raise fail(str(error)) from error
 
 
+def own_size(model: str) -> int:
+    """Pixels in height and width of the images that a model is made for; ValueError for an unknown name."""
+    from tvm_na.models.registry import get_spec
+
+    return get_spec(model).preprocessing.input_size
+
+
 def size_of(count: float) -> str:
     """Bytes for people, such as ``"1.5 MB"``."""
     for unit in ("B", "kB", "MB"):

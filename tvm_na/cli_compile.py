@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tvm_na.cli_common import console, fail, reports_errors, rows_of, size_of, warn
+from tvm_na.cli_common import console, fail, own_size, reports_errors, rows_of, size_of, warn
 from tvm_na.cli_run import IMAGENET_CLASSES, load_model
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ def compile_model(
     name: Annotated[str, typer.Argument(metavar="MODEL", help="Name of a model, such as nat_tiny.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The artifact, a folder that is made.")],
     weights: Annotated[Path | None, typer.Option(help="Checkpoint (.pth, .safetensors); random if none.")] = None,
-    input_size: Annotated[int, typer.Option(min=32, help="Pixels in height and width that the model sees.")] = 224,
+    input_size: Annotated[
+        int | None, typer.Option(min=32, help="Pixels in height and width that the model sees; its own if not given.")
+    ] = None,
     num_classes: Annotated[int, typer.Option(min=1, help="Classes of the model.")] = IMAGENET_CLASSES,
     batch: Annotated[
         str, typer.Option(metavar="dynamic|N", help="Images at once: any number, or this one.")
@@ -74,7 +76,8 @@ def compile_model(
 
     if batch != "dynamic" and not batch.isdecimal():
         raise ValueError(f"batch: required dynamic or an integer >= 1, got {batch!r}")
-    preprocessing = replace(get_spec(name).preprocessing, input_size=input_size)
+    size = input_size or own_size(name)
+    preprocessing = replace(get_spec(name).preprocessing, input_size=size)
     model = load_model(name, weights, num_classes, "compiled")
     out, start = console(), time.perf_counter()
     try:
@@ -83,7 +86,7 @@ def compile_model(
             steps = _Steps(out, status)
             compile_artifact(
                 model,
-                torch.zeros(1, 3, input_size, input_size),
+                torch.zeros(1, 3, size, size),
                 target,
                 batch if batch == "dynamic" else int(batch),
                 precision,

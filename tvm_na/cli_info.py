@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tvm_na.cli_common import console, reports_errors, rows_of, size_of
+from tvm_na.cli_common import console, own_size, reports_errors, rows_of, size_of
 
 Rows = Sequence[tuple[object, ...]]
 
@@ -17,15 +17,18 @@ def info(
     model: Annotated[
         str | None, typer.Option(help="Show only which schedule each problem of this model gets, and why.")
     ] = None,
-    input_size: Annotated[int, typer.Option(min=32, help="Height and width of the model's image in pixels.")] = 224,
+    input_size: Annotated[
+        int | None, typer.Option(min=32, help="Height and width of the model's image in pixels; its own if not given.")
+    ] = None,
     training: Annotated[
         bool, typer.Option("--training", help="The problems of the model's training, with those of gradients.")
     ] = False,
 ) -> None:
     """Show the machine, the target, versions, settings, the kernel cache and the tuning records."""
     if model is not None:
-        title = f"{model}, {input_size}x{input_size}{', training' * training}"
-        _section(title, _schedules(model, input_size, training))
+        size = input_size or own_size(model)
+        title = f"{model}, {size}x{size}{', training' * training}"
+        _section(title, _schedules(model, size, training))
         return
     if training:
         raise ValueError("training: required --model with it, got none")
@@ -114,11 +117,15 @@ def _records() -> Rows:
 
 def _schedules(name: str, input_size: int, training: bool) -> Rows:
     """A row for each problem: the layers that pose it, the problem, its schedule."""
+    import torch
+
     from tvm_na.build import current_target, explain, is_supported, unsupported
     from tvm_na.models import create_model, problems_of, training_problems_of
 
     target, rows = current_target(), []
-    problems = (training_problems_of if training else problems_of)(create_model(name), input_size)
+    with torch.device("meta"):  # weights play no part
+        model = create_model(name)
+    problems = (training_problems_of if training else problems_of)(model, input_size)
     for problem, layers in problems.items():
         supported = is_supported(problem, target)
         schedule = explain(problem, target) if supported else f"no kernel: {unsupported(problem, target)}"

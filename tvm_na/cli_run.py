@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tvm_na.cli_common import BackendName, build, console, reports_errors, warn
+from tvm_na.cli_common import BackendName, build, console, own_size, reports_errors, warn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-    from tvm_na.models import NAT
+    from tvm_na.models import NAModel
     from tvm_na.models.registry import Preprocessing
 
     Classify = Callable[[Tensor], Tensor]
@@ -42,7 +42,7 @@ def read_labels(path: Path) -> list[str]:
     return labels
 
 
-def load_model(name: str, weights: Path | None, num_classes: int, backend: str) -> NAT:
+def load_model(name: str, weights: Path | None, num_classes: int, backend: str) -> NAModel:
     """A model in evaluation mode; says loudly what of its weights is random.
 
     Raises:
@@ -76,7 +76,7 @@ def run(
     ] = None,
     backend: Annotated[BackendName | None, typer.Option(help="Who computes attention; auto if not given.")] = None,
     input_size: Annotated[
-        int | None, typer.Option(min=32, help="Pixels in height and width that the model sees; 224 if not given.")
+        int | None, typer.Option(min=32, help="Pixels in height and width that the model sees; its own if not given.")
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Classes to show per image.")] = 5,
 ) -> None:
@@ -93,7 +93,7 @@ def run(
         if names and num_classes not in (None, len(names)):
             raise ValueError(f"labels: required {num_classes} labels, one per class, got {len(names)} in {labels}")
         classes = num_classes or (len(names) if names else IMAGENET_CLASSES)
-        preprocessing = _preprocessing(model_name, input_size or 224)
+        preprocessing = _preprocessing(model_name, input_size)
         inputs = _inputs(images, preprocessing)  # before anything that takes long
         classify = _model(model_name, weights, classes, backend or "auto", preprocessing.input_size)
     _classify_all(classify, images, inputs, names, top)
@@ -104,12 +104,12 @@ def is_artifact(name: str) -> bool:
     return "/" in name or "." in name or Path(name, "manifest.json").is_file()
 
 
-def _preprocessing(model_name: str, input_size: int) -> Preprocessing:
+def _preprocessing(model_name: str, input_size: int | None) -> Preprocessing:
     from dataclasses import replace
 
     from tvm_na.models.registry import get_spec
 
-    return replace(get_spec(model_name).preprocessing, input_size=input_size)
+    return replace(get_spec(model_name).preprocessing, input_size=input_size or own_size(model_name))
 
 
 def _model(name: str, weights: Path | None, classes: int, backend: str, input_size: int) -> Classify:

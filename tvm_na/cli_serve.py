@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tvm_na.cli_common import BackendName, build, fail, reports_errors, warn
+from tvm_na.cli_common import BackendName, build, fail, own_size, reports_errors, warn
 from tvm_na.cli_run import IMAGENET_CLASSES, is_artifact, load_model, read_labels
 
 if TYPE_CHECKING:
-    from tvm_na.models import NAT
+    from tvm_na.models import NAModel
     from tvm_na.serve.classifier import Classifier
 
 
@@ -33,7 +33,7 @@ def serve(
     ] = None,
     backend: Annotated[BackendName | None, typer.Option(help="Who computes a model's attention; auto if none.")] = None,
     input_size: Annotated[
-        int | None, typer.Option(min=32, help="Pixels in height and width that a model sees; 224 if none.")
+        int | None, typer.Option(min=32, help="Pixels in height and width that a model sees; its own size if none.")
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for a free one.")] = 8000,
@@ -60,7 +60,7 @@ def serve(
     else:
         if model is not None:
             raise ValueError(f"model: required an artifact with it, got {model!r} and {name!r}")
-        classifier = _eager(name, weights, names, num_classes, backend or "auto", input_size or 224)
+        classifier = _eager(name, weights, names, num_classes, backend or "auto", input_size or own_size(name))
     _warm_up(classifier, max_batch)
     raise typer.Exit(run_server(Service(classifier, limits), host, port))
 
@@ -96,7 +96,7 @@ def _artifact(
     if model is not None and weights is None:
         raise ValueError(f"weights: required those of the artifact with --model {model}, got none")
 
-    def eager_copy(name: str, classes: int) -> NAT:
+    def eager_copy(name: str, classes: int) -> NAModel:
         return load_model(model or name, weights, classes, "reference")  # needs no compiler
 
     classifier = artifact_classifier(path, labels, None if weights is None else eager_copy)

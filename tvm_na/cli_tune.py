@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tvm_na.cli_common import console, fail, reports_errors
+from tvm_na.cli_common import console, fail, own_size, reports_errors
 
 if TYPE_CHECKING:
     from tvm_na.farm import Farm
@@ -44,9 +44,12 @@ def _in_dtype(problem: Problem, dtype: str) -> Problem:
     from dataclasses import replace
 
     from tvm_na.backward import BackwardProblem
+    from tvm_na.unfused_problem import UnfusedProblem
 
     if isinstance(problem, BackwardProblem):
         return BackwardProblem(replace(problem.forward, dtype=dtype))
+    if isinstance(problem, UnfusedProblem):
+        return replace(problem, forward=replace(problem.forward, dtype=dtype))
     return replace(problem, dtype=dtype)
 
 
@@ -54,7 +57,7 @@ def _tasks_of_model(name: str, input_sizes: Sequence[str], dtype: str, whole: bo
     from tvm_na.models import create_model, problems_of, training_problems_of
     from tvm_na.tasks import TuneTask, merged, tasks_of
 
-    sizes = [parse_size(text) for text in input_sizes or ["224"]]
+    sizes = [parse_size(text) for text in input_sizes or [str(own_size(name))]]
     model = create_model(name)
     if whole:
         import torch
@@ -124,7 +127,7 @@ def _check_sources(sources: Mapping[str, Any], of_model: Mapping[str, Any], back
 def tune(
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Name of a model, such as nat_tiny.")] = None,
     input_size: Annotated[
-        list[str] | None, typer.Option(help="Of the model's images: 224 or 224x192. Can be repeated.")
+        list[str] | None, typer.Option(help="Images' size: 224 or 224x192; MODEL's own if not given. Can be repeated.")
     ] = None,
     whole_model: Annotated[
         bool,

@@ -117,9 +117,9 @@ class _Checked:
 _checked: dict[tuple[Any, ...], _Checked] = {}
 
 
-def _kind(value: Any) -> Any:
+def kind_of(value: Any) -> Any:
     """The type of a per-axis argument, and of its elements: True equals 1, but is no kernel size."""
-    return tuple(map(type, value)) if value.__class__ is tuple else value.__class__
+    return (value.__class__, *map(type, value)) if isinstance(value, tuple) else value.__class__
 
 
 def _check(tensors: _Tensors, axes: _Axes, return_lse: Any, rank: int) -> _Checked:
@@ -139,10 +139,10 @@ def _checked_once(tensors: _Tensors, axes: _Axes, return_lse: Any, rank: int) ->
     plain = type(query) is type(key) is type(value) is Tensor and (rpb is None or isinstance(rpb, Tensor))
     if not plain or torch.compiler.is_compiling():
         return _check(tensors, axes, return_lse, rank)
-    at = (signature(*tensors), axes, *map(_kind, axes), return_lse, return_lse.__class__, rank)
     try:
+        at = (signature(*tensors), axes, *map(kind_of, axes), return_lse, return_lse.__class__, rank)
         found = _checked.get(at)
-    except TypeError:  # a list cannot be looked up, nor can much that the check will refuse
+    except (TypeError, RuntimeError):  # a list cannot be looked up, nor can much that the check will refuse
         return _check(tensors, axes, return_lse, rank)
     if found is None:
         found = _checked[at] = _check(tensors, axes, return_lse, rank)
@@ -184,7 +184,7 @@ def _front(rank: int) -> Callable[..., Any]:
         tensors = (query, key, value, rpb)
         checked = _checked_once(tensors, (kernel_size, stride, dilation, is_causal), return_lse, rank)
         problem = checked.problem
-        factor = check_scale(scale, problem.head_dim)
+        factor = check_scale(scale, problem.head_dim, problem.accum_dtype)
         has_extra = check_additional(additional_keys, additional_values, query, key, value)
 
         needs_grad = torch.is_grad_enabled() and any_requires_grad(query, key, value, rpb)
@@ -198,7 +198,10 @@ def _front(rank: int) -> Callable[..., Any]:
                 return known if return_lse else known[0]
         extra = (additional_keys, additional_values)
         forward_mode = in_forward_mode(*tensors, *extra)
-        if choose_backend(chosen, _why_not_compiled(problem, query.device, needs_grad, forward_mode)) is Backend.REFERENCE:
+        if (
+            choose_backend(chosen, _why_not_compiled(problem, query.device, needs_grad, forward_mode))
+            is Backend.REFERENCE
+        ):
             out, lse = reference.neighborhood_attention(problem, query, key, value, factor, rpb, *extra)
             return (out, lse) if return_lse else out
         if not has_extra and not return_lse:

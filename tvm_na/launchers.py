@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,11 +17,12 @@ from torch import Tensor
 
 from tvm_na import runtime
 from tvm_na.backward import BackwardProblem, backward_problem_of
+from tvm_na.operators import Problem
 from tvm_na.problem import NAProblem, problem_of
 
 _ALIGNMENT = 64  # bytes; TVM's kernels for CPUs assume it and do not check
 _MAX_ELEMENTS = 2**31 - 1  # kernels count elements in 32 bits
-_HALVES = ("float16", "bfloat16")
+HALVES = ("float16", "bfloat16")
 
 #: kernel_size, stride, dilation and is_causal, one value per axis.
 Window = tuple[Any, Any, Any, Any]
@@ -100,7 +102,7 @@ def outputs(problem: NAProblem, query: Tensor) -> tuple[Tensor, Tensor | None]:
         out = torch.empty((*tokens, problem.head_dim_v), dtype=query.dtype, device=query.device)
     if not problem.return_lse:
         return out, None
-    if problem.dtype in _HALVES:
+    if problem.dtype in HALVES:
         return out, query.new_empty(tokens, dtype=torch.float32)
     return out, query.new_empty(tokens)
 
@@ -120,7 +122,7 @@ def _scale_tensor(scale: float, dtype: torch.dtype) -> Tensor:
         return torch.tensor([scale], dtype=dtype, device="cpu")
 
 
-def _ready(tensor: Tensor, alignment: int) -> Tensor:
+def aligned(tensor: Tensor, alignment: int) -> Tensor:
     """``tensor`` as a kernel can read it: no lazy negation, contiguous, aligned."""
     if tensor.is_neg() or not tensor.is_contiguous():
         tensor = tensor.resolve_neg().contiguous()
@@ -135,29 +137,45 @@ def _elements_per_sample(problem: NAProblem) -> int:
     return tokens * problem.heads * max(problem.head_dim, problem.head_dim_v)
 
 
+def _elements_of_bias(problem: NAProblem) -> int:
+    """A bound on the elements of the bias as kernels for CPUs pad it, more than the map has if head_dim is small."""
+    rows = math.prod(2 * k - 1 for k in problem.kernel_size[:-1])
+    return problem.heads * rows * 2 * (problem.spatial[-1] + 64) if problem.bias else 0
+
+
 def largest_batch(problem: NAProblem | BackwardProblem) -> int:
     """The samples that a kernel for CPUs takes at once: it counts elements in 32 bits. 0 if one is too large."""
     if isinstance(problem, BackwardProblem):  # sums of chunks have up to twice the rows, see schedules/cpu_backward.py
-        return _MAX_ELEMENTS // (2 * _elements_per_sample(problem.forward))
+        return largest_batch(problem.forward) // 2
+    if _elements_of_bias(problem) > _MAX_ELEMENTS:
+        return 0
     return _MAX_ELEMENTS // _elements_per_sample(problem)
 
 
-def _on_cpu(problem: NAProblem | BackwardProblem) -> runtime.Way:
+def way_on_cpu(problem: Problem, samples: int) -> runtime.Way:
+    """How the kernel of ``problem``, which is built now if need be, runs on this CPU, ``samples`` at once."""
     from tvm_na.build import kernel_for, target_for
 
     kernel = kernel_for(problem, target_for("cpu")).function
-    return runtime.Way(kernel, _scale_tensor, runtime.use_threads, _ALIGNMENT, largest_batch(problem))
+    return runtime.Way(kernel, _scale_tensor, runtime.use_threads, _ALIGNMENT, samples)
+
+
+def _on_cpu(problem: NAProblem | BackwardProblem) -> runtime.Way:
+    # Before a kernel is built: where it cannot count, the compiler fails in its own words, after minutes.
+    return way_on_cpu(problem, _require_samples(largest_batch(problem), problem))
 
 
 def _on_cuda(problem: NAProblem, index: int) -> runtime.Way:
-    from tvm_na.cuda.launch import way
+    from tvm_na.cuda import launch
 
-    return way(problem, index, _MAX_ELEMENTS)
+    return launch.way(problem, index, _require_samples(launch.largest_batch(problem, _MAX_ELEMENTS), problem))
 
 
-def _require_samples(way: runtime.Way, problem: NAProblem) -> None:
-    if way.samples == 0:
+def _require_samples(samples: int, problem: NAProblem | BackwardProblem) -> int:
+    """``samples``, the largest batch of a call; ValueError if not even one fits."""
+    if samples == 0:
         raise ValueError(f"query: required fewer than 2^31 elements per sample, got {problem}")
+    return samples
 
 
 def _make_launcher(problem: NAProblem, device: torch.device) -> Launcher:
@@ -165,7 +183,6 @@ def _make_launcher(problem: NAProblem, device: torch.device) -> Launcher:
     kernel, scale_tensor, before, alignment, samples = way.kernel, way.scale, way.before, way.alignment, way.samples
     accum = torch.float64 if problem.dtype == "float64" else torch.float32
     flops = problem.useful_flops
-    _require_samples(way, problem)
 
     def launch(
         query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, scale: float
@@ -177,16 +194,16 @@ def _make_launcher(problem: NAProblem, device: torch.device) -> Launcher:
         if before is not None:
             before(flops * batch)
         factor = scale_tensor(scale, accum)
-        constants = (factor,) if rpb is None else (factor, _ready(rpb, alignment))
+        constants = (factor,) if rpb is None else (factor, aligned(rpb, alignment))
         if batch <= samples:
-            inputs = (_ready(query, alignment), _ready(key, alignment), _ready(value, alignment))
+            inputs = (aligned(query, alignment), aligned(key, alignment), aligned(value, alignment))
             kernel(*inputs, *constants, out, *(() if lse is None else (lse,)))
             return out, lse
         for first in range(0, batch, samples):
             part = slice(first, first + samples)
             part_out, part_lse = outputs(problem, query[part])
             lse_argument = [] if part_lse is None else [part_lse]
-            inputs = (_ready(query[part], alignment), _ready(key[part], alignment), _ready(value[part], alignment))
+            inputs = (aligned(query[part], alignment), aligned(key[part], alignment), aligned(value[part], alignment))
             kernel(*inputs, *constants, part_out, *lse_argument)
             out[part] = part_out
             if lse is not None and part_lse is not None:
@@ -197,7 +214,7 @@ def _make_launcher(problem: NAProblem, device: torch.device) -> Launcher:
 
 
 def _launcher_of(problem: NAProblem, device: torch.device) -> Launcher:
-    if device.type != "cpu" or problem.dtype not in _HALVES:
+    if device.type != "cpu" or problem.dtype not in HALVES:
         return _make_launcher(problem, device)
     # Accumulation is float32 by contract, and CPUs have no faster arithmetic for halves at hand.
     in_float32 = _make_launcher(dataclasses.replace(problem, dtype="float32"), device)
@@ -217,15 +234,14 @@ def _make_backward_launcher(problem: BackwardProblem) -> BackwardLauncher:
     kernel, scale_tensor, before, alignment, samples = way.kernel, way.scale, way.before, way.alignment, way.samples
     accum = torch.float64 if problem.dtype == "float64" else torch.float32
     flops = problem.useful_flops
-    _require_samples(way, problem.forward)
 
     def one(rpb: Tensor | None, scale: float, tensors: list[Tensor]) -> list[Tensor]:
         """The gradients of a batch that is not too large; tensors are query, key, value, lse, d_out and maybe d_lse."""
         if before is not None:
             before(flops * tensors[0].shape[0])
-        ready = [_ready(t, alignment) for t in tensors]
+        ready = [aligned(t, alignment) for t in tensors]
         factor = scale_tensor(scale, accum)
-        constants = (factor,) if rpb is None else (factor, _ready(rpb, alignment))
+        constants = (factor,) if rpb is None else (factor, aligned(rpb, alignment))
         gradients = gradient_outputs(*tensors[:3], rpb)
         kernel(*ready[:3], *constants, *ready[3:], *gradients)
         return gradients
@@ -269,7 +285,7 @@ def backward_launcher_of(problem: BackwardProblem, device: torch.device) -> Back
     """
     if device.type != "cpu":
         raise NotImplementedError(f"no kernel for {problem}: there are no backward kernels for GPUs yet")
-    if problem.dtype not in _HALVES:
+    if problem.dtype not in HALVES:
         return _make_backward_launcher(problem)
     in_float32 = _make_backward_launcher(BackwardProblem(dataclasses.replace(problem.forward, dtype="float32")))
     kind = getattr(torch, problem.dtype)

@@ -21,6 +21,7 @@ from tvm_na.benchmark import measure
 from tvm_na.dense import DenseProblem, elements_of
 from tvm_na.operators import Problem
 from tvm_na.target import cpu_name
+from tvm_na.unfused_problem import UnfusedProblem
 
 if TYPE_CHECKING:
     import torch
@@ -116,12 +117,14 @@ class Bound:
 
 
 def bytes_of(problem: Problem) -> int:
-    """Bytes of query, key, value and output for a batch of one, each once; of linear layers, of all arguments.
+    """Bytes of query, key, value and output for a batch of one, each once; of other operators, of all arguments.
 
     Gradients read the output's gradient and write those of query, key and value.
     """
     if isinstance(problem, DenseProblem):
         return sum(elements_of(problem).values()) * _ITEM_BYTES[problem.dtype]
+    if isinstance(problem, UnfusedProblem):
+        return sum(problem.elements.values()) * _ITEM_BYTES[problem.dtype]
     attention = problem.forward if isinstance(problem, BackwardProblem) else problem
     channels = attention.heads * (attention.head_dim + attention.head_dim_v)
     channels += attention.heads_kv * (attention.head_dim + attention.head_dim_v)

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tvm_na import unfused
 from tvm_na.functional import Backend, na1d, na2d, na3d
 from tvm_na.problem import check_scale, per_axis_bools, per_axis_ints
 
 _ATTENTION = {1: na1d, 2: na2d, 3: na3d}
+_QK = {1: unfused.na1d_qk, 2: unfused.na2d_qk, 3: unfused.na3d_qk}
+_AV = {1: unfused.na1d_av, 2: unfused.na2d_av, 3: unfused.na3d_av}
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -50,6 +53,7 @@ class _NeighborhoodAttention(nn.Module):
         proj_drop: float = 0.0,
         *,
         rel_pos_bias: bool = False,
+        attn_drop: float = 0.0,
         backend: Backend | str = Backend.AUTO,
     ) -> None:
         super().__init__()
@@ -72,11 +76,15 @@ class _NeighborhoodAttention(nn.Module):
         if rel_pos_bias:
             self.rpb = nn.Parameter(torch.zeros(num_heads, *(2 * k - 1 for k in self.kernel_size)))
             nn.init.trunc_normal_(self.rpb, std=0.02)
+        self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(embed_dim, embed_dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, return_attention: bool = False) -> Any:
         """Attend over ``x`` ``[batch, *spatial, embed_dim]``; the same shape comes back.
+
+        With ``return_attention`` the attention weights ``[batch, *spatial, heads, prod(kernel_size)]`` come too, before
+        dropout: positions of a window in row-major order, 0 where a causal window has no key.
 
         A map smaller than ``kernel_size * dilation`` counts as zero-padded right and bottom before the projection
         of queries, keys and values, is attended over whole, and cropped, as NATTEN <= 0.15 did.
@@ -87,22 +95,32 @@ class _NeighborhoodAttention(nn.Module):
         sizes = x.shape[1:-1]
         missing = [max(0, k * d - n) for k, d, n in zip(self.kernel_size, self.dilation, sizes, strict=True)]
         query, key, value = self._project(x, missing)
-        out = _ATTENTION[self.rank](
-            query,
-            key,
-            value,
-            self.kernel_size,
-            self.stride,
-            self.dilation,
-            self.is_causal,
-            self.scale,
-            rpb=self.rpb,
-            backend=self.backend,
-        )
+        weights = None
+        if return_attention:
+            out, weights = self._attend_in_steps(query, key, value)
+        else:
+            out = self._attend(query, key, value)
         if any(missing):
             for axis, n in enumerate(sizes, start=1):
                 out = out.narrow(axis, 0, n)
-        return self.proj_drop(self.proj(out.flatten(-2)))
+                weights = None if weights is None else weights.narrow(axis, 0, n)
+        out = self.proj_drop(self.proj(out.flatten(-2)))
+        return out if weights is None else (out, weights)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention of tensors ``[batch, *spatial, heads, head_dim]``; what a subclass with another one overrides."""
+        if self.training and self.attn_drop.p:  # the fused operator has no weights to drop
+            return self._attend_in_steps(query, key, value)[0]
+        window = (self.kernel_size, self.stride, self.dilation, self.is_causal)
+        out: Tensor = _ATTENTION[self.rank](query, key, value, *window, self.scale, rpb=self.rpb, backend=self.backend)
+        return out
+
+    def _attend_in_steps(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """The same through scores and weights, which come too; the output is of those that dropout leaves."""
+        window = (self.kernel_size, self.stride, self.dilation, self.is_causal)
+        scores = _QK[self.rank](query, key, *window, self.scale, rpb=self.rpb, backend=self.backend)
+        weights = scores.softmax(dim=-1)
+        return _AV[self.rank](self.attn_drop(weights), value, *window, backend=self.backend), weights
 
     def _project(self, x: Tensor, missing: Sequence[int] = ()) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values ``[batch, *spatial, heads, head_dim]`` of x with so many zeros behind each axis."""
@@ -147,6 +165,7 @@ class NeighborhoodAttention2D(_NeighborhoodAttention):
         qk_scale: Factor of the scores; ``head_dim ** -0.5`` if None.
         proj_drop: Dropout after the output projection.
         rel_pos_bias: Whether there is a learned relative position bias ``rpb`` ``[heads, 2k-1, 2k-1]``.
+        attn_drop: Dropout of attention weights while training, which then takes the unfused operators.
         backend: ``auto``, ``compiled`` or ``reference``.
 
     Raises:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 
-from tvm_na import backward, dense
+from tvm_na import backward, dense, unfused_problem
 from tvm_na.backward import BackwardProblem
 from tvm_na.dense import DenseProblem
 from tvm_na.problem import NAProblem
+from tvm_na.unfused_problem import UnfusedProblem
 
 #: What a kernel can compute.
-Problem = NAProblem | BackwardProblem | DenseProblem
+Problem = NAProblem | BackwardProblem | DenseProblem | UnfusedProblem
 
 #: The classes of problems by the key ``operator`` of their JSON; attention has none.
-PROBLEMS: dict[str | None, type[NAProblem] | type[BackwardProblem] | type[DenseProblem]] = {
+PROBLEMS: dict[str | None, type[NAProblem] | type[BackwardProblem] | type[DenseProblem] | type[UnfusedProblem]] = {
     None: NAProblem,
     backward.OPERATOR: BackwardProblem,
     dense.OPERATOR: DenseProblem,
+    unfused_problem.OPERATOR: UnfusedProblem,
 }
 
 
@@ -37,6 +39,10 @@ def arguments_with_batch(problem: Problem) -> tuple[bool, ...]:
     """Which arguments of a kernel have a batch, in their order, outputs last."""
     if isinstance(problem, DenseProblem):  # x, weight, bias, residual, out
         return (True, False, *[False] * problem.bias, *[True] * problem.residual, True)
+    if isinstance(problem, UnfusedProblem):
+        if problem.kind == "bias_sums":  # attn, d_rpb
+            return (True, False)
+        return (True, True, False, *[False] * problem.forward.bias, True)  # two tensors, scale, rpb, out
     attention = problem.forward if isinstance(problem, BackwardProblem) else problem
     inputs = (True, True, True, False, *[False] * attention.bias)  # query, key, value, scale, rpb
     if isinstance(problem, BackwardProblem):  # lse, d_out, d_lse; d_query, d_key, d_value, d_rpb

@@ -155,12 +155,18 @@ def _fake_backward(
 # cannot save what na_forward does not return
 
 
-def _below_autograd(operator: Any, keys: Any, *arguments: Any) -> Any:
+def below_autograd(operator: Any, keys: Any, *arguments: Any) -> Any:
+    """What the operator gives where derivatives are somebody else's: what its implementation for Autograd calls."""
     with torch._C._AutoDispatchBelowAutograd():
         return operator.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
 
 
-def _needs_gradient(*tensors: Tensor | None) -> bool:
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Whether a call must be recorded.
+
+    Raises:
+        NotImplementedError: its derivatives are of a kind that no kernel has.
+    """
     if any_tangent(*tensors):
         raise NotImplementedError(
             "compiled kernels have no forward-mode derivatives: required tensors without tangents; "
@@ -183,7 +189,7 @@ class _ForwardLse(torch.autograd.Function):
     def forward(ctx: Any, keys: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
         # Where transforms of torch.func are nested, what is below is a level that records for itself.
         with torch.enable_grad(), _set_fwd_grad_enabled(True):
-            out, lse = _below_autograd(na_forward_lse, keys, *arguments)
+            out, lse = below_autograd(na_forward_lse, keys, *arguments)
         ctx.save_for_backward(*arguments[:4], lse)
         ctx.set_materialize_grads(False)
         ctx.numbers = arguments[4:]
@@ -217,25 +223,25 @@ def _recorded(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def _autograd_forward(keys: Any, *arguments: Any) -> Tensor:
-    if _needs_gradient(*arguments[:4]):
+    if needs_gradient(*arguments[:4]):
         out: Tensor = na_forward_lse(*arguments)[0]
         return out
-    result: Tensor = _below_autograd(na_forward, keys, *arguments)
+    result: Tensor = below_autograd(na_forward, keys, *arguments)
     return result
 
 
 def _autograd_forward_lse(keys: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-    if _needs_gradient(*arguments[:4]):
+    if needs_gradient(*arguments[:4]):
         return _recorded(keys, *arguments)
-    result: tuple[Tensor, Tensor] = _below_autograd(na_forward_lse, keys, *arguments)
+    result: tuple[Tensor, Tensor] = below_autograd(na_forward_lse, keys, *arguments)
     return result
 
 
 def _autograd_backward(keys: Any, *arguments: Any) -> _Four:
     """The gradients; where they need gradients themselves, in operations that have them, of any order."""
     query, key, value, rpb, lse, d_out, d_lse, *numbers = arguments
-    if not _needs_gradient(query, key, value, rpb, lse, d_out, d_lse):
-        result: _Four = _below_autograd(na_backward, keys, *arguments)
+    if not needs_gradient(query, key, value, rpb, lse, d_out, d_lse):
+        result: _Four = below_autograd(na_backward, keys, *arguments)
         return result
     window = (numbers[0], numbers[1], numbers[2], numbers[3])
     problem = backward_problem_of(query, key, value, window, rpb, lse, d_out, d_lse).forward

@@ -18,6 +18,9 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 MAX_RANK = 3
 
+# Kernels multiply the scale by log2(e), which must be finite too.
+_SCALE_BITS = {"float32": 127, "float64": 1023}
+
 
 def check_int(argument: str, value: Any, minimum: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
@@ -55,8 +58,13 @@ def per_axis_bools(argument: str, value: Any, rank: int) -> tuple[bool, ...]:
     return values
 
 
-def check_scale(scale: Any, head_dim: int) -> float:
-    """The factor of the scores: ``head_dim ** -0.5`` for None, else a finite float (zero is legal)."""
+def check_scale(scale: Any, head_dim: int, accum_dtype: str = "float64") -> float:
+    """The factor of the scores: ``head_dim ** -0.5`` for None, else a finite float (zero is legal).
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is not finite, or not small enough for ``accum_dtype``, float32 or float64.
+    """
     if scale is None:
         return head_dim**-0.5
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
@@ -65,8 +73,9 @@ def check_scale(scale: Any, head_dim: int) -> float:
         number = float(scale)
     except OverflowError:
         number = math.inf
-    if not math.isfinite(number):
-        raise ValueError(f"scale: required a finite number, got {scale}")
+    bits = _SCALE_BITS[accum_dtype]
+    if not abs(number) < 2.0**bits:
+        raise ValueError(f"scale: required a finite number below 2^{bits} in magnitude, got {scale}")
     return number
 
 
@@ -224,6 +233,8 @@ def require_tensor(argument: str, value: Any, ndim: int, layout: str) -> None:
         raise TypeError(f"{argument}: required a torch.Tensor, got {type(value).__name__}")
     if value.layout != torch.strided:
         raise TypeError(f"{argument}: required a dense (strided) tensor, got layout {value.layout}")
+    if value.is_nested:  # strided ones have no shape to speak of
+        raise TypeError(f"{argument}: required a dense (strided) tensor, got a nested tensor")
     if value.ndim != ndim:
         raise ValueError(f"{argument}: required {ndim} dimensions {layout}, got shape {tuple(value.shape)}")
 

@@ -83,7 +83,9 @@ def per_query(t: Tensor, problem: NAProblem, accum: torch.dtype) -> Tensor:
     return t.to(accum).reshape(t.shape[0], math.prod(problem.spatial), *t.shape[problem.rank + 1 :]).transpose(1, 2)
 
 
-def window_scores(query: Tensor, keys: Tensor, rpb: Tensor | None, scale: float, relative: Tensor, exists: Tensor) -> Tensor:
+def window_scores(
+    query: Tensor, keys: Tensor, rpb: Tensor | None, scale: float, relative: Tensor, exists: Tensor
+) -> Tensor:
     """``[batch, heads, tokens, window]``, minus infinity where there is no key."""
     scores = torch.einsum("bhnd,bhnkd->bhnk", query, keys) * scale
     if rpb is not None:

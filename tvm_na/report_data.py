@@ -19,6 +19,7 @@ from tvm_na.operators import Problem, problem_from_json
 from tvm_na.ranking import found_of_best, spearman
 from tvm_na.records import Record, read_meta, records_in
 from tvm_na.target import NATarget, parse_target
+from tvm_na.unfused_problem import UnfusedProblem
 
 _log = logging.getLogger(__name__)
 
@@ -281,4 +282,6 @@ def _parts(problem: Problem) -> list[str]:
     """The parts of a problem's text, each of which says one thing."""
     if isinstance(problem, BackwardProblem):
         return ["backward", *_parts(problem.forward)]
+    if isinstance(problem, UnfusedProblem):
+        return [problem.kind, *_parts(problem.forward)]
     return re.findall(r"(?:heads|kv|dim|k|stride|dil|causal|channels|pad) \S+|\S+", str(problem))

@@ -62,8 +62,8 @@ def tasks_from_file(file: Path) -> list[TuneTask]:
     """Tasks in a JSON file: a list of problems, each an object with the arguments of ``NAProblem.make``.
 
     With "operator": "backward" it is the gradients of that attention; with "operator": "dense" the arguments are those
-    of ``DenseProblem.make``. What ``to_json`` of a problem writes is such an object. A key "weight" is the task's
-    weight.
+    of ``DenseProblem.make``, with "operator": "unfused" those of ``UnfusedProblem.make``. What ``to_json`` of a problem
+    writes is such an object. A key "weight" is the task's weight.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -13,6 +13,7 @@ from tvm_na.machine import bytes_of
 from tvm_na.operators import Problem
 from tvm_na.search import Strategy
 from tvm_na.target import NATarget
+from tvm_na.unfused_problem import UnfusedProblem
 
 #: The batch on a GPU, where its memory has room for it: enough work for all of its processors.
 GPU_BATCH = 128
@@ -68,6 +69,8 @@ def _largest_tensor(problem: Problem) -> int:
     """Elements of a sample's largest tensor, of those that a kernel allocates too."""
     if isinstance(problem, DenseProblem):
         return max(elements_of(problem).values())
+    if isinstance(problem, UnfusedProblem):
+        return max(problem.elements.values())
     if isinstance(problem, BackwardProblem):
         return _PARTS * _largest_tensor(problem.forward)
     return prod(problem.spatial) * problem.heads * max(problem.head_dim, problem.head_dim_v)
@@ -108,7 +111,7 @@ def bytes_needed(problem: Problem, batch: int) -> int:
     """Bytes of a GPU's memory that measuring takes: two sets of inputs and outputs, what is right, making that."""
     if isinstance(problem, DenseProblem):  # what is right is made on the CPU
         return 2 * batch * bytes_of(problem)
-    attention = problem.forward if isinstance(problem, BackwardProblem) else problem
+    attention = problem.forward if isinstance(problem, (BackwardProblem, UnfusedProblem)) else problem
     gathered = prod(attention.spatial) * prod(attention.kernel_size) * (attention.head_dim + attention.head_dim_v)
     expected = DISTINCT * prod(attention.spatial) * attention.heads * attention.head_dim_v
     if isinstance(problem, BackwardProblem):

@@ -25,18 +25,24 @@ _scales: dict[tuple[int, float, torch.dtype], Tensor] = {}
 _MOST_SCALES = 1024
 
 
-def way(problem: NAProblem, index: int, max_elements: int) -> Way:
+def largest_batch(problem: NAProblem, max_elements: int) -> int:
+    """The samples that a kernel takes at once, where no tensor may have more elements; 0 if one is too large."""
+    if problem.bias and prod(problem.bias_shape) > max_elements:
+        return 0
+    tokens = prod(problem.spatial) * problem.heads
+    # Twice: the last blocks of a kernel count positions outside of the map, before they leave them out.
+    return max_elements // (2 * tokens * max(problem.head_dim, problem.head_dim_v))
+
+
+def way(problem: NAProblem, index: int, samples: int) -> Way:
     """How the kernel of ``problem``, built now if need be, runs on a CUDA device.
 
     Args:
         problem: What it computes.
         index: The device.
-        max_elements: That a tensor of a call may have.
+        samples: The largest batch of one call, of :func:`largest_batch`.
     """
     kernel = on_device(_kernel(problem, index), index)
-    tokens = prod(problem.spatial) * problem.heads
-    # Twice: the last blocks of a kernel count positions outside of the map, before they leave them out.
-    samples = max_elements // (2 * tokens * max(problem.head_dim, problem.head_dim_v))
     return Way(kernel, functools.partial(scale_tensor, index), None, ALIGNMENT, samples)
 
 

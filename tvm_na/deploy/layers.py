@@ -111,8 +111,9 @@ def _drop_identities(module: fx.GraphModule) -> None:
         if node.op == "call_function" and node.target in _IDENTITIES:
             node.replace_all_uses_with(node.args[0])
             module.graph.erase_node(node)
-    for node in _calls(module, _aten.view.default):  # what is viewed may have been a copy
-        node.target = _aten.reshape.default
+    for view in (_aten.view.default, _aten._unsafe_view.default):  # what is viewed may have been a copy
+        for node in _calls(module, view):
+            node.target = _aten.reshape.default
 
 
 def _fold_constants(module: fx.GraphModule) -> None:

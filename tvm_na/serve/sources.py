@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tvm_na.deploy.artifact import Artifact, load
 from tvm_na.deploy.vm_artifact import VMArtifact
-from tvm_na.models import NAT, attention_maps
+from tvm_na.models import NAModel, attention_maps
 from tvm_na.models.registry import Preprocessing
 from tvm_na.serve.classifier import Classifier
 
@@ -21,7 +21,7 @@ _SAME_MODEL = 1e-3
 
 
 def eager_classifier(
-    model: NAT, name: str, preprocessing: Preprocessing, labels: tuple[str, ...] | None, random_weights: bool
+    model: NAModel, name: str, preprocessing: Preprocessing, labels: tuple[str, ...] | None, random_weights: bool
 ) -> Classifier:
     """A classifier that calls a model as it is, and offers overlays.
 
@@ -44,7 +44,7 @@ def eager_classifier(
 
 
 def artifact_classifier(
-    path: str | os.PathLike[str], labels: tuple[str, ...] | None, eager_copy: Callable[[str, int], NAT] | None
+    path: str | os.PathLike[str], labels: tuple[str, ...] | None, eager_copy: Callable[[str, int], NAModel] | None
 ) -> Classifier:
     """A classifier that calls an artifact; with an eager copy of its model it offers overlays.
 
@@ -76,7 +76,7 @@ def artifact_classifier(
     return Classifier(**classifier, attention=_attention(copy))
 
 
-def _attention(model: NAT) -> Callable[[Tensor, tuple[int, int]], list[Tensor]]:
+def _attention(model: NAModel) -> Callable[[Tensor, tuple[int, int]], list[Tensor]]:
     return lambda x, pixel: attention_maps(model, x, pixel)
 
 
@@ -115,7 +115,7 @@ def _logits(artifact: AnyArtifact) -> Callable[[Tensor], Tensor]:
     return logits
 
 
-def _check_same(artifact: AnyArtifact, copy: NAT, size: int) -> None:
+def _check_same(artifact: AnyArtifact, copy: NAModel, size: int) -> None:
     """ValueError unless artifact and copy are the same function of a random image."""
     x = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

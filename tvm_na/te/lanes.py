@@ -10,6 +10,7 @@ dilation group (``window.py``) nothing depends on the dilation, so a dilated win
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -44,7 +45,11 @@ class LanesTile:
 def spanned_columns(problem: NAProblem, queries: int) -> int:
     """The most columns of a dilation group that the windows of one tile of ``queries`` queries span."""
     k, s, causal = problem.kernel_size[-1], problem.stride[-1], problem.is_causal[-1]
-    lengths = {group_length(problem.spatial[-1], problem.dilation[-1], r) for r in (0, problem.dilation[-1] - 1)}
+    # Windows away from borders repeat themselves, and those at borders lie closer together: a short group has them all.
+    enough = 2 * (k + queries) + s + math.lcm(queries, s)
+    lengths = {
+        min(group_length(problem.spatial[-1], problem.dilation[-1], r), enough) for r in (0, problem.dilation[-1] - 1)
+    }
     spanned = k
     for length in lengths:
         for first in range(0, length, queries):

@@ -1,0 +1,113 @@
+"""``natten.functional``: the operators of every release from 0.14 on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from tvm_na import functional
+from tvm_na.compat.natten.context import (
+    disable_gemm_na,
+    disable_tf32,
+    disable_tiled_na,
+    enable_gemm_na,
+    enable_tf32,
+    enable_tiled_na,
+    has_bfloat,
+    has_cuda,
+    has_fp32_gemm,
+    has_fp64_gemm,
+    has_gemm,
+    has_half,
+    has_tf32_gemm,
+)
+from tvm_na.compat.natten.dense import attention
+from tvm_na.compat.natten.fused import na1d, na2d, na3d, neighborhood_attention_generic
+from tvm_na.compat.natten.ignored import ignore_all
+from tvm_na.compat.natten.unfused import (
+    na1d_av,
+    na1d_qk,
+    na1d_qk_with_bias,
+    na2d_av,
+    na2d_qk,
+    na2d_qk_with_bias,
+    na3d_av,
+    na3d_qk,
+    na3d_qk_with_bias,
+    natten1dav,
+    natten1dqk,
+    natten1dqkrpb,
+    natten2dav,
+    natten2dqk,
+    natten2dqkrpb,
+    natten3dav,
+    natten3dqk,
+    natten3dqkrpb,
+)
+
+
+def merge_attentions(
+    outputs: Sequence[Tensor],
+    lse_tensors: Sequence[Tensor],
+    torch_compile: bool = True,
+    use_autograd_fix: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """:func:`tvm_na.merge_attentions`, whose gradients are those of its formula; the switches are ignored.
+
+    Args:
+        outputs: At least two of ``[batch, *spatial, heads, head_dim_v]``.
+        lse_tensors: Their log-sum-exps, ``[batch, *spatial, heads]``.
+
+    Returns:
+        The merged output and log-sum-exp, in the dtypes of the first ones.
+
+    Raises:
+        ValueError: for fewer than two outputs, or numbers or shapes that do not fit.
+    """
+    ignore_all(
+        {"torch_compile": torch_compile, "use_autograd_fix": use_autograd_fix},
+        {"torch_compile": True, "use_autograd_fix": True},
+    )
+    return functional.merge_attentions(outputs, lse_tensors)
+
+
+__all__ = [
+    "attention",
+    "disable_gemm_na",
+    "disable_tf32",
+    "disable_tiled_na",
+    "enable_gemm_na",
+    "enable_tf32",
+    "enable_tiled_na",
+    "has_bfloat",
+    "has_cuda",
+    "has_fp32_gemm",
+    "has_fp64_gemm",
+    "has_gemm",
+    "has_half",
+    "has_tf32_gemm",
+    "merge_attentions",
+    "na1d",
+    "na1d_av",
+    "na1d_qk",
+    "na1d_qk_with_bias",
+    "na2d",
+    "na2d_av",
+    "na2d_qk",
+    "na2d_qk_with_bias",
+    "na3d",
+    "na3d_av",
+    "na3d_qk",
+    "na3d_qk_with_bias",
+    "natten1dav",
+    "natten1dqk",
+    "natten1dqkrpb",
+    "natten2dav",
+    "natten2dqk",
+    "natten2dqkrpb",
+    "natten3dav",
+    "natten3dqk",
+    "natten3dqkrpb",
+    "neighborhood_attention_generic",
+]
