@@ -304,7 +304,7 @@ def test_an_example_without_training(ex, tmp_path):
 
 def test_errors_of_an_example(ex, tmp_path):
     assert "error: size: required" in run(ex.detect, "--size", "20x20", code=2).output
-    assert "error: name: required one of nat_mini" in run(ex.segment, "--model", "nat", code=2).output
+    assert "error: name: required one of nat_pico, nat_mini" in run(ex.segment, "--model", "nat", code=2).output
     missing = run(ex.detect, "--model", TINY.name, "--weights", tmp_path / "none.pth", code=2)
     assert "required an existing file" in missing.output
 

@@ -24,7 +24,7 @@ from tvm_na.te.backward_lanes import BackwardTile, Chunks, backward
 from tvm_na.te.rows import Rows
 
 # How many random problems are tried; 500 take minutes.
-PROBLEMS = int(os.environ.get("TVM_NA_TEST_PROBLEMS", "140")) * 3 // 10
+PROBLEMS = int(os.environ.get("TVM_NA_TEST_PROBLEMS", "100")) * 3 // 10
 _HEAD_DIMS = (4, 12, 24, 32, 40, 64)
 
 

@@ -193,7 +193,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **named: An
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, meaning: Meaning) -> Any:
     _check(query, key, value)
-    scale = check_scale(meaning["scale"], query.shape[-1])
+    scale = check_scale(meaning["scale"], query.shape[-1], "float64" if query.dtype == torch.float64 else "float32")
     lengths = (meaning["seqlens_Q"], meaning["seqlens_KV"])
     if lengths != (None, None):
         meaning = meaning | dict(zip(_VARLEN[2:], generate_varlen_parameters(query, key, value, *lengths), strict=True))
