@@ -1,23 +1,18 @@
-"""The memory that a forward and backward pass take at their peak, measured in a fresh process."""
+"""The memory that a forward and backward pass take at their peak.
+
+``python -m benchmarks.memory PROBLEM STEP``, of which the step is build or measure, prints the bytes of the tensors and
+of the peak.
+"""
 
 from __future__ import annotations
 
-import os
-import subprocess
+import json
 import sys
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
+from benchmarks.fresh import last_line_of, peak_of_call
 from tvm_na.problem import NAProblem
-
-_ROOT = Path(__file__).parent.parent
-# Everything that is loaded on first use is loaded by a smaller problem, whose kernels, like those of the problem, have
-# been built before by another process; malloc takes large tensors from the system one by one, and gives them back.
-_CODE = """
-import json, sys, torch
-from benchmarks.memory import measured
-print(json.dumps(measured(sys.argv[1], sys.argv[2] == "build")))
-"""
 
 
 @dataclass(frozen=True)
@@ -40,12 +35,6 @@ class Peak:
         return self.peak / self.tensors
 
 
-def _status(name: str) -> int:
-    """A number of bytes that Linux keeps of this process."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
-
-
 def _pass(problem: NAProblem) -> int:
     """Run it forward and backward with a batch of one; the bytes of its tensors."""
     import torch
@@ -60,17 +49,12 @@ def _pass(problem: NAProblem) -> int:
     return 8 * query.numel() * query.element_size()
 
 
-def measured(problem_json: str, build: bool) -> tuple[int, int]:
+def _measured(problem: NAProblem, build: bool) -> tuple[int, int]:
     """Bytes of the tensors and of the peak, in this process (``build``: only that its kernels are there)."""
-    problem = NAProblem.from_json(problem_json)
     k, d = problem.kernel_size[0], problem.dilation[0]
+    # Everything that is loaded on first use is loaded by a smaller problem.
     _pass(NAProblem.make((k * d + 1, k * d + 1), k, 1, 8, dilation=d, bias=problem.bias))
-    if build:
-        return _pass(problem), 0
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts from now
-    tensors = _pass(problem)
-    return tensors, _status("VmHWM") - before
+    return (_pass(problem), 0) if build else peak_of_call(partial(_pass, problem))
 
 
 def peak_of(problem: NAProblem) -> Peak:
@@ -79,19 +63,10 @@ def peak_of(problem: NAProblem) -> Peak:
     Raises:
         RuntimeError: the process failed; the message has what it said.
     """
-    import json
+    # Kernels are built by a process of their own.
+    found = [last_line_of("benchmarks.memory", problem.to_json(), step) for step in ("build", "measure")]
+    return Peak(problem, *json.loads(found[-1]))
 
-    found = []
-    for step in ("build", "measure"):
-        done = subprocess.run(
-            [sys.executable, "-c", _CODE, problem.to_json(), step],
-            cwd=_ROOT,
-            env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise RuntimeError(f"measuring the memory of {problem} failed: {done.stderr}")
-        found = json.loads(done.stdout.splitlines()[-1])
-    return Peak(problem, *found)
+
+if __name__ == "__main__":
+    print(json.dumps(_measured(NAProblem.from_json(sys.argv[1]), sys.argv[2] == "build")))

@@ -10,8 +10,13 @@ import pytest
 
 from tests import brute
 from tests.helpers import random_problem
+from tvm_na import launchers
+from tvm_na.backward import BackwardProblem
 from tvm_na.problem import NAProblem
+from tvm_na.schedules import cpu, cpu_backward
+from tvm_na.target import detect_target
 from tvm_na.te.backward_lanes import Chunks
+from tvm_na.te.lanes import Geometry
 from tvm_na.te.rows import Rows
 
 
@@ -59,3 +64,22 @@ def test_chunks_reach_every_row_that_their_own_see(count: int) -> None:
             assert 0 <= first <= rows.count - chunks.reach
             for i in range(chunk * chunks.rows, min((chunk + 1) * chunks.rows, rows.count)):
                 assert all(first <= rows.key_row(i, a) < first + chunks.reach for a in range(rows.keys))
+
+
+def test_packed_copies_are_within_the_bound_that_guards_32_bits() -> None:
+    target = detect_target()
+    for problem in problems(90):
+        with_sums = cpu_backward.tiles(BackwardProblem(problem), target)
+        for tile in [*cpu.tiles(problem, target), *with_sums]:
+            geometry = Geometry(problem, tile)
+            packed = prod(geometry.rows.groups) * geometry.dilation * geometry.packed_width
+            assert packed <= launchers.padded_tokens(problem), (problem, tile)
+        for tile in with_sums:
+            chunks = Chunks.of(Rows(problem), tile.chunks)
+            assert chunks.count * chunks.reach <= 2 * chunks.map_rows, (problem, tile)
+
+
+def test_a_bound_of_padding_is_near_the_map() -> None:
+    for spatial in (100_000, (400, 500), (50, 60, 70)):
+        problem = NAProblem.make(spatial, 5, 2, 16, dilation=2)
+        assert launchers.padded_tokens(problem) < 8 * prod(problem.spatial)

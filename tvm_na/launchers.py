@@ -129,12 +129,15 @@ def aligned(tensor: Tensor, alignment: int) -> Tensor:
     return tensor if tensor.data_ptr() % alignment == 0 else tensor.clone(memory_format=torch.contiguous_format)
 
 
+def padded_tokens(problem: NAProblem) -> int:
+    """A bound on the positions of a packed copy: dilation groups of rows have one length, those of columns vectors."""
+    rows = math.prod(size + d for size, d in zip(problem.spatial[:-1], problem.dilation[:-1], strict=True))
+    return rows * (problem.spatial[-1] + 2 * problem.dilation[-1] * 64)
+
+
 def _elements_per_sample(problem: NAProblem) -> int:
     """A bound on the elements per sample of the largest tensor of a kernel, packed copies included."""
-    tokens = 1
-    for size, d in zip(problem.spatial, problem.dilation, strict=True):
-        tokens *= size + 2 * d * 64  # padding of dilation groups to whole vectors
-    return tokens * problem.heads * max(problem.head_dim, problem.head_dim_v)
+    return padded_tokens(problem) * problem.heads * max(problem.head_dim, problem.head_dim_v)
 
 
 def _elements_of_bias(problem: NAProblem) -> int:

@@ -103,8 +103,7 @@ def output(problem: UnfusedProblem, first: Tensor) -> Tensor:
 def _elements_per_sample(problem: UnfusedProblem) -> int:
     """A bound on the elements per sample of the largest tensor of a kernel: scores, or packed keys."""
     p = problem.forward
-    padded = math.prod(size + 2 * d * 64 for size, d in zip(p.spatial, p.dilation, strict=True))
-    return max(math.prod(p.spatial) * p.heads * problem.window, padded * p.heads * problem.channels)
+    return max(math.prod(p.spatial) * p.heads * problem.window, launchers.padded_tokens(p) * p.heads * problem.channels)
 
 
 def largest_batch(problem: UnfusedProblem) -> int:
