@@ -296,7 +296,7 @@ def test_an_empty_batch_has_no_gradients_but_a_bias_of_zero() -> None:
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_a_batch_too_large_for_32_bits_is_split(monkeypatch: pytest.MonkeyPatch, batch: int, dtype: str) -> None:
     problem = NAProblem(**{**vars(PROBLEM), "dtype": dtype})
-    monkeypatch.setattr(launchers, "_MAX_ELEMENTS", 2 * launchers._elements_per_sample(problem))
+    monkeypatch.setattr(launchers, "MAX_ELEMENTS", 2 * launchers._elements_per_sample(problem))
     for known in ((launchers, "_launchers"), (launchers, "_backward_launchers"), (functional, "_checked")):
         monkeypatch.setattr(*known, {})
     assert (launchers.largest_batch(problem), launchers.largest_batch(BackwardProblem(problem))) == (2, 1)

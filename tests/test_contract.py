@@ -220,7 +220,7 @@ def test_batches_too_large_for_32_bits_are_split_whatever_the_call(monkeypatch: 
     compile_all(calls)
     for call in calls:
         forget_known_calls(monkeypatch)
-        monkeypatch.setattr(launchers, "_MAX_ELEMENTS", 2 * launchers._elements_per_sample(call.problem))
+        monkeypatch.setattr(launchers, "MAX_ELEMENTS", 2 * launchers._elements_per_sample(call.problem))
         monkeypatch.setattr(launchers, "_elements_of_bias", lambda problem: 0)
         assert launchers.largest_batch(call.kernel) == 2
         assert_right(call)

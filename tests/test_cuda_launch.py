@@ -133,7 +133,7 @@ def test_views_and_misaligned_inputs_are_copied(gpu: PretendedGpu) -> None:
 @pytest.mark.parametrize("batch", [1, 2, 3, 5])
 def test_a_batch_too_large_for_32_bits_is_split(gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
     elements = 6 * 7 * 2 * 8
-    monkeypatch.setattr(launchers, "_MAX_ELEMENTS", 2 * 2 * elements)
+    monkeypatch.setattr(launchers, "MAX_ELEMENTS", 2 * 2 * elements)
     launcher = launchers._make_launcher(PROBLEM, torch.device("cuda", 0))
     inputs = random_inputs(PROBLEM, batch, 1)
     out, lse = launcher(*inputs, 0.5)
@@ -141,7 +141,7 @@ def test_a_batch_too_large_for_32_bits_is_split(gpu: PretendedGpu, monkeypatch: 
     wanted, wanted_lse = reference64(PROBLEM, inputs, 0.5)
     assert relative_error(out, wanted) <= TOLERANCE["float32"]
     assert lse is not None and relative_error(lse, wanted_lse) <= TOLERANCE["float32"]
-    monkeypatch.setattr(launchers, "_MAX_ELEMENTS", elements)
+    monkeypatch.setattr(launchers, "MAX_ELEMENTS", elements)
     with pytest.raises(ValueError, match=r"query: required fewer than 2\^31 elements per sample"):
         launchers._make_launcher(PROBLEM, torch.device("cuda", 0))
 
@@ -149,12 +149,12 @@ def test_a_batch_too_large_for_32_bits_is_split(gpu: PretendedGpu, monkeypatch: 
 def test_large_dilations_do_not_split_a_batch(gpu: PretendedGpu) -> None:
     """On CPUs they may, since keys are packed with padding."""
     problem = NAProblem.make((256, 256), 7, 4, 32, dilation=32)
-    samples = launch.largest_batch(problem, launchers._MAX_ELEMENTS)
+    samples = launch.largest_batch(problem, launchers.MAX_ELEMENTS)
     assert launch.way(problem, 0, samples).samples == samples
     assert (
         samples
         == (2**31 - 1) // (2 * 256 * 256 * 4 * 32)
-        > launchers._MAX_ELEMENTS // launchers._elements_per_sample(problem)
+        > launchers.MAX_ELEMENTS // launchers._elements_per_sample(problem)
     )
 
 

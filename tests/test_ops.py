@@ -93,14 +93,14 @@ def test_sizes_of_one_with_odd_strides() -> None:
 @pytest.mark.parametrize("batch", [1, 2, 3, 5])
 def test_a_batch_too_large_for_32_bits_is_split(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
     problem = NAProblem.make((5, 9), 3, 1, 4, return_lse=True)
-    monkeypatch.setattr(launchers, "_MAX_ELEMENTS", 2 * launchers._elements_per_sample(problem))
+    monkeypatch.setattr(launchers, "MAX_ELEMENTS", 2 * launchers._elements_per_sample(problem))
     monkeypatch.setattr(launchers, "_launchers", {})
     query, key, value, _ = random_inputs(problem, batch, 1)
     out, lse = na2d(query, key, value, 3, scale=0.5, return_lse=True, backend="compiled")
     wanted, wanted_lse = reference64(problem, (query, key, value, None), 0.5)
     assert relative_error(out, wanted) <= TOLERANCE["float32"]
     assert relative_error(lse, wanted_lse) <= TOLERANCE["float32"]
-    monkeypatch.setattr(launchers, "_MAX_ELEMENTS", 100)
+    monkeypatch.setattr(launchers, "MAX_ELEMENTS", 100)
     monkeypatch.setattr(launchers, "_launchers", {})
     with pytest.raises(ValueError, match=r"query: required fewer than 2\^31 elements"):
         na2d(query, key, value, 3, backend="compiled")

@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.conftest import TOLERANCE
 from tests.helpers import relative_error
 from tests.test_ops import channels, expanded, misaligned, negated, sliced, strided, subclass
-from tvm_na import launchers_unfused, na2d_av, na2d_qk, ops_unfused
+from tvm_na import launchers, launchers_unfused, na2d_av, na2d_qk, ops_unfused
 from tvm_na.unfused_problem import UnfusedProblem
 
 WINDOW: tuple[Any, ...] = ([3, 2], [1, 2], [2, 1], [False, True])
@@ -117,7 +117,7 @@ def test_batches_that_are_too_large_and_empty(name: str, monkeypatch: pytest.Mon
     operator, arguments = calls(tensors)[name]
     right = operator(*arguments)
     problem = UnfusedProblem.make("qk", (7, 6), (3, 2), 4, 8, heads_kv=2, dilation=(2, 1))
-    monkeypatch.setattr(launchers_unfused, "_MAX_ELEMENTS", 2 * launchers_unfused._elements_per_sample(problem))
+    monkeypatch.setattr(launchers, "MAX_ELEMENTS", 2 * launchers_unfused._elements_per_sample(problem))
     monkeypatch.setattr(launchers_unfused, "_launchers", {})
     assert relative_error(finite(operator(*arguments)), finite(right)) <= TOLERANCE["float64"]
     none = {n: t if n == "rpb" else t[:0] for n, t in tensors.items()}
@@ -125,7 +125,7 @@ def test_batches_that_are_too_large_and_empty(name: str, monkeypatch: pytest.Mon
     out = operator(*arguments)
     assert out.shape == (right.shape if name == "bias" else (0, *right.shape[1:]))
     assert (out == 0).all()
-    monkeypatch.setattr(launchers_unfused, "_MAX_ELEMENTS", 100)
+    monkeypatch.setattr(launchers, "MAX_ELEMENTS", 100)
     monkeypatch.setattr(launchers_unfused, "_launchers", {})
     first = "query" if name in ("qk", "qk rpb", "dots") else "attn"
     with pytest.raises(ValueError, match=rf"{first}: required fewer than 2\^31 elements per sample"):

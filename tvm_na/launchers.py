@@ -21,7 +21,7 @@ from tvm_na.operators import Problem
 from tvm_na.problem import NAProblem, problem_of
 
 _ALIGNMENT = 64  # bytes; TVM's kernels for CPUs assume it and do not check
-_MAX_ELEMENTS = 2**31 - 1  # kernels count elements in 32 bits
+MAX_ELEMENTS = 2**31 - 1  # kernels count elements in 32 bits
 HALVES = ("float16", "bfloat16")
 
 #: kernel_size, stride, dilation and is_causal, one value per axis.
@@ -150,9 +150,9 @@ def largest_batch(problem: NAProblem | BackwardProblem) -> int:
     """The samples that a kernel for CPUs takes at once: it counts elements in 32 bits. 0 if one is too large."""
     if isinstance(problem, BackwardProblem):  # sums of chunks have up to twice the rows, see schedules/cpu_backward.py
         return largest_batch(problem.forward) // 2
-    if _elements_of_bias(problem) > _MAX_ELEMENTS:
+    if _elements_of_bias(problem) > MAX_ELEMENTS:
         return 0
-    return _MAX_ELEMENTS // _elements_per_sample(problem)
+    return MAX_ELEMENTS // _elements_per_sample(problem)
 
 
 def way_on_cpu(problem: Problem, samples: int) -> runtime.Way:
@@ -171,7 +171,7 @@ def _on_cpu(problem: NAProblem | BackwardProblem) -> runtime.Way:
 def _on_cuda(problem: NAProblem, index: int) -> runtime.Way:
     from tvm_na.cuda import launch
 
-    return launch.way(problem, index, _require_samples(launch.largest_batch(problem, _MAX_ELEMENTS), problem))
+    return launch.way(problem, index, _require_samples(launch.largest_batch(problem, MAX_ELEMENTS), problem))
 
 
 def _require_samples(samples: int, problem: NAProblem | BackwardProblem) -> int:

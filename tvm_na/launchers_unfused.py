@@ -22,7 +22,6 @@ from tvm_na.unfused_problem import (
 
 __all__ = ["Launcher", "Window", "known_launcher", "launcher_for", "output", "problem_for", "signature"]
 
-_MAX_ELEMENTS = 2**31 - 1  # kernels count elements in 32 bits
 
 #: ``launcher(*tensors, scale)``, with the operator's tensors, None for a bias that is not there; no scale for sums of
 #: a bias.
@@ -108,9 +107,9 @@ def _elements_per_sample(problem: UnfusedProblem) -> int:
 
 def largest_batch(problem: UnfusedProblem) -> int:
     """The samples that a kernel takes at once: it counts elements in 32 bits. 0 if one is too large."""
-    if math.prod(problem.forward.bias_shape) > _MAX_ELEMENTS:
+    if math.prod(problem.forward.bias_shape) > launchers.MAX_ELEMENTS:
         return 0
-    return _MAX_ELEMENTS // _elements_per_sample(problem)
+    return launchers.MAX_ELEMENTS // _elements_per_sample(problem)
 
 
 def _require_samples(samples: int, problem: UnfusedProblem) -> None:
