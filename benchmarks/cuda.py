@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,9 +24,10 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.cuda_peers import PEERS
+from benchmarks.gpu_machine import gpu_machine
 from benchmarks.report import RESULTS
 from tvm_na import reference
-from tvm_na.benchmark import ERROR_BUDGET, machine, relative_error
+from tvm_na.benchmark import ERROR_BUDGET, relative_error
 from tvm_na.build import explain, target_for
 from tvm_na.functional import na2d
 from tvm_na.measure_cuda import CudaStopwatch, copies_for, rotating
@@ -38,12 +39,12 @@ _SAMPLE_SECONDS = 2e-3
 Inputs = tuple[Tensor, Tensor, Tensor]
 
 
-def cases() -> list[tuple[int, NAProblem]]:
+def cases(dtypes: Sequence[str] = ("float16", "float32")) -> list[tuple[int, NAProblem]]:
     """Batch sizes and problems."""
     stages = ((56, 2), (28, 4), (14, 8), (7, 16))
     return [
         (batch, NAProblem.make((size, size), 7, heads, 32, dtype=dtype))
-        for dtype, batch, (size, heads) in itertools.product(("float16", "float32"), (128, 1), stages)
+        for dtype, batch, (size, heads) in itertools.product(dtypes, (128, 1), stages)
     ]
 
 
@@ -73,6 +74,7 @@ def candidates_of(
     problem: NAProblem, batch: int
 ) -> tuple[dict[str, Callable[[], object]], dict[str, float], dict[str, str]]:
     """What is timed, its relative errors, and why something cannot be."""
+    torch.compiler.reset()  # of a function that is compiled for many shapes PyTorch refuses to compile more
     sets = make_inputs(problem, batch, copies_for(bytes_of(problem, batch)))
     few = tuple(t[:1].double() for t in sets[0])
     expected, _ = reference.neighborhood_attention(problem, *few, scale=problem.head_dim**-0.5)
@@ -156,6 +158,7 @@ def table_of(found: list[dict[str, Any]]) -> Table:
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="Samples of every candidate.")] = 21,
     output: Annotated[Path, typer.Option(help="JSON file to write, and to go on from.")] = RESULTS / "cuda.json",
+    dtype: Annotated[list[str] | None, typer.Option(help="Only these data types.")] = None,
 ) -> None:
     """Compare the compiled operator with flex_attention, SDPA with a dense bias and NATTEN on a GPU."""
     console = Console(width=160)
@@ -164,14 +167,13 @@ def main(
         raise typer.Exit(2)
     found: list[dict[str, Any]] = json.loads(output.read_text(encoding="utf-8"))["cases"] if output.is_file() else []
     done = {case["case"] for case in found}
-    for batch, problem in cases():
+    for batch, problem in cases(dtype or ("float16", "float32")):
         if name_of(batch, problem) in done:
             continue
         with console.status(name_of(batch, problem)):
             found.append(run_case(batch, problem, rounds))
         output.parent.mkdir(parents=True, exist_ok=True)
-        about = {**machine(), "device": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
-        content = {"machine": about, "benchmark": "cuda", "rounds": rounds, "cases": found}
+        content = {"machine": gpu_machine(), "benchmark": "cuda", "rounds": rounds, "cases": found}
         output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     console.print(table_of(found))
     for case in found:

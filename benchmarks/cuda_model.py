@@ -23,10 +23,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks.gpu_machine import gpu_machine
 from benchmarks.model import replaced
 from benchmarks.peers import window_mask_mod
 from benchmarks.report import RESULTS
-from tvm_na.benchmark import machine, relative_error
+from tvm_na.benchmark import relative_error
 from tvm_na.functional import Backend
 from tvm_na.measure_cuda import CudaStopwatch, rotating
 from tvm_na.models import create_model
@@ -158,8 +159,7 @@ def main(
         "seconds": seconds,
         "errors": errors,
         "wrong": sorted(models.keys() - right.keys()),
-        "gpu": torch.cuda.get_device_name(),
-        "machine": machine(),
+        "machine": gpu_machine(),
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -13,7 +13,7 @@ from tvm_na.backward import BackwardProblem
 from tvm_na.dense import DenseProblem
 from tvm_na.operators import Problem
 from tvm_na.problem import NAProblem
-from tvm_na.schedules import cpu, cpu_backward, cpu_dense, cpu_unfused, cuda, cuda_mma
+from tvm_na.schedules import cpu, cpu_backward, cpu_dense, cpu_unfused, cuda, cuda_backward, cuda_mma, cuda_unfused
 from tvm_na.schedules.base import Plan, Scheduled
 from tvm_na.target import NATarget
 from tvm_na.unfused_problem import UnfusedProblem
@@ -62,6 +62,13 @@ _SPACES: dict[type, tuple[SearchSpace, ...]] = {
             cpu_backward.structures,
             cpu_backward.apply,
         ),
+        SearchSpace(
+            "cuda-backward",
+            cuda_backward.serves,
+            cuda_backward.formulations,
+            cuda_backward.structures,
+            cuda_backward.apply,
+        ),
     ),
     DenseProblem: (
         SearchSpace("cpu-dense", cpu_dense.serves, cpu_dense.formulations, cpu_dense.structures, cpu_dense.apply),
@@ -69,6 +76,9 @@ _SPACES: dict[type, tuple[SearchSpace, ...]] = {
     UnfusedProblem: (
         SearchSpace(
             "cpu-unfused", cpu_unfused.serves, cpu_unfused.formulations, cpu_unfused.structures, cpu_unfused.apply
+        ),
+        SearchSpace(
+            "cuda-unfused", cuda_unfused.serves, cuda_unfused.formulations, cuda_unfused.structures, cuda_unfused.apply
         ),
     ),
 }

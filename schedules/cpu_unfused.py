@@ -28,8 +28,8 @@ _LONG = 32
 
 
 def serves(problem: UnfusedProblem, target: NATarget) -> bool:
-    """Whether this space has a kernel for ``problem`` on ``target``."""
-    return target.kind == "llvm" and problem.dtype in ("float32", "float64")
+    """Whether this space has a kernel for ``problem`` on ``target``: not for parts of the sums for a bias."""
+    return target.kind == "llvm" and problem.dtype in ("float32", "float64") and problem.kind != "bias_parts"
 
 
 def _register(problem: UnfusedProblem, target: NATarget) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm_na.problem import NAProblem
+from tvm_na.problem import TF32, NAProblem
 from tvm_na.schedules.base import Plan, Scheduled, open_func, problem_of
 from tvm_na.schedules.cuda_gather import GatherSchedule, OnlineGatherSchedule
 from tvm_na.schedules.cuda_sizes import tiles
@@ -18,8 +18,8 @@ _STRUCTURE = "through the cache"
 
 
 def serves(problem: NAProblem, target: NATarget) -> bool:
-    """Whether this space has a kernel for ``problem`` on ``target``: always, on a GPU."""
-    return target.kind == "cuda"
+    """Whether this space has a kernel for ``problem`` on ``target``: on a GPU always, but in TF32."""
+    return target.kind == "cuda" and problem.dtype != TF32
 
 
 def formulations(problem: NAProblem, target: NATarget, batch: int | None = None) -> list[Any]:

@@ -12,12 +12,14 @@ from typing import Any
 from tvm_na.problem import NAProblem
 from tvm_na.schedules import mma
 from tvm_na.schedules.base import Decisions
-from tvm_na.schedules.cuda_band_layouts import layouts_of
-from tvm_na.schedules.cuda_band_sizes import COPIED, MAX_IN_BLOCK, default_rows, default_shape, heads_of
+from tvm_na.schedules.cuda_band_layouts import instructions_for, layouts_of
+from tvm_na.schedules.cuda_band_sizes import MAX_IN_BLOCK, copied, default_rows, default_shape, heads_of
 from tvm_na.target import NATarget
 from tvm_na.te.band_axis import SIDE, BandTile, axes
 
 _WRITE = ("write", 0)
+_LANES = 32
+_MOST_UNROLLED = 64  # copies of a thread
 #: What blocks have of sub-tiles: all at once, each with a warp of its own, or those along one axis in turn.
 AT_ONCE, COLUMNS_IN_TURN, HEADS_IN_TURN = "tiles at once", "columns in turn", "heads in turn"
 
@@ -174,6 +176,7 @@ class BandSchedule:
     def share(self) -> None:
         """What a block's warps share: queries, keys, values and the bias, copied by all threads."""
         sch = self.sch
+        vector_size = copied(self.problem)
         places = {"values": self.fetch[""], **{f"keys{suffix}": self.fetch[suffix] for suffix in self.passes}}
         for name, loop in {**places, "queries": self.at_queries}.items():
             sch.set_scope(self.block(name), 0, "shared.dyn")
@@ -181,16 +184,21 @@ class BandSchedule:
             # share memory with keys and the table, though the table is needed when the next keys come.
             sch.compute_at(self.block(name), loop, preserve_unit_loops=True, index=-2)
             # Rows begin in other banks, so that tensor cores load eight of them at once.
-            sch.storage_align(self.block(name), 0, -2, SIDE, COPIED)
+            sch.storage_align(self.block(name), 0, -2, SIDE, vector_size)
             # The vector first: else what is selected in it would be a vector too, which CUDA does not have.
-            *others, last = self.own_loops(name)
-            chunk, vector = sch.split(last, [None, COPIED])
-            self.copy(sch.fuse(*others, chunk))
+            *others, column, last = self.own_loops(name)
+            chunk, vector = sch.split(last, [None, vector_size])
+            row_size = int(sch.get(column).extent) * int(sch.get(chunk).extent)
+            # A warp copies whole rows where they are whole warps: then what of an address depends on the column is
+            # found once for all rows, and what depends on the row once for each. (Else it takes 20 instructions.)
+            self.copy(sch.fuse(*others, column, chunk), 1 if row_size % _LANES else row_size // _LANES)
             sch.vectorize(vector)
         if self.problem.bias:
             sch.set_scope(self.block("table"), 0, "shared.dyn")
             sch.compute_at(self.block("table"), self.at_block, preserve_unit_loops=True)
-            self.copy(sch.fuse(*self.own_loops("table")))
+            lane = self.copy(sch.fuse(*self.own_loops("table")), 1)
+            sch.set_scope(self.block("found"), 0, "local")
+            sch.compute_at(self.block("found"), lane, preserve_unit_loops=True)
         if self.problem.return_lse:
             sch.set_scope(self.block("lse_tile"), 0, "shared.dyn")
 
@@ -209,19 +217,24 @@ class BandSchedule:
         rank = {"table": 6 if self.tile.passes == 1 else 3, "queries": 8}.get(name, 7)
         return self.loops(name)[-rank:]
 
-    def copy(self, loop: Any) -> None:
-        """Deal a loop out to the threads of a block."""
+    def copy(self, loop: Any, at_once: int) -> Any:
+        """Deal a loop out to the warps of a block, so many times a warp to each; returns the loop over its lanes."""
         sch = self.sch
         inner = [self.factors[axis][1] for axis in self.factors if axis != self.turn]
-        _, *warps, lane = sch.split(loop, [None, *inner, 32])
+        # One loop with one condition at its end: TVM finds the shared memory of a block from that.
+        rounds, *warps, _, lane = sch.split(loop, [None, *inner, at_once, _LANES])
+        # By TVM itself: so it knows in which rounds every warp has a row, and there needs no branch.
+        sch.annotate(rounds, "pragma_auto_unroll_max_step", _MOST_UNROLLED)
+        sch.annotate(rounds, "pragma_unroll_explicit", 1)
         sch.bind(sch.fuse(*warps), "threadIdx.y")
         sch.bind(lane, "threadIdx.x")
+        return lane
 
     # --- registers
 
     def keep_in_registers(self) -> None:
         """Scopes and layouts of what a warp has for itself."""
-        layouts = layouts_of(self.tile, self.passes)
+        layouts = layouts_of(self.problem, self.tile, self.passes)
         for name, layout in layouts.items():
             block = self.products[name][0] if name in self.products else self.block(name)
             self.sch.set_scope(block, 0, "warp")
@@ -231,15 +244,15 @@ class BandSchedule:
 
     def use_tensor_cores(self) -> None:
         """Replace loops over 16 x 16 matrices by instructions."""
-        sch, dtype = self.sch, self.problem.dtype
-        loads = {"query_tile": mma.load_left(dtype), "value_tile": mma.load_right_transposed(dtype)}
-        for name, load in (loads | {f"key_tile{suffix}": mma.load_right(dtype) for suffix in self.passes}).items():
+        sch, use = self.sch, instructions_for(self.problem.dtype)
+        loads = {"query_tile": use.load_queries, "value_tile": use.load_values}
+        for name, load in (loads | {f"key_tile{suffix}": use.load_keys for suffix in self.passes}).items():
             (i0, i1), (j0, j1) = self.by_side(*self.loops(name)[-2:])
             sch.reorder(i0, j0, i1, j1)
             sch.unroll(j0)
             sch.tensorize(i1, load)
         for name, (tile, loops, first) in self.products.items():
-            multiply, width = (mma.multiply_narrow(dtype), 8) if name == "total" else (mma.multiply(dtype), SIDE)
+            multiply, width = {"total": (use.total, 8), "attended": (use.sums, SIDE)}.get(name, (use.scores, SIDE))
             sch.decompose_reduction(tile, first)
             sch.tensorize(self.loops(f"{name}_init")[-2], mma.clear(width))
             sch.tensorize(self.loops(name)[-3], multiply)

@@ -10,8 +10,7 @@ from tvm_na.schedules.base import divisors, largest_divisor
 from tvm_na.target import NATarget
 from tvm_na.te.band_axis import SIDE, BandAxis, BandTile, axes
 
-#: Numbers of 16 bits that a thread copies at once.
-COPIED = 8
+_COPIED_BYTES = 16  # at once, by a thread
 #: Registers of a lane for scores, sums of values and queries: of 255, as many as leave enough for the rest.
 _REGISTERS = 176
 _STEP = 64  # of them for scores, where they are computed in steps
@@ -44,6 +43,16 @@ class BlockShape:
 MAX_IN_BLOCK = BlockShape(16, 8, 8)
 
 
+def bytes_of(problem: NAProblem) -> int:
+    """Bytes of a number of query, key and value."""
+    return 4 if problem.tensor_dtype == "float32" else 2
+
+
+def copied(problem: NAProblem) -> int:
+    """Numbers that a thread copies at once."""
+    return _COPIED_BYTES // bytes_of(problem)
+
+
 def heads_of(problem: NAProblem) -> int:
     """The heads that a block can have: all, or those that share keys."""
     return problem.heads if problem.heads == problem.heads_kv else problem.heads // problem.heads_kv
@@ -63,13 +72,14 @@ def shared_bytes(shape: BlockShape, problem: NAProblem, tile: BandTile, turn: st
     row, column = axes(problem, tile)
     step = default_rows(tile, row, column) if tile.passes == 2 else None
     keys = keys_of(shape, tile, row, column, step)
-    queries = shape.rows * shape.columns * SIDE * (problem.head_dim + COPIED)
-    others = keys * (problem.head_dim + problem.head_dim_v + 2 * COPIED)
+    padding = copied(problem)
+    queries = shape.rows * shape.columns * SIDE * (problem.head_dim + padding)
+    others = keys * (problem.head_dim + problem.head_dim_v + 2 * padding)
     rows = shape.rows * tile.rows * row.keys if tile.passes == 1 else 2 * problem.kernel_size[0] - 1
-    table = rows * 2 * problem.kernel_size[1] if problem.bias else 0
+    table = rows * column.bias_columns if problem.bias else 0
     heads = 2 if turn == "heads" else shape.heads
     heads_kv = heads if turn == "heads" or problem.heads == problem.heads_kv else 1
-    return 2 * (queries * heads + others * heads_kv) + 4 * table * shape.heads
+    return bytes_of(problem) * (queries * heads + others * heads_kv) + 4 * table * shape.heads
 
 
 def default_rows(tile: BandTile, row: BandAxis, column: BandAxis) -> int:
@@ -80,7 +90,7 @@ def default_rows(tile: BandTile, row: BandAxis, column: BandAxis) -> int:
 def keeps_scores(problem: NAProblem, tile: BandTile) -> bool:
     """Whether the scores of a sub-tile fit the registers of a warp."""
     row, column = axes(problem, tile)
-    numbers = row.keys * column.keys + problem.head_dim_v + problem.head_dim // 2  # queries have 16 bits
+    numbers = row.keys * column.keys + problem.head_dim_v + problem.head_dim * bytes_of(problem) // 4
     return numbers * SIDE // _LANES <= _REGISTERS
 
 

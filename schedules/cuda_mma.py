@@ -1,4 +1,4 @@
-"""GPUs (CUDA) with tensor cores for 16-bit numbers: two-dimensional problems, through the band formulation.
+"""GPUs (CUDA) with tensor cores, in 16 bits or TF32: two-dimensional problems, through the band formulation.
 
 Which formulations and structures there are; ``cuda_band.py`` schedules them. See ``docs/DESIGN.md``.
 """
@@ -9,8 +9,8 @@ from typing import Any
 
 from tvm_na.cuda import workarounds
 from tvm_na.cuda.arch import capability_of
-from tvm_na.problem import NAProblem
-from tvm_na.schedules import mma
+from tvm_na.problem import TF32, NAProblem
+from tvm_na.schedules import mma, mma_tf32
 from tvm_na.schedules.base import Plan, Scheduled, open_func, problem_of
 from tvm_na.schedules.cuda_band import AT_ONCE, COLUMNS_IN_TURN, HEADS_IN_TURN, BandSchedule
 from tvm_na.schedules.cuda_band_sizes import BlockShape, heads_of, keeps_scores, keys_of, shared_bytes
@@ -18,7 +18,7 @@ from tvm_na.target import NATarget
 from tvm_na.te.band import is_served
 from tvm_na.te.band_axis import SIDE, BandTile, axes
 
-_OLDEST = (8, 0)  # compute capability with mma.m16n8k16 for both dtypes
+_OLDEST = (8, 0)  # compute capability with mma.m16n8k16 for both dtypes of 16 bits, and with TF32
 #: Sub-tiles that meet more keys than so many times the fewest are not worth the tuner's time.
 _WORTH = 1.5
 _SMALLEST = BlockShape(1, 1, 1)
@@ -57,7 +57,10 @@ def formulation(problem: NAProblem, tile: BandTile, batch: int | None = None) ->
     """The PrimFunc of ``problem`` with this tile; makes TVM know the instructions."""
     from tvm_na.te.band import forward
 
-    mma.register(problem.dtype)
+    if problem.dtype == TF32:
+        mma_tf32.register()
+    else:
+        mma.register(problem.dtype)
     return forward(problem, tile, batch).with_attr(workarounds.ATTRIBUTE, _NEEDED)
 
 
@@ -76,7 +79,9 @@ def structures(func: Any, target: NATarget) -> tuple[str, ...]:
     _, column = axes(problem, tile)
     columns = (COLUMNS_IN_TURN,) if column.tiles > 1 else ()
     twice = shared_bytes(_SMALLEST, problem, tile, "heads")
-    heads = (HEADS_IN_TURN,) if heads_of(problem) > 1 and twice <= target.max_shared_bytes else ()
+    # Asynchronous copies cannot round.
+    copies = problem.dtype != TF32
+    heads = (HEADS_IN_TURN,) if copies and heads_of(problem) > 1 and twice <= target.max_shared_bytes else ()
     return (AT_ONCE, *columns, *heads)
 
 

@@ -40,13 +40,13 @@ def register(dtype: str) -> None:
 @functools.cache
 def load_left(dtype: str) -> str:
     """The name of the intrinsic that loads [row, column] from shared memory to ``rows_first``."""
-    return _registered(f"load_left_{dtype}", *_load(dtype, rows_first, swapped=False, transposed=False))
+    return registered(f"load_left_{dtype}", *_load(dtype, rows_first, swapped=False, transposed=False))
 
 
 @functools.cache
 def load_right(dtype: str) -> str:
     """The name of the intrinsic that loads [column, row] of a right matrix from shared memory to ``columns_first``."""
-    return _registered(f"load_right_{dtype}", *_load(dtype, columns_first, swapped=True, transposed=False))
+    return registered(f"load_right_{dtype}", *_load(dtype, columns_first, swapped=True, transposed=False))
 
 
 @functools.cache
@@ -56,28 +56,29 @@ def load_right_transposed(dtype: str) -> str:
     def layout(k: Any, n: Any) -> tuple[Any, Any]:
         return columns_first(n, k)
 
-    return _registered(f"load_right_transposed_{dtype}", *_load(dtype, layout, swapped=False, transposed=True))
+    return registered(f"load_right_transposed_{dtype}", *_load(dtype, layout, swapped=False, transposed=True))
 
 
 @functools.cache
 def multiply(dtype: str) -> str:
     """The name of the intrinsic for ``C[m, n] += A[m, k] * B[n, k]``, m, n and k in 16."""
-    return _registered(f"multiply_{dtype}", *_multiply(dtype, 16))
+    return registered(f"multiply_{dtype}", *_multiply(dtype, 16))
 
 
 @functools.cache
 def multiply_narrow(dtype: str) -> str:
     """The same with n in 8; half of each layout's numbers."""
-    return _registered(f"multiply_narrow_{dtype}", *_multiply(dtype, 8))
+    return registered(f"multiply_narrow_{dtype}", *_multiply(dtype, 8))
 
 
 @functools.cache
 def clear(width: int) -> str:
     """The name of the intrinsic that sets a float32 product of 16 x ``width`` (8 or 16) to 0."""
-    return _registered(f"clear_{width}", *_clear(width))
+    return registered(f"clear_{width}", *_clear(width))
 
 
-def _registered(name: str, description: Any, implementation: Any) -> str:
+def registered(name: str, description: Any, implementation: Any) -> str:
+    """The full name of an intrinsic, once TVM knows what it does (``description``) and how (``implementation``)."""
     from tvm.s_tir import TensorIntrin
 
     full = f"tvm_na.mma.{name}"

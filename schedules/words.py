@@ -30,6 +30,20 @@ _DECISIONS: tuple[tuple[str, dict[str, str]], ...] = (
     ("scores unrolled up to {}", {"scores unrolling": "step"}),
     ("scores for the second time unrolled up to {}", {"weights unrolling": "step"}),
     ("values unrolled up to {}", {"value unrolling": "step"}),
+    ("{} at once", {"indices at once": "index of the bias"}),
+    ("products unrolled up to {}", {"product unrolling": "step"}),
+    ("outputs unrolled up to {}", {"output unrolling": "step"}),
+    ("queries unrolled up to {}", {"query unrolling": "step"}),
+    (
+        "blocks of queries of {}",
+        {"query rows at once": "row", "query columns at once": "column", "query heads at once": "head"},
+    ),
+    (
+        "blocks of keys of {}",
+        {"key rows at once": "row", "key columns at once": "column", "key heads at once": "head"},
+    ),
+    ("rows of windows unrolled up to {}", {"window unrolling": "step"}),
+    ("blocks of {} of the bias", {"bias entries at once": "entry"}),
     ("tasks of {}", {"row tiles per task": "tile", "weight blocks per task": "block of weights"}),
     ("{} at once", {"channels at once": "channel"}),
 )
@@ -63,6 +77,7 @@ _STRUCTURES = {
     "value rows outside": "a block of tiles meets one row of values after the other",
     "rows outside": "each tile meets one block of weights after the other",
     "weights outside": "each block of weights meets one tile after the other",
+    "keys and queries in turn": "all through the first cache",
     "through the cache": "keys and values through the first cache",
     "tiles at once": "a warp for each sub-tile of a block",
     "columns in turn": "a warp for the sub-tiles along a row of a block",
@@ -102,6 +117,14 @@ def formulation_in_words(formulation_json: str) -> str:
     if name == "gather" and fields.keys() == {"parts", "lanes"}:
         kept = "kept" if not fields["lanes"] else f"computed twice, their sums in {_count(fields['lanes'], 'lane')}"
         return f"each query reads its own window, products in {_count(fields['parts'], 'part')}, scores {kept}"
+    if name == "unfused gather" and fields.keys() == {"parts", "width"}:
+        told = [f"products in {_count(fields['parts'], 'part')}"] if fields["parts"] > 1 else []
+        told += [f"{_count(fields['width'], 'channel')} of a thread"] if fields["width"] > 1 else []
+        return ", ".join(["each window read by itself", *told])
+    if name == "backward gather" and fields.keys() == {"lanes", "rows", "columns"}:
+        group = f"{_count(fields['lanes'], 'thread')} for each"
+        sums = f"sums for the bias in blocks of {fields['rows']} x {fields['columns']} keys"
+        return f"each query reads its own window, each key its queries, {group}{f', {sums}' if fields['rows'] else ''}"
     if name == "dense" and fields.keys() == {"rows", "vectors", "vector"}:
         vectors = f"{_count(fields['vectors'], 'vector')} of {_count(fields['vector'], 'channel')}"
         return f"tiles of {_count(fields['rows'], 'position')} x {vectors}"
@@ -153,5 +176,7 @@ def _count(n: int, what: str) -> str:
     if n == 1:
         return f"1 {what}"
     noun, of, rest = what.partition(" of ")
+    if noun == "index":
+        return f"{n} indices{of}{rest}"
     plural = noun[:-1] + "ies" if noun.endswith("y") and noun[-2] not in "aeiou" else noun + "s"
     return f"{n} {plural}{of}{rest}"

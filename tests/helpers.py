@@ -95,7 +95,7 @@ def random_problem(rng: random.Random, *, rank: int = 2, sizes: tuple[int, int] 
 def random_inputs(problem: NAProblem, batch: int, seed: int, dtype: torch.dtype | None = None) -> Inputs:
     """Query, key, value and bias (None without one), normally distributed, in ``dtype`` or the problem's own."""
     generator = torch.Generator().manual_seed(seed)
-    kind = getattr(torch, problem.dtype) if dtype is None else dtype
+    kind = getattr(torch, problem.tensor_dtype) if dtype is None else dtype
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(kind)

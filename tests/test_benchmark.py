@@ -11,7 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import cuda, cuda_model, cuda_peers, op, peers
+from benchmarks import cuda, cuda_model, cuda_peers, gpu_machine, op, peers
 from tests.conftest import TOLERANCE
 from tvm_na import build, launchers, reference, settings
 from tvm_na.benchmark import (
@@ -313,6 +313,22 @@ def test_a_case_on_a_gpu_moves_what_it_says():
     for _ in range(3):
         turn()
     assert called == [3, 7, 3]
+
+
+def test_cases_on_a_gpu_can_be_of_some_data_types():
+    assert {problem.dtype for _, problem in cuda.cases(["float16"])} == {"float16"} and len(
+        cuda.cases(["float16"])
+    ) == 8
+
+
+def test_the_driver_is_known_where_there_is_one(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_machine.driver_version() is None
+    for answer, expected in (("echo 580.159.03; echo 580.159.03", "580.159.03"), ("exit 9", None), ("true", None)):
+        tool.write_text(f"#!/bin/sh\n{answer}\n")
+        tool.chmod(0o755)
+        assert gpu_machine.driver_version() == expected
 
 
 def test_results_on_a_gpu_are_told_beside_the_bound():

@@ -248,25 +248,25 @@ def test_the_space_decides_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(build, "target_for", lambda kind, index: parse_target("cuda-sm_90"))
     problems = [NAProblem.make(spatial, 3, 1, 4) for spatial in ((9,), (9, 9), (9, 9, 9))]
     monkeypatch.setattr(build, "is_supported", lambda problem, target: problem.rank != 3)
-    reasons = [functional._why_not_compiled(problem, device, False) for problem in problems]
+    reasons = [functional._why_not_compiled(problem, device) for problem in problems]
     assert reasons[:2] == [None, None]
     assert reasons[2] is not None and "space" in reasons[2]
-    assert "gradient" in str(functional._why_not_compiled(problems[0], device, True))
-    assert functional._why_not_compiled(problems[0], torch.device("cpu"), False) is None
-    assert "for the device xpu" in str(functional._why_not_compiled(problems[1], torch.device("xpu"), False))
+    assert "forward-mode" in str(functional._why_not_compiled(problems[0], device, True))
+    assert functional._why_not_compiled(problems[0], torch.device("cpu")) is None
+    assert "for the device xpu" in str(functional._why_not_compiled(problems[1], torch.device("xpu")))
 
     def too_old(kind: str, index: int) -> Any:
         raise ValueError("capability: required a GPU of compute capability 7.5 or newer, got 7.0")
 
     monkeypatch.setattr(build, "target_for", too_old)
-    assert "capability" in str(functional._why_not_compiled(problems[1], device, False))
+    assert "capability" in str(functional._why_not_compiled(problems[1], device))
 
 
 def test_the_choice_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """As for a GPU, but on the CPU: a trace must not look into what builds kernels."""
     asked: list[NAProblem] = []
     monkeypatch.setattr(ops, "why_no_kernel", lambda problem, device: asked.append(problem))
-    monkeypatch.setattr(functional, "_why_not_compiled", lambda p, d, *_: functional._why_no_kernel(p, d))
+    monkeypatch.setattr(functional, "_why_not_compiled", lambda p, d, *_: functional._why_no_kernel(p.fields(), d))
     query, key, value, _ = random_inputs(NAProblem.make((6, 7), 3, 2, 8), 2, 0)
     torch._dynamo.reset()
     function = torch.compile(lambda *t: na2d(*t, 3, backend="compiled"), fullgraph=True, backend="eager")
@@ -275,7 +275,7 @@ def test_the_choice_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_operator_is_registered_for_gpus() -> None:
-    for name in ("na_forward", "na_forward_lse"):
+    for name in ("na_forward", "na_forward_lse", "na_backward"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"tvm_na::{name}", "CUDA")
 
 

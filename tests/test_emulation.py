@@ -59,7 +59,7 @@ def test_mma_has_the_manuals_layout(element: str, depth: int) -> None:
     of_a = registers(a, [[fragments.place_in_a(element, depth, n, i) for i in range(a_count)] for n in range(32)])
     of_b = registers(b, [[fragments.place_in_b(element, depth, n, i) for i in range(a_count // 2)] for n in range(32)])
     if element == "tf32":
-        of_a |= 0x1FFF  # bits that tf32 does not have
+        of_a, of_b = of_a | 0x1FFF, of_b | 0x1FFF  # bits that tf32 does not have
     of_c = np.array([[c[fragments.place_in_c(n, i)] for i in range(4)] for n in range(32)])
     of_d = np.full((32, 4), np.nan, np.float32)
     counts = launch(f"mma {element} {depth}", "mma_kernel", 1, 32, of_a, of_b, of_c, of_d)

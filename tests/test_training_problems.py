@@ -115,8 +115,7 @@ def test_a_dry_run_lists_forward_and_backward() -> None:
     out = run("tune", *SPELLED_OUT, "--backward", "--dry-run").output
     assert "backward of 9x9 heads 1 dim 8 k 3 float32" in out and "1 tasks, " in out
     result = run("tune", TINY.name, "--training", "--input-size", 36, "--dry-run", "--target", "cuda-sm_90")
-    assert result.exit_code == 2
-    assert f"required one that has a compiled kernel on cuda-sm_90, got backward of {FIRST}" in result.stderr
+    assert result.exit_code == 0 and f"backward of {FIRST}" in result.output
 
 
 # --- shown

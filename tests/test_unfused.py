@@ -17,6 +17,7 @@ from tests.gradients import assert_close
 from tests.helpers import assert_says, random_inputs, relative_error
 from tvm_na import functional, na1d_av, na1d_qk, na2d, na2d_av, na2d_qk, na3d_av, na3d_qk, unfused
 from tvm_na.problem import NAProblem
+from tvm_na.unfused_problem import qk_problem_of
 
 QK, AV = (na1d_qk, na2d_qk, na3d_qk), (na1d_av, na2d_av, na3d_av)
 # Each with something else that is odd: uneven groups, even kernels, strides, causality, heads that share keys.
@@ -288,7 +289,11 @@ def test_auto_says_once_why_it_takes_the_reference(monkeypatch: pytest.MonkeyPat
             na2d_qk(forward_ad.make_dual(query, query), query, 3, backend="compiled")
 
 
-@pytest.mark.parametrize(("device", "says"), [("cuda", "GPUs yet"), ("xpu", "the device xpu"), ("cpu", None)])
-def test_where_there_are_kernels(device: str, says: str | None) -> None:
-    reason = unfused._why_not_compiled(torch.device(device), False)
+@pytest.mark.parametrize(("device", "says"), [("cuda", "no such GPU"), ("xpu", "the device xpu"), ("cpu", None)])
+def test_where_there_are_kernels(device: str, says: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unfused.ops_unfused, "why_no_kernel", lambda problem, device: "no such GPU")
+    query, key, *_ = inputs(PROBLEMS["k 1"])
+    window = (1, 1, 1, False)
+    checked = unfused._Checked(qk_problem_of(query, key, window, None, 2), window)
+    reason = unfused._why_not_compiled(checked, torch.device(device), False)
     assert reason is None if says is None else says in str(reason)

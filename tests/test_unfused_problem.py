@@ -38,11 +38,12 @@ def test_it_is_one_step_of_an_attention() -> None:
 @pytest.mark.parametrize(
     ("kind", "forward", "error", "says"),
     [
-        ("sum", FORWARD, ValueError, "kind: required one of qk, dots, av, av_transposed, bias_sums, got 'sum'"),
+        ("sum", FORWARD, ValueError, "kind: required one of qk, dots, av, .*, bias_sums, bias_parts, got 'sum'"),
         ("qk", PROBLEM, TypeError, "forward: required an NAProblem, got UnfusedProblem"),
         ("av", FORWARD, ValueError, "forward: required no bias for av, got"),
         ("qk", NAProblem.make(9, 3, 1, 8, head_dim_v=4), ValueError, "forward: required one head dimension"),
         ("qk", NAProblem.make(9, 3, 1, 8, return_lse=True), ValueError, "and no log-sum-exp"),
+        ("qk", NAProblem.make((9, 9), 3, 1, 16, dtype="tf32"), ValueError, "forward: required a dtype that tensors"),
     ],
 )
 def test_what_is_no_such_step_is_named(kind: str, forward: Any, error: type[Exception], says: str) -> None:

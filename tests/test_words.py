@@ -6,11 +6,13 @@ import json
 
 import pytest
 
+from tvm_na.backward import BackwardProblem
 from tvm_na.problem import NAProblem
 from tvm_na.schedules import spaces_for
 from tvm_na.schedules.base import Choice, Plan
 from tvm_na.schedules.words import _DECISIONS, _STRUCTURES, formulation_in_words, in_words
 from tvm_na.target import parse_target
+from tvm_na.unfused_problem import KINDS, UnfusedProblem
 
 LANES = json.dumps({"formulation": "lanes", "queries": 2, "vector": 8, "exact_values": False, "pack_values": True})
 
@@ -98,3 +100,34 @@ def test_the_cuda_space_is_told_completely() -> None:
     )
     assert "scores computed twice, their sums in 4 lanes" in said[-1]
     assert all("{}" not in words for words in said)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_cuda_space_of_gradients_is_told_completely(bias: bool) -> None:
+    problem, target = BackwardProblem.make((30, 30), 21, 2, 16, bias=bias), parse_target("cuda-sm_90")
+    (space,) = spaces_for(problem, target)
+    known = {name for _, counted in _DECISIONS for name in counted}
+    for func in space.formulations(problem, target, 1):
+        scheduled = space.apply(func, target, Plan())
+        assert scheduled is not None and scheduled.structure in _STRUCTURES
+        assert {choice.name for choice in scheduled.choices} <= known
+        said = in_words(str(func.attrs["tvm_na.formulation"]), scheduled.structure, scheduled.choices)
+        assert said.startswith("each query reads its own window, each key its queries, ") and "{}" not in said
+
+
+def test_the_unfused_cuda_space_is_told_completely() -> None:
+    target, said = parse_target("cuda-sm_90"), {}
+    known = {name for _, counted in _DECISIONS for name in counted}
+    for kind in KINDS:
+        problem = UnfusedProblem.make(kind, (9, 9), 3, 2, 32)
+        for space in spaces_for(problem, target):
+            func = space.formulations(problem, target, 1)[0]
+            scheduled = space.apply(func, target, Plan())
+            assert scheduled is not None and scheduled.structure in _STRUCTURES
+            assert {choice.name for choice in scheduled.choices} <= known
+            said[kind] = in_words(str(func.attrs["tvm_na.formulation"]), scheduled.structure, scheduled.choices)
+    assert said["qk"].startswith("each window read by itself, products in 8 parts; keys and values through the first")
+    assert said["qk"].endswith("9 keys at once; products unrolled up to 64 steps; outputs unrolled up to 64 steps")
+    assert said["av_transposed"].startswith("each window read by itself, 4 channels of a thread; ")
+    assert "32 indices of the bias at once" in said["bias_parts"]
+    assert said.keys() == set(KINDS) - {"bias_sums"}

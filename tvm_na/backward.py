@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 from tvm_na.problem import NAProblem, problem_of, require_like, require_shape, require_tensor
@@ -120,3 +121,32 @@ def backward_problem_of(
             raise ValueError(f"{name}: required query's device {query.device}, got {tensor.device}")
         require_shape(name, tensor, tokens, "[batch, *spatial, heads]")
     return BackwardProblem(problem)
+
+
+#: Positions, at least, whose sums for a bias a GPU adds up before it writes them.
+_BIAS_POSITIONS = 32
+
+
+def most_bias_chunks(problem: BackwardProblem) -> int:
+    """Into how many chunks, at most, a GPU cuts the positions of a sample, each with sums for the bias of its own.
+
+    All sums have at most as many elements as query and value together.
+    """
+    forward, tokens = problem.forward, math.prod(problem.spatial)
+    entries = math.prod(forward.bias_shape[1:])
+    most = tokens * (forward.head_dim + forward.head_dim_v) // entries
+    return max(1, min(-(-tokens // _BIAS_POSITIONS), most))
+
+
+def scratch_shapes(problem: BackwardProblem, batch: Any) -> list[tuple[Any, ...]]:
+    """What a kernel of gradients for GPUs writes between its parts: the last arguments of a call, in accum_dtype.
+
+    ``[batch, *spatial, heads]`` for what is subtracted from the gradients of weights, with a bias also
+    ``[batch, chunks, heads, 2*kernel_size-1, ...]`` for its sums. Who calls allocates them: memory of TVM's would come
+    from a pool that knows nothing of streams and CUDA graphs.
+    """
+    forward = problem.forward
+    shapes: list[tuple[Any, ...]] = [(batch, *forward.spatial, forward.heads)]
+    if forward.bias:
+        shapes.append((batch, most_bias_chunks(problem), *forward.bias_shape))
+    return shapes

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 #: Largest :func:`relative_error` of a right result, by dtype: the order of its sums for float32 and float64, two
-#: roundings of the output for float16 and bfloat16.
-ERROR_BUDGET = {"float16": 2e-3, "bfloat16": 1.5e-2, "float32": 2e-6, "float64": 1e-13}
+#: roundings of the output for float16 and bfloat16, one each of weights and values for TF32.
+ERROR_BUDGET = {"float16": 2e-3, "bfloat16": 1.5e-2, "float32": 2e-6, "float64": 1e-13, "tf32": 1e-3}
 
 #: Largest relative difference of a float32 model's logits between two backends.
 LOGITS_BUDGET = 1e-4

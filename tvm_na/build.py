@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tvm_na import cache, openmp, runtime, settings
-from tvm_na.backward import BackwardProblem
 from tvm_na.choose import Chosen, InapplicableError, choose, considered, reject
 from tvm_na.dense import DenseProblem
 from tvm_na.operators import Problem
@@ -189,10 +188,10 @@ def unsupported(problem: Problem, target: NATarget) -> str:
         return f"linear layers and convolutions are compiled for CPUs, not for {target.kind}"
     if target.kind == "cuda":
         if isinstance(problem, UnfusedProblem):
-            return "the unfused operators are compiled for CPUs, not for GPUs yet"
-        if isinstance(problem, BackwardProblem):
-            return "gradients are compiled for CPUs, not for GPUs yet"
+            return "on GPUs sums for a bias are compiled in parts, as the kind bias_parts"
         return "no search space for GPUs serves it"
+    if isinstance(problem, UnfusedProblem) and problem.kind == "bias_parts":
+        return "on CPUs sums for a bias are compiled as a whole, as the kind bias_sums"
     return f"compiled kernels are float32 and float64, the problem is {problem.dtype}"
 
 

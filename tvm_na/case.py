@@ -29,7 +29,7 @@ GRADIENT_BUDGET = {"float32": 5e-6}
 
 # Outputs that add up over the batch, and those that have the dtype of sums.
 _OF_THE_BATCH = {"d_rpb"}
-_ACCUMULATED = {"lse"}
+_ACCUMULATED = {"lse", "parts"}
 
 
 class WrongNumbers(Exception):
@@ -126,7 +126,7 @@ def draw_inputs(problem: NAProblem, batch: int, device: str, generator: torch.Ge
     tokens, kv = ((batch, *problem.spatial, heads) for heads in (problem.heads, problem.heads_kv))
     shapes = [(*tokens, problem.head_dim), (*kv, problem.head_dim), (*kv, problem.head_dim_v)]
     shapes += [problem.bias_shape] if problem.bias else []
-    dtype, accum = getattr(torch, problem.dtype), getattr(torch, problem.accum_dtype)
+    dtype, accum = getattr(torch, problem.tensor_dtype), getattr(torch, problem.accum_dtype)
     query, key, value, *rpb = (torch.randn(s, generator=generator, dtype=dtype).to(device) for s in shapes)
     return query, key, value, torch.tensor([problem.head_dim**-0.5], dtype=accum).to(device), *rpb
 

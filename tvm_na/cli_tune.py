@@ -40,12 +40,19 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
-def _in_dtype(problem: Problem, dtype: str) -> Problem:
+def _in_dtype(problem: Problem, dtype: str, target: NATarget) -> Problem:
+    """The problem in another dtype; in TF32 where tensor cores serve it, and else in float32, as calls are."""
     from dataclasses import replace
 
     from tvm_na.backward import BackwardProblem
     from tvm_na.unfused_problem import UnfusedProblem
 
+    if dtype == "tf32":
+        from tvm_na.cuda.tf32 import in_tf32
+        from tvm_na.problem import NAProblem
+
+        exact = _in_dtype(problem, "float32", target)
+        return (in_tf32(exact, target) or exact) if isinstance(exact, NAProblem) else exact
     if isinstance(problem, BackwardProblem):
         return BackwardProblem(replace(problem.forward, dtype=dtype))
     if isinstance(problem, UnfusedProblem):
@@ -53,7 +60,9 @@ def _in_dtype(problem: Problem, dtype: str) -> Problem:
     return replace(problem, dtype=dtype)
 
 
-def _tasks_of_model(name: str, input_sizes: Sequence[str], dtype: str, whole: bool, training: bool) -> list[TuneTask]:
+def _tasks_of_model(
+    name: str, input_sizes: Sequence[str], dtype: str, whole: bool, training: bool, target: NATarget
+) -> list[TuneTask]:
     from tvm_na.models import create_model, problems_of, training_problems_of
     from tvm_na.tasks import TuneTask, merged, tasks_of
 
@@ -71,7 +80,7 @@ def _tasks_of_model(name: str, input_sizes: Sequence[str], dtype: str, whole: bo
         tasks = [task for size in sizes for task in tasks_of(training_problems_of(model, size))]
     else:
         tasks = [task for size in sizes for task in tasks_of(problems_of(model, size))]
-    return merged([TuneTask(_in_dtype(task.problem, dtype), task.weight) for task in tasks])
+    return merged([TuneTask(_in_dtype(task.problem, dtype, target), task.weight) for task in tasks])
 
 
 def _best_recorded(tasks: Sequence[TuneTask], folder: Path, threads: int) -> list[float | None]:
@@ -147,8 +156,8 @@ def tune(
     rpb: Annotated[bool, typer.Option("--rpb", help="Add a relative position bias.")] = False,
     backward: Annotated[bool, typer.Option("--backward", help="The gradients of the problem spelled out.")] = False,
     dtype: Annotated[
-        Literal["float32", "float64", "float16", "bfloat16"],
-        typer.Option(help="Of every tensor, of MODEL's too; the last two on GPUs."),
+        Literal["float32", "float64", "float16", "bfloat16", "tf32"],
+        typer.Option(help="Of every tensor, of MODEL's too; the last three on GPUs, tf32 as PyTorch's allow_tf32."),
     ] = "float32",
     target: Annotated[
         str | None, typer.Option(help="What for, such as cuda; default: TVM_NA_TARGET, or this machine's CPU.")
@@ -183,7 +192,7 @@ def tune(
 
     chosen = parse_target(target or settings.target_name())
     if model:
-        tasks = _tasks_of_model(model, input_size or [], dtype, whole_model, training)
+        tasks = _tasks_of_model(model, input_size or [], dtype, whole_model, training, chosen)
     elif problems:
         from tvm_na.tasks import tasks_from_file
 
@@ -197,11 +206,10 @@ def tune(
             "stride": stride,
             "dilation": dilation,
             "is_causal": causal,
-            "dtype": dtype,
             "bias": rpb,
         }
         problem = NAProblem.make(size or (), kernel_size, heads, head_dim, **options)
-        tasks = [TuneTask(BackwardProblem(problem) if backward else problem)]
+        tasks = [TuneTask(_in_dtype(BackwardProblem(problem) if backward else problem, dtype, chosen))]
     if dry_run:
         return _dry_run(tasks, chosen, output or user_folder(chosen.name), threads or settings.num_threads(), batch)
     how: dict[str, Any] = {"trials": trials, "time_limit": seconds, "jobs": jobs, "seed": seed, "threads": threads}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_na import cache, settings
+from tvm_na.backward import BackwardProblem, scratch_shapes
 from tvm_na.metaschedule import trace_as_json
 from tvm_na.operators import Problem, arguments_with_batch, problem_from_json
 from tvm_na.record_files import META, NEW, RECORDS, WORKLOADS, shipped_folder, user_folder
@@ -155,7 +156,10 @@ def _is_whole(line: bytes, workloads: int) -> bool:
 
 def _set_batch(arguments: list[Any], problem: Problem, batch: int) -> None:
     """Put a batch into MetaSchedule's description of a call's arguments, of those that have one."""
-    for (_, _, shape), has_batch in zip(arguments, arguments_with_batch(problem), strict=True):
+    with_batch = arguments_with_batch(problem)
+    if isinstance(problem, BackwardProblem) and len(arguments) > len(with_batch):  # a GPU's, with scratch memory
+        with_batch += (True,) * len(scratch_shapes(problem, batch))
+    for (_, _, shape), has_batch in zip(arguments, with_batch, strict=True):
         if has_batch:
             shape[0] = batch
 

@@ -45,24 +45,23 @@ _warned: set[str] = set()
 _FRONTS = (__file__, os.path.join(os.path.dirname(__file__), "unfused.py"))
 
 
-def _why_not_compiled(
-    problem: NAProblem, device: torch.device, needs_grad: bool, forward_mode: bool = False
-) -> str | None:
+def _why_not_compiled(problem: NAProblem, device: torch.device, forward_mode: bool = False) -> str | None:
     """What of a call has no compiled kernel; None if all has."""
     if forward_mode:
         return "compiled kernels have no forward-mode derivatives"
     if device.type == "cuda":
-        if needs_grad:
-            return "a gradient is needed and there are no backward kernels for GPUs yet"
-        return _why_no_kernel(problem, device)
+        return _why_no_kernel(problem.fields(), device)
     if device.type not in ("cpu", "meta"):
         return f"there are no compiled kernels for the device {device.type} yet"
     return None
 
 
-def _why_no_kernel(problem: NAProblem, device: torch.device) -> str | None:
-    """:func:`ops.why_no_kernel`, of which a trace takes the answer, and does not look inside."""
-    return ops.why_no_kernel(problem, device)
+def _why_no_kernel(fields: tuple[Any, ...], device: torch.device) -> str | None:
+    """:func:`ops.why_no_kernel`, of which a trace takes the answer, and does not look inside.
+
+    It gets the fields of a problem, since traces of PyTorch up to 2.11 cannot hand over a frozen dataclass.
+    """
+    return ops.why_no_kernel(NAProblem(*fields), device)
 
 
 # What torch.compiler.assume_constant_result does, which would import 2 seconds of compiler to do it.
@@ -198,10 +197,7 @@ def _front(rank: int) -> Callable[..., Any]:
                 return known if return_lse else known[0]
         extra = (additional_keys, additional_values)
         forward_mode = in_forward_mode(*tensors, *extra)
-        if (
-            choose_backend(chosen, _why_not_compiled(problem, query.device, needs_grad, forward_mode))
-            is Backend.REFERENCE
-        ):
+        if choose_backend(chosen, _why_not_compiled(problem, query.device, forward_mode)) is Backend.REFERENCE:
             out, lse = reference.neighborhood_attention(problem, query, key, value, factor, rpb, *extra)
             return (out, lse) if return_lse else out
         if not has_extra and not return_lse:
@@ -253,7 +249,7 @@ _DOCSTRING = """Neighborhood attention over {rank} spatial axes (arXiv 2204.0714
         TypeError, ValueError: name the argument, what was required and what came.
         NotImplementedError: for backend='compiled' where no compiled kernel serves the call.
 
-    On CPUs gradients are compiled too; those of gradients, of any order, are computed by the reference. Under
+    Gradients are compiled too; those of gradients, of any order, are computed by the reference. Under
     ``torch.autocast`` tensors other than float64 are taken in its dtype.
     """
 

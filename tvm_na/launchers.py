@@ -168,7 +168,7 @@ def _on_cpu(problem: NAProblem | BackwardProblem) -> runtime.Way:
     return way_on_cpu(problem, _require_samples(largest_batch(problem), problem))
 
 
-def _on_cuda(problem: NAProblem, index: int) -> runtime.Way:
+def _on_cuda(problem: NAProblem | BackwardProblem, index: int) -> runtime.Way:
     from tvm_na.cuda import launch
 
     return launch.way(problem, index, _require_samples(launch.largest_batch(problem, MAX_ELEMENTS), problem))
@@ -217,6 +217,12 @@ def _make_launcher(problem: NAProblem, device: torch.device) -> Launcher:
 
 
 def _launcher_of(problem: NAProblem, device: torch.device) -> Launcher:
+    if device.type == "cuda" and problem.dtype == "float32":
+        from tvm_na.build import target_for
+        from tvm_na.cuda import tf32
+
+        target = target_for("cuda", device.index)
+        return tf32.either(lambda either: _make_launcher(either, device), problem, target)
     if device.type != "cpu" or problem.dtype not in HALVES:
         return _make_launcher(problem, device)
     # Accumulation is float32 by contract, and CPUs have no faster arithmetic for halves at hand.
@@ -232,8 +238,8 @@ def _launcher_of(problem: NAProblem, device: torch.device) -> Launcher:
     return launch
 
 
-def _make_backward_launcher(problem: BackwardProblem) -> BackwardLauncher:
-    way = _on_cpu(problem)
+def _make_backward_launcher(problem: BackwardProblem, device: torch.device) -> BackwardLauncher:
+    way = _on_cpu(problem) if device.type == "cpu" else _on_cuda(problem, device.index)
     kernel, scale_tensor, before, alignment, samples = way.kernel, way.scale, way.before, way.alignment, way.samples
     accum = torch.float64 if problem.dtype == "float64" else torch.float32
     flops = problem.useful_flops
@@ -251,15 +257,16 @@ def _make_backward_launcher(problem: BackwardProblem) -> BackwardLauncher:
 
     def in_parts(rpb: Tensor | None, scale: float, tensors: list[Tensor]) -> list[Tensor]:
         whole = gradient_outputs(*tensors[:3], rpb)
-        if rpb is not None:
-            whole[3].zero_()
+        of_bias = None if rpb is None else torch.zeros(rpb.shape, dtype=accum, device=rpb.device)
         for first in range(0, tensors[0].shape[0], samples):
             part = slice(first, first + samples)
             found = one(rpb, scale, [t[part] for t in tensors])
             for into, gradient in zip(whole[:3], found, strict=False):
                 into[part] = gradient
-            if rpb is not None:
-                whole[3] += found[3]
+            if of_bias is not None:
+                of_bias += found[3]
+        if of_bias is not None:
+            whole[3].copy_(of_bias)
         return whole
 
     def launch(
@@ -286,11 +293,10 @@ def backward_launcher_of(problem: BackwardProblem, device: torch.device) -> Back
     Raises:
         NotImplementedError: there is no kernel for it.
     """
-    if device.type != "cpu":
-        raise NotImplementedError(f"no kernel for {problem}: there are no backward kernels for GPUs yet")
-    if problem.dtype not in HALVES:
-        return _make_backward_launcher(problem)
-    in_float32 = _make_backward_launcher(BackwardProblem(dataclasses.replace(problem.forward, dtype="float32")))
+    if device.type != "cpu" or problem.dtype not in HALVES:
+        return _make_backward_launcher(problem, device)
+    like = BackwardProblem(dataclasses.replace(problem.forward, dtype="float32"))
+    in_float32 = _make_backward_launcher(like, device)
     kind = getattr(torch, problem.dtype)
 
     def launch(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from tvm_na import launchers
+from tvm_na.runtime import Way
 from tvm_na.unfused_problem import (
     UnfusedProblem,
     Window,
@@ -106,23 +107,42 @@ def _elements_per_sample(problem: UnfusedProblem) -> int:
 
 
 def largest_batch(problem: UnfusedProblem) -> int:
-    """The samples that a kernel takes at once: it counts elements in 32 bits. 0 if one is too large."""
+    """The samples that a kernel for CPUs takes at once: it counts elements in 32 bits. 0 if one is too large."""
     if math.prod(problem.forward.bias_shape) > launchers.MAX_ELEMENTS:
         return 0
     return launchers.MAX_ELEMENTS // _elements_per_sample(problem)
 
 
-def _require_samples(samples: int, problem: UnfusedProblem) -> None:
+def largest_batch_on_gpu(problem: UnfusedProblem) -> int:
+    """The same of a kernel for GPUs, which packs nothing, but whose last threads count beyond the end of tensors."""
+    if math.prod(problem.forward.bias_shape) > launchers.MAX_ELEMENTS:
+        return 0
+    of_sample = [count for name, count in problem.elements.items() if name not in ("rpb", "d_rpb")]
+    return launchers.MAX_ELEMENTS // (2 * max(of_sample))
+
+
+def _require_samples(samples: int, problem: UnfusedProblem) -> int:
+    """``samples``, the largest batch of a call; ValueError if not even one fits."""
     if samples == 0:
         first = "query" if problem.kind in ("qk", "dots") else "attn"
         raise ValueError(f"{first}: required fewer than 2^31 elements per sample, got {problem}")
+    return samples
 
 
-def _make_launcher(problem: UnfusedProblem) -> Launcher:
-    samples = largest_batch(problem)
-    _require_samples(samples, problem)
-    way = launchers.way_on_cpu(problem, samples)
-    kernel, scale_tensor, before, alignment = way.kernel, way.scale, way.before, way.alignment
+def _way(problem: UnfusedProblem, device: torch.device) -> Way:
+    """How the kernel of ``problem``, which is built now if need be, runs on a device."""
+    # Before a kernel is built: where it cannot count, the compiler fails in its own words.
+    if device.type == "cpu":
+        return launchers.way_on_cpu(problem, _require_samples(largest_batch(problem), problem))
+    from tvm_na.cuda import launch
+
+    samples = _require_samples(largest_batch_on_gpu(problem), problem)
+    return launch.way(cast(Any, problem), device.index, samples)  # for which all problems are alike
+
+
+def _make_launcher(problem: UnfusedProblem, device: torch.device) -> Launcher:
+    way = _way(problem, device)
+    kernel, scale_tensor, before, alignment, samples = way.kernel, way.scale, way.before, way.alignment, way.samples
     accum = torch.float64 if problem.dtype == "float64" else torch.float32
     flops, adds_up = problem.useful_flops, problem.kind == "bias_sums"
     tensors = 1 if adds_up else 2
@@ -159,14 +179,38 @@ def _make_launcher(problem: UnfusedProblem) -> Launcher:
     return launch
 
 
+def _bias_sums_on_gpu(problem: UnfusedProblem, device: torch.device) -> Launcher:
+    """Sums of parts by a kernel, then of these by PyTorch: both in one order, so that runs are equal to the bit.
+
+    Parts are PyTorch's memory. A kernel that had its own would allocate it, which no CUDA graph can capture.
+    """
+    of_parts = dataclasses.replace(problem, kind="bias_parts")
+    way, accum = _way(of_parts, device), getattr(torch, problem.accum_dtype)
+    shape = (problem.parts, *problem.forward.bias_shape)
+
+    def launch(attn: Tensor, scale: float) -> Tensor:
+        total = None
+        for first in range(0, attn.shape[0], way.samples):
+            some = launchers.aligned(attn[first : first + way.samples], way.alignment)
+            parts = torch.empty((len(some), *shape), dtype=accum, device=some.device)
+            way.kernel(some, parts)
+            found = parts.sum((0, 1))
+            total = found if total is None else total + found
+        return output(problem, attn).zero_() if total is None else total.to(attn.dtype)
+
+    return launch
+
+
 def _launcher_of(problem: UnfusedProblem, device: torch.device) -> Launcher:
+    if device.type == "cuda":
+        return (_bias_sums_on_gpu if problem.kind == "bias_sums" else _make_launcher)(problem, device)
     if device.type != "cpu":
         raise NotImplementedError(f"no kernel for {problem}: the unfused operators have none for {device.type} yet")
     if problem.dtype not in launchers.HALVES:
-        return _make_launcher(problem)
+        return _make_launcher(problem, device)
     # Accumulation is float32 by contract, and CPUs have no faster arithmetic for halves at hand.
     in_float32 = _make_launcher(
-        dataclasses.replace(problem, forward=dataclasses.replace(problem.forward, dtype="float32"))
+        dataclasses.replace(problem, forward=dataclasses.replace(problem.forward, dtype="float32")), device
     )
     kind = getattr(torch, problem.dtype)
 

@@ -30,7 +30,7 @@ MATMUL_SIZE = 1024
 #: Bytes of the working sets for which transfers are measured, beside one that no cache holds.
 WORKING_SETS = (2**18, 2**20, 2**22, 2**24)
 _MIN_MEMORY = 2**28
-_ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+_ITEM_BYTES = {"float16": 2, "bfloat16": 2, "tf32": 4, "float32": 4, "float64": 8}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvm_na.case import Case, budget_of, make_case
 from tvm_na.operators import Problem, arguments_with_batch
+from tvm_na.scratch import with_scratch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -126,7 +127,7 @@ def checked_call(file: Path, problem: Problem, batch: int, device: str) -> Calla
 
     sets = sets_of(problem, batch, device)
     try:
-        return sets.checked(runtime.load(file, ENTRY, "cuda"), budget_of(problem))
+        return sets.checked(with_scratch(runtime.load(file, ENTRY, "cuda"), problem), budget_of(problem))
     except Exception:
         _sets.clear()  # a kernel that goes wrong may have written anywhere
         raise

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tvm_na.backward import BackwardProblem, scratch_shapes
 from tvm_na.case import DISTINCT, Case, budget_of, case_of
 from tvm_na.measure import Conditions, Kernel, Measured, plan
 from tvm_na.measure_cuda import ROTATED_BYTES
-from tvm_na.operators import arguments_with_batch
+from tvm_na.operators import Problem, arguments_with_batch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,9 +50,11 @@ def measured_in(session: Any, kernel: Kernel, conditions: Conditions) -> Measure
         case = case_of(kernel.problem, min(kernel.batch, DISTINCT), formulation)
         if formulation not in sent:
             sent[formulation] = [_sent(t, device) for t in (*case.inputs, *case.outputs())]
+            sent[formulation] += _scratch(device, kernel.problem, len(case.inputs[0]), conditions)
         modules.append((_checked(session, file, kernel, case, sent[formulation]), formulation))
         if kernel.batch > DISTINCT and formulation not in drawn:
             drawn[formulation] = _drawn(session, device, kernel, case)
+            drawn[formulation] += _scratch(device, kernel.problem, kernel.batch, conditions)
     arguments = sent if kernel.batch <= DISTINCT else drawn
     conditions = _flushing(conditions, next(iter(arguments.values())))
     timers = [_timer(module, device, arguments[formulation], conditions) for module, formulation in modules]
@@ -70,7 +73,7 @@ def _checked(session: Any, file: Path, kernel: Kernel, case: Case, sent: Sequenc
 
     session.upload(str(file))
     module = session.load_module(file.name)
-    outputs = sent[len(case.inputs) :]
+    outputs = sent[len(case.inputs) :][: len(case.outputs())]
     for there, empty in zip(outputs, case.outputs(), strict=True):
         there.copyfrom(_as_numpy(empty))
     module[ENTRY](*sent)
@@ -114,6 +117,15 @@ def _drawn(session: Any, device: Any, kernel: Kernel, case: Case) -> list[Any]:
         fill(there)
         found.append(there)
     return found
+
+
+def _scratch(device: Any, problem: Problem, batch: int, conditions: Conditions) -> list[Any]:
+    """Memory for what a kernel of gradients for GPUs keeps between its parts, its last arguments."""
+    import tvm.runtime
+
+    if not (conditions.on_gpu and isinstance(problem, BackwardProblem)):
+        return []
+    return [tvm.runtime.empty(shape, problem.accum_dtype, device) for shape in scratch_shapes(problem, batch)]
 
 
 def _flushing(conditions: Conditions, arguments: Sequence[Any]) -> Conditions:

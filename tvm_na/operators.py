@@ -42,6 +42,8 @@ def arguments_with_batch(problem: Problem) -> tuple[bool, ...]:
     if isinstance(problem, UnfusedProblem):
         if problem.kind == "bias_sums":  # attn, d_rpb
             return (True, False)
+        if problem.kind == "bias_parts":  # attn, parts
+            return (True, True)
         return (True, True, False, *[False] * problem.forward.bias, True)  # two tensors, scale, rpb, out
     attention = problem.forward if isinstance(problem, BackwardProblem) else problem
     inputs = (True, True, True, False, *[False] * attention.bias)  # query, key, value, scale, rpb

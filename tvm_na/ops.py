@@ -17,6 +17,7 @@ from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from tvm_na import autocast, batching, reference
 from tvm_na.backward import backward_problem_of
 from tvm_na.launchers import backward_launcher_for, gradient_outputs, launcher_for, outputs
+from tvm_na.operators import Problem
 from tvm_na.problem import NAProblem, problem_of
 from tvm_na.watch import any_requires_grad, any_tangent
 
@@ -38,7 +39,7 @@ na_backward = torch.ops.tvm_na.na_backward.default
 _Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def why_no_kernel(problem: NAProblem, device: torch.device) -> str | None:
+def why_no_kernel(problem: Problem, device: torch.device) -> str | None:
     """Why there is no kernel for ``problem`` on a CUDA device, in words; None if there is one, or can be built."""
     from tvm_na.build import is_supported, target_for, unsupported
 
@@ -172,14 +173,7 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
             "compiled kernels have no forward-mode derivatives: required tensors without tangents; "
             "backend='reference' has them"
         )
-    if not (torch.is_grad_enabled() and any_requires_grad(*tensors)):
-        return False
-    if any(t is not None and t.device.type == "cuda" for t in tensors):
-        raise NotImplementedError(
-            "backend='compiled' has no backward kernels for GPUs yet: required inputs without requires_grad, or "
-            "torch.no_grad(); backend='reference' is differentiable"
-        )
-    return True
+    return torch.is_grad_enabled() and any_requires_grad(*tensors)
 
 
 class _ForwardLse(torch.autograd.Function):

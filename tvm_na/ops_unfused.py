@@ -19,7 +19,9 @@ from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
 from tvm_na import unfused_reference
 from tvm_na.launchers_unfused import launcher_for, output, problem_for
-from tvm_na.ops import below_autograd, needs_gradient
+from tvm_na.ops import below_autograd, needs_gradient, why_no_kernel
+
+__all__ = ["na_av", "na_av_transposed", "na_bias_sums", "na_qk", "why_no_kernel"]
 
 _WINDOW = "int[] kernel_size, int[] stride, int[] dilation, bool[] is_causal"
 

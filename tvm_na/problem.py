@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 #: Dtypes that the operator takes, by name. Accumulation is float32, or float64 for float64.
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
+#: What :attr:`NAProblem.dtype` is for tensors of float32 whose products tensor cores may take in TF32: 8 bits of
+#: exponent and 10 of mantissa, rounded to nearest; sums are float32.
+TF32 = "tf32"
+
 MAX_RANK = 3
 
 # Kernels multiply the scale by log2(e), which must be finite too.
@@ -93,7 +97,7 @@ class NAProblem:
         heads_kv: Key and value heads.
         head_dim: Channels of a query or key head.
         head_dim_v: Channels of a value head.
-        dtype: One of :data:`DTYPES`.
+        dtype: One of :data:`DTYPES`, or :data:`TF32`.
         bias: Whether a relative position bias ``[heads, 2k-1, ...]`` is added to the scores.
         return_lse: Whether the log-sum-exp of the scores is an output.
 
@@ -126,8 +130,8 @@ class NAProblem:
         for name in ("bias", "return_lse"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: required bool, got {getattr(self, name)!r}")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype: required one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.dtype not in (*DTYPES, TF32):
+            raise ValueError(f"dtype: required one of {', '.join((*DTYPES, TF32))}, got {self.dtype!r}")
         if self.heads % self.heads_kv:
             raise ValueError(f"heads: required a multiple of heads_kv={self.heads_kv}, got {self.heads}")
         self._check_windows()
@@ -183,6 +187,11 @@ class NAProblem:
         return len(self.spatial)
 
     @property
+    def tensor_dtype(self) -> str:
+        """The dtype of query, key, value, bias and output."""
+        return "float32" if self.dtype == TF32 else self.dtype
+
+    @property
     def accum_dtype(self) -> str:
         """The dtype of scores, softmax and the log-sum-exp."""
         return "float64" if self.dtype == "float64" else "float32"
@@ -197,6 +206,13 @@ class NAProblem:
         """Multiply-adds that no implementation can leave out, times two, for a batch of one (causal not discounted)."""
         pairs = math.prod(self.spatial) * self.heads * math.prod(self.kernel_size)
         return 2 * pairs * (self.head_dim + self.head_dim_v)
+
+    def fields(self) -> tuple[Any, ...]:
+        """The attributes in their order, of which ``NAProblem(*fields)`` makes the same problem."""
+        return (
+            *(self.spatial, self.kernel_size, self.stride, self.dilation, self.is_causal, self.heads, self.heads_kv),
+            *(self.head_dim, self.head_dim_v, self.dtype, self.bias, self.return_lse),
+        )
 
     def to_json(self) -> str:
         """A canonical JSON text; equal problems give equal texts."""

@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
-    from tvm_na.problem import NAProblem
+    from tvm_na.operators import Problem
     from tvm_na.target import NATarget
 
 _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def building(problem: NAProblem, target: NATarget, console: Console | None = None) -> Iterator[None]:
+def building(problem: Problem, target: NATarget, console: Console | None = None) -> Iterator[None]:
     """Tell people that a kernel is being built while it is: in one line of a terminal, else as a log message.
 
     Args:
@@ -39,7 +39,7 @@ def building(problem: NAProblem, target: NATarget, console: Console | None = Non
     console.print(f"{what}: {time.perf_counter() - start:.1f} s", markup=False)
 
 
-def build_kernels(problems: Iterable[NAProblem], console: Console | None = None) -> int:
+def build_kernels(problems: Iterable[Problem], console: Console | None = None) -> int:
     """Build, for this machine's CPU, those kernels of ``problems`` that are not in the cache; how many were built.
 
     Args:

@@ -13,29 +13,47 @@ from torch import Tensor
 from tvm_na import autocast, ops_unfused, unfused_reference
 from tvm_na.functional import Backend, choose_backend, kind_of
 from tvm_na.launchers_unfused import Launcher, Window, known_launcher, signature
-from tvm_na.problem import check_scale, per_axis_bools, per_axis_ints
+from tvm_na.problem import NAProblem, check_scale, per_axis_bools, per_axis_ints
 from tvm_na.unfused_problem import UnfusedProblem, av_problem_of, qk_problem_of
 from tvm_na.watch import any_requires_grad, in_forward_mode, is_watched
 
 
-def _why_not_compiled(device: torch.device, forward_mode: bool) -> str | None:
-    """What of a call has no compiled kernel; None if all has."""
-    if forward_mode:
-        return "compiled kernels have no forward-mode derivatives"
-    if device.type == "cuda":
-        return "the unfused operators have no compiled kernels for GPUs yet"
-    if device.type not in ("cpu", "meta"):
-        return f"there are no compiled kernels for the device {device.type} yet"
-    return None
-
-
 @dataclass
 class _Checked:
-    """A call that was checked: its problem, its window, one value per axis, and what it may call directly."""
+    """A call that was checked: its problem, its window, one value per axis, and what it may call directly.
+
+    ``served`` says that there is a kernel for it, once that is known.
+    """
 
     problem: UnfusedProblem
     window: Window
     launch: Launcher | None = None
+    served: bool = False
+
+
+def _why_not_compiled(checked: _Checked, device: torch.device, forward_mode: bool) -> str | None:
+    """What of a call has no compiled kernel; None if all has."""
+    if forward_mode:
+        return "compiled kernels have no forward-mode derivatives"
+    if device.type == "cuda" and not checked.served:
+        reason = _why_no_kernel(checked.problem.kind, checked.problem.forward.fields(), device)
+        checked.served = reason is None
+        return reason
+    if device.type not in ("cpu", "cuda", "meta"):
+        return f"there are no compiled kernels for the device {device.type} yet"
+    return None
+
+
+def _why_no_kernel(kind: str, fields: tuple[Any, ...], device: torch.device) -> str | None:
+    """:func:`ops_unfused.why_no_kernel`, of which a trace takes the answer, and does not look inside.
+
+    It gets what a problem is made of, for the reason that ``functional.py`` gives.
+    """
+    return ops_unfused.why_no_kernel(UnfusedProblem(kind, NAProblem(*fields)), device)
+
+
+# What torch.compiler.assume_constant_result does, which would import 2 seconds of compiler to do it.
+_why_no_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 # Calls that were checked before, of both operators. A check costs as much as a small kernel.
@@ -103,7 +121,7 @@ def _qk_front(rank: int) -> Callable[..., Tensor]:
             launch = _launch_of(checked, "na_qk", tensors, _needs_grad(*tensors))
             if launch is not None:
                 return launch(query, key, rpb, factor)
-        reason = _why_not_compiled(query.device, in_forward_mode(*tensors))
+        reason = _why_not_compiled(checked, query.device, in_forward_mode(*tensors))
         if choose_backend(chosen, reason) is Backend.REFERENCE:
             return unfused_reference.qk(checked.problem.forward, query, key, factor, rpb)
         result: Tensor = ops_unfused.na_qk(query, key, rpb, *checked.window, factor, False)
@@ -136,7 +154,7 @@ def _av_front(rank: int) -> Callable[..., Tensor]:
             launch = _launch_of(checked, "na_av", tensors, _needs_grad(*tensors))
             if launch is not None:
                 return launch(attn, value, 1.0)
-        reason = _why_not_compiled(attn.device, in_forward_mode(*tensors))
+        reason = _why_not_compiled(checked, attn.device, in_forward_mode(*tensors))
         if choose_backend(chosen, reason) is Backend.REFERENCE:
             return unfused_reference.av(checked.problem.forward, attn, value)
         result: Tensor = ops_unfused.na_av(attn, value, *checked.window, 1.0)
@@ -167,7 +185,8 @@ _QK = """Scores of neighborhood attention over {rank} spatial axes: scale * quer
         scale: Factor of the products; ``head_dim ** -0.5`` if None.
         rpb: Relative position bias ``[heads, 2 * kernel_size - 1, ...]``, added to the scaled products; its
             index is (key - query) / dilation + kernel_size - 1 along each axis.
-        backend: ``compiled``, ``reference``, or ``auto``: compiled on CPUs, else the reference with one warning.
+        backend: ``compiled``, ``reference``, or ``auto``: compiled where it serves the call, else the reference with
+            one warning.
 
     Returns:
         ``[batch, {axes}, heads, prod(kernel_size)]`` in the inputs' dtype: positions of a window in row-major order,
@@ -191,7 +210,8 @@ _AV = """Sums of the values of each query's window, weighted by ``attn``, over {
         stride: Queries that share a window, at most kernel_size.
         dilation: Step between neighbors.
         is_causal: Whether a query sees only keys at or before it, a bool or one per axis.
-        backend: ``compiled``, ``reference``, or ``auto``: compiled on CPUs, else the reference with one warning.
+        backend: ``compiled``, ``reference``, or ``auto``: compiled where it serves the call, else the reference with
+            one warning.
 
     Returns:
         ``[batch, {axes}, heads, head_dim_v]`` in the inputs' dtype.

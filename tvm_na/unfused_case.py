@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from tvm_na.case import DISTINCT, Case
@@ -18,7 +19,7 @@ def make_unfused_case(problem: UnfusedProblem, batch: int, device: str) -> Case:
     """Random inputs for ``problem``, the same every time, on a device of PyTorch's.
 
     Their order is that of a kernel's arguments: query, key, scale and maybe rpb; attn, value and scale; attn, query and
-    scale; attn alone for sums of a bias.
+    scale; attn alone for sums of a bias, whole or in parts.
     """
     import torch
 
@@ -30,9 +31,9 @@ def make_unfused_case(problem: UnfusedProblem, batch: int, device: str) -> Case:
     expected = _expected(problem, [t[samples] for t in tensors] if problem.kind == "bias_sums" else tensors)
     scale = torch.tensor([_SCALE], dtype=getattr(torch, problem.accum_dtype))
     inputs = [t[samples] for t in tensors[:2]]
-    inputs += [] if problem.kind == "bias_sums" else [scale]
+    inputs += [] if problem.kind in ("bias_sums", "bias_parts") else [scale]
     inputs += tensors[2:]
-    name = "d_rpb" if problem.kind == "bias_sums" else "out"
+    name = {"bias_sums": "d_rpb", "bias_parts": "parts"}.get(problem.kind, "out")
     return Case(tuple(t.to(device) for t in inputs), (expected.to(device),), (name,))
 
 
@@ -49,6 +50,7 @@ def _draw(problem: UnfusedProblem, batch: int, generator: torch.Generator) -> li
         "av": [attn, of_key],
         "av_transposed": [attn, of_query],
         "bias_sums": [attn],
+        "bias_parts": [attn],
     }[problem.kind]
     return [torch.randn(shape, generator=generator, dtype=getattr(torch, p.dtype)) for shape in shapes]
 
@@ -65,6 +67,8 @@ def _expected(problem: UnfusedProblem, tensors: list[Tensor]) -> Tensor:
         return scores if problem.kind == "qk" else scores.masked_fill(scores == -torch.inf, 0.0)
     if problem.kind == "av":
         return unfused_reference.av(p, first, others[0]) * _SCALE
+    if problem.kind == "bias_parts":
+        return _bias_parts(problem, first)
     with torch.enable_grad():
         if problem.kind == "bias_sums":
             leaf = torch.zeros(p.bias_shape, dtype=torch.float64, requires_grad=True)
@@ -75,3 +79,21 @@ def _expected(problem: UnfusedProblem, tensors: list[Tensor]) -> Tensor:
             out, gradient = unfused_reference.av(p, first, leaf) * _SCALE, others[0]
         (found,) = torch.autograd.grad(out, leaf, gradient)
     return found
+
+
+def _bias_parts(problem: UnfusedProblem, attn: Tensor) -> Tensor:
+    """``[batch, parts, *bias_shape]``: the weights of each part of a sample, added up by their index of the bias."""
+    import torch
+
+    from tvm_na import reference
+
+    p, (rows, columns) = problem.forward, problem.part
+    _, relative, exists = reference.windows(p, attn.device)
+    token = torch.arange(len(exists))
+    row, column = token // p.spatial[-1], token % p.spatial[-1]
+    part = row // rows * -(-p.spatial[-1] // columns) + column // columns
+    entries = math.prod(p.bias_shape[1:])
+    index = (part[:, None] * entries + relative.masked_fill(~exists, 0)).flatten()
+    weights = attn.flatten(1, -3).transpose(1, 2).masked_fill(~exists, 0.0).flatten(2)
+    found = attn.new_zeros(*weights.shape[:2], problem.parts * entries).index_add_(2, index, weights)
+    return found.unflatten(2, (problem.parts, entries)).transpose(1, 2).reshape(-1, problem.parts, *p.bias_shape)

@@ -27,10 +27,15 @@ OPERATOR = "unfused"
 
 #: ``qk``: scores, minus infinity where there is no key. ``dots``: the same, but 0 there. ``av``: sums over the keys of
 #: a query. ``av_transposed``: sums over the queries of a key. ``bias_sums``: over the pairs with one index of a bias.
-KINDS = ("qk", "dots", "av", "av_transposed", "bias_sums")
+#: ``bias_parts``: the same of each part of a sample by itself; they add up to ``bias_sums``. CPUs compute the sums,
+#: GPUs, whose blocks cannot wait for each other, the parts.
+KINDS = ("qk", "dots", "av", "av_transposed", "bias_sums", "bias_parts")
 
 _ATTN = "[batch, *spatial, heads, prod(kernel_size)]"
 _VALUE = "[batch, *spatial, heads_kv, head_dim_v]"
+
+# Queries of a part: few enough for float32 and for many threads; enough that sums are small beside what they add up.
+_PART = 128
 
 #: kernel_size, stride, dilation and is_causal, an integer (a bool) or one value per axis.
 Window = tuple[Any, Any, Any, Any]
@@ -60,6 +65,8 @@ class UnfusedProblem:
             raise TypeError(f"forward: required an NAProblem, got {type(forward).__name__} {forward!r}")
         if forward.return_lse or forward.head_dim != forward.head_dim_v:
             raise ValueError(f"forward: required one head dimension and no log-sum-exp, got {forward}")
+        if forward.dtype not in DTYPES:
+            raise ValueError(f"forward: required a dtype that tensors have, got {forward}")
         if forward.bias and self.kind != "qk":
             raise ValueError(f"forward: required no bias for {self.kind}, got {forward}")
 
@@ -99,6 +106,18 @@ class UnfusedProblem:
         return math.prod(self.forward.kernel_size)
 
     @property
+    def part(self) -> tuple[int, int]:
+        """Of ``bias_parts``, the rows and columns of a part; rows are all spatial axes but the last as one."""
+        rows, columns = math.prod(self.spatial[:-1]), min(self.spatial[-1], _PART)
+        return min(rows, max(1, _PART // columns)), columns
+
+    @property
+    def parts(self) -> int:
+        """The parts of a sample, row after row; the last one of a row, and of a column, may be smaller."""
+        rows, columns = self.part
+        return -(-math.prod(self.spatial[:-1]) // rows) * -(-self.spatial[-1] // columns)
+
+    @property
     def useful_flops(self) -> int:
         """Multiply-adds, times two, for a batch of one (causal not discounted)."""
         return self.forward.useful_flops // 2
@@ -115,6 +134,7 @@ class UnfusedProblem:
             "av": {"attn": attn, "value": keys, "out": queries},
             "av_transposed": {"attn": attn, "query": queries, "out": keys},
             "bias_sums": {"attn": attn, "d_rpb": bias},
+            "bias_parts": {"attn": attn, "out": self.parts * bias},
         }[self.kind]
 
     def to_json(self) -> str:

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tvm_na.backward import BackwardProblem, scratch_shapes
 from tvm_na.problem import NAProblem
 from tvm_na.runtime import Way
+from tvm_na.scratch import with_scratch
 
 #: Bytes. The widest load of a thread, and what PyTorch's allocator gives at least.
 ALIGNMENT = 16
@@ -25,16 +27,19 @@ _scales: dict[tuple[int, float, torch.dtype], Tensor] = {}
 _MOST_SCALES = 1024
 
 
-def largest_batch(problem: NAProblem, max_elements: int) -> int:
+def largest_batch(problem: NAProblem | BackwardProblem, max_elements: int) -> int:
     """The samples that a kernel takes at once, where no tensor may have more elements; 0 if one is too large."""
-    if problem.bias and prod(problem.bias_shape) > max_elements:
+    attention = problem.forward if isinstance(problem, BackwardProblem) else problem
+    if attention.bias and prod(attention.bias_shape) > max_elements:
         return 0
-    tokens = prod(problem.spatial) * problem.heads
+    largest = prod(attention.spatial) * attention.heads * max(attention.head_dim, attention.head_dim_v)
+    if isinstance(problem, BackwardProblem):
+        largest = max(largest, *(prod(shape) for shape in scratch_shapes(problem, 1)))
     # Twice: the last blocks of a kernel count positions outside of the map, before they leave them out.
-    return max_elements // (2 * tokens * max(problem.head_dim, problem.head_dim_v))
+    return max_elements // (2 * largest)
 
 
-def way(problem: NAProblem, index: int, samples: int) -> Way:
+def way(problem: NAProblem | BackwardProblem, index: int, samples: int) -> Way:
     """How the kernel of ``problem``, built now if need be, runs on a CUDA device.
 
     Args:
@@ -42,11 +47,11 @@ def way(problem: NAProblem, index: int, samples: int) -> Way:
         index: The device.
         samples: The largest batch of one call, of :func:`largest_batch`.
     """
-    kernel = on_device(_kernel(problem, index), index)
+    kernel = on_device(with_scratch(_kernel(problem, index), problem), index)
     return Way(kernel, functools.partial(scale_tensor, index), None, ALIGNMENT, samples)
 
 
-def _kernel(problem: NAProblem, index: int) -> Callable[..., None]:
+def _kernel(problem: NAProblem | BackwardProblem, index: int) -> Callable[..., None]:
     from tvm_na.build import is_cached, kernel_for, target_for
 
     target = target_for("cuda", index)

@@ -11,16 +11,18 @@ import os
 import re
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tvm_na.cuda import fatbin, toolchain, workarounds
 from tvm_na.cuda.inspection import resources_of
 from tvm_na.cuda.limits import Resources, Sizes, check_resources, check_sizes
 from tvm_na.target import NATarget
+
+S = TypeVar("S", Sizes, Resources)
 
 _environment = threading.Lock()
 
@@ -33,8 +35,8 @@ class CudaLibrary:
         source: The CUDA C++ that TVM generated.
         image: What was made of it: a fatbin (or a cubin, see :class:`tvm_na.cuda.toolchain.Nvrtc`).
         arch: The architecture it is for, such as ``sm_90``.
-        sizes: Threads and shared memory of a block.
-        resources: Registers and spills of a thread.
+        sizes: Threads and shared memory of a block; of several device functions, the most that any has.
+        resources: Registers and spills of a thread; of several, the most.
     """
 
     source: str
@@ -80,19 +82,27 @@ def compile_library(module: Any, target: NATarget) -> CudaLibrary:
     """
     compiler = toolchain.find_compiler()
     host, sizes = _lowered(module, target)
-    check_sizes(sizes, target)
+    for of_one in sizes.values():
+        check_sizes(of_one, target)
     source = _source_of(host)
     image, log = compiler.compile_and_tell(source, target.arch)
     fatbin.require_cubin(image, target.arch)
-    (resources,) = resources_of(log).values()
-    check_resources(resources, sizes, target)
-    return CudaLibrary(source, image, target.arch, sizes, resources, host)
+    resources = resources_of(log)
+    for name, of_one in sizes.items():
+        check_resources(resources[name], of_one, target)
+    return CudaLibrary(source, image, target.arch, _most(sizes), _most(resources), host)
 
 
 def generated(module: Any, target: NATarget) -> tuple[str, Sizes]:
     """What TVM makes of a scheduled IRModule: CUDA C++, and the sizes of a block (imports TVM; needs no compiler)."""
     host, sizes = _lowered(module, target)
-    return _source_of(host), sizes
+    return _source_of(host), _most(sizes)
+
+
+def _most(found: Mapping[str, S]) -> S:
+    """The most that any of several device functions has, of each kind."""
+    values = list(found.values())
+    return type(values[0])(*map(max, *map(astuple, values))) if len(values) > 1 else values[0]
 
 
 def cuda_source(module: Any, target: NATarget) -> str:
@@ -105,28 +115,34 @@ def sizes_of(module: Any, target: NATarget) -> Sizes:
     return generated(module, target)[1]
 
 
-def _lowered(module: Any, target: NATarget) -> tuple[Any, Sizes]:
-    """The host code of a module, with the device code as source imported to it, and the sizes of a block."""
+def _lowered(module: Any, target: NATarget) -> tuple[Any, dict[str, Sizes]]:
+    """The host code of a module, with the device code as source imported to it, and the sizes of a block of each
+    device function, by its name."""
     import tvm
 
     names = frozenset[str]().union(*(workarounds.of(func) for func in module.functions.values()))
     # The CUDA compiler finds common subexpressions itself; TVM would make arguments of those of the batch.
     config = {"tirx.disable_cse_tir": True, **workarounds.pass_config(names)}
-    shared: list[dict[str, int]] = []
+    shared: dict[str, dict[str, int]] = {}
     context = tvm.transform.PassContext(opt_level=3, config=config, instruments=[_shared_memory(shared)])
     with context, _device_code_as_source():
         host = tvm.tirx.build(module, target=target.tvm_target(), pipeline=workarounds.pipeline(names))
     if "TVMBackendAllocWorkspace" in host.inspect_source("ll"):
         # Taken from a pool that knows nothing of streams, by cudaMalloc, which no CUDA graph can capture.
         raise RuntimeError("kernel: required one without global memory of its own, got one that allocates a workspace")
-    bounds = re.findall(r"__launch_bounds__\((\d+)\)", _source_of(host))
-    if not bounds or len(shared) != 1:
-        got = f"{len(shared)} functions, the first with {bounds[:1] or 'no'} threads"
-        raise RuntimeError(f"kernel: required one function with a number of threads, got {got}")
-    return host, Sizes(int(bounds[0]), shared[0].get("shared", 0), shared[0].get("shared.dyn", 0))
+    bounds = re.findall(r"__launch_bounds__\((\d+)\)\s+(\w+)", _source_of(host))
+    threads = {name: int(count) for count, name in bounds}  # a block of one thread has none
+    if not shared or not threads.keys() <= shared.keys():
+        got = f"{', '.join(shared) or 'none'}, numbers of threads of {', '.join(threads) or 'none'}"
+        raise RuntimeError(f"kernel: required device functions and their numbers of threads, got {got}")
+    sizes = {
+        name: Sizes(threads.get(name, 1), of_scope.get("shared", 0), of_scope.get("shared.dyn", 0))
+        for name, of_scope in shared.items()
+    }
+    return host, sizes
 
 
-def _shared_memory(found: list[dict[str, int]]) -> Any:
+def _shared_memory(found: dict[str, dict[str, int]]) -> Any:
     """An instrument that adds to ``found``, for each device function, the bytes that it allocates, by scope."""
     import tvm
     from tvm import s_tir
@@ -138,7 +154,8 @@ def _shared_memory(found: list[dict[str, int]]) -> Any:
                 functions = [f for f in module.functions.values() if "tirx.kernel_launch_params" in f.attrs]
                 for function in functions:
                     (by_scope,) = s_tir.analysis.calculate_allocated_bytes(function).values()
-                    found.append({str(scope): int(count) for scope, count in by_scope.items()})
+                    name = str(function.attrs["global_symbol"])
+                    found[name] = {str(scope): int(count) for scope, count in by_scope.items()}
 
     return Watch()
 

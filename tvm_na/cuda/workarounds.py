@@ -11,7 +11,9 @@ no two buffers may share memory (``tirx.merge_static_smem`` turns that off).
 ``compiler unrolls``: TVM writes unrolled loops out itself, which takes 25 s for a kernel of tensor core instructions,
 most of it in passes after that; with a pragma the CUDA compiler does it in 0.3 s.
 
-``asynchronous copies``: nothing wrong, but TVM makes them (``cp.async``) of a pipelined loop's copies only when told.
+``asynchronous copies``: TVM makes them (``cp.async``) of the copies in a pipelined loop, and only when told; here of
+all (``copies.py``). What it does when told includes a pass for other hardware (LowerAsyncDMA), which stops at loops it
+does not understand. So it is not told, and the one pass that is needed runs after the others.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ ASYNCHRONOUS_COPIES = "asynchronous copies"
 _CONFIG: dict[str, dict[str, Any]] = {
     WARP_MEMORY: {"tirx.disable_cse_tir": True, "tirx.merge_static_smem": True},
     COMPILER_UNROLLS: {"tirx.UnrollLoop": {"explicit_unroll": 0}},
-    ASYNCHRONOUS_COPIES: {"tirx.use_async_copy": True},
+    ASYNCHRONOUS_COPIES: {},
 }
 _PIPELINE = "tvm_na.cuda"
 _MOST_RUNS = 100  # of LowerWarpMemory; each does one buffer of every sequence
@@ -56,22 +58,41 @@ def pass_config(names: Collection[str]) -> dict[str, Any]:
 
 def pipeline(names: Collection[str]) -> str:
     """The name of TVM's pipeline for these workarounds (imports TVM)."""
-    if WARP_MEMORY not in names:
+    changing = {WARP_MEMORY, ASYNCHRONOUS_COPIES}.intersection(names)
+    if not changing:
         return "default"
     from tvm.tirx.compilation_pipeline import get_tir_pipeline, register_tir_pipeline
 
-    def with_fixpoint() -> tuple[Any, Any, Any]:
+    def changed() -> tuple[Any, Any, Any]:
+        import tvm
+
         passes, finalize_host, finalize_device = get_tir_pipeline("default")
+        if ASYNCHRONOUS_COPIES in changing:
+            inject = tvm.s_tir.transform.InjectPTXAsyncCopy()
+            passes = tvm.transform.Sequential([_make_asynchronous(), passes, inject])
 
         def finalize() -> Any:
-            import tvm
-
+            if WARP_MEMORY not in changing:
+                return finalize_device()
             return tvm.transform.Sequential([_lower_all_warp_memory(), finalize_device()])
 
         return passes, finalize_host, finalize
 
-    register_tir_pipeline(_PIPELINE, with_fixpoint)
-    return _PIPELINE
+    name = f"{_PIPELINE}: {', '.join(sorted(changing))}"
+    register_tir_pipeline(name, changed)
+    return name
+
+
+def _make_asynchronous() -> Any:
+    import tvm
+
+    from tvm_na.cuda.copies import asynchronous
+
+    @tvm.transform.module_pass(opt_level=0)
+    def make(module: Any, _: Any) -> Any:
+        return tvm.IRModule({name: asynchronous(func) for name, func in module.functions.items()}, attrs=module.attrs)
+
+    return make
 
 
 def _lower_all_warp_memory() -> Any:

@@ -13,26 +13,31 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm_na.problem import NAProblem
+from tvm_na.problem import TF32, NAProblem
 from tvm_na.te.band_axis import SIDE, BandTile, axes
 from tvm_na.te.scatter import Scatter, scattered
+from tvm_na.te.tf32 import rounded
 
+#: Dtypes of problems that tensor cores multiply.
+DTYPES = ("float16", "bfloat16", TF32)
 #: What masked keys have for a score: its power of two is 0 beside any other, and no sum of two is infinite.
 _MASKED = -1e30
+#: Added to the exponents of weights in TF32, which tensor cores round towards zero: by 2^-11.5 of a weight on average.
+_RAISED = 2.0**-11
 
 
 def is_served(problem: NAProblem) -> bool:
-    """Whether there is such an expression: rank 2, 16 bits, no stride, head dimensions that tensor cores take."""
+    """Whether there is such an expression: rank 2, no stride, a dtype and head dimensions that tensor cores take."""
     dims = {problem.head_dim, problem.head_dim_v}
-    halves = problem.dtype in ("float16", "bfloat16")
-    return problem.rank == 2 and halves and problem.stride == (1, 1) and dims <= {16, 32, 64, 128}
+    return problem.rank == 2 and problem.dtype in DTYPES and problem.stride == (1, 1) and dims <= {16, 32, 64, 128}
 
 
 def forward(problem: NAProblem, tile: BandTile, batch: int | None = None) -> Any:
     """The PrimFunc of ``problem``, with ``batch`` samples or any number.
 
     softmax(scale * query key^T + rpb) value over each query's window; the softmax is computed in powers of two, its
-    weights are rounded to the problem's dtype, and so is their sum a sum of rounded ones. Arguments as in
+    weights are rounded to the problem's dtype, and so is their sum a sum of rounded ones. In TF32 values are rounded
+    too, and scores are as exact as those of float32. Arguments as in
     :mod:`tvm_na.te.operands`. A window's output is NaN where a masked key or value of its band is.
 
     Raises:
@@ -41,7 +46,8 @@ def forward(problem: NAProblem, tile: BandTile, batch: int | None = None) -> Any
     from tvm_na.te.operands import Operands
 
     if not is_served(problem):
-        raise ValueError(f"problem: required rank 2, 16-bit, stride 1, head_dim 16, 32, 64 or 128, got {problem}")
+        required = f"rank 2, {', '.join(DTYPES)}, stride 1, head_dim 16, 32, 64 or 128"
+        raise ValueError(f"problem: required {required}, got {problem}")
     if tile.rows * tile.columns != SIDE or tile.passes not in (1, 2):
         raise ValueError(f"tile: required rows x columns = {SIDE} and 1 or 2 passes, got {tile}")
     stages = _Stages(problem, tile, Operands.of(problem, batch))
@@ -99,7 +105,8 @@ class _Stages:
 
         def at(b: Any, h: Any, r: Any, s: Any, x: Any, y: Any, d: Any) -> Any:
             row, column = self.row.place(r, self.row.key(r, x)), self.column.place(s, self.column.key(s, y))
-            return source[b, row, column, h, d]
+            found = source[b, row, column, h, d]
+            return rounded(found) if name == "values" and self.problem.dtype == TF32 else found
 
         shape = (self.ops.batch, self.problem.heads_kv, *self.groups, self.row.all_keys, self.column.all_keys, channels)
         return te.compute(shape, at, name=name)
@@ -134,19 +141,20 @@ class _Stages:
         def value(h: Any, u: Any, v: Any) -> Any:
             return self.ops.rpb[h, u, tirx.min(v, width - 1)].astype("float32") * log2_e
 
-        def at(h: Any, u: Any, v: Any) -> Any:
-            return tirx.Select(v < width, value(h, u, v), masked)
-
-        def at_row(h: Any, r: Any, w: Any, m: Any, a: Any, v: Any) -> Any:
+        def seen(h: Any, r: Any, w: Any, m: Any, a: Any, v: Any) -> tuple[Any, Any]:
             row = self.row.query(r, w, m)
             key = self.row.key(r, w * self.tile.rows + a)
-            there = tirx.all(self.row.sees(r, row, key), v < width)
-            return tirx.Select(there, value(h, self.row.bias_index(row, key), v), masked)
+            return tirx.all(self.row.sees(r, row, key), v < width), self.row.bias_index(row, key)
 
+        columns = self.column.bias_columns
+        # A stage of its own for what is read, masked or not: in a choice there would be a branch, and nothing could be
+        # read before the one before has come.
         if self.tile.passes == 2:
-            return te.compute((heads, height, width + 1), at, name="table")
-        shape = (heads, self.row.dilation, self.row.tiles, self.tile.rows, self.row.keys, width + 1)
-        return te.compute(shape, at_row, name="table")
+            found = te.compute((heads, height, columns), value, name="found")
+            return te.compute(found.shape, lambda *t: tirx.Select(t[2] < width, found[t], masked), name="table")
+        shape = (heads, self.row.dilation, self.row.tiles, self.tile.rows, self.row.keys, columns)
+        found = te.compute(shape, lambda *t: value(t[0], seen(*t)[1], t[5]), name="found")
+        return te.compute(shape, lambda *t: tirx.Select(seen(*t)[0], found[t], masked), name="table")
 
     def scores(self, suffix: str) -> Any:
         """Scores in powers of two; as small as can be in masked columns, but not in all masked rows."""
@@ -226,14 +234,14 @@ class _Stages:
         """Powers of the differences of scores to their maximum."""
         from tvm import te, tirx
 
-        shift = te.compute(
-            (*self.tiles, self.row.keys, SIDE, 4),
-            lambda *t: self.row_mask(t[:6], t[6], t[7]) - maximum[(*t[:6], t[7], t[8])],
-            name="shift",
-        )
+        def shift_of(*t: Any) -> Any:
+            found = self.row_mask(t[:6], t[6], t[7]) - maximum[(*t[:6], t[7], t[8])]
+            return found + tirx.const(_RAISED, "float32") if self.problem.dtype == TF32 else found
+
+        shift = te.compute((*self.tiles, self.row.keys, SIDE, 4), shift_of, name="shift")
 
         def at(*t: Any) -> Any:
-            return tirx.exp2(scores[t] + shift[(*t[:8], t[8] % 8 // 2)]).astype(self.problem.dtype)
+            return tirx.exp2(scores[t] + shift[(*t[:8], t[8] % 8 // 2)]).astype(self.problem.tensor_dtype)
 
         return te.compute(scores.shape, at, name="weights")
 
@@ -241,7 +249,7 @@ class _Stages:
         """The sum of weights of each query, eight times: a product with ones."""
         from tvm import te, tirx
 
-        ones = te.compute((8, SIDE), lambda n, k: tirx.const(1, self.problem.dtype), name="ones")
+        ones = te.compute((8, SIDE), lambda n, k: tirx.const(1, self.problem.tensor_dtype), name="ones")
         a, c = te.reduce_axis((0, self.row.keys), "a"), te.reduce_axis((0, self.column.keys), "c")
 
         def at(*t: Any) -> Any:
@@ -270,8 +278,10 @@ class _Stages:
         def at(*t: Any) -> Any:
             m = t[6] * self.tile.columns + t[7]
             # Each lane has two totals, and many more sums: so few divisions suffice.
-            inverse = tirx.const(1.0, "float32") / total[(*t[:6], m, t[8] % 8)]
-            return (attended[(*t[:6], m, t[8])] * inverse).astype(self.problem.dtype)
+            # As exact as the weights: a division that rounds takes ten instructions and a call.
+            one = tirx.const(1.0, "float32")
+            inverse = tirx.call_pure_extern("float32", "__fdividef", one, total[(*t[:6], m, t[8] % 8)])
+            return (attended[(*t[:6], m, t[8])] * inverse).astype(self.problem.tensor_dtype)
 
         return te.compute((*self.tiles, *self.sub_tile, self.problem.head_dim_v), at, name="normalized")
 

@@ -72,6 +72,13 @@ class BandAxis:
         """Keys of the bands of all sub-tiles, one after the other: neighbors overlap."""
         return (self.tiles - 1) * self.queries + self.keys
 
+    @property
+    def bias_columns(self) -> int:
+        """Columns of a table of biases: at least one more than there are biases, for what is masked."""
+        columns = 2 * self.kernel_size
+        # As many as divide a warp, if they are few: then its lanes fill whole rows.
+        return next((n for n in (2, 4, 8, SIDE) if n >= columns), columns)
+
     def group(self, residue: Any) -> Any:
         """The length of a group."""
         even = self.length % self.dilation == 0
@@ -96,7 +103,8 @@ class BandAxis:
         """Where on the map a position is; the nearest where it is outside."""
         from tvm import tirx
 
-        inside = tirx.max(tirx.min(t, self.group(residue) - 1), 0)
+        fits = self.keys <= self.length // self.dilation  # a band in the shortest group: then nothing is outside
+        inside = t if fits else tirx.max(tirx.min(t, self.group(residue) - 1), 0)
         return inside if self.dilation == 1 else inside * self.dilation + residue
 
     def sees(self, residue: Any, query: Any, key: Any) -> Any:
@@ -107,7 +115,7 @@ class BandAxis:
         size = (end - start) if self.is_causal else self.kernel_size
         if self.kernel_size == 1:  # TVM makes "at most -1 without a sign" of that, and stops
             return key.equal(start)
-        return _unsigned(key - start) < _unsigned(size)
+        return _unsigned(key - start) <= _unsigned(size - 1)
 
     def bias_index(self, query: Any, key: Any) -> Any:
         """The index into the relative position bias; clamped where the key is outside of the window."""

@@ -36,7 +36,7 @@ class Operands:
     def of(cls, problem: NAProblem, size: int | None = None) -> Operands:
         """Placeholders for ``problem``, with a batch of ``size`` or a symbolic one."""
         batch = tirx.Var("batch", "int32") if size is None else size
-        dtype = problem.dtype
+        dtype = problem.tensor_dtype
         kv = (batch, *problem.spatial, problem.heads_kv)
         return cls(
             batch,

@@ -13,7 +13,7 @@ from tvm_na.problem import NAProblem
 from tvm_na.te.window import axis_window
 
 
-def _unravelled(index: Any, sizes: tuple[int, ...]) -> tuple[Any, ...]:
+def unravelled(index: Any, sizes: tuple[int, ...]) -> tuple[Any, ...]:
     """The index along each axis; the first needs no remainder."""
     if not sizes:
         return ()
@@ -57,7 +57,7 @@ class Rows:
 
     def place(self, i: Any) -> tuple[Any, ...]:
         """The position of row ``i`` along each axis."""
-        return _unravelled(i, self.sizes)
+        return unravelled(i, self.sizes)
 
     def packed_row(self, group: Any, y: Any) -> Any:
         """The row at place ``y`` of a group; one behind the end of the map where a group has fewer."""
@@ -73,7 +73,7 @@ class Rows:
         if self._grouped:
             residue, start, _ = windows[0]
             return residue, start + a
-        offsets = _unravelled(a, self.kernel_size)
+        offsets = unravelled(a, self.kernel_size)
         axes = zip(windows, offsets, self._dilation, strict=True)
         return 0, _ravelled([residue + d * (start + offset) for (residue, start, _), offset, d in axes], self.sizes)
 
@@ -83,13 +83,13 @@ class Rows:
 
     def exists(self, i: Any, a: Any) -> list[Any]:
         """What must hold for the window of row ``i`` to have an a-th row; nothing where no axis is causal."""
-        axes = zip(self._windows(i), _unravelled(a, self.kernel_size), self._causal, strict=True)
+        axes = zip(self._windows(i), unravelled(a, self.kernel_size), self._causal, strict=True)
         return [start + offset < end for (_, start, end), offset, causal in axes if causal]
 
     def bias_row(self, i: Any, a: Any) -> Any:
         """The row of a bias for the a-th row of a window; clamped to the bias where causality may mask it."""
         found = []
-        offsets = _unravelled(a, self.kernel_size)
+        offsets = unravelled(a, self.kernel_size)
         axes = zip(
             self._windows(i), offsets, self.place(i), self._dilation, self.kernel_size, self._causal, strict=True
         )
@@ -100,7 +100,7 @@ class Rows:
 
     def bias_place(self, y: Any) -> tuple[Any, ...]:
         """The index of row ``y`` of a bias along each axis."""
-        return _unravelled(y, self._biases)
+        return unravelled(y, self._biases)
 
 
 def _at_most(index: Any, limit: int) -> Any:

@@ -91,7 +91,7 @@ def _av_transposed(problem: UnfusedProblem, tile: TransposedTile, batch: Any) ->
         T.writes(out[(b, *position, h, slice(block * at_once, (block + 1) * at_once))])
         with T.unroll(0, tile.vectors) as v, T.vectorized(0, tile.vector) as lane:
             T.buffer_store(total, tirx.const(0, p.accum_dtype), [v, lane])
-        _over_queries(problem, position, of_query)
+        over_queries(problem, position, of_query)
         with T.unroll(0, tile.vectors) as v, T.vectorized(0, tile.vector) as lane:
             T.buffer_store(out, total[v, lane] * scale[0], [b, *position, h, channel(v, lane)])
 
@@ -100,7 +100,7 @@ def _all(buffer: Any) -> tuple[Any, ...]:
     return tuple(slice(0, extent) for extent in buffer.shape)
 
 
-def _over_queries(problem: UnfusedProblem, key: list[Any], body: Any) -> None:
+def over_queries(problem: UnfusedProblem, key: list[Any], body: Callable[[list[Any], Any], None]) -> None:
     """``body(position, offset)`` for each query that sees a key, in loops; offset is the key's place in its window."""
     p = problem.forward
     axes = list(zip(p.spatial, p.kernel_size, p.stride, p.dilation, p.is_causal, strict=True))

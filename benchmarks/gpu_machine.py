@@ -1,0 +1,33 @@
+"""What results that were measured on a GPU must be read with."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import Any
+
+from tvm_na.benchmark import machine
+
+
+def driver_version() -> str | None:
+    """The version of NVIDIA's driver, such as ``580.159.03``; None where ``nvidia-smi`` does not tell."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told.splitlines()[0].strip() if told.strip() else None
+
+
+def gpu_machine() -> dict[str, Any]:
+    """:func:`tvm_na.benchmark.machine`, and of PyTorch's current GPU its name, capability, memory, driver and CUDA."""
+    import torch
+
+    about = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        **machine(),
+        "device": about.name,
+        "capability": f"{about.major}.{about.minor}",
+        "memory_bytes": about.total_memory,
+        "driver": driver_version(),
+        "cuda": torch.version.cuda,
+    }
