@@ -8,13 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Asked once: what torch.compile traces cannot ask up to PyTorch 2.11.
+_DEVICES = frozenset(kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(kind))
+
 
 def is_on(tensor: Any) -> bool:
     """Whether autocast is on for the device of ``tensor``; not for what is no tensor."""
     if not torch._C._is_any_autocast_enabled() or not isinstance(tensor, Tensor):
         return False
     device = tensor.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return device in _DEVICES and torch.is_autocast_enabled(device)
 
 
 def cast(device: torch.device, *values: Any) -> tuple[Any, ...]:
@@ -33,6 +36,6 @@ def cast(device: torch.device, *values: Any) -> tuple[Any, ...]:
 
 def off(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """A context in which operations on such a device compute in the dtypes of their arguments."""
-    if torch.amp.is_autocast_available(device.type):
+    if device.type in _DEVICES:
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
