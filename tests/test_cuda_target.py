@@ -256,3 +256,11 @@ def test_threads_play_no_role_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     choose.choose(PROBLEM, parse_target("cuda-sm_90"), threads=7)
     choose.choose(PROBLEM, detect_target(), threads=7)
     assert asked == [1, 7]
+
+
+def test_a_kernel_depends_on_what_we_do_before_cuda_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, cpu = parse_target("cuda-sm_90"), detect_target()
+    before = {known: cache.request_digest(PROBLEM, known) for known in (gpu, cpu)}
+    monkeypatch.setattr(cache, "_passes_digest", lambda: "changed")
+    assert cache.request_digest(PROBLEM, gpu) != before[gpu]
+    assert cache.request_digest(PROBLEM, cpu) == before[cpu]

@@ -59,12 +59,20 @@ def versions() -> dict[str, str]:
 
 
 def kernel_versions(target: NATarget) -> dict[str, str]:
-    """:func:`versions`, and for a GPU also what compiles the code for it, and the CPU that is to launch it."""
+    """:func:`versions`, and for a GPU also our own passes, what compiles the code, and the CPU that is to launch it."""
     if target.kind != "cuda":
         return versions()
     from tvm_na.cuda import toolchain
 
-    return {**versions(), "cuda": toolchain.description(), "host": detect_target().name}
+    host = detect_target().name
+    return {**versions(), "passes": _passes_digest(), "cuda": toolchain.description(), "host": host}
+
+
+@functools.lru_cache(maxsize=1)
+def _passes_digest() -> str:
+    """A digest of what we do to scheduled functions before CUDA is made of them."""
+    folder = Path(__file__).parent / "cuda"
+    return digest_of(*((folder / name).read_text(encoding="utf-8") for name in ("copies.py", "workarounds.py")))
 
 
 @functools.lru_cache(maxsize=1)
