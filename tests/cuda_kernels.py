@@ -24,7 +24,7 @@ from tvm_na.target import parse_target
 
 TARGET = parse_target("cuda-sm_80")
 #: How many random points of each space are tried; 200 and more take minutes.
-POINTS = int(os.environ.get("TVM_NA_TEST_POINTS", "25"))
+POINTS = int(os.environ.get("TVM_NA_TEST_POINTS", "16"))
 GATHER, BAND = "cuda-gather", "cuda-band"
 
 

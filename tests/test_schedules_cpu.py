@@ -21,7 +21,7 @@ from tvm_na.te.lanes import LanesTile, forward, lanes_of, spanned_columns
 from tvm_na.te.window import group_length, group_window
 
 # How many random problems are tried; 500 take minutes.
-PROBLEMS = int(os.environ.get("TVM_NA_TEST_PROBLEMS", "100"))
+PROBLEMS = int(os.environ.get("TVM_NA_TEST_PROBLEMS", "80"))
 _HEAD_DIMS = (4, 12, 24, 32, 40, 64, 128)
 
 

@@ -24,7 +24,7 @@ from tvm_na.te.backward_lanes import BackwardTile, Chunks, backward
 from tvm_na.te.rows import Rows
 
 # How many random problems are tried; 500 take minutes.
-PROBLEMS = int(os.environ.get("TVM_NA_TEST_PROBLEMS", "100")) * 3 // 10
+PROBLEMS = int(os.environ.get("TVM_NA_TEST_PROBLEMS", "80")) * 3 // 10
 _HEAD_DIMS = (4, 12, 24, 32, 40, 64)
 
 
@@ -179,7 +179,7 @@ def test_the_space_refuses_what_it_does_not_serve() -> None:
     target, problem = detect_target(), BackwardProblem.make((5, 5), 3, 1, 4)
     assert cpu_backward.apply(forward(problem.forward, LanesTile(1, 8)), target) is None
     cuda = NATarget("cuda-sm_90", "cuda", "", "", (), 16, 255)
-    assert spaces_for(problem, cuda) == []
+    assert [space.name for space in spaces_for(problem, cuda)] == ["cuda-backward"]
     assert spaces_for(BackwardProblem.make((5, 5), 3, 1, 4, dtype="float16"), target) == []
     with pytest.raises(ValueError, match="structure: required one of tiles outside, rows outside"):
         cpu_backward.apply(backward(problem, BackwardTile(1, 8)), target, Plan("none"))
