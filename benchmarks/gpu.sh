@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What is to be done on a machine with an NVIDIA GPU: tests, tuning, benchmarks of the operator, of a model and of
-# training, the sanitizer on small kernels. Half an hour in all; the first ten minutes are whole in themselves: tests, and
-# float16 tuned and measured.
+# training, the sanitizer on small kernels. In an order that makes what is done first whole in itself: tests, then float16
+# tuned and measured, which is meant to take ten minutes, of half an hour in all. (Not run on a GPU yet.)
 #
 #   make gpu                                   # in this checkout's own environment
 #   PYTHON=python3 OUT=results benchmarks/gpu.sh   # in one that has torch, TVM and what else the steps import
