@@ -14,7 +14,7 @@ import json
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -34,12 +34,13 @@ from tvm_na.measure_cuda import CudaStopwatch, copies_for, rotating
 from tvm_na.problem import NAProblem
 
 OURS, COPY = "tvm_na", "copy"
+DTYPES = ("float16", "float32")
 _SAMPLE_SECONDS = 2e-3
 
 Inputs = tuple[Tensor, Tensor, Tensor]
 
 
-def cases(dtypes: Sequence[str] = ("float16", "float32")) -> list[tuple[int, NAProblem]]:
+def cases(dtypes: Sequence[str] = DTYPES) -> list[tuple[int, NAProblem]]:
     """Batch sizes and problems."""
     stages = ((56, 2), (28, 4), (14, 8), (7, 16))
     return [
@@ -155,30 +156,42 @@ def table_of(found: list[dict[str, Any]]) -> Table:
     return table
 
 
-def main(
-    rounds: Annotated[int, typer.Option(min=1, help="Samples of every candidate.")] = 21,
-    output: Annotated[Path, typer.Option(help="JSON file to write, and to go on from.")] = RESULTS / "cuda.json",
-    dtype: Annotated[list[str] | None, typer.Option(help="Only these data types.")] = None,
+def carry_out(
+    name: str,
+    cases: list[tuple[int, NAProblem]],
+    run_case: Callable[[int, NAProblem, int], dict[str, Any]],
+    table_of: Callable[[list[dict[str, Any]]], Table],
+    rounds: int,
+    output: Path,
 ) -> None:
-    """Compare the compiled operator with flex_attention, SDPA with a dense bias and NATTEN on a GPU."""
-    console = Console(width=160)
+    """Run the cases that are not in ``output`` yet, write each as it ends, and show all; exit 2 without a GPU."""
+    console = Console(width=200)
     if not torch.cuda.is_available():
         console.print("required a CUDA device, got none", style="red")
         raise typer.Exit(2)
     found: list[dict[str, Any]] = json.loads(output.read_text(encoding="utf-8"))["cases"] if output.is_file() else []
     done = {case["case"] for case in found}
-    for batch, problem in cases(dtype or ("float16", "float32")):
+    for batch, problem in cases:
         if name_of(batch, problem) in done:
             continue
         with console.status(name_of(batch, problem)):
             found.append(run_case(batch, problem, rounds))
         output.parent.mkdir(parents=True, exist_ok=True)
-        content = {"machine": gpu_machine(), "benchmark": "cuda", "rounds": rounds, "cases": found}
+        content = {"machine": gpu_machine(), "benchmark": name, "rounds": rounds, "cases": found}
         output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     console.print(table_of(found))
     for case in found:
-        for name, reason in case["unavailable"].items():
-            console.print(f"  unavailable: {case['case']}: {name}: {reason}", style="dim", markup=False)
+        for peer, reason in case["unavailable"].items():
+            console.print(f"  unavailable: {case['case']}: {peer}: {reason}", style="dim", markup=False)
+
+
+def main(
+    rounds: Annotated[int, typer.Option(min=1, help="Samples of every candidate.")] = 21,
+    output: Annotated[Path, typer.Option(help="JSON file to write, and to go on from.")] = RESULTS / "cuda.json",
+    dtype: Annotated[Literal["float16", "float32"] | None, typer.Option(help="Only this data type.")] = None,
+) -> None:
+    """Compare the compiled operator with flex_attention, SDPA with a dense bias and NATTEN on a GPU."""
+    carry_out("cuda", cases([dtype] if dtype else DTYPES), run_case, table_of, rounds, output)
 
 
 if __name__ == "__main__":

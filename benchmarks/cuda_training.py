@@ -9,7 +9,6 @@ candidates take turns, times are those of CUDA events, and a run that is repeate
 from __future__ import annotations
 
 import itertools
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,13 +18,11 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.cuda import measure, name_of
+from benchmarks.cuda import carry_out, measure, name_of
 from benchmarks.cuda_peers import PEERS
-from benchmarks.gpu_machine import gpu_machine
 from benchmarks.report import RESULTS
 from tvm_na import reference
 from tvm_na.backward import BackwardProblem
@@ -185,24 +182,7 @@ def main(
     / "cuda_training.json",
 ) -> None:
     """Compare training with the compiled operator, flex_attention, SDPA with a dense bias and NATTEN on a GPU."""
-    console = Console(width=200)
-    if not torch.cuda.is_available():
-        console.print("required a CUDA device, got none", style="red")
-        raise typer.Exit(2)
-    found: list[dict[str, Any]] = json.loads(output.read_text(encoding="utf-8"))["cases"] if output.is_file() else []
-    done = {case["case"] for case in found}
-    for batch, problem in cases():
-        if name_of(batch, problem) in done:
-            continue
-        with console.status(name_of(batch, problem)):
-            found.append(run_case(batch, problem, rounds))
-        output.parent.mkdir(parents=True, exist_ok=True)
-        content = {"machine": gpu_machine(), "benchmark": "cuda_training", "rounds": rounds, "cases": found}
-        output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    console.print(table_of(found))
-    for case in found:
-        for name, reason in case["unavailable"].items():
-            console.print(f"  unavailable: {case['case']}: {name}: {reason}", style="dim", markup=False)
+    carry_out("cuda_training", cases(), run_case, table_of, rounds, output)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 from tvm_na.backward import BackwardProblem
 from tvm_na.operators import Problem, problem_from_json
 from tvm_na.problem import NAProblem
+from tvm_na.unfused_problem import UnfusedProblem
 
 #: The key of the block annotation under which a trace keeps the name of its structure.
 STRUCTURE = "tvm_na.structure"
@@ -144,10 +145,10 @@ class Opened:
         return Scheduled(self.schedule, self.structure, tuple(self.decide.made))
 
 
-def _in_formulation(func: Any, formulation: str) -> bool:
+def _in_formulation(func: Any, *formulations: str) -> bool:
     if not func.attrs or "tvm_na.formulation" not in func.attrs:
         return False
-    return bool(json.loads(str(func.attrs["tvm_na.formulation"]))["formulation"] == formulation)
+    return json.loads(str(func.attrs["tvm_na.formulation"]))["formulation"] in formulations
 
 
 def problem_of(func: Any, formulation: str) -> NAProblem | None:
@@ -158,6 +159,11 @@ def problem_of(func: Any, formulation: str) -> NAProblem | None:
 def backward_of(func: Any, formulation: str) -> BackwardProblem | None:
     """The gradients that a PrimFunc computes; None if it is not in that formulation."""
     return BackwardProblem.from_json(str(func.attrs["tvm_na.problem"])) if _in_formulation(func, formulation) else None
+
+
+def unfused_of(func: Any, *formulations: str) -> UnfusedProblem | None:
+    """What a PrimFunc of the unfused operators computes; None if it is in none of those formulations."""
+    return UnfusedProblem.from_json(str(func.attrs["tvm_na.problem"])) if _in_formulation(func, *formulations) else None
 
 
 def open_func(func: Any, plan: Plan, structures: Sequence[str]) -> Opened:

@@ -6,10 +6,9 @@ keys; sums of values keep vectors of channels in registers over the whole window
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from tvm_na.schedules.base import Opened, Plan, Scheduled, largest_divisor, open_func
+from tvm_na.schedules.base import Opened, Plan, Scheduled, largest_divisor, open_func, unfused_of
 from tvm_na.target import NATarget
 from tvm_na.unfused_problem import UnfusedProblem
 
@@ -86,16 +85,6 @@ def structures(func: Any, target: NATarget) -> tuple[str, ...]:
     return STRUCTURES
 
 
-def _problem_of(func: Any) -> UnfusedProblem | None:
-    """What a PrimFunc computes; None if it is not of this space."""
-    if not func.attrs or "tvm_na.formulation" not in func.attrs:
-        return None
-    named = json.loads(str(func.attrs["tvm_na.formulation"]))["formulation"]
-    if named not in ("unfused", "unfused transposed"):
-        return None
-    return UnfusedProblem.from_json(str(func.attrs["tvm_na.problem"]))
-
-
 def apply(func: Any, target: NATarget, plan: Plan = Plan()) -> Scheduled | None:  # noqa: B008
     """The schedule of an unfused PrimFunc; None for any other function or target.
 
@@ -107,7 +96,7 @@ def apply(func: Any, target: NATarget, plan: Plan = Plan()) -> Scheduled | None:
     Raises:
         ValueError: if there is no such structure.
     """
-    problem = _problem_of(func)
+    problem = unfused_of(func, "unfused", "unfused transposed")
     if problem is None or not serves(problem, target):
         return None
     opened = open_func(func, plan, STRUCTURES)

@@ -5,10 +5,9 @@ Which formulations there are; ``cuda_unfused_loops.py`` schedules them. See ``do
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from tvm_na.schedules.base import Plan, Scheduled, divisors, open_func
+from tvm_na.schedules.base import Plan, Scheduled, divisors, open_func, unfused_of
 from tvm_na.schedules.cuda_sizes import group_threads, load_width
 from tvm_na.target import NATarget
 from tvm_na.unfused_problem import UnfusedProblem
@@ -46,15 +45,6 @@ def structures(func: Any, target: NATarget) -> tuple[str, ...]:
     return STRUCTURES
 
 
-def _problem_of(func: Any) -> UnfusedProblem | None:
-    """What a PrimFunc computes; None if it is not of this space."""
-    if not func.attrs or "tvm_na.formulation" not in func.attrs:
-        return None
-    if json.loads(str(func.attrs["tvm_na.formulation"]))["formulation"] != "unfused gather":
-        return None
-    return UnfusedProblem.from_json(str(func.attrs["tvm_na.problem"]))
-
-
 def apply(func: Any, target: NATarget, plan: Plan = Plan()) -> Scheduled | None:  # noqa: B008
     """The schedule of an unfused PrimFunc; None for any other function or target.
 
@@ -66,7 +56,7 @@ def apply(func: Any, target: NATarget, plan: Plan = Plan()) -> Scheduled | None:
     Raises:
         ValueError: if there is no such structure.
     """
-    problem = _problem_of(func)
+    problem = unfused_of(func, "unfused gather")
     if problem is None or not serves(problem, target):
         return None
     from tvm_na.schedules import cuda_unfused_loops as loops

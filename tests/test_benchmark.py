@@ -6,6 +6,9 @@ import io
 import itertools
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +31,7 @@ from tvm_na.models.problems import problem_of_module
 from tvm_na.nn import NeighborhoodAttention2D
 from tvm_na.problem import NAProblem
 
+ROOT = Path(__file__).parent.parent
 PROBLEMS = [
     NAProblem.make((9, 6), 3, 2, 4),
     NAProblem.make((8, 9), (4, 5), 2, 4),
@@ -319,6 +323,34 @@ def test_cases_on_a_gpu_can_be_of_some_data_types():
     assert {problem.dtype for _, problem in cuda.cases(["float16"])} == {"float16"} and len(
         cuda.cases(["float16"])
     ) == 8
+
+
+def test_a_benchmark_on_a_gpu_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda, "gpu_machine", lambda: {"device": "none"})
+    ran, output = [], tmp_path / "new" / "cuda.json"
+
+    def run_case(batch, problem, rounds):
+        ran.append(cuda.name_of(batch, problem))
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        return {"case": ran[-1], "medians": {}, "unavailable": {}}
+
+    with pytest.raises(KeyboardInterrupt):
+        cuda.carry_out("cuda", cuda.cases(), run_case, cuda.table_of, 1, output)
+    cuda.carry_out("cuda", cuda.cases(["float16"]), run_case, cuda.table_of, 1, output)
+    names = [cuda.name_of(*case) for case in cuda.cases(["float16"])]
+    assert ran == [*names[:3], *names[2:]]
+    assert [case["case"] for case in json.loads(output.read_text())["cases"]] == names
+
+
+@pytest.mark.parametrize(("module", "options"), [("cuda", ["--dtype", "float16"]), ("cuda_training", [])])
+def test_benchmarks_on_a_gpu_say_that_there_is_none(module, options):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    command = [sys.executable, "-m", f"benchmarks.{module}", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "required a CUDA device, got none" in done.stdout
 
 
 def test_the_driver_is_known_where_there_is_one(tmp_path, monkeypatch):

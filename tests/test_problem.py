@@ -233,3 +233,13 @@ def test_bad_scale(scale: Any, error: type[Exception], says: str) -> None:
     with pytest.raises((TypeError, ValueError)) as caught:
         check_scale(scale, 8)
     assert_says(caught, "scale", error, [says])
+
+
+def test_fields_make_the_same_problem() -> None:
+    """All of them: every one is other than its default."""
+    problem = NAProblem.make(
+        (9, 8), 3, 4, 6, stride=2, dilation=2, is_causal=True, heads_kv=2, head_dim_v=5, dtype="float64", bias=True
+    )
+    problem = dataclasses.replace(problem, return_lse=True)
+    assert NAProblem(*problem.fields()) == problem
+    assert len(problem.fields()) == len(dataclasses.fields(NAProblem))

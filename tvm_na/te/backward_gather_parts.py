@@ -13,9 +13,10 @@ from tvm.script.ir_builder import tirx as T
 
 from tvm_na.backward import BackwardProblem, most_bias_chunks, scratch_shapes
 from tvm_na.te.backward_gather import chunks_of
-from tvm_na.te.blocks import argument, loops
+from tvm_na.te.blocks import argument, loops, whole
 from tvm_na.te.exp import LOG2_E
 from tvm_na.te.neighbors import Neighbors
+from tvm_na.te.rows import ravelled
 from tvm_na.te.threads import Row, add_shared, barrier, dealt_out, group_sum, number, only_where, registers
 from tvm_na.te.window import axis_queries, axis_window
 
@@ -67,8 +68,8 @@ class Gradients:
         with loops(extents) as variables, T.sblock(name):
             index = [T.axis.spatial(n, v) for n, v in zip(extents, variables, strict=True)]
             inputs = (self.query, self.key, self.value, self.scale, self.rpb, self.lse, self.d_out, self.d_lse)
-            T.reads(*(_all(t) for t in (*inputs, *scratch) if t is not None))
-            T.writes(*(_all(t) for t in writes))
+            T.reads(*(t[whole(t)] for t in (*inputs, *scratch) if t is not None))
+            T.writes(*(t[whole(t)] for t in writes))
             yield index
 
     def pair(
@@ -220,7 +221,7 @@ class Gradients:
                         with only_where(lane == 0):
                             add_shared(sums, group * entries + self.entry(index), d_score)
                     barrier()
-                    at = (b, _ravelled(chunk, extents[1:-1]), head)
+                    at = (b, ravelled(chunk, extents[1:-1]), head)
                     dealt_out(entries, threads, thread, lambda n: self.join_groups(sums, groups, n, at))
                     if self.group > 1:  # before the next head's zeros
                         barrier()
@@ -240,7 +241,7 @@ class Gradients:
 
     def entry(self, index: Sequence[Any]) -> Any:
         """The number of an entry of the bias in its head."""
-        return _ravelled(index, self.problem.bias_shape[1:])
+        return ravelled(index, self.problem.bias_shape[1:])
 
     def join_groups(self, sums: Any, groups: int, entry: Any, at: Sequence[Any]) -> None:
         """Write what the groups of a block have for an entry of the bias."""
@@ -316,14 +317,3 @@ class Gradients:
             T.buffer_store(total, group_sum(total[0], JOINING, self.accum), [0])
             with only_where(lane == 0):
                 T.buffer_store(self.d_rpb, total[0].astype(p.dtype), [h, *index])
-
-
-def _ravelled(index: Sequence[Any], sizes: Sequence[int]) -> Any:
-    flat = index[0]
-    for at, size in zip(index[1:], sizes[1:], strict=True):
-        flat = flat * size + at
-    return flat
-
-
-def _all(buffer: Any) -> Any:
-    return buffer[tuple(slice(0, extent) for extent in buffer.shape)]

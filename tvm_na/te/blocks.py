@@ -34,6 +34,11 @@ def argument(name: str, shape: Sequence[Any], dtype: str) -> Any:
     return T.arg(name, T.buffer(tuple(shape), dtype))
 
 
+def whole(buffer: Any) -> tuple[Any, ...]:
+    """The index of all of a buffer."""
+    return tuple(slice(0, extent) for extent in buffer.shape)
+
+
 def store(
     name: str,
     target: Any,

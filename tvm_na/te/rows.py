@@ -6,6 +6,7 @@ axis there is one row.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -24,7 +25,8 @@ def unravelled(index: Any, sizes: tuple[int, ...]) -> tuple[Any, ...]:
     return (index, *found)
 
 
-def _ravelled(indices: list[Any], sizes: tuple[int, ...]) -> Any:
+def ravelled(indices: Sequence[Any], sizes: Sequence[Any]) -> Any:
+    """The one index of indices along several axes."""
     flat: Any = 0
     for index, size in zip(indices, sizes, strict=True):
         flat = index if isinstance(flat, int) and flat == 0 else flat * size + index
@@ -75,7 +77,7 @@ class Rows:
             return residue, start + a
         offsets = unravelled(a, self.kernel_size)
         axes = zip(windows, offsets, self._dilation, strict=True)
-        return 0, _ravelled([residue + d * (start + offset) for (residue, start, _), offset, d in axes], self.sizes)
+        return 0, ravelled([residue + d * (start + offset) for (residue, start, _), offset, d in axes], self.sizes)
 
     def key_row(self, i: Any, a: Any) -> Any:
         """The a-th row of the window of row ``i``."""
@@ -96,7 +98,7 @@ class Rows:
         for (_, start, _), offset, position, d, k, causal in axes:
             index = start + offset - position // d + k - 1
             found.append(_at_most(index, 2 * k - 2) if causal else index)
-        return _ravelled(found, self._biases)
+        return ravelled(found, self._biases)
 
     def bias_place(self, y: Any) -> tuple[Any, ...]:
         """The index of row ``y`` of a bias along each axis."""

@@ -21,10 +21,11 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from tvm_na.te import ENTRY
-from tvm_na.te.blocks import argument, loops
+from tvm_na.te.blocks import argument, loops, whole
 from tvm_na.te.gather import unflattened
 from tvm_na.te.neighbors import Neighbors
 from tvm_na.te.rows import unravelled
+from tvm_na.te.threads import registers
 from tvm_na.te.unfused_transposed import over_queries
 from tvm_na.te.window import axis_window
 from tvm_na.unfused_problem import UnfusedProblem
@@ -160,17 +161,6 @@ def _of_blocks(make: Callable[..., None], *args: Any) -> Any:
     return builder.get().with_attr("tirx.noalias", True)
 
 
-def _registers(name: str, count: int, dtype: str) -> Any:
-    """An array of the thread that runs the block which is being made."""
-    buffer = T.sblock_alloc_buffer((count,), dtype, scope="local")
-    IRBuilder.name(name, buffer)
-    return buffer
-
-
-def _all(buffer: Any) -> tuple[Any, ...]:
-    return tuple(slice(0, extent) for extent in buffer.shape)
-
-
 def _av_transposed(problem: UnfusedProblem, tile: UnfusedTile, batch: Any) -> None:
     """Some channels of a key, query after query."""
     p, group, width = problem.forward, problem.forward.heads // problem.forward.heads_kv, tile.width
@@ -181,11 +171,11 @@ def _av_transposed(problem: UnfusedProblem, tile: UnfusedTile, batch: Any) -> No
     extents = (batch, *p.spatial, p.heads_kv, p.head_dim // width)
     with loops(extents) as variables, T.sblock("out"):
         b, *position, h, block = [T.axis.spatial(n, v) for n, v in zip(extents, variables, strict=True)]
-        T.reads(attn[_all(attn)], query[_all(query)], scale[0])
+        T.reads(attn[whole(attn)], query[whole(query)], scale[0])
         T.writes(out[(b, *position, h, slice(block * width, (block + 1) * width))])
-        total = _registers("total", width, p.accum_dtype)
+        total = registers("total", (width,), p.accum_dtype)
         # Loads and stores are of vectors, arithmetic is not: TVM has no vectors of eight float32.
-        held, weight = _registers("held", width, p.dtype), _registers("weight", 1, p.accum_dtype)
+        held, weight = registers("held", (width,), p.dtype), registers("weight", (1,), p.accum_dtype)
 
         def of_query(places: list[Any], offset: Any) -> None:
             with T.serial(0, group) as g:
@@ -227,9 +217,9 @@ def _bias_parts(problem: UnfusedProblem, tile: UnfusedTile, batch: Any) -> None:
     with loops(extents) as variables, T.sblock("out"):
         b, part, h, flat = [T.axis.spatial(n, v) for n, v in zip(extents, variables, strict=True)]
         index = unravelled(flat, indices)
-        T.reads(attn[_all(attn)])
+        T.reads(attn[whole(attn)])
         T.writes(out[(b, part, h, *index)])
-        total = _registers("total", 1, p.accum_dtype)
+        total = registers("total", (1,), p.accum_dtype)
         T.buffer_store(total, tirx.const(0, p.accum_dtype), [0])
         with T.serial(0, rows) as n:
             row = part // across * rows + n

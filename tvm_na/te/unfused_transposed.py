@@ -18,7 +18,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from tvm_na.te import ENTRY
-from tvm_na.te.blocks import argument, local, loops, store, sums
+from tvm_na.te.blocks import argument, local, loops, store, sums, whole
 from tvm_na.te.rows import Rows
 from tvm_na.te.window import axis_queries, group_length, group_window
 from tvm_na.unfused_problem import UnfusedProblem
@@ -87,17 +87,13 @@ def _av_transposed(problem: UnfusedProblem, tile: TransposedTile, batch: Any) ->
                     found = total[v, lane] + weight * query[(b, *places, head, channel(v, lane))]
                     T.buffer_store(total, found, [v, lane])
 
-        T.reads(attn[_all(attn)], query[_all(query)], scale[0])
+        T.reads(attn[whole(attn)], query[whole(query)], scale[0])
         T.writes(out[(b, *position, h, slice(block * at_once, (block + 1) * at_once))])
         with T.unroll(0, tile.vectors) as v, T.vectorized(0, tile.vector) as lane:
             T.buffer_store(total, tirx.const(0, p.accum_dtype), [v, lane])
         over_queries(problem, position, of_query)
         with T.unroll(0, tile.vectors) as v, T.vectorized(0, tile.vector) as lane:
             T.buffer_store(out, total[v, lane] * scale[0], [b, *position, h, channel(v, lane)])
-
-
-def _all(buffer: Any) -> tuple[Any, ...]:
-    return tuple(slice(0, extent) for extent in buffer.shape)
 
 
 def over_queries(problem: UnfusedProblem, key: list[Any], body: Callable[[list[Any], Any], None]) -> None:
@@ -143,7 +139,7 @@ def _bias_sums(problem: UnfusedProblem, tile: TransposedTile, batch: Any) -> Non
     partial = local("partial", (*tasks, *bias), p.accum_dtype)
     with loops(tasks) as variables, T.sblock("partial"):
         b, h, chunk = [T.axis.spatial(n, v) for n, v in zip(tasks, variables, strict=True)]
-        T.reads(attn[_all(attn)])
+        T.reads(attn[whole(attn)])
         T.writes(partial[(b, h, chunk, slice(0, bias[0]), slice(0, bias[1]))])
         with T.serial(0, bias[0]) as y:
             _vectors(bias[1], lambda e: T.buffer_store(partial, tirx.const(0, p.accum_dtype), [b, h, chunk, y, e]))
