@@ -26,12 +26,12 @@ from torch import Tensor
 from benchmarks.cuda_peers import PEERS
 from benchmarks.gpu_machine import gpu_machine
 from benchmarks.report import RESULTS
-from tvm_na import reference
-from tvm_na.benchmark import ERROR_BUDGET, relative_error
-from tvm_na.build import explain, target_for
 from tvm_na.functional import na2d
-from tvm_na.measure_cuda import CudaStopwatch, copies_for, rotating
-from tvm_na.problem import NAProblem
+from tvm_na.jit.build import explain, target_for
+from tvm_na.measure.cuda import CudaStopwatch, copies_for, rotating
+from tvm_na.problems.attention import NAProblem
+from tvm_na.reference import attention as reference
+from tvm_na.reference.accuracy import ERROR_BUDGET, relative_error
 
 OURS, COPY = "tvm_na", "copy"
 DTYPES = ("float16", "float32")

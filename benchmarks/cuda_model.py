@@ -27,12 +27,12 @@ from benchmarks.gpu_machine import gpu_machine
 from benchmarks.model import replaced
 from benchmarks.peers import window_mask_mod
 from benchmarks.report import RESULTS
-from tvm_na.benchmark import relative_error
 from tvm_na.functional import Backend
-from tvm_na.measure_cuda import CudaStopwatch, rotating
+from tvm_na.measure.cuda import CudaStopwatch, rotating
 from tvm_na.models import create_model
 from tvm_na.nn import NeighborhoodAttention2D
-from tvm_na.problem import NAProblem
+from tvm_na.problems.attention import NAProblem
+from tvm_na.reference.accuracy import relative_error
 
 OURS, FLEX = "tvm_na", "flex"
 #: Of logits, relative to the largest: float16 throughout some twenty layers.

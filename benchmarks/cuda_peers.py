@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.peers import dense_mask, heads_first, window_mask_mod
-from tvm_na.problem import NAProblem
+from tvm_na.problems.attention import NAProblem
 
 #: Computes what :attr:`CudaPeer.back` turns into ``[batch, *spatial, heads, head_dim]``.
 Call = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -24,13 +24,13 @@ from torch import Tensor
 from benchmarks.cuda import carry_out, measure, name_of
 from benchmarks.cuda_peers import PEERS
 from benchmarks.report import RESULTS
-from tvm_na import reference
-from tvm_na.backward import BackwardProblem
-from tvm_na.benchmark import relative_error
-from tvm_na.build import explain, target_for
 from tvm_na.functional import na2d
-from tvm_na.measure_cuda import copies_for, rotating
-from tvm_na.problem import NAProblem
+from tvm_na.jit.build import explain, target_for
+from tvm_na.measure.cuda import copies_for, rotating
+from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.backward import BackwardProblem
+from tvm_na.reference import attention as reference
+from tvm_na.reference.accuracy import relative_error
 
 OURS, BIASED, FORWARD, BACKWARD = "tvm_na", "tvm_na, bias", "forward kernel", "backward kernel"
 #: Largest relative error of a gradient, by dtype.

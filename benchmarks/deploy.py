@@ -25,15 +25,16 @@ from benchmarks.cuda_model import FlexAttention
 from benchmarks.model import replaced, with_masked_sdpa
 from benchmarks.photographs import crops
 from benchmarks.report import RESULTS, load_before, use_all_cores, write_json
-from tvm_na.benchmark import LOGITS_BUDGET, Timing, format_time, measure, ratio_in_turns, relative_error
 from tvm_na.deploy.artifact import Artifact
+from tvm_na.deploy.artifact_tvm import VMArtifact
 from tvm_na.deploy.manifest import WEIGHTS
-from tvm_na.deploy.vm_artifact import VMArtifact
 from tvm_na.functional import Backend
+from tvm_na.measure.timing import Timing, format_time, measure, ratio_in_turns
 from tvm_na.models import create_model
 from tvm_na.models.registry import get_spec
 from tvm_na.nn import NeighborhoodAttention2D
-from tvm_na.problem import NAProblem
+from tvm_na.problems.attention import NAProblem
+from tvm_na.reference.accuracy import LOGITS_BUDGET, relative_error
 
 EAGER = "eager, tvm_na"
 #: Crops of photographs on which the artifacts' logits are compared with the eager reference's as well.

@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from benchmarks.fresh import last_line_of, peak_of_call
 from benchmarks.peers import heads_first
 from benchmarks.property_cases import attend, drawn
-from tvm_na.problem import NAProblem
+from tvm_na.problems.attention import NAProblem
 
 OURS, FUSED, WRITTEN_OUT = "tvm_na", "SDPA", "written out"
 #: What is compared: neighborhood attention, PyTorch's self-attention as it chooses, and with the matrix of its weights.

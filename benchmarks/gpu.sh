@@ -55,12 +55,12 @@ fi
 export TVM_NA_CACHE_DIR="${TVM_NA_CACHE_DIR:-$out/kernels}"
 export TVM_NA_RECORDS_DIR="$out/tuning_logs"
 # Only files with such tests: others import what a machine with a GPU may lack.
-mapfile -t tests < <(grep -lE 'mark\.gpu|def test_gpu' tests/test_*.py)
+mapfile -t tests < <(grep -lE 'mark\.gpu|def test_gpu' -r tests --include='test_*.py')
 # Most of their time is that of compilers, so they run beside each other; what is timed runs alone.
 workers=()
 if "$python" -c "import xdist" 2> /dev/null; then workers=(-n "$(($(nproc) / 2 + 1))"); fi
 step tests "$python" -m pytest -m gpu -p no:cacheprovider "${tests[@]}" -k "not cost_the_host" "${workers[@]}"
-step overhead "$python" -m pytest -m gpu -p no:cacheprovider tests/test_cuda_launch.py -k "cost_the_host"
+step overhead "$python" -m pytest -m gpu -p no:cacheprovider tests/ops/test_cuda_launch.py -k "cost_the_host"
 tune tuning-float16 --dtype float16
 step benchmark-float16 "$python" -m benchmarks.cuda --dtype float16 --output "$out/cuda.json"
 step model "$python" -m benchmarks.cuda_model --output "$out/cuda_model.json"

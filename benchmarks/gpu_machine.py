@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from typing import Any
 
-from tvm_na.benchmark import machine
+from tvm_na.measure.timing import machine
 
 
 def driver_version() -> str | None:
@@ -19,7 +19,7 @@ def driver_version() -> str | None:
 
 
 def gpu_machine() -> dict[str, Any]:
-    """:func:`tvm_na.benchmark.machine`, and of PyTorch's current GPU its name, capability, memory, driver and CUDA."""
+    """``machine()``, and of PyTorch's current GPU its name, capability, memory, driver and CUDA."""
     import torch
 
     about = torch.cuda.get_device_properties(torch.cuda.current_device())

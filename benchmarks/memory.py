@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from benchmarks.fresh import last_line_of, peak_of_call
-from tvm_na.problem import NAProblem
+from tvm_na.problems.attention import NAProblem
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,13 @@ from torch import nn
 
 from benchmarks.peers import DenseMaskAttention
 from benchmarks.report import RESULTS, load_before, use_all_cores, write_json
-from tvm_na.benchmark import LOGITS_BUDGET, Timing, format_speedup, format_time, measure, relative_error, speedup
 from tvm_na.functional import Backend
+from tvm_na.measure.timing import Timing, format_speedup, format_time, measure, speedup
 from tvm_na.models import create_model
 from tvm_na.models.problems import problem_of_module
 from tvm_na.nn import NeighborhoodAttention2D
-from tvm_na.problem import NAProblem
+from tvm_na.problems.attention import NAProblem
+from tvm_na.reference.accuracy import LOGITS_BUDGET, relative_error
 
 MIN_SPEEDUP = 3.0
 OURS, REFERENCE, SDPA = Backend.COMPILED.value, Backend.REFERENCE.value, "masked SDPA"

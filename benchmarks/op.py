@@ -25,11 +25,13 @@ from benchmarks.goals import failures_of, tuning_goals
 from benchmarks.peers import PEERS, heads_first
 from benchmarks.report import RESULTS, load_before, use_all_cores, write_json
 from benchmarks.stage import DEFAULT, MATMUL, MATMUL_SIZE, OURS, Stage, geomean, mean_of
-from tvm_na import launchers, reference
-from tvm_na.benchmark import format_time, measure, relative_error
-from tvm_na.build import explain
 from tvm_na.functional import Backend, na2d
-from tvm_na.problem import NAProblem
+from tvm_na.jit.build import explain
+from tvm_na.measure.timing import format_time, measure
+from tvm_na.ops import launch as launchers
+from tvm_na.problems.attention import NAProblem
+from tvm_na.reference import attention as reference
+from tvm_na.reference.accuracy import relative_error
 
 _DUEL = 16  # short samples of ours and of the default for each long one
 STAGES = tuple(NAProblem.make((n, n), 7, heads, 32) for n, heads in ((56, 2), (28, 4), (14, 8), (7, 16)))

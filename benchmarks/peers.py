@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tvm_na.nn import NeighborhoodAttention2D
-from tvm_na.problem import NAProblem
-from tvm_na.reference import axis_neighbors
+from tvm_na.problems.attention import NAProblem
+from tvm_na.reference.attention import axis_neighbors
 
 Tensors = tuple[Tensor, Tensor, Tensor]
 #: Computes ``[batch, heads, tokens, head_dim]``.

@@ -24,9 +24,10 @@ from benchmarks.footprint import CANDIDATES, FUSED, OURS, WRITTEN_OUT, call_of, 
 from benchmarks.property_cases import dense_flops, distance_to_self_attention, drawn, interior, shift_errors
 from benchmarks.property_plots import plot_cost, plot_shift, plot_window
 from benchmarks.report import RESULTS, load_before, use_all_cores, write_json
-from tvm_na import reference
-from tvm_na.benchmark import ERROR_BUDGET, Timing, format_time, measure, relative_error
-from tvm_na.problem import NAProblem
+from tvm_na.measure.timing import Timing, format_time, measure
+from tvm_na.problems.attention import NAProblem
+from tvm_na.reference import attention as reference
+from tvm_na.reference.accuracy import ERROR_BUDGET, relative_error
 
 DOCS = Path(__file__).parent.parent / "docs"
 SIZES = (14, 28, 56, 84, 112)

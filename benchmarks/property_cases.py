@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from benchmarks.peers import heads_first
 from tvm_na import na1d, na2d, na3d
-from tvm_na.problem import NAProblem
+from tvm_na.problems.attention import NAProblem
 
 Tensors = tuple[Tensor, Tensor, Tensor, "Tensor | None"]  # query, key, value, rpb
 

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from tvm_na import settings
-from tvm_na.benchmark import machine
+from tvm_na.measure.timing import machine
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -12,20 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tvm_na import build, cache, runtime
-from tvm_na.benchmark import ERROR_BUDGET, Timing, ratio_in_turns
-from tvm_na.benchmark import measure as measure_in_turns
-from tvm_na.case import case_of
-from tvm_na.choose import Chosen
-from tvm_na.journal import Trial, trials_in
-from tvm_na.problem import NAProblem
-from tvm_na.record_index import ref_of
-from tvm_na.records import Record, read_meta, records_in
-from tvm_na.search import Strategy
-from tvm_na.target import NATarget
-from tvm_na.tasks import TuneTask
-from tvm_na.tune import tune
-from tvm_na.tune_state import TuneState
+from tvm_na import fingerprint
+from tvm_na.jit import build, runtime
+from tvm_na.measure.timing import Timing, ratio_in_turns
+from tvm_na.measure.timing import measure as measure_in_turns
+from tvm_na.problems.attention import NAProblem
+from tvm_na.records.index import ref_of
+from tvm_na.records.read import Record, read_meta, records_in
+from tvm_na.records.select import Chosen
+from tvm_na.reference.accuracy import ERROR_BUDGET
+from tvm_na.reference.cases import case_of
+from tvm_na.targets.target import NATarget
+from tvm_na.tune.run import tune
+from tvm_na.tune.search import Strategy
+from tvm_na.tune.state import TuneState
+from tvm_na.tune.tasks import TuneTask
+from tvm_na.tune.trial_log import Trial, trials_in
 
 MODEL, RANDOM, DEFAULT = "xgboost", "random", "default"
 STRATEGIES: dict[str, Strategy] = {MODEL: "evolutionary", RANDOM: "random"}
@@ -126,7 +128,7 @@ def wins(outcomes: list[Outcome]) -> int:
 
 def folder_of(task: SearchTask, strategy: str, trials: int, root: Path, target: NATarget) -> Path:
     """The records of one search; another one if an expression or a schedule was changed."""
-    return root / cache.context_digest(target)[:8] / f"{trials}-trials" / f"seed-{task.seed}-{strategy}"
+    return root / fingerprint.context_digest(target)[:8] / f"{trials}-trials" / f"seed-{task.seed}-{strategy}"
 
 
 def search(

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.peers import PEERS
-from tvm_na.benchmark import ERROR_BUDGET, Timing, ratio_in_turns
-from tvm_na.problem import NAProblem
+from tvm_na.measure.timing import Timing, ratio_in_turns
+from tvm_na.problems.attention import NAProblem
+from tvm_na.reference.accuracy import ERROR_BUDGET
 
 OURS = "tvm_na"
 DEFAULT = "default"

@@ -26,11 +26,12 @@ from benchmarks.op import STAGES
 from benchmarks.peers import PEERS, heads_first
 from benchmarks.report import RESULTS, load_before, use_all_cores, write_json
 from benchmarks.stage import mean_of
-from tvm_na import reference
-from tvm_na.benchmark import Timing, format_time, measure, ratio_in_turns, relative_error
 from tvm_na.functional import Backend, na2d
+from tvm_na.measure.timing import Timing, format_time, measure, ratio_in_turns
 from tvm_na.models import create_model
-from tvm_na.problem import NAProblem
+from tvm_na.problems.attention import NAProblem
+from tvm_na.reference import attention as reference
+from tvm_na.reference.accuracy import relative_error
 
 MAX_OF_FORWARD, MIN_STEP, MAX_MEMORY = 3.0, 5.0, 3.0
 #: Largest relative error of a gradient, of an operator's and of a model's.

@@ -20,10 +20,10 @@ from rich.table import Table
 
 from benchmarks.report import RESULTS, load_before, use_all_cores, write_json
 from benchmarks.search import DEFAULT, MODEL, RANDOM, STRATEGIES, TASKS, Outcome, compare, search, wins
-from tvm_na.benchmark import format_time
-from tvm_na.build import current_target
-from tvm_na.journal import JOURNAL
-from tvm_na.records import read_meta
+from tvm_na.jit.build import current_target
+from tvm_na.measure.timing import format_time
+from tvm_na.records.read import read_meta
+from tvm_na.tune.trial_log import JOURNAL
 
 #: In how many of ten tasks the search with the cost model must find the better schedule.
 MIN_WINS = 0.8

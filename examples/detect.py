@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from transformers import RTDetrConfig, RTDetrForObjectDetection
 from transformers.models.rt_detr.image_processing_pil_rt_detr import RTDetrImageProcessorPil
 
-from tvm_na.cli_common import console, reports_errors
+from tvm_na.cli.common import console, reports_errors
 
 #: RT-DETR adds a map of one stage to the next one's doubled in size: sizes are multiples of the coarsest stride.
 MULTIPLE = 32

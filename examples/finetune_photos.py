@@ -23,7 +23,7 @@ from saving import Checkpoints, save_weights
 from torch.utils.checkpoint import checkpoint
 from training import Learner, Loop, accuracy_of, begin, build_for
 
-from tvm_na.cli_common import BackendName, console, reports_errors, warn
+from tvm_na.cli.common import BackendName, console, reports_errors, warn
 from tvm_na.models import NAModel, create_model, load_checkpoint
 from tvm_na.models.layers import NABlock
 from tvm_na.models.registry import Preprocessing, get_spec

@@ -16,8 +16,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from training import Batch
 
-from tvm_na.cli_common import warn
-from tvm_na.images import load_image, preprocess, to_tensor
+from tvm_na.cli.common import warn
+from tvm_na.models.preprocessing import load_image, preprocess, to_tensor
 from tvm_na.models.registry import Preprocessing
 
 #: Share of a photograph that a crop for training has of its area, and its width over its height.

@@ -22,7 +22,7 @@ from shapes import CLASSES, COLORS, Scene, draw_scenes, parse_size, peak_memory,
 from torch import Tensor
 from transformers import UperNetConfig, UperNetForSemanticSegmentation
 
-from tvm_na.cli_common import console, reports_errors
+from tvm_na.cli.common import console, reports_errors
 
 NAMES = ("background", *CLASSES)
 

@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
-from tvm_na.cli_common import warn
-from tvm_na.images import to_tensor
+from tvm_na.cli.common import warn
+from tvm_na.jit.progress import build_kernels
 from tvm_na.models import problems_of
+from tvm_na.models.preprocessing import to_tensor
 from tvm_na.models.registry import IMAGENET_224
-from tvm_na.progress import build_kernels
 
 CLASSES = ("rectangle", "ellipse")
 #: The least height and width: a map of the last stage then has 2 by 2 positions.

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from tvm_na.build import is_supported
-from tvm_na.cli_common import build
+from tvm_na.cli.common import build
 from tvm_na.functional import Backend
+from tvm_na.jit.build import is_supported
 from tvm_na.models import NAModel, problems_of, training_problems_of
 from tvm_na.nn import NeighborhoodAttention2D
 

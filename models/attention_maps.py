@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from tvm_na.models.base import NAModel
 from tvm_na.nn import NeighborhoodAttention2D
-from tvm_na.problem import per_axis_ints
-from tvm_na.reference import axis_neighbors
+from tvm_na.problems.attention import per_axis_ints
+from tvm_na.reference.attention import axis_neighbors
 
 
 def query_position(pixel: tuple[int, int], image_size: tuple[int, int], map_size: tuple[int, int]) -> tuple[int, int]:

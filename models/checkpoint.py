@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tvm_na.models.hf_names import from_hf
+from tvm_na.models.checkpoint_hf import from_hf
 from tvm_na.models.isotropic import relative_position_index
 
 #: Keys under which training scripts keep the weights; of several, the first is taken (averaged weights before raw).

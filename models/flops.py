@@ -7,8 +7,8 @@ import math
 from torch import Tensor, nn
 
 from tvm_na.models.isotropic import FullAttention2D
+from tvm_na.models.meta_trace import ATTENTION, visit_layers
 from tvm_na.models.problems import problem_of_module
-from tvm_na.models.shadow import ATTENTION, visit_layers
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 #: What the tables count for an element of a LayerNorm.

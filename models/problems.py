@@ -7,9 +7,9 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from tvm_na.backward import BackwardProblem
-from tvm_na.models.shadow import ATTENTION, visit_layers
-from tvm_na.problem import DTYPES, NAProblem
+from tvm_na.models.meta_trace import ATTENTION, visit_layers
+from tvm_na.problems.attention import DTYPES, NAProblem
+from tvm_na.problems.backward import BackwardProblem
 
 
 def problem_of_module(module: nn.Module, shape: torch.Size | tuple[int, ...]) -> NAProblem:

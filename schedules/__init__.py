@@ -9,14 +9,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tvm_na.backward import BackwardProblem
-from tvm_na.dense import DenseProblem
-from tvm_na.operators import Problem
-from tvm_na.problem import NAProblem
-from tvm_na.schedules import cpu, cpu_backward, cpu_dense, cpu_unfused, cuda, cuda_backward, cuda_mma, cuda_unfused
+from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.backward import BackwardProblem
+from tvm_na.problems.dense import DenseProblem
+from tvm_na.problems.registry import Problem
+from tvm_na.problems.unfused import UnfusedProblem
 from tvm_na.schedules.base import Plan, Scheduled
-from tvm_na.target import NATarget
-from tvm_na.unfused_problem import UnfusedProblem
+from tvm_na.schedules.cpu import attention as cpu
+from tvm_na.schedules.cpu import backward as cpu_backward
+from tvm_na.schedules.cpu import dense as cpu_dense
+from tvm_na.schedules.cpu import unfused as cpu_unfused
+from tvm_na.schedules.cuda import backward as cuda_backward
+from tvm_na.schedules.cuda import gather_space as cuda
+from tvm_na.schedules.cuda import tensor_core_space as cuda_mma
+from tvm_na.schedules.cuda import unfused_space as cuda_unfused
+from tvm_na.targets.target import NATarget
 
 __all__ = ["SearchSpace", "spaces_for"]
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-from tvm_na.backward import BackwardProblem
-from tvm_na.operators import Problem, problem_from_json
-from tvm_na.problem import NAProblem
-from tvm_na.unfused_problem import UnfusedProblem
+from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.backward import BackwardProblem
+from tvm_na.problems.registry import Problem, problem_from_json
+from tvm_na.problems.unfused import UnfusedProblem
 
 #: The key of the block annotation under which a trace keeps the name of its structure.
 STRUCTURE = "tvm_na.structure"

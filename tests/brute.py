@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from tvm_na.problem import NAProblem
+from tvm_na.problems.attention import NAProblem
 
 
 def same_residue(i: int, length: int, dilation: int) -> list[int]:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tvm_na import reference
-from tvm_na.problem import NAProblem, per_axis_ints
+from tvm_na.problems.attention import NAProblem, per_axis_ints
+from tvm_na.reference import attention as reference
 
 HEAD_DIMS = (4, 12, 24, 32, 40, 64, 128)
 MAX_KERNEL = 9

@@ -4,143 +4,93 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import textwrap
 import venv
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# What each module may import of tvm_na; the problems of all operators, target and settings are open to all.
-ALLOWED = {
-    "problem": set(),
-    "target": {"cuda"},
-    "cuda": {"build", "cuda", "progress", "runtime", "schedules", "scratch"},
-    "scratch": set(),
-    "settings": set(),
-    "reference": {"problem"},
-    "cache": {"cuda", "schedules", "te"},
-    "openmp": {"cache"},
-    "runtime": {"openmp"},
-    "record_files": set(),
-    "records": {"record_files"},
-    "record_index": {"cache", "record_files", "records"},
-    "rejections": {"cache", "record_index"},
-    "choose": {"cache", "record_files", "record_index", "rejections"},
-    "database": {"cache", "metaschedule", "record_files", "records"},
-    "upkeep": {"cache", "database", "record_files", "records"},
-    "replay": {"choose", "database", "records", "schedules"},
-    "build": {"cache", "choose", "cuda", "openmp", "replay", "runtime", "schedules", "te"},
-    "contest": {
-        *("benchmark", "build", "case", "choose", "database", "measure", "record_files", "record_index", "records"),
-        *("rejections", "runtime", "tasks", "upkeep", "verify"),
-    },
-    "verify": {"build", "choose", "measure", "places", "record_index", "records", "upkeep", "workers"},
-    "machine": {"benchmark"},
-    "ranking": set(),
-    "report_data": {"choose", "journal", "ranking", "records", "replay", "schedules"},
-    "report_plots": {"choose", "machine", "report_data"},
-    "report": {"benchmark", "database", "machine", "report_data", "report_plots"},
-    "workers": set(),
-    "metaschedule": set(),
-    "builder": {"build", "cuda", "metaschedule", "replay", "workers"},
-    "calm": set(),
-    "case": {"backward_case", "benchmark", "dense_case", "reference", "unfused_case"},
-    "backward_case": {"case", "reference"},
-    "dense_case": {"case", "te"},
-    "unfused_case": {"case", "reference", "unfused_reference"},
-    "measure_cuda": {"case", "runtime", "scratch", "te"},
-    "measure": {"calm", "case", "measure_cuda", "runtime", "te", "workers"},
-    "measure_remote": {"case", "measure", "measure_cuda", "runtime", "te"},
-    "farm": {"case", "cuda", "measure", "measure_remote", "workers"},
-    "places": {"calm", "cuda", "measure"},
-    "journal": set(),
-    "tasks": {"schedules"},
-    "points": {"schedules", "tasks"},
-    "tune_state": set(),
-    "tune_session": {"builder", "database", "journal", "measure", "metaschedule", "tasks", "tune_state"},
-    "search": {"metaschedule", "points", "tune_session"},
-    "tune": {
-        *("builder", "cuda", "database", "journal", "measure", "metaschedule", "openmp", "places"),
-        *("search", "tasks", "tune_guards", "tune_options", "tune_session", "tune_state", "workers"),
-    },
-    "tune_guards": {"tune_state"},
-    "tune_options": {"case", "machine", "search"},
-    "tune_display": {"benchmark", "tasks", "tune_state"},
-    "watch": set(),
-    "autocast": set(),
-    "batching": set(),
-    "launchers": {"build", "cuda", "runtime"},
-    "ops": {"autocast", "batching", "build", "launchers", "reference", "watch"},
-    "autograd": {"autocast", "launchers", "ops", "reference", "watch"},
-    "functional": {"autocast", "autograd", "launchers", "ops", "reference", "watch"},
-    "unfused_reference": {"reference"},
-    "launchers_unfused": {"cuda", "launchers", "runtime"},
-    "ops_unfused": {"launchers_unfused", "ops", "unfused_reference"},
-    "unfused": {"autocast", "functional", "launchers_unfused", "ops_unfused", "unfused_reference", "watch"},
-    "nn": {"functional", "unfused"},
-    "compat": {"autocast", "compat", "functional", "nn", "unfused"},
-    "te": {"te"},
-    "schedules": {"cuda", "schedules", "te"},
-    "models": {"models", "nn", "functional", "reference"},
-    "images": {"models"},
-    "serve": {"deploy", "images", "models", "serve"},
-    "deploy": {
-        *("benchmark", "build", "choose", "deploy", "functional", "launchers", "metaschedule", "models", "openmp"),
-        *("ops", "runtime", "schedules", "te"),
-    },
-    "benchmark": set(),
-}
-OPEN = {"", "__version__", "backward", "dense", "operators", "problem", "target", "settings", "unfused_problem"}
+_FOLDERS = {"tvm_na": "tvm_na", "schedules": "tvm_na.schedules", "models": "tvm_na.models"}
 
 
-def sources() -> list[tuple[str, Path]]:
-    found = [(file.stem, file) for file in (ROOT / "tvm_na").glob("*.py")]
-    for folder, name in (
-        ("tvm_na/compat", "compat"),
-        ("tvm_na/compat/natten", "compat"),
-        ("tvm_na/compat/natten/utils", "compat"),
-        ("tvm_na/cuda", "cuda"),
-        ("tvm_na/deploy", "deploy"),
-        ("tvm_na/serve", "serve"),
-        ("tvm_na/te", "te"),
-        ("schedules", "schedules"),
-        ("models", "models"),
-    ):
-        found += [(name, file) for file in (ROOT / folder).glob("*.py")]
+def rooms() -> list[set[str]]:
+    """The rooms of CONTRIBUTING.md from the highest to the lowest, each as its files or folders."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.+?`) \|", text.partition("## Rooms")[2].partition("\n## ")[0], re.MULTILINE)
+    return [set(re.findall(r"`(.+?)`", row)) for row in rows]
+
+
+def sources() -> dict[str, Path]:
+    """Every module of the package, by its dotted name."""
+    found = {}
+    for folder, package in _FOLDERS.items():
+        for file in (ROOT / folder).rglob("*.py"):
+            parts = file.relative_to(ROOT / folder).with_suffix("").parts
+            found[".".join([package, *(part for part in parts if part != "__init__")])] = file
     return found
 
 
-def imported_modules(file: Path) -> set[str]:
-    """The parts of tvm_na that a file imports, by the first name below tvm_na ("" for the package itself)."""
+ROOMS, SOURCES = rooms(), sources()
+
+
+def imported_modules(file: Path, with_types: bool = False) -> set[str]:
+    """The modules of this package that a file imports, inside of functions too; ``with_types``: for types alone too."""
+    tree, skipped = ast.parse(file.read_text(encoding="utf-8")), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not with_types:
+            skipped |= set(ast.walk(node))
     found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            whole = node.module == "tvm_na"
-            names = [f"tvm_na.{alias.name}" for alias in node.names] if whole else [node.module]
-        else:
+    for node in ast.walk(tree):
+        if node in skipped:
             continue
-        found |= {([*name.split("."), ""])[1] for name in names if name.split(".")[0] == "tvm_na"}
-    return found
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in SOURCES else node.module for name in names}
+    return {name for name in found if name.partition(".")[0] == "tvm_na"}
 
 
-@pytest.mark.parametrize(("name", "file"), sources(), ids=lambda v: v if isinstance(v, str) else v.name)
-def test_imports_run_one_way(name: str, file: Path) -> None:
-    if name in ALLOWED:
-        assert imported_modules(file) - OPEN <= ALLOWED[name] | {name}
+def room_of(file: Path) -> int:
+    """The place of a file's room in CONTRIBUTING.md, 0 for the highest."""
+    path = file.relative_to(ROOT).as_posix()
+    found = [i for i, room in enumerate(ROOMS) for place in room if path == place or path.startswith(f"{place}/")]
+    assert len(found) == 1, f"{path}: required one room of CONTRIBUTING.md, got {found}"
+    return found[0]
+
+
+@pytest.mark.parametrize("name", sorted(SOURCES.keys() - {"tvm_na", "tvm_na.__main__"}))
+def test_a_room_imports_only_rooms_below_it(name: str) -> None:
+    room = room_of(SOURCES[name])
+    for other in imported_modules(SOURCES[name], with_types=True) - {name}:
+        assert other in SOURCES, f"{name} imports {other}, which is no module"
+        assert room_of(SOURCES[other]) >= room, f"{name} imports {other} of a higher room"
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    graph = {name: imported_modules(file) - {name, "tvm_na"} for name, file in SOURCES.items()}
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(f"files import each other in a circle: {' -> '.join(error.args[1])}")
+
+
+def test_few_modules_lie_at_the_top() -> None:
+    assert len(list((ROOT / "tvm_na").glob("*.py"))) <= 8
 
 
 def test_expressions_hold_no_schedule_and_schedules_no_torch() -> None:
-    for file in (ROOT / "tvm_na" / "te").glob("*.py"):
+    for file in (ROOT / "tvm_na" / "te").rglob("*.py"):
         if file.name != "layout.py":  # says where an output lies, not how it is computed
             assert "s_tir.Schedule" not in file.read_text(encoding="utf-8"), file
     for folder in (ROOT / "schedules", ROOT / "tvm_na" / "te"):
-        for file in folder.glob("*.py"):
+        for file in folder.rglob("*.py"):
             assert "import torch" not in file.read_text(encoding="utf-8"), file
 
 
@@ -168,7 +118,7 @@ def test_using_an_artifact_imports_nothing_of_the_compiler() -> None:
         import sys
         from tvm_na.deploy import artifact, manifest
         slow = ("torch", "tvm", "tvm_ffi", "numpy", "rich")
-        ours = ("build", "ops", "te", "schedules", "models", "openmp", "runtime", "cache", "choose")
+        ours = ("jit", "ops", "te", "schedules", "models", "records", "tune")
         found = [name for name in sys.modules if name.split(".")[0] in slow]
         assert not found and not [name for name in ours if f"tvm_na.{name}" in sys.modules]
     """
@@ -211,7 +161,7 @@ def test_an_installation_offers_every_package(tmp_path: Path, editable: bool) ->
         import importlib.resources, importlib.util, models, torch
         import tvm_na.models, tvm_na.schedules, tvm_na.te
         from tvm_na import na2d
-        from tvm_na.records import shipped_folder
+        from tvm_na.records.read import shipped_folder
         assert models.owner == "user"
         assert (importlib.resources.files("tvm_na") / "serve" / "page.html").is_file()
         assert importlib.util.find_spec("schedules") is None

@@ -13,11 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tvm_na import autocast, ops, reference
-from tvm_na.autograd import Differentiable
-from tvm_na.launchers import Launcher, Window, known_launcher, signature
-from tvm_na.problem import NAProblem, check_additional, check_scale, per_axis_bools, per_axis_ints, problem_of
-from tvm_na.watch import any_requires_grad, in_forward_mode, is_watched
+from tvm_na.ops import attention as ops
+from tvm_na.ops import autocast
+from tvm_na.ops.dispatch_state import any_requires_grad, in_forward_mode, is_watched
+from tvm_na.ops.fast_path import Differentiable
+from tvm_na.ops.launch import Launcher, Window, known_launcher, signature
+from tvm_na.problems.attention import (
+    NAProblem,
+    check_additional,
+    check_scale,
+    per_axis_bools,
+    per_axis_ints,
+    problem_of,
+)
+from tvm_na.reference import attention as reference
 
 
 class Backend(str, enum.Enum):

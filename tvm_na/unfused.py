@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tvm_na import autocast, ops_unfused, unfused_reference
 from tvm_na.functional import Backend, choose_backend, kind_of
-from tvm_na.launchers_unfused import Launcher, Window, known_launcher, signature
-from tvm_na.problem import NAProblem, check_scale, per_axis_bools, per_axis_ints
-from tvm_na.unfused_problem import UnfusedProblem, av_problem_of, qk_problem_of
-from tvm_na.watch import any_requires_grad, in_forward_mode, is_watched
+from tvm_na.ops import autocast
+from tvm_na.ops import unfused as ops_unfused
+from tvm_na.ops.dispatch_state import any_requires_grad, in_forward_mode, is_watched
+from tvm_na.ops.launch_unfused import Launcher, Window, known_launcher, signature
+from tvm_na.problems.attention import NAProblem, check_scale, per_axis_bools, per_axis_ints
+from tvm_na.problems.unfused import UnfusedProblem, av_problem_of, qk_problem_of
+from tvm_na.reference import unfused as unfused_reference
 
 
 @dataclass

@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from tvm_na.cuda.toolkit import tool
+
 _MAGIC = 0xBA55ED50
 _HEADER = struct.Struct("<IHHQ")  # magic, version, bytes of this header, bytes of all entries
 _ENTRY = struct.Struct("<HHIQIIHHI")  # kind, version, bytes of this header, bytes of the rest, 5 more, architecture
@@ -67,8 +69,6 @@ def _joiner() -> str | None:
 
         nvfatbin.version()
     except (ImportError, RuntimeError):  # no such module, or not the library behind it
-        from tvm_na.cuda.toolchain import tool
-
         return tool("fatbinary")
     return "nvfatbin"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from tvm_na.cuda import toolchain
+from tvm_na.cuda import toolchain, toolkit
 from tvm_na.cuda.limits import Resources
 
 R = TypeVar("R")
@@ -104,7 +104,7 @@ def resources_of(log: str) -> dict[str, Resources]:
 
 
 def _of_cubin(cubin: bytes, arch: str, name: str | None) -> Inspection:
-    cuobjdump, sass = toolchain.tool("cuobjdump"), _sass(cubin)
+    cuobjdump, sass = toolkit.tool("cuobjdump"), _sass(cubin)
     if cuobjdump is None or sass is None:
         packages = "nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm"
         raise RuntimeError(f"required cuobjdump and nvdisasm, of the CUDA toolkit or the packages {packages}")
@@ -117,8 +117,8 @@ def _of_cubin(cubin: bytes, arch: str, name: str | None) -> Inspection:
 
 def _sass(cubin: bytes) -> str | None:
     """The disassembly of a cubin; None where there is no disassembler."""
-    cuobjdump = toolchain.tool("cuobjdump")
-    if cuobjdump is not None and toolchain.tool("nvdisasm") is not None:  # the former calls the latter
+    cuobjdump = toolkit.tool("cuobjdump")
+    if cuobjdump is not None and toolkit.tool("nvdisasm") is not None:  # the former calls the latter
         return _run(cuobjdump, "--dump-sass", cubin)
     return None
 

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from tvm_na.cuda import fatbin, toolchain, workarounds
 from tvm_na.cuda.inspection import resources_of
 from tvm_na.cuda.limits import Resources, Sizes, check_resources, check_sizes
-from tvm_na.target import NATarget
+from tvm_na.targets.target import NATarget
 
 S = TypeVar("S", Sizes, Resources)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tvm_na.cuda.arch import STATIC_SHARED_BYTES
-from tvm_na.target import NATarget
+from tvm_na.targets.cuda_arch import STATIC_SHARED_BYTES
+from tvm_na.targets.target import NATarget
 
 _MAX_THREADS = 1024  # of a block, on every architecture
 _WARP = 32

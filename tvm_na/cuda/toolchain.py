@@ -7,7 +7,6 @@ process. Else nvcc takes its place. Both get the same flags.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
 import re
 import shutil
@@ -18,15 +17,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from tvm_na.cuda import nvrtc
+from tvm_na.cuda import fatbin, nvrtc
+from tvm_na.cuda.toolkit import DEFAULT_HOME, homes
 
 #: Never --use_fast_math: it makes division, square root and exp approximate, and float32 must be exact to 2e-6.
 #: Products and sums may be fused, which is more exact, not less. float32 below the normal range (1.2e-38) counts as 0:
 #: otherwise each power of two takes four instructions instead of one. The optimisation is what both compilers do
 #: unasked: -O3. What else is spelled out here is their default, and stays so if that changes.
 FLAGS = ("--std=c++17", "--fmad=true", "--ftz=true", "--prec-div=true", "--prec-sqrt=true")
-
-_DEFAULT_HOME = "/usr/local/cuda"
 
 
 class Compiler(Protocol):
@@ -78,8 +76,6 @@ class Nvrtc:
 
     def compile_and_tell(self, source: str, arch: str) -> tuple[bytes, str]:
         """See :meth:`Compiler.compile_and_tell`."""
-        from tvm_na.cuda import fatbin
-
         cubin, ptx, log = nvrtc.compile_and_tell(source, arch, (*FLAGS, "--ptxas-options=-v"), self.include_dirs)
         return fatbin.join(cubin, ptx, arch) or cubin, log
 
@@ -114,23 +110,6 @@ class Nvcc:
             return (folder / "out").read_bytes(), done.stdout + done.stderr
 
 
-def homes() -> list[Path]:
-    """Where CUDA's toolkit may be: CUDA_HOME, CUDA_PATH, the usual folder, where nvidia's packages are installed."""
-    named = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    spec = importlib.util.find_spec("nvidia")
-    packages = list(spec.submodule_search_locations or ()) if spec is not None else []
-    # cu13 has the files of all packages for CUDA 13, the others are one folder each.
-    return [Path(p) for p in (*named, _DEFAULT_HOME, *(f"{folder}/cu13" for folder in packages))]
-
-
-def tool(name: str) -> str | None:
-    """The path of one of the toolkit's programs; None if it is not here."""
-    for home in homes():
-        if (found := shutil.which(name, path=str(home / "bin"))) is not None:
-            return found
-    return shutil.which(name)
-
-
 def find_nvcc() -> Nvcc:
     """The nvcc of CUDA_HOME or CUDA_PATH, else on PATH, else where the toolkit is usually installed.
 
@@ -138,7 +117,7 @@ def find_nvcc() -> Nvcc:
         RuntimeError: there is none.
     """
     named = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
-    folders = [*(f"{home}/bin" for home in named if home), os.environ.get("PATH", os.defpath), f"{_DEFAULT_HOME}/bin"]
+    folders = [*(f"{home}/bin" for home in named if home), os.environ.get("PATH", os.defpath), f"{DEFAULT_HOME}/bin"]
     path = shutil.which("nvcc", path=os.pathsep.join(folders))
     if path is None:
         raise RuntimeError("required nvcc, of the CUDA toolkit, on PATH or in CUDA_HOME, found none")

@@ -86,7 +86,7 @@ def pipeline(names: Collection[str]) -> str:
 def _make_asynchronous() -> Any:
     import tvm
 
-    from tvm_na.cuda.copies import asynchronous
+    from tvm_na.cuda.async_copies import asynchronous
 
     @tvm.transform.module_pass(opt_level=0)
     def make(module: Any, _: Any) -> Any:

@@ -12,7 +12,7 @@ from tvm_na.deploy.manifest import MODEL, OPERATORS, Manifest, read_manifest, ve
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tvm_na.deploy.vm_artifact import VMArtifact
+    from tvm_na.deploy.artifact_tvm import VMArtifact
 
 # Namespaces of operators that this process has, by the library that it keeps. Equal namespaces are equal code.
 _loaded: dict[str, ctypes.CDLL] = {}
@@ -99,6 +99,6 @@ def made_of(folder: Path, manifest: Manifest) -> Artifact | VMArtifact:
     """The artifact in a folder, of whichever format, which nobody has verified."""
     if manifest.kind == "aoti":
         return Artifact(folder, manifest)
-    from tvm_na.deploy.vm_artifact import VMArtifact
+    from tvm_na.deploy.artifact_tvm import VMArtifact
 
     return VMArtifact(folder, manifest)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tvm_na.benchmark import LOGITS_BUDGET, relative_error
-from tvm_na.deploy.program import with_backend
+from tvm_na.deploy.export import with_backend
 from tvm_na.functional import Backend
+from tvm_na.reference.accuracy import LOGITS_BUDGET, relative_error
 
 #: Largest relative error of an artifact's outputs against the eager reference, by the inputs' dtype.
 BUDGETS = {"float32": LOGITS_BUDGET, "float64": 1e-10}

@@ -15,16 +15,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tvm_na.benchmark import versions
-from tvm_na.deploy import route_aoti, route_tvm
 from tvm_na.deploy import weights as weight_files
+from tvm_na.deploy.aoti import build as route_aoti
 from tvm_na.deploy.artifact import Artifact, load, made_of
+from tvm_na.deploy.artifact_tvm import VMArtifact
 from tvm_na.deploy.check import BUDGETS, Expected, name_of, reference_of
 from tvm_na.deploy.manifest import EXPECTED, Manifest, TensorSpec, describe_files, write_manifest
+from tvm_na.deploy.relax import build as route_tvm
 from tvm_na.deploy.request import Format, Report, Request, checked
-from tvm_na.deploy.vm_artifact import VMArtifact
+from tvm_na.measure.timing import versions
 from tvm_na.models.registry import Preprocessing
-from tvm_na.target import cpu_features
+from tvm_na.targets.target import cpu_features
 
 _ROUTES = {"aoti": route_aoti.build, "tvm": route_tvm.build}
 
@@ -58,7 +59,7 @@ def compile(
     Args:
         model: On the CPU; takes one tensor and gives one tensor, or a list of them, all ``[batch, ...]``.
         example_input: ``[batch, ...]``, float32 or float64; its values and its batch play no role.
-        target: The CPU to compile for, by a name of :mod:`tvm_na.target`; None for TVM_NA_TARGET, or this machine's.
+        target: The CPU to compile for, by name; None for TVM_NA_TARGET, or this machine's.
             With ``aoti`` one that this machine can run. With ``tvm`` any: what cannot run here cannot be checked here,
             so an input and the right outputs come with it.
         batch: ``"dynamic"`` for any, or the only one that the artifact is to take.

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tvm_na.target import missing_features
+from tvm_na.targets.target import missing_features
 
 FORMAT = "tvm_na artifact"
 FORMAT_VERSION = 2

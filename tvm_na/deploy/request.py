@@ -13,11 +13,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from tvm_na import openmp
 from tvm_na.deploy.check import BUDGETS, name_of
 from tvm_na.deploy.manifest import MANIFEST, torch_interface
-from tvm_na.runtime import runtime_library
-from tvm_na.target import NATarget, check_runs_here, parse_target
+from tvm_na.jit import openmp
+from tvm_na.jit.runtime import runtime_library
+from tvm_na.targets.target import NATarget, check_runs_here, parse_target
 
 Report = Callable[[str], None]
 Format = Literal["aoti", "tvm"]
@@ -117,7 +117,7 @@ def _require_tools(format: Format) -> None:
 
 def _checked_target(name: str | None, format: Format) -> tuple[NATarget, bool]:
     """The target, and whether this machine can run it."""
-    from tvm_na.build import target_for
+    from tvm_na.jit.build import target_for
 
     if name is not None and not isinstance(name, str):
         raise TypeError(f"target: required a target's name or None, got {type(name).__name__} {name!r}")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 #: Formats that are read; Pillow knows more, of which one calls other programs (EPS).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
-# What Pillow's decoders raise for damaged files, found by changing bytes at random (tests/test_serve_decode.py).
+# What Pillow's decoders raise for damaged files, found by changing bytes at random (tests/serve/test_decode.py).
 _BROKEN = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, OverflowError, struct.error, zlib.error)
 
 

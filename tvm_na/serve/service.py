@@ -16,7 +16,7 @@ from PIL import Image
 from starlette.requests import ClientDisconnect
 from torch import Tensor
 
-from tvm_na.images import resize_and_crop, to_tensor
+from tvm_na.models.preprocessing import resize_and_crop, to_tensor
 from tvm_na.serve.batcher import Batcher
 from tvm_na.serve.body import read_image
 from tvm_na.serve.classifier import Classifier, Prediction

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tvm_na.deploy.artifact import Artifact, load
-from tvm_na.deploy.vm_artifact import VMArtifact
+from tvm_na.deploy.artifact_tvm import VMArtifact
 from tvm_na.models import NAModel, attention_maps
 from tvm_na.models.registry import Preprocessing
 from tvm_na.serve.classifier import Classifier

@@ -61,7 +61,7 @@ from tvm_na.compat.natten.context import (
     use_tiled_na,
 )
 from tvm_na.compat.natten.functional import attention, merge_attentions, na1d, na2d, na3d
-from tvm_na.compat.natten.installation import install, is_installed, uninstall
+from tvm_na.compat.natten.install import install, is_installed, uninstall
 from tvm_na.compat.natten.modules import (
     NeighborhoodAttention,
     NeighborhoodAttention1D,

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tvm_na import autocast
-from tvm_na.compat.natten.calls import Meaning, Reading, read
 from tvm_na.compat.natten.ignored import DENSE_BACKENDS, DENSE_HINTS, backend_of, ignore_all
+from tvm_na.compat.natten.signatures import Meaning, Reading, read
 from tvm_na.compat.natten.utils.varlen import bounds, check_packed, generate_varlen_parameters
 from tvm_na.functional import Backend
-from tvm_na.problem import DTYPES, check_scale, require_like, require_shape, require_tensor
+from tvm_na.ops import autocast
+from tvm_na.problems.attention import DTYPES, check_scale, require_like, require_shape, require_tensor
 
 _VARLEN = ("seqlens_Q", "seqlens_KV", "cumulative_seqlen_Q", "cumulative_seqlen_KV", "max_seqlen_Q", "max_seqlen_KV")
 

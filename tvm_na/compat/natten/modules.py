@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from tvm_na import nn as modules
-from tvm_na.compat.natten import module_calls
-from tvm_na.compat.natten.calls import Reading, read
+from tvm_na.compat.natten import module_signatures as module_calls
+from tvm_na.compat.natten.signatures import Reading, read
 
 
 class _AnyRelease(modules._NeighborhoodAttention):

@@ -1,0 +1,140 @@
+"""The schedule of the lanes formulation on a CPU.
+
+A task is a range of rows of some heads. In each row, a block of tiles goes through all stages at once: scores and
+output are register-blocked matrix products, the softmax between them runs over vectors of lanes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm_na.problems.attention import NAProblem
+from tvm_na.schedules.base import Decisions, largest_divisor
+from tvm_na.schedules.cpu.box import BoxSchedule
+from tvm_na.targets.target import NATarget
+from tvm_na.te.attention.lanes import LanesTile
+
+# The stages of a tile, last first.
+_TILE_STAGES = ("attended", "inverse", "total", "total_lanes", "weights", "maximum", "maximum_lanes", "scores", "dots")
+
+
+@dataclass(frozen=True)
+class Structure:
+    """How the loops are nested.
+
+    Attributes:
+        pack_in_task: Whether each task packs the keys (and values) that it reads, instead of all of them being
+            packed before: one parallel region less, but rows that two tasks read are packed twice.
+        value_rows_outside: Whether a block of tiles meets one row of values after the other, instead of each
+            tile all of its rows: values are read while they are near, sums are written once per row.
+    """
+
+    pack_in_task: bool
+    value_rows_outside: bool
+
+
+#: By name, the default first.
+STRUCTURES = {
+    "pack first": Structure(False, False),
+    "pack in task": Structure(True, False),
+    "pack first, value rows outside": Structure(False, True),
+    "pack in task, value rows outside": Structure(True, True),
+}
+
+
+_DEFAULT = next(iter(STRUCTURES.values()))
+# Where the structures that only the tuner looks at start from: as many rows as are worth packing again at the edges
+# of a task, and as many queries as the first cache holds the scores of.
+_ROWS_PER_TASK, _QUERIES_AT_ONCE = 14, 64
+
+
+class LanesSchedule(BoxSchedule):
+    """Schedules one PrimFunc; see the module."""
+
+    def __init__(
+        self, sch: Any, problem: NAProblem, tile: LanesTile, target: NATarget, structure: Structure, decide: Decisions
+    ) -> None:
+        super().__init__(sch, problem, tile, target, decide)
+        self.structure = structure
+
+    def build(self) -> None:
+        """Apply every transformation."""
+        self.place_in_tasks()
+        self.place_in_tiles()
+        self.pack()
+        self.box_products({"dots": self.problem.head_dim})
+        self.softmax()
+        self.window_products("attended", self.problem.head_dim_v, self.structure.value_rows_outside)
+
+    def place_in_tasks(self) -> None:
+        """Loops of the outputs: batch, heads, rows (parallel); then a task's heads, and their rows."""
+        sch, p = self.sch, self.problem
+        row_factors, head_factors = None, None
+        rows = []
+        for name in ("out", "lse") if p.return_lse else ("out",):
+            batch, i, j, head, *rest = sch.get_loops(self.block(name))
+            if row_factors is None:
+                rows_per_task = largest_divisor(self.map_rows, _ROWS_PER_TASK if self.structure.pack_in_task else 1)
+                row_factors = self.decide.factors("rows per task", i, self.map_rows, rows_per_task)
+                head_factors = self.decide.factors("heads per task", head, p.heads, 1)
+            row_task, row = sch.split(i, row_factors, preserve_unit_iters=True)
+            head_task, head = sch.split(head, head_factors, preserve_unit_iters=True)
+            sch.reorder(batch, head_task, row_task, head, row, j, *rest)
+            rows.append(row)
+        # Two outputs share a tile's sums: only in one loop nest can both have them at hand.
+        self.row = sch.merge(*rows) if p.return_lse else rows[0]
+
+    def place_in_tiles(self) -> None:
+        """In a row, block after block of tiles, with all stages inside."""
+        sch = self.sch
+        names = ["normalised", "tiled_lse"] if self.problem.return_lse else ["normalised"]
+        for name in names:  # each as early in the row as can be, so that both end up before the outputs
+            sch.compute_at(self.block(name), self.row, preserve_unit_loops=True, index=-2)
+        # The five loops of the row; then of its tiles: batch, head, row (of extent 1), group, tile, query, ...
+        tiles = [sch.get_loops(self.block(name))[9] for name in names]
+        extent = getattr(sch.get(tiles[0]).extent, "value", None)  # None: an expression, from uneven groups
+        if extent is not None:
+            at_once = (
+                1 if self.structure == _DEFAULT else largest_divisor(extent, _QUERIES_AT_ONCE // self.tile.queries)
+            )
+            factors = self.decide.factors("tiles at once", tiles[0], extent, at_once)
+            tiles = [sch.split(tile, factors, preserve_unit_iters=True)[0] for tile in tiles]
+        else:
+            tiles = [sch.split(tile, [None, 1], preserve_unit_iters=True)[0] for tile in tiles]
+        block = sch.merge(*tiles) if self.problem.return_lse else tiles[0]
+        for name in _TILE_STAGES:
+            sch.compute_at(self.block(name), block, preserve_unit_loops=True)
+        for name in ("out", "normalised"):
+            sch.vectorize(self.vector_of(sch.get_loops(self.block(name))[-1], self.problem.head_dim_v)[1])
+
+    def pack(self) -> None:
+        """Copies of keys with the lanes innermost, and perhaps of values; then the parallel loops."""
+        sch, bias = self.sch, self.problem.bias
+        packed = ["packed_key", "packed_value"] if self.tile.pack_values else ["packed_key"]
+        head = sch.get_loops(self.block("out"))[3]
+        if self.structure.pack_in_task:
+            for name in packed:
+                sch.compute_at(self.block(name), head, preserve_unit_loops=True)
+        *_, row, group, d, c = sch.get_loops(self.block("packed_key"))
+        tiles, lane = sch.split(c, [None, self.tile.vector], preserve_unit_iters=True)
+        sch.reorder(group, tiles, d, lane)
+        sch.vectorize(lane)
+        if self.tile.pack_values:
+            *_, value_row, _, _, c = sch.get_loops(self.block("packed_value"))
+            sch.vectorize(self.vector_of(c, self.problem.head_dim_v)[1])
+            if not self.structure.pack_in_task:
+                sch.merge(row, value_row)  # waking the threads costs more than a small copy
+        if not self.structure.pack_in_task:
+            sch.parallel(sch.fuse(*sch.get_loops(self.block("packed_key"))[:4]))
+        if bias:
+            sch.vectorize(sch.get_loops(self.block("padded_bias"))[-1])
+        sch.parallel(sch.fuse(*sch.get_loops(self.block("out"))[:3]))
+
+    def softmax(self) -> None:
+        """Vectors of lanes; as many rows at once as are unrolled."""
+        factors = self.softmax_row_factors("scores")
+        for name in ("scores", "weights"):
+            self.elementwise(name, factors)
+        for name in ("maximum", "total"):
+            self.fold(name, factors)

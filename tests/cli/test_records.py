@@ -1,0 +1,290 @@
+"""``tvm-na records`` and what ``tvm-na info`` says of them, run in this process."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("typer")
+
+from typer.testing import CliRunner
+
+from tests.records.tuned import commit_drawn, edit_line, edit_meta
+from tvm_na.cli import app
+from tvm_na.jit import build
+from tvm_na.measure import local as measure
+from tvm_na.models import registry
+from tvm_na.problems.attention import NAProblem
+from tvm_na.records import index as record_index
+from tvm_na.records import rejections
+from tvm_na.records.files import META
+from tvm_na.records.read import records_in
+from tvm_na.reference import case
+from tvm_na.targets.target import detect_target, list_targets
+from tvm_na.tune import verify
+
+PROBLEM = NAProblem.make((9, 9), 3, 1, 8)
+OTHER = NAProblem.make((9, 9), 3, 1, 8, bias=True)
+NATIVE = detect_target().name
+TINY = registry.ModelSpec("tiny_for_records", 8, (1, 1), (1, 2), 2.0, 0.0, parameters=0, kernel_size=3)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("records")
+    commit_drawn(folder, PROBLEM, (2, 1, 3))
+    commit_drawn(folder, OTHER, (4,))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TVM_NA_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("TVM_NA_RECORDS_DIR", str(tmp_path / "user"))
+    monkeypatch.setenv("TVM_NA_RECORDS", "user")
+    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setitem(registry.SPECS, TINY.name, TINY)
+    for owner, name in ((build, "_kernels"), (rejections, "_rejected"), (record_index, "_loaded")):
+        monkeypatch.setattr(owner, name, {})
+
+
+@pytest.fixture
+def user(original: Path, tmp_path: Path) -> Path:
+    """The user's folder, which commands take by themselves."""
+    return Path(shutil.copytree(original, tmp_path / "user" / NATIVE))
+
+
+def invoke(*arguments: object, code: int = 0, stdin: str | None = None) -> Any:
+    result = CliRunner().invoke(app, [str(a) for a in arguments], input=stdin)
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result
+
+
+def records(*arguments: object, code: int = 0, stdin: str | None = None) -> str:
+    return str(invoke("records", *arguments, code=code, stdin=stdin).stdout)
+
+
+def error_of(*arguments: object) -> str:
+    (line,) = [x for x in invoke("records", *arguments, code=2).stderr.splitlines() if x.startswith("error: ")]
+    return line.removeprefix("error: ")
+
+
+# --- looking
+
+
+def test_ls(user: Path, tmp_path: Path) -> None:
+    out = records("ls")
+    assert str(user) in out
+    assert re.search(r"9x9 heads 1 dim 8 k 3 float32 +│ 1 +│ 3 +│ 1.00 ms +│ 10% +│ 20\d\d-", out)
+    assert re.search(r"9x9 heads 1 dim 8 k 3 float32 rpb +│ 1 +│ 1 +│ 4.00 ms", out)
+    shutil.copytree(user, tmp_path / "more")
+    assert records("ls", user, tmp_path / "more").count("1.00 ms") == 2
+
+
+def test_without_records(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for command in ("ls", "best", "verify"):
+        assert records(command, tmp_path / "empty").startswith("no tuning records in ")
+    assert error_of("ls", tmp_path / "none").startswith("records: required an existing folder")
+    assert error_of("prune").startswith("records: required an existing folder")
+
+
+def test_best_tells_the_schedule_in_words(user: Path) -> None:
+    from tvm_na.records.replay import decisions_of
+    from tvm_na.schedules.describe import in_words
+
+    out = records("best")
+    best = min(records_in(user), key=lambda record: record.seconds)
+    assert "9x9 heads 1 dim 8 k 3 float32, 1 thread: 1.00 ms" in out
+    assert re.search(rf"record +{best.digest}, .*line 2", out)
+    for words in in_words(best.formulation, *decisions_of(best, detect_target())).split("; "):
+        assert words in out
+    assert out.count("schedule ") == 2
+
+
+def test_best_of_what_no_longer_applies(user: Path) -> None:
+    def rename(meta: dict[str, Any]) -> None:
+        for about in meta["workloads"].values():
+            about["formulation"] = '{"formulation": "gone"}'
+
+    edit_meta(user, rename)
+    assert records("best").count("it no longer applies") == 2
+
+
+def test_info_shows_folders_and_counts(user: Path) -> None:
+    out = invoke("info").stdout
+    assert re.search(rf"user's +4 of 2 problems +last tuned 20\d\d-\d\d-\d\d +{user}", out)
+    assert re.search(r"TVM_NA_RECORDS +user", out)
+
+
+def test_info_shows_the_schedules_of_a_model(user: Path) -> None:
+    from tvm_na.models import create_model, problems_of
+
+    first, *others = problems_of(create_model(TINY.name), 36)
+    assert first == OTHER
+    out = invoke("info", "--model", TINY.name, "--input-size", 36).stdout
+    assert re.search(rf"1 layer +{first} +cpu-lanes, user's record [0-9a-f]{{8}} \(4 ms with 1 thread", out)
+    for other in others:
+        assert str(other) in out
+    assert out.count("kernel not built yet") == 2
+    assert "machine" not in out
+    assert invoke("info", "--model", "nat_min", code=2).stderr.startswith("error: ")
+
+
+# --- changing
+
+
+def test_merge(user: Path, tmp_path: Path) -> None:
+    into = tmp_path / "into"
+    assert records("merge", user, "--into", into) == f"4 records added to {into}\n"
+    assert records("merge", user, "--into", into) == f"0 records added to {into}\n"
+    assert {r.digest for r in records_in(into)} == {r.digest for r in records_in(user)}
+    (user / META).unlink()
+    assert "tvm-na records repair" in error_of("merge", user, "--into", into)
+
+
+def test_prune_asks(user: Path) -> None:
+    out = invoke("records", "prune", "--keep", 1, code=1, stdin="n\n").output
+    assert "9x9 heads 1 dim 8 k 3 float32: 2 records would be removed" in out
+    assert "Aborted" in out
+    assert len(records_in(user)) == 4
+    assert "in all 2 records, 0 workloads" in records("prune", "--keep", 1, "--yes")
+    assert [record.seconds for record in records_in(user)] == [1e-3, 4e-3]
+    assert records("prune", user) == f"nothing to remove from {user}\n"
+
+
+def test_prune_of_what_is_stale(user: Path) -> None:
+    stale = "12345"
+    first = records_in(user)[0].workload
+    file = user / "database_workload.json"
+    file.write_text(file.read_text(encoding="utf-8").replace(first, stale), encoding="utf-8")
+    edit_meta(user, lambda meta: meta["workloads"].update({stale: meta["workloads"].pop(first)}))
+    assert "3 records removed" in records("prune", "--stale", "--yes")
+    assert [record.problem for record in records_in(user)] == [OTHER]
+
+
+def test_repair(user: Path) -> None:
+    (user / META).unlink()
+    assert records("repair") == f"2 workloads of {user} are known now that were not\n"
+    assert len(records_in(user)) == 4
+
+
+# --- verify
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, seconds: float, failure: str | None = None) -> list[int]:
+    """Let every kernel take ``seconds``; the threads that each was measured with."""
+    from tvm_na import settings
+
+    threads: list[int] = []
+
+    def run_kernel(kernel: measure.Kernel, conditions: measure.Conditions) -> measure.Measured:
+        assert kernel.file.is_file()
+        assert settings.num_threads() == conditions.threads
+        threads.append(conditions.threads)
+        return measure.Measured(
+            () if failure else (2 * seconds, 0.9 * seconds, seconds), failure, "1e-3 instead of 2e-6"
+        )
+
+    monkeypatch.setattr(measure, "run_kernel", run_kernel)
+    return threads
+
+
+def test_verify_measures_the_best_again(user: Path) -> None:
+    """For real: these kernels take microseconds, and so less than the invented milliseconds."""
+    out = records("verify")
+    assert "2 measured, 0 wrong" in out
+    assert out.count(" ok ") == 2
+
+
+def test_verify_finds_drift_and_wrong_numbers(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = measured(monkeypatch, 1.4e-3)
+    out = records("verify", "--threshold", 1.3, code=1)
+    assert re.search(r"9x9 heads 1 dim 8 k 3 float32 +│ 1 .*│ 1.00 ms +│ 1.40 ms +│ 1.40 +│ too slow", out)
+    assert re.search(r"rpb +│ 1 .*│ 4.00 ms +│ 1.40 ms +│ 0.35 +│ ok", out)
+    assert threads == [1, 1]
+    assert "0 wrong" in records("verify")
+    measured(monkeypatch, 0, "wrong numbers")
+    assert records("verify", code=1).count("wrong numbers: 1e-3 instead of 2e-6") == 2
+
+
+def test_verify_finds_what_does_not_apply(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(monkeypatch, 1e-6)
+    edit_line(user, 2, lambda record: record[1][0][0][0].__setitem__(2, ["no_such_block", "main"]))
+    out = records("verify", code=1)
+    assert "does not apply" in out and "no_such_block" in out
+
+
+def test_verify_draws(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(monkeypatch, 1e-6)
+    assert "1 measured" in records("verify", "--sample", 1)
+    commit_drawn(user, PROBLEM, (1,), threads=4096)
+    result = invoke("records", "verify")
+    assert "2 measured" in result.stdout
+    assert "warning: 1 records with more threads" in result.stderr
+
+
+def test_verify_refuses_another_target(user: Path) -> None:
+    from tvm_na.targets.target import parse_target
+
+    other = parse_target(next(name for name in list_targets() if name != NATIVE))
+
+    def move(record: list[Any]) -> None:
+        record[1][2].update(mcpu=other.cpu, mattr=list(other.features))
+
+    for line in range(1, 5):
+        edit_line(user, line, move)
+    assert error_of("verify").startswith(f"records: required records of {NATIVE} to measure here, got {other.name}")
+
+
+def test_verify_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for value in ("3", None):
+        monkeypatch.delenv("TVM_NA_NUM_THREADS", raising=False)
+        if value is not None:
+            monkeypatch.setenv("TVM_NA_NUM_THREADS", value)
+        with verify.running_on(7):
+            assert os.environ["TVM_NA_NUM_THREADS"] == "7"
+        assert os.environ.get("TVM_NA_NUM_THREADS") == value
+
+
+# --- contest
+
+
+def test_contest_keeps_the_winners_with_their_times(user: Path, tmp_path: Path) -> None:
+    before = {record.digest for record in records_in(user)}
+    report = tmp_path / "contest.json"
+    out = records("contest", "--count", "2", "--rounds", "5", "--yes", "--output", str(report))
+    assert "2 records kept" in out and out.count("by default") == 2
+    after = records_in(user)
+    assert {record.problem for record in after} == {PROBLEM, OTHER}
+    assert {record.digest for record in after} <= before
+    assert all(len(record.run_secs) == 5 and record.seconds < 1e-3 for record in after)  # invented ones are longer
+    outcomes = json.loads(report.read_text(encoding="utf-8"))
+    # The fastest two and the first: (1 ms, 2 ms), of which one is the first, and the only one there is.
+    assert sorted(len(outcome["records"]) for outcome in outcomes) == [1, 2]
+    best = {record["record"]: record["median"] for outcome in outcomes for record in outcome["records"][:1]}
+    assert best == {record.digest: record.seconds for record in after}
+
+
+def test_contest_asks_and_leaves_wrong_numbers_out(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "Replace all records" in records("contest", code=1)
+    right = case.Case.check
+    seen = []
+
+    def check(self: Any, outputs: Any, budget: float) -> None:
+        right(self, outputs, budget)
+        seen.append(budget)
+        if len(seen) == 2:  # the default is the first
+            raise case.WrongNumbers("out: off")
+
+    monkeypatch.setattr(case.Case, "check", check)
+    result = invoke("records", "contest", "--count", "1", "--rounds", "3", "--yes")
+    assert "wrong numbers: out: off" in result.stderr
+    assert len(records_in(user)) == (1 if "1 records kept" in result.stdout else 2)

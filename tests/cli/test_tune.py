@@ -1,0 +1,353 @@
+"""``tvm-na tune``: what it takes, what it says, and that nothing measured is lost however it ends."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from tests.records.tuned import commit_drawn
+from tvm_na.cli import app
+from tvm_na.cli.tune import parse_duration, parse_size
+from tvm_na.cli.tune_progress import in_words, observer, print_summary, progress_line
+from tvm_na.measure.rpc_devices import Farm
+from tvm_na.problems.attention import NAProblem
+from tvm_na.records.read import records_in, user_folder
+from tvm_na.targets.target import detect_target
+from tvm_na.tune.run import TuneResult
+from tvm_na.tune.state import FormulationState, ProblemState, TuneState
+from tvm_na.tune.tasks import TuneTask
+from tvm_na.tune.trial_log import JOURNAL, trials_in
+
+ROOT = Path(__file__).parents[2]
+PROBLEM = NAProblem.make((9, 9), 3, 1, 8)
+SPELLED_OUT = ["--size", "9", "9", "--heads", "1", "--head-dim", "8", "--kernel-size", "3"]
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["tune", *map(str, arguments)], env={"COLUMNS": "200"})
+
+
+def state(ending: str = "all trials are done") -> TuneState:
+    """A state with a problem that got 2.0 times faster, and one that could not be measured."""
+    forms = [FormulationState("{}", "queries 2", 3, 4e-3, 3e-3), FormulationState("{}", "queries 4", 5, 3.5e-3, 2e-3)]
+    good = ProblemState(PROBLEM, 3.0, forms, Counter({"crash": 2, "build": 1}))
+    other = NAProblem.make((9, 9), 3, 1, 8, bias=True)
+    bad = ProblemState(other, 1.0, [FormulationState("{}", "", 1)], Counter({"timeout": 1}))
+    found = TuneState([good, bad], 64, measured=7, first=2.5, ending=ending)
+    found.seconds.update({"building": 5.0, "measuring": 2.0})
+    found.started -= 10.0
+    return found
+
+
+# --- what it takes
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """What the command asks of :func:`tvm_na.tune.tune`, which does nothing."""
+    found: dict[str, Any] = {}
+
+    def tune(tasks: Any, target: Any, **options: Any) -> TuneResult:
+        found.update(options, tasks=tasks, target=target)
+        return TuneResult(state(), tmp_path)
+
+    monkeypatch.setattr("tvm_na.tune.tune", tune)
+    monkeypatch.setattr("tvm_na.measure.worker_pool.start_server", lambda: None)
+    return found
+
+
+def test_problems_of_a_model(asked: dict[str, Any]) -> None:
+    assert run("nat_mini").exit_code == 0
+    assert [(t.problem.spatial, t.weight) for t in asked["tasks"]] == [
+        ((56, 56), 3.0),
+        ((28, 28), 4.0),
+        ((14, 14), 6.0),
+        ((7, 7), 5.0),
+    ]
+    assert asked["target"] == detect_target()
+    assert (asked["trials"], asked["seed"], asked["threads"], asked["output"], asked["farm"]) == (
+        1000,
+        0,
+        0,
+        None,
+        None,
+    )
+    assert run("nat_mini", "--input-size", "224", "--input-size", "256x192").exit_code == 0
+    spatial = [t.problem.spatial for t in asked["tasks"]]
+    assert spatial[0] == (56, 56) and (64, 48) in spatial
+
+
+def test_a_problem_spelled_out(asked: dict[str, Any]) -> None:
+    options = ["--dilation", "2", "--stride", "3", "--causal", "--rpb", "--dtype", "float64"]
+    assert run(*SPELLED_OUT, *options).exit_code == 0
+    made = NAProblem.make((9, 9), 3, 1, 8, dilation=2, stride=3, is_causal=True, bias=True, dtype="float64")
+    assert asked["tasks"] == [TuneTask(made)]
+
+
+def test_problems_of_a_file_and_all_options(asked: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "problems.json"
+    file.write_text(json.dumps([{**json.loads(PROBLEM.to_json()), "weight": 2}]))
+    options = "--trials 7 --time-limit 90s --jobs 3 --seed 5 --threads 2 --cold-cache --target llvm-x86-sse4"
+    farm = "--rpc somewhere:9190 --rpc-key board"
+    output = tmp_path / "out"
+    assert run("--problems", file, "--output", output, *options.split(), *farm.split()).exit_code == 0
+    assert asked["tasks"] == [TuneTask(PROBLEM, 2.0)]
+    wanted = {"trials": 7, "time_limit": 90.0, "jobs": 3, "seed": 5, "threads": 2, "cold_cache": True, "output": output}
+    assert {name: asked[name] for name in wanted} == wanted
+    assert asked["target"].name == "llvm-x86-sse4"
+    assert asked["farm"] == Farm("somewhere", 9190, "board")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "problems: required one of MODEL, --problems and --size, got none"),
+        (["nat_mini", *SPELLED_OUT], "problems: required one of MODEL, --problems and --size, got MODEL and --size"),
+        (["nat_minni"], "nat_mini"),
+        (["nat_mini", "--input-size", "big"], "input_size: required pixels such as 224 or 224x192, got 'big'"),
+        ([*SPELLED_OUT, "--input-size", "224"], "input_size: required a MODEL with it, got none"),
+        (
+            [*SPELLED_OUT, "--time-limit", "soon"],
+            "time_limit: required minutes, or a number with s, m or h, got 'soon'",
+        ),
+        ([*SPELLED_OUT, "--target", "toaster"], "target: required native or one of"),
+        ([*SPELLED_OUT, "--rpc", "nowhere"], "rpc: required HOST:PORT of a tracker, got 'nowhere'"),
+        ([*SPELLED_OUT, "--rpc", "a:1"], "rpc_key: required the key of the devices, got none"),
+        ([*SPELLED_OUT, "--rpc-key", "k"], "rpc: required HOST:PORT of a tracker with --rpc-key, got none"),
+        (["--size", "2", "2"], "kernel_size: required kernel_size * dilation <= size"),
+        (["--problems", "missing.json"], "missing.json"),
+    ],
+)
+def test_bad_arguments_are_one_message(arguments: list[str], says: str, asked: dict[str, Any]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert says in " ".join(result.output.split())
+    assert "Traceback" not in result.output
+    assert not asked
+
+
+def test_what_is_missing_is_one_message(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def tune(*_: Any, **__: Any) -> TuneResult:
+        raise RuntimeError("tuning: required the packages of the extra tvm_na[tune], missing xgboost")
+
+    monkeypatch.setattr("tvm_na.tune.tune", tune)
+    result = run(*SPELLED_OUT)
+    assert result.exit_code == 2
+    assert "missing xgboost" in result.output and "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("30", 1800.0), ("30m", 1800.0), ("1.5h", 5400.0), ("90 s", 90.0)])
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1d", "m"])
+def test_bad_durations(text: str) -> None:
+    with pytest.raises(ValueError, match="time_limit: required"):
+        parse_duration(text)
+
+
+def test_sizes() -> None:
+    assert [parse_size("224"), parse_size("224x192")] == [(224, 224), (224, 192)]
+    for text in ("", "0", "1x2x3", "axb"):
+        with pytest.raises(ValueError, match="input_size: required"):
+            parse_size(text)
+
+
+# --- what it says
+
+
+def test_a_dry_run_lists_tasks_shares_and_points(asked: dict[str, Any], tmp_path: Path) -> None:
+    from tvm_na.tune.tasks import formulations_of
+
+    other = NAProblem.make((9, 9), 3, 1, 16)
+    file = tmp_path / "problems.json"
+    file.write_text(json.dumps([json.loads(p.to_json()) for p in (PROBLEM, other)]))
+    result = run("--problems", file, "--dry-run", "--threads", "1", "--output", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert not asked
+    spaces = [formulations_of(p, detect_target()) for p in (PROBLEM, other)]
+    points = [sum(f.points for f in formulations) for formulations in spaces]
+    for problem, share, count in zip((PROBLEM, other), ("33.3%", "66.7%"), points, strict=True):
+        row = next(line for line in result.output.splitlines() if f"{problem} " in line)
+        assert share in row and f"{count:,}" in row
+    assert f"2 tasks, {sum(points):,} points; shares by useful FLOPs" in result.output
+    commit_drawn(tmp_path, PROBLEM, (3.0,))
+    commit_drawn(tmp_path, other, (1.0,))
+    result = run("--problems", file, "--dry-run", "--threads", "1", "--output", tmp_path)
+    assert "75.0%" in result.output and "3.00 ms" in result.output
+    assert "shares by recorded times" in result.output
+
+
+def test_the_summary_says_what_was_found_and_where(asked: dict[str, Any], tmp_path: Path) -> None:
+    output = run(*SPELLED_OUT).output
+    assert "2.00 ms" in output and "2.00x" in output and "queries 4" in output
+    assert "2 crash, 1 build" in output and "1 timeout" in output
+    assert "attention, weighted: 12.0 ms by default, 6.00 ms tuned: 2.00x" in output
+    assert "7 trials in 10 s, 9 with those before; all trials are done" in output
+    assert "first measurement after 2.5 s; building 50%, measuring 20%, starting and ending 30%" in output
+    assert f"records: {tmp_path}" in output.replace("\n", "")
+    assert "the same command continues" not in output
+
+
+def test_an_interrupted_run_exits_with_130(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> TuneResult:
+        return TuneResult(state("interrupted"), tmp_path)
+
+    monkeypatch.setattr("tvm_na.tune.tune", interrupted)
+    result = run(*SPELLED_OUT)
+    assert result.exit_code == 130
+    assert "nothing measured is lost; the same command continues" in result.output
+
+    def too_early(*_: Any, **__: Any) -> TuneResult:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tvm_na.tune.tune", too_early)
+    assert run(*SPELLED_OUT).exit_code == 130
+
+
+def test_without_a_terminal_there_is_a_line_for_each_batch() -> None:
+    out = io.StringIO()
+    shown = state("")
+    with observer(Console(file=out, width=200)) as observe:
+        shown.phase = "measuring"
+        observe(shown)
+        assert out.getvalue() == ""
+        shown.phase = "searching"
+        observe(shown)
+        observe(shown)
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 4  # two problems, once
+    assert lines[0].startswith("9 of 64 trials, 10 s, about ")
+    assert lines[1] == f"  {PROBLEM}: 8 trials, best 2.00 ms, 2.00x, queries 4, 2 crash, 1 build"
+
+
+def test_on_a_terminal_a_table_is_kept_up_to_date() -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=120, force_terminal=True)
+    with observer(console) as observe:
+        observe(TuneState([], 64))
+        observe(state(""))
+    assert "queries 4" in out.getvalue()
+    print_summary(console, state(), Path("somewhere"))
+
+
+def test_progress_and_durations_in_words() -> None:
+    assert [in_words(s) for s in (0.4, 59, 61, 3661, 36000)] == [
+        "0 s",
+        "59 s",
+        "1 min 01 s",
+        "1 h 01 min",
+        "10 h 00 min",
+    ]
+    assert progress_line(state()) == "9 of 64 trials, 10 s: all trials are done"
+
+
+# --- however it ends
+
+
+@pytest.mark.slow
+def test_what_a_killed_tuner_measured_counts_in_the_next_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TVM_NA_RECORDS_DIR", str(tmp_path))
+    folder = user_folder(detect_target().name)
+    command = [*SPELLED_OUT, "--threads", "1", "--trials"]
+    tuner = subprocess.Popen([sys.executable, "-m", "tvm_na", "tune", *command, "64"], cwd=ROOT, start_new_session=True)
+    try:
+        while tuner.poll() is None and len(trials_in(folder)) < 8:
+            time.sleep(0.02)
+        assert tuner.poll() is None
+        tuner.kill()
+        tuner.wait()
+        before = trials_in(folder)
+        processes = _session_of(tuner.pid)
+        deadline = time.monotonic() + 10.0
+        while processes and time.monotonic() < deadline:
+            time.sleep(0.05)
+            processes = _session_of(tuner.pid)
+        assert processes == []
+    finally:
+        if tuner.poll() is None:
+            os.killpg(tuner.pid, signal.SIGKILL)
+    # Each is on disk as soon as it is measured, first as a record.
+    records = records_in(folder)
+    assert len(before) >= 8
+    assert [r.seconds for r in records][: len(before)] == [t.seconds for t in before if t.failure is None]
+    assert len(records) - len(before) in (0, 1)
+    with (folder / JOURNAL).open("ab") as file:
+        file.write(b'{"time": "torn')  # what a line looks like whose writer was killed
+    result = run(*command, len(before) + 2)
+    assert result.exit_code == 0, result.output
+    assert "2 trials in " in result.output and f", {len(before) + 2} with those before" in result.output
+    assert len(records_in(folder)) >= len(records) + 1
+    assert trials_in(folder)[: len(before)] == before
+
+
+def _session_of(process: int) -> list[str]:
+    """The processes that a tuner started, by their session; not those that have ended."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal() or entry.name == str(process):
+            continue
+        try:
+            state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if session == str(process) and state != "Z":
+            found.append(entry.name)
+    return found
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_what_is_required(tmp_path: Path) -> None:
+    result = run("nat_mini", "--target", "cuda-sm_90", "--output", tmp_path / "out")
+    assert result.exit_code == 2 and "Traceback" not in result.output
+    says = "target: required a GPU of this machine that runs kernels for cuda-sm_90, or a farm whose devices do "
+    assert says + "(--rpc HOST:PORT --rpc-key KEY), got no GPU that PyTorch sees" in " ".join(result.output.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_for_a_gpu_needs_none(tmp_path: Path) -> None:
+    options = ["--target", "cuda-sm_90", "--output", tmp_path, "--dry-run"]
+    result = run(*SPELLED_OUT, "--dtype", "float16", *options)
+    assert result.exit_code == 0, result.output
+    assert "points" in result.output and "float16" in result.output
+    assert "target cuda-sm_90, a batch of 128, or of what fits, records in" in result.output
+    assert "a batch of 64, records in" in run(*SPELLED_OUT, *options, "--batch", 64).output
+    on_cpu = run(*SPELLED_OUT, "--dry-run", "--threads", 2, "--batch", 4, "--output", tmp_path).output
+    assert "2 threads and a batch of 4, records in" in on_cpu
+
+
+def test_problems_of_a_model_in_another_dtype(asked: dict[str, Any]) -> None:
+    assert run("nat_tiny", "--dtype", "float16", "--target", "cuda-sm_90", "--batch", 32).exit_code == 0
+    assert {t.problem.dtype for t in asked["tasks"]} == {"float16"}
+    assert all(t.problem.bias for t in asked["tasks"])
+    assert (asked["target"].name, asked["batch"]) == ("cuda-sm_90", 32)
+
+
+def test_times_of_unlike_batches_are_summed_per_sample() -> None:
+    out = io.StringIO()
+    shown = state()
+    print_summary(Console(file=out, width=200), shown, Path("somewhere"))
+    assert "attention, weighted: 12.0 ms by default" in out.getvalue() and "batch" not in out.getvalue()
+    for batches, says in (((4, 4), "weighted, batch 4: 24.0 ms"), ((4, 8), "weighted, per sample: 4.50 ms")):
+        shown.problems[0].batch, shown.problems[1].batch = batches
+        shown.problems[1].formulations = [FormulationState("{}", "", 1, 12e-3, 12e-3)]
+        out = io.StringIO()
+        print_summary(Console(file=out, width=200), shown, Path("somewhere"))
+        assert says in out.getvalue()
+        assert any(f" {batches[0]} " in line for line in out.getvalue().splitlines())

@@ -1,0 +1,396 @@
+"""Artifacts: what they compute, where, and what cannot be compiled. One model is compiled, by the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tvm_na
+from benchmarks.photographs import crops
+from tests.deploy.made_artifact import CLASSES, LIMIT, SIZE, SMALL, invoke, made_by_command
+from tests.helpers import assert_says, bad, relative_error
+from tvm_na.deploy import compiler, manifest
+from tvm_na.jit import openmp
+from tvm_na.models import create_model, registry
+from tvm_na.models.preprocessing import to_tensor
+from tvm_na.nn import NeighborhoodAttention2D
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, torch.nn.Module, str]]:
+    """An artifact, the model that it was made of (on the reference backend), and what the command line said."""
+    with made_by_command(tmp_path_factory.mktemp("deploy")) as made:
+        yield made
+
+
+@pytest.fixture
+def copy(made: tuple[Path, torch.nn.Module, str], tmp_path: Path) -> Path:
+    """A copy of the artifact, to be damaged."""
+    return Path(shutil.copytree(made[0], tmp_path / "copy.artifact"))
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    """Put other values into fields of a manifest."""
+    manifest.write_manifest(folder, dataclasses.replace(manifest.read_manifest(folder), **changes))
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    pytest.importorskip("PIL.Image").effect_noise((80, 60), 60).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+# --- what is computed
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 64])
+def test_any_batch_gives_what_the_model_gives(made, batch: int) -> None:
+    path, model, _ = made
+    images = torch.randn(batch, 3, SIZE, SIZE)
+    with torch.no_grad():
+        assert relative_error(tvm_na.load(path)(images), model(images)) <= LIMIT
+
+
+def test_crops_of_photographs(made) -> None:
+    """Each of 50 on its own: what they look like is not noise."""
+    path, model, _ = made
+    artifact, images = tvm_na.load(path), crops(50, SMALL.preprocessing, SIZE)
+    with torch.no_grad():
+        outs, rights = artifact(images), model(images)
+    assert all(relative_error(out, right) <= LIMIT for out, right in zip(outs, rights, strict=True))
+
+
+def test_views_and_gradients_of_the_input(made) -> None:
+    """Strided, lazily negated, misaligned: the result is the same, and has no gradient."""
+    artifact, model = tvm_na.load(made[0]), made[1]
+    images = torch.randn(2, 3, SIZE, SIZE)
+    storage = torch.empty(images.numel() + 1)
+    odd = storage[1:].view_as(images).copy_(images)
+    strided = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    negated = torch.complex(torch.zeros_like(images), -images).conj().imag
+    assert negated.is_neg()
+    with torch.no_grad():
+        right = model(images)
+    for x in (odd, strided, negated, images.clone().requires_grad_()):
+        out = artifact(x)
+        assert relative_error(out, right) <= LIMIT
+        assert not out.requires_grad
+
+
+def test_threads_do_not_change_the_numbers_and_copies_share_operators(made, copy) -> None:
+    artifact, twin = tvm_na.load(made[0]), tvm_na.load(copy)
+    images = torch.randn(3, 3, SIZE, SIZE)
+    threads = torch.get_num_threads()
+    outputs = [artifact(images)]
+    try:
+        torch.set_num_threads(1)
+        outputs.append(twin(images))
+    finally:
+        torch.set_num_threads(threads)
+    assert relative_error(outputs[1], outputs[0]) <= 1e-6
+
+
+def test_a_fresh_process_needs_no_compiler(made, tmp_path: Path) -> None:
+    """Neither TVM nor Inductor nor anything of tvm_na's that builds; PATH has no compiler."""
+    path, model, _ = made
+    images = torch.randn(2, 3, SIZE, SIZE)
+    torch.save(images, tmp_path / "images.pt")
+    code = f"""
+        import sys, torch
+        forbidden = ("tvm", "tvm_ffi", "torch._inductor.compile_fx", "tvm_na.jit.build",
+                     "tvm_na.ops.attention", "tvm_na.te",
+                     "tvm_na.schedules", "tvm_na.models", "tvm_na.deploy.compiler",
+                     "tvm_na.jit.openmp", "tvm_na.jit.runtime")
+        class Refuse:
+            def find_spec(self, name, path=None, target=None):
+                if name in forbidden:
+                    raise ImportError(f"{{name}} was imported")
+        sys.meta_path.insert(0, Refuse())
+        import tvm_na
+        artifact = tvm_na.load({str(path)!r})
+        assert artifact.manifest.model["name"] == {SMALL.name!r}
+        torch.save(artifact(torch.load("images.pt")), "out.pt")
+        loaded = open("/proc/self/maps").read()
+        assert "operators.so" in loaded and "libtvm" not in loaded
+    """
+    environment = {**os.environ, "PATH": "", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        assert relative_error(torch.load(tmp_path / "out.pt"), model(images)) <= LIMIT
+
+
+def test_a_fresh_process_needs_no_tvm_na(made, tmp_path: Path) -> None:
+    """What the documentation says for Python without this package."""
+    path, model, _ = made
+    images = torch.randn(2, 3, SIZE, SIZE)
+    torch.save(images, tmp_path / "images.pt")
+    code = f"""
+        import sys, torch
+        sys.modules["tvm_na"] = sys.modules["tvm"] = sys.modules["tvm_ffi"] = None  # importing them raises
+        torch.ops.load_library({str(path / "operators.so")!r})
+        model = torch._C._aoti.AOTIModelPackageLoader({str(path / "model")!r}, "model", False, 1, -1)
+        torch.save(model.run([torch.load("images.pt")])[0], "out.pt")
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, check=True)
+    with torch.no_grad():
+        assert relative_error(torch.load(tmp_path / "out.pt"), model(images)) <= LIMIT
+
+
+@pytest.mark.slow
+def test_the_example_in_cpp(made, tmp_path: Path) -> None:
+    """The example, built and run as its files say: the five classes are the model's, and errors are told."""
+    missing = [tool for tool in ("cmake", "c++") if shutil.which(tool) is None]
+    if missing:
+        pytest.skip(f"test_the_example_in_cpp needs {' and '.join(missing)}")
+    path, model, _ = made
+    prefix = f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"
+    build = tmp_path / "build"
+    for command in (["cmake", "-S", ROOT / "examples" / "cpp", "-B", build, prefix], ["cmake", "--build", build]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def classify(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([build / "classify", *map(str, arguments)], capture_output=True, text=True, cwd=tmp_path)
+
+    pixels = torch.randint(0, 256, (SIZE, SIZE, 3), dtype=torch.uint8)
+    header = f"P6\n{SIZE} {SIZE}\n255\n".encode()
+    (tmp_path / "image.ppm").write_bytes(header + bytes(pixels.flatten().tolist()))
+    image = pytest.importorskip("PIL.Image").open(tmp_path / "image.ppm")
+    with torch.no_grad():
+        right = model(to_tensor(image, registry.IMAGENET_224)[None])[0].softmax(-1).topk(5)
+    done = classify(path, "image.ppm")
+    assert done.returncode == 0, done.stderr
+    found = re.findall(r"class +(\d+) +([\d.]+)%", done.stdout)
+    assert [int(c) for c, _ in found] == right.indices.tolist()
+    assert [float(p) for _, p in found] == pytest.approx((100 * right.values).tolist(), abs=0.006)
+
+    (tmp_path / "cut.ppm").write_bytes(header + b"0")
+    for arguments, says in (
+        ((path, "cut.ppm"), "required more pixels"),
+        ((path, path / "manifest.json"), "required a binary PPM"),
+        ((path, "noise", 2 * SIZE), f"expected: {SIZE}, but got: {2 * SIZE}"),
+        ((tmp_path, "image.ppm"), "operators.so"),
+    ):
+        done = classify(*arguments)
+        assert (done.returncode, says in done.stderr) == (1, True), done.stderr
+    assert classify(path).returncode == 2
+
+
+# --- what it says of itself
+
+
+def test_the_manifest_says_what_it_is(made) -> None:
+    path, model, _ = made
+    found = tvm_na.load(path).manifest
+    parameters = sum(p.numel() for p in model.parameters())
+    assert found.model == {"name": SMALL.name, "parameters": parameters, "weights": "small.pth"}
+    assert (str(found.input), [str(o) for o in found.outputs]) == (
+        f"float32 [batch, 3, {SIZE}, {SIZE}]",
+        [f"float32 [batch, {CLASSES}]"],
+    )
+    assert [(tuple(p["problem"]["spatial"]), p["layers"]) for p in found.problems] == [((8, 8), 1), ((4, 4), 1)]
+    assert found.preprocessing is not None and found.preprocessing["input_size"] == SIZE
+    assert found.check["batches"] == [1, 2, 3] and found.check["relative_error"] <= found.check["budget"] == LIMIT
+    assert set(found.files) == {
+        file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file() and file.name != "manifest.json"
+    }
+
+
+def test_the_library_needs_pytorch_alone(made) -> None:
+    readelf = shutil.which("readelf")
+    if readelf is None:
+        pytest.skip("test_the_library_needs_pytorch_alone needs readelf")
+    for library in made[0].rglob("*.so"):
+        text = subprocess.run([readelf, "-d", library], capture_output=True, text=True, check=True).stdout
+        needed = set(re.findall(r"NEEDED.*\[(.+?)\.so", text))
+        assert {"libtorch_cpu"} <= needed and not any("tvm" in name for name in needed)
+        assert "RUNPATH" not in text and "RPATH" not in text
+
+
+def test_what_compile_prints(made) -> None:
+    said = made[2]
+    for part in ("tracing", "AOTInductor", "checking", "8x8", "1 layers", "default schedule", "relative error", " MB"):
+        assert part in said, said
+    assert "RANDOM" not in said
+
+
+def test_repr(made) -> None:
+    assert repr(tvm_na.load(made[0])) == f"<artifact small.artifact: {SMALL.name}, float32 [batch, 3, {SIZE}, {SIZE}]>"
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "says"),
+    [
+        ("photo.png", TypeError, "torch.Tensor"),
+        (torch.zeros(1, 3, SIZE, SIZE, dtype=torch.float64), TypeError, "float32"),
+        (torch.zeros(1, 3, SIZE, SIZE, device="meta"), ValueError, "on the CPU"),
+        (torch.zeros(0, 3, SIZE, SIZE), ValueError, "[batch, 3"),
+        (torch.zeros(3, SIZE, SIZE), ValueError, "[batch, 3"),
+        (torch.zeros(1, 3, SIZE, SIZE + 1), ValueError, f"{SIZE}, {SIZE}]"),
+        (torch.zeros(1, 3, SIZE, SIZE).to_sparse(), ValueError, "dense"),
+    ],
+)
+def test_wrong_inputs(made, images: Any, error: type[Exception], says: str) -> None:
+    with pytest.raises(error) as caught:
+        tvm_na.load(made[0])(images)
+    assert_says(caught, "images", error, [says])
+
+
+# --- compiling what cannot be compiled
+
+
+class Doubling(torch.nn.Module):
+    """A model whose compiled attention is wrong by design of the test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = NeighborhoodAttention2D(8, 2, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.attention(x)
+
+
+MODEL, EXAMPLE = Doubling(), torch.zeros(1, 6, 6, 8)
+REFUSED = [
+    bad("model", "nat_tiny", TypeError, "torch.nn.Module"),
+    bad("model", Doubling().to("meta"), ValueError, "on the CPU", name="meta"),
+    bad("example_input", [1], TypeError, "torch.Tensor"),
+    bad("example_input", EXAMPLE.half(), TypeError, "float32 or float64", name="half"),
+    bad("example_input", torch.zeros(3), ValueError, "[batch, ...]", name="flat"),
+    bad("example_input", EXAMPLE[:0], ValueError, "at least 1", name="empty"),
+    bad("batch", 0, ValueError, "'dynamic' or an integer"),
+    bad("batch", True, ValueError, "'dynamic' or an integer"),
+    bad("batch", "any", ValueError, "'dynamic' or an integer"),
+    bad("target", 3, TypeError, "name or None"),
+    bad("target", "z80", ValueError, "native"),
+    bad("target", "cuda-sm_90", ValueError, "a CPU"),
+    bad("target", "llvm-aarch64-neon", ValueError, "this CPU can run"),
+    bad("output", 3, TypeError, "a path"),
+    bad("output", "missing/folder/x", ValueError, "existing folder", name="nowhere"),
+    bad("output", ".", ValueError, "nothing is"),
+    bad("output", ".", ValueError, "an artifact is", name="overwritten", overwrite=True),
+]
+
+
+@pytest.mark.parametrize(("argument", "changed", "error", "says"), REFUSED)
+def test_bad_arguments(tmp_path, monkeypatch, argument, changed, error, says) -> None:
+    if changed.get("target") == "llvm-aarch64-neon" and platform.machine() != "x86_64":
+        pytest.skip("this machine runs it")
+    monkeypatch.chdir(tmp_path)
+    arguments = {"model": MODEL, "example_input": EXAMPLE, "output": "x.artifact", **changed}
+    with pytest.raises(error) as caught:
+        tvm_na.compile(**arguments)
+    assert_says(caught, argument, error, says)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_without_attention(tmp_path) -> None:
+    with pytest.raises(NotImplementedError, match="without neighborhood attention"):
+        tvm_na.compile(torch.nn.Linear(4, 4), torch.zeros(1, 4), output=tmp_path / "x.artifact")
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_compiler(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(openmp.shutil, "which", lambda name: None)
+    with pytest.raises(RuntimeError, match=r"required a C\+\+ compiler"):
+        tvm_na.compile(MODEL, EXAMPLE, output=tmp_path / "x.artifact")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_older_pytorch(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(torch, "__version__", "2.12.1+cpu")
+    with pytest.raises(RuntimeError, match=r"compile: required PyTorch 2\.13 or newer, got 2\.12\.1\+cpu"):
+        tvm_na.compile(MODEL, EXAMPLE, output=tmp_path / "x.artifact")
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_numbers_leave_no_artifact(made, tmp_path, monkeypatch) -> None:
+    """The steps that take long give what they gave before; the model's weights are others."""
+
+    def earlier_build(request: Any, folder: Path, scratch: Path) -> dict[str, Any]:
+        shutil.copytree(made[0], folder, dirs_exist_ok=True)
+        found = manifest.read_manifest(made[0])
+        return {name: getattr(found, name) for name in ("code", "problems", "requires")}
+
+    monkeypatch.setitem(compiler._ROUTES, "aoti", earlier_build)
+    arguments = {"example_input": torch.zeros(1, 3, SIZE, SIZE), "output": tmp_path / "x.artifact"}
+    other = create_model(SMALL.name, num_classes=CLASSES)
+    with pytest.raises(RuntimeError, match=r"required outputs within 1e-04 of the eager reference, got "):
+        tvm_na.compile(other, **arguments)
+    assert other.training and other.levels[0].blocks[0].attn.backend == "auto"  # as it was
+    assert not list(tmp_path.iterdir())
+    for _ in range(2):
+        assert tvm_na.compile(made[1], **arguments, overwrite=True).manifest.model["weights"] is None
+    assert [file.name for file in tmp_path.iterdir()] == ["x.artifact"]
+    with pytest.raises(ValueError, match="output: required a path where nothing is"):
+        tvm_na.compile(made[1], **arguments)
+
+
+# --- the command line
+
+
+def test_run_and_bench_take_an_artifact(made, photo, tmp_path) -> None:
+    (tmp_path / "labels.txt").write_text("".join(f"label {i}\n" for i in range(CLASSES)))
+    result = invoke("run", made[0], photo, "--labels", tmp_path / "labels.txt", "--top", 3)
+    assert photo.name in result.stdout and len(re.findall(r"label \d .*\d\.\d\d%", result.stdout)) == 3
+    said = invoke("bench", "artifact", made[0], "--rounds", 2, "--batch", 2).stdout
+    assert all(word in said for word in ("verify", "load", "first call", "call, median", "batch 2"))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--weights", "w.pth"), "weights: required"),
+        (("--backend", "reference"), "backend: required"),
+        (("--input-size", 64), "input-size: required"),
+        (("--num-classes", 3), "num-classes: required"),
+    ],
+)
+def test_run_refuses_options_of_models(made, photo, options, says) -> None:
+    assert says in invoke("run", made[0], photo, *options, code=2).stderr
+
+
+def test_run_says_what_is_wrong(made, copy, photo, tmp_path) -> None:
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    labels = invoke("run", made[0], photo, "--labels", tmp_path / "labels.txt", code=2).stderr
+    assert f"required {CLASSES} labels" in labels
+    assert "required an existing folder" in invoke("run", tmp_path / "no.artifact", photo, code=2).stderr
+    edit(copy, preprocessing=None)
+    assert "required a classifier" in invoke("run", copy, photo, code=2).stderr
+
+
+def test_random_weights_are_said(copy, photo) -> None:
+    edit(copy, model={**manifest.read_manifest(copy).model, "weights": None})
+    assert "RANDOM" in invoke("run", copy, photo).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("nat_huge", "-o", "x"), "name: required one of"),
+        (("nat_tiny", "-o", "x", "--batch", "many"), "batch: required dynamic"),
+        (("nat_tiny", "-o", "x", "--weights", "none.pth"), "none.pth"),
+        (("nat_mini", "-o", "x", "--target", "cuda"), "target: required"),
+    ],
+)
+def test_compile_refuses(tmp_path, monkeypatch, arguments, says) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert says in invoke("compile", *arguments, code=2).stderr
+    assert not list(tmp_path.iterdir())

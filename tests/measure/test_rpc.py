@@ -1,0 +1,337 @@
+"""A farm on this machine: TVM's tracker and server, and the tuner, which outlives a server."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tvm
+
+from tvm_na.measure import rpc as measure_remote
+from tvm_na.measure.local import Conditions, Kernel, Measured
+from tvm_na.measure.rpc_devices import Farm, run_remotely
+from tvm_na.measure.worker_pool import Outcome
+from tvm_na.problems.attention import NAProblem
+from tvm_na.records.write import records_in
+from tvm_na.targets.target import detect_target, parse_target
+from tvm_na.tune.builder import compile_source, source_for_any_batch
+from tvm_na.tune.run import tune
+from tvm_na.tune.state import TuneState
+from tvm_na.tune.tasks import TuneTask, formulations_of
+from tvm_na.tune.trial_log import trials_in
+
+KEY = "board"
+PROBLEM = NAProblem.make((9, 9), 3, 1, 8)
+
+
+class Processes:
+    """A tracker and its servers, each in a session of its own."""
+
+    def __init__(self, log: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self._log = log
+        self._running: list[subprocess.Popen[bytes]] = []
+        port = str(self.port)
+        self._start("tvm.exec.rpc_tracker", "--host", "127.0.0.1", "--port", port, "--port-end", str(self.port + 1))
+
+    def _start(self, module: str, *arguments: str) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "TVM_NUM_THREADS": "1", "TVM_BIND_THREADS": "0"}
+        with self._log.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module, *arguments],
+                env=environment,
+                start_new_session=True,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self._running.append(process)
+        return process
+
+    def server(self) -> subprocess.Popen[bytes]:
+        tracker = f"127.0.0.1:{self.port}"
+        return self._start("tvm.exec.rpc_server", "--host", "127.0.0.1", "--tracker", tracker, "--key", KEY)
+
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        """End a process and what it started."""
+        self._running.remove(process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def close(self) -> None:
+        for process in list(self._running):
+            self.kill(process)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    running = Processes(tmp_path / "farm.log")
+    yield running
+    running.close()
+
+
+def free(farm: Farm) -> int:
+    """How many devices of the farm wait for work; 0 without a tracker."""
+    try:
+        tracker = farm.tracker()
+    except RuntimeError:  # it is not there yet
+        return 0
+    try:
+        return int(tracker.summary()["queue_info"].get(farm.key, {}).get("free", 0))
+    finally:
+        tracker.close()
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_and_replaced_costs_nothing(processes: Processes, tmp_path: Path) -> None:
+    farm = Farm.parse(f"127.0.0.1:{processes.port}", KEY)
+    server = processes.server()
+    wait_for(lambda: free(farm) == 1)
+    assert farm.devices() == 1
+    other = Farm(farm.host, farm.port, "another")
+    assert other.devices() == 0
+    with pytest.raises(RuntimeError, match="rpc: required devices with the key 'another' at the tracker, got none"):
+        other.threads(0)
+    with pytest.raises(ValueError, match="threads: required at most 1 .*, got 4"):
+        farm.threads(4)
+
+    trials = [0]
+    killed_after = []
+
+    def replace() -> None:
+        wait_for(lambda: free(farm) == 0)  # the third measurement has the server, which does not go on
+        processes.kill(server)
+        killed_after.append(trials[0])
+        processes.server()
+
+    replacing = threading.Thread(target=replace)
+
+    def observe(state: TuneState) -> None:
+        trials[0] = state.trials
+        if state.phase == "measuring" and state.trials == 2:
+            wait_for(lambda: free(farm) == 1)
+            os.killpg(server.pid, signal.SIGSTOP)
+            replacing.start()
+
+    options = {"output": tmp_path / "out", "only_default_formulation": True, "candidates": 3}
+    result = tune([TuneTask(PROBLEM)], detect_target(), trials=4, farm=farm, observer=observe, **options)
+    replacing.join()
+    assert killed_after == [2]
+    assert result.state.problems[0].failures.total() == 0
+    records = records_in(tmp_path / "out")
+    assert len(records) == len(trials_in(tmp_path / "out")) == 4
+    assert {r.threads for r in records} == {1}  # TVM_NUM_THREADS of the server
+    assert all(0 < seconds < 1e-2 for r in records for seconds in r.run_secs)
+
+
+class AsIfGpu:
+    """A session whose first GPU is its CPU."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def cuda(self, index: int) -> Any:
+        return self._session.cpu(index)
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Kernels of this CPU for any batch: of PROBLEM, and of another that takes the same arguments."""
+    found = {}
+    for name, problem in (("right", PROBLEM), ("wrong", NAProblem.make((9, 9), 3, 1, 8, stride=3))):
+        formulation = formulations_of(problem, detect_target())[0]
+        source = source_for_any_batch(problem, formulation.text, formulation.default.schedule)
+        found[name] = tmp_path_factory.mktemp("kernels") / f"{name}.so"
+        assert compile_source(source, detect_target(), str(found[name])) is None
+    # A file that is loaded over there must not be written to again.
+    found["reference"] = Path(shutil.copy(found["right"], found["right"].with_name("reference.so")))
+    return found
+
+
+@pytest.mark.slow
+def test_kernels_are_measured_in_batches_and_gpus_looked_for(
+    processes: Processes, kernels: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    processes.server()
+    farm = Farm.parse(f"127.0.0.1:{processes.port}", KEY)
+    wait_for(lambda: free(farm) == 1)
+    for name in ("cuda-sm_80", "cuda-sm_90"):  # devices of this farm are CPUs
+        says = f"rpc: required devices with the key 'board' that have a GPU for {name}, got one without a GPU"
+        with pytest.raises(RuntimeError, match=says):
+            tune([TuneTask(PROBLEM)], parse_target(name), output=tmp_path / "out", farm=farm)
+    assert not (tmp_path / "out").exists()
+    farm.check(detect_target())
+    assert (farm.free_bytes(detect_target()), farm.about(detect_target())) == (None, {})
+
+    right, wrong, reference = kernels["right"], kernels["wrong"], kernels["reference"]
+    conditions = Conditions(1, repeats=8)
+    one = run_remotely(Kernel(right, PROBLEM, reference), conditions, farm)
+    many = run_remotely(Kernel(right, PROBLEM, reference, batch=64), conditions, farm)
+    for found in (one, many):
+        assert found.failure is None, found.message
+        assert len(found.run_secs) == len(found.reference_secs) == 8
+    assert min(many.run_secs) > 8 * min(one.run_secs)  # 64 times the work
+    for batch in (1, 2, 64):
+        assert run_remotely(Kernel(wrong, PROBLEM, reference, batch), conditions, farm).failure == "wrong numbers"
+
+    session = Farm.session
+    monkeypatch.setattr(Farm, "session", lambda self, timeout: AsIfGpu(session(self, timeout)))
+    gpu = Conditions(1, repeats=4, device="cuda:0")
+    evaluated: list[dict[str, Any]] = []
+    evaluator = tvm.runtime.Module.time_evaluator
+
+    def noted(self: Any, *args: Any, **options: Any) -> Any:
+        evaluated.append(options)
+        return evaluator(self, *args, **options)
+
+    monkeypatch.setattr(tvm.runtime.Module, "time_evaluator", noted)
+    found = run_remotely(Kernel(right, PROBLEM, reference, batch=64), gpu, farm)
+    assert found.failure is None, found.message
+    assert len(found.run_secs) == len(found.reference_secs) == 4
+    # What a GPU's cache may hold is flushed before each call.
+    assert {(e["number"], e.get("cache_flush_bytes")) for e in evaluated} == {(1, measure_remote.ROTATED_BYTES)}
+    monkeypatch.setattr(measure_remote, "ROTATED_BYTES", 1)
+    evaluated.clear()
+    assert run_remotely(Kernel(right, PROBLEM, None, batch=64), gpu, farm).failure is None
+    assert {e.get("cache_flush_bytes") for e in evaluated} == {None}
+
+
+class Gpu:
+    """A device of TVM's on a server that has a GPU."""
+
+    def __init__(self, compute_version: str) -> None:
+        self.compute_version = compute_version
+        self.device_name, self.available_global_memory = "NVIDIA Pretended", 2**34
+
+
+@pytest.mark.parametrize(
+    ("seen", "target", "fits"),
+    [
+        ("9.0", "cuda-sm_90", True),
+        ("9.0", "cuda-sm_80", False),
+        ("8.9", "cuda-sm_80", True),
+        ("8.0", "cuda-sm_90", False),
+    ],
+)
+def test_a_farms_gpus_must_be_what_kernels_are_for(
+    monkeypatch: pytest.MonkeyPatch, seen: str, target: str, fits: bool
+) -> None:
+    monkeypatch.setattr(Farm, "devices", lambda _: 1)
+    monkeypatch.setattr(Farm, "_of_gpu", lambda _, attribute: getattr(Gpu(seen), attribute))
+    farm, wanted = Farm("host", 1, KEY), parse_target(target)
+    if not fits:
+        with pytest.raises(RuntimeError, match=f"have a GPU for {target}, got one of compute capability {seen}"):
+            farm.check(wanted)
+        return
+    farm.check(wanted)
+    assert farm.free_bytes(wanted) == 2**34
+    assert farm.about(wanted) == {"gpu": "NVIDIA Pretended"}
+    assert farm.busy() is None
+    monkeypatch.setattr(Farm, "devices", lambda _: 0)
+    with pytest.raises(RuntimeError, match=f"that have a GPU for {target}, got no devices"):
+        farm.check(wanted)
+
+
+def test_gpus_of_a_farm_get_libraries_and_conditions_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tvm_na.measure.worker_pool.Pool", lambda *_: None)
+    monkeypatch.setattr(Farm, "devices", lambda _: 1)
+    measurer = Farm("host", 1, KEY).measurer(Conditions(7), parse_target("cuda-sm_90"), tmp_path / "log")
+    assert measurer.suffix == ".so"
+    assert (measurer.conditions.device, measurer.conditions.threads) == ("cuda:0", 1)
+    on_cpu = Farm("host", 1, KEY).measurer(Conditions(7), detect_target(), tmp_path / "log")
+    assert on_cpu.conditions == Conditions(7)
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[Measured]]:
+    """What a farm makes of kernels whose attempts end as said: in a time, in a failure, or lost."""
+
+    def measured(*plans: list[float | str], devices: int = 1) -> list[Measured]:
+        class Pool:
+            def __init__(self, *_: Any) -> None:
+                self.sizes: list[int] = []
+
+            def grow(self, count: int) -> None:
+                self.sizes.append(count)
+
+            def run(self, function: Any, calls: Any, timeout: float, done: Any, stopped: Any) -> None:
+                assert function is run_remotely
+                for number, (kernel, *_) in enumerate(calls):
+                    step = plans[int(kernel.file.name)].pop(0)
+                    if step == "timeout":
+                        done(number, Outcome(None, "timeout", "it took too long"))
+                    else:
+                        done(number, Outcome(Measured((), step) if isinstance(step, str) else Measured((step,))))
+
+        monkeypatch.setattr("tvm_na.measure.worker_pool.Pool", Pool)
+        monkeypatch.setattr(Farm, "devices", lambda _: devices)
+        measurer = Farm("host", 1, KEY).measurer(Conditions(1), detect_target(), tmp_path / "log")
+        found: dict[int, Measured] = {}
+        measurer.measure([Kernel(Path(str(n)), PROBLEM) for n in range(len(plans))], found.__setitem__)
+        return [found[n] for n in range(len(plans))]
+
+    return measured
+
+
+def test_what_is_lost_is_measured_on_another_device(scripted: Callable[..., list[Measured]]) -> None:
+    found = scripted([1.0], ["lost", 2.0], ["lost", "lost", 3.0], ["wrong numbers"])
+    assert [m.run_secs for m in found] == [(1.0,), (2.0,), (3.0,), ()]
+    assert found[3].failure == "wrong numbers"
+
+
+def test_a_kernel_that_loses_every_device_has_crashed_them(scripted: Callable[..., list[Measured]]) -> None:
+    assert [m.failure for m in scripted(["lost"] * 3, [1.0])] == ["crash", None]
+
+
+def test_a_hang_is_the_kernels_fault_while_there_are_devices(scripted: Callable[..., list[Measured]]) -> None:
+    assert [m.failure for m in scripted(["timeout"], [1.0], devices=2)] == ["timeout", None]
+    with pytest.raises(RuntimeError, match="rpc: required devices with the key 'board', got none any more"):
+        scripted(["timeout"], devices=0)
+
+
+@pytest.mark.parametrize(
+    ("tracker", "key", "says"),
+    [
+        ("host", "k", "rpc: required HOST:PORT of a tracker, got 'host'"),
+        ("host:", "k", "rpc: required HOST:PORT"),
+        (":1", "k", "rpc: required HOST:PORT"),
+        ("host:0", "k", "rpc: required HOST:PORT"),
+        ("host:70000", "k", "rpc: required HOST:PORT"),
+        ("host:1", "", "rpc_key: required the key of the devices, got none"),
+    ],
+)
+def test_bad_addresses(tracker: str, key: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Farm.parse(tracker, key)
+
+
+def test_a_missing_tracker_is_said_at_once(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        farm = Farm("127.0.0.1", free.getsockname()[1], KEY)
+    with pytest.raises(RuntimeError, match="rpc: required a tracker at 127.0.0.1:.*, got .*refused"):
+        tune([TuneTask(PROBLEM)], detect_target(), output=tmp_path / "out", farm=farm)
+    assert not (tmp_path / "out").exists()

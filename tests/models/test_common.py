@@ -1,0 +1,156 @@
+"""What every model can do: gradients, backends, classifier, maps, problems; compiled it is what the reference gives."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tests.helpers import relative_error
+from tvm_na.deploy.relax.problems import problems_of_whole
+from tvm_na.models import (
+    DiNATs,
+    NAModel,
+    NATIsotropic,
+    ViTRPB,
+    attention_maps,
+    create_model,
+    problems_of,
+    training_problems_of,
+)
+from tvm_na.models.layers import DropPath
+from tvm_na.models.registry import SPECS
+from tvm_na.nn import NeighborhoodAttention2D
+from tvm_na.problems.attention import NAProblem
+
+ISOTROPIC = {"embed_dim": 16, "num_heads": 2, "depth": 2, "patch_size": 8}
+MAKE = {
+    "dinat_s": (DiNATs, {"embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "kernel_size": 3}),
+    "nat_isotropic": (NATIsotropic, {**ISOTROPIC, "kernel_size": 3}),
+    "vitrpb": (ViTRPB, {**ISOTROPIC, "img_size": 48}),
+}
+DILATIONS = {"dinat_s": (4, 2), "nat_isotropic": (1, 2)}
+FAMILIES = pytest.mark.parametrize("family", MAKE)
+SIZE = 48
+
+
+def small(family: str, **arguments) -> NAModel:
+    """A model whose every parameter counts."""
+    torch.manual_seed(0)
+    make, sizes = MAKE[family]
+    dilations = {"dilations": DILATIONS[family]} if family in DILATIONS else {}
+    model = make(**{**sizes, **dilations, "num_classes": 5, "backend": "reference", **arguments})
+    for parameter in model.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def attentions(model: nn.Module) -> list[NeighborhoodAttention2D]:
+    return [module for module in model.modules() if isinstance(module, NeighborhoodAttention2D)]
+
+
+@FAMILIES
+def test_gradients_reach_every_parameter(family):
+    model = small(family).train()
+    model(torch.randn(2, 3, SIZE, SIZE)).square().sum().backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+@FAMILIES
+def test_compiled_logits_and_gradients_are_those_of_the_reference(family):
+    x = torch.randn(2, 3, SIZE, SIZE)
+    model, exact = small(family, backend="compiled"), small(family).double()
+    exact.load_state_dict(model.state_dict())
+    assert relative_error(model(x).detach(), exact(x.double()).detach()) <= 2e-6
+    model(x).square().sum().backward()
+    exact(x.double()).square().sum().backward()
+    for (name, ours), theirs in zip(model.named_parameters(), exact.parameters(), strict=True):
+        assert relative_error(ours.grad, theirs.grad) <= 5e-6, name
+
+
+@FAMILIES
+def test_backend_classifier_and_weight_decay(family):
+    model = small(family, backend="auto")
+    model.set_backend("reference")
+    assert {a.backend for a in attentions(model)} == {"reference"}
+    rpbs = {name for name, _ in model.named_parameters() if name.endswith("attn.rpb")}
+    assert model.no_weight_decay() == rpbs and len(rpbs) == len(attentions(model)) > 1
+    model.double().reset_classifier(7)
+    x = torch.randn(1, 3, SIZE, SIZE, dtype=torch.float64)
+    assert model(x).shape == (1, 7) and model.get_classifier().out_features == model.num_classes == 7
+    model.reset_classifier(0)
+    torch.testing.assert_close(model(x), model.forward_features(x).mean((1, 2)))
+    with pytest.raises(ValueError, match="^num_classes: required 0 .*got 5"):
+        small(family, features_only=True).reset_classifier(5)
+
+
+@FAMILIES
+def test_drop_path_rises_and_acts_in_training_alone(family):
+    model, x = small(family, drop_path_rate=0.5, drop_rate=0.1), torch.randn(4, 3, SIZE, SIZE)
+    rates = [m.rate for m in model.modules() if isinstance(m, DropPath)]
+    assert rates == pytest.approx(torch.linspace(0, 0.5, len(rates)).tolist())
+    torch.testing.assert_close(model(x), model(x), rtol=0, atol=0)
+    model.train()
+    assert not torch.equal(model(x), model(x))
+
+
+@FAMILIES
+def test_the_last_map_of_a_backbone_is_that_of_the_classifier(family):
+    model, backbone = small(family).double(), small(family, features_only=True).double()
+    backbone.load_state_dict(model.state_dict(), strict=False)
+    last = len(backbone.stages) - 1
+    backbone.get_submodule(f"norm{last}").load_state_dict(model.norm.state_dict())
+    x = torch.randn(1, 3, SIZE, SIZE, dtype=torch.float64)
+    maps = backbone(x)
+    torch.testing.assert_close(maps[-1], model.forward_features(x).permute(0, 3, 1, 2))
+    assert len(maps) == len(backbone.feature_info)
+    for found, info in zip(maps, backbone.feature_info, strict=True):
+        assert found.shape == (1, info["num_chs"], SIZE // info["reduction"], SIZE // info["reduction"])
+        assert found.is_contiguous() and backbone.get_submodule(info["module"]) is not None
+    assert not any(key.startswith(("norm.", "head.")) for key in backbone.state_dict())
+
+
+@FAMILIES
+def test_attention_maps(family):
+    model = small(family)
+    maps = attention_maps(model, torch.randn(3, SIZE, SIZE), (SIZE - 1, 0))
+    sides = {"dinat_s": [12, 6], "nat_isotropic": [6], "vitrpb": [6]}[family]
+    assert [tuple(m.shape) for m in maps] == [(n, n) for n in sides]
+    assert all(m.sum().item() == pytest.approx(1.0, abs=1e-6) for m in maps)
+    seen = {"dinat_s": [9, 9], "nat_isotropic": [9], "vitrpb": [36]}[family]
+    assert [int((m > 0).sum()) for m in maps] == seen
+
+
+@FAMILIES
+def test_the_whole_model_is_products_norms_and_attention(family):
+    """As an artifact without PyTorch computes it: a convolution, six products for a layer (of query, key and value, one
+    each), one for a merging and one for the head."""
+    model = small(family)
+    found = problems_of_whole(model, torch.zeros(1, 3, SIZE, SIZE))
+    attention = {problem: count for problem, count in found.items() if isinstance(problem, NAProblem)}
+    assert attention == problems_of(model, SIZE)
+    merges = 1 if family == "dinat_s" else 0
+    assert sum(found.values()) - sum(attention.values()) == 1 + 6 * len(attentions(model)) + merges + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # Per stage: the map, and how many layers have which dilation.
+        ("dinat_mini", {(56, 1): 2, (56, 8): 1, (28, 1): 2, (28, 4): 2, (14, 1): 3, (14, 2): 3, (7, 1): 5}),
+        ("dinat_large_384", {(96, 1): 2, (96, 13): 1, (48, 1): 2, (48, 6): 2, (24, 1): 9, (24, 3): 9, (12, 1): 5}),
+        ("dinat_s_tiny", {(56, 1): 1, (56, 8): 1, (28, 1): 1, (28, 4): 1, (14, 1): 3, (14, 2): 3, (7, 1): 2}),
+        ("dinat_isotropic_base", {(14, 1): 6, (14, 2): 6}),
+        ("vitrpb_small", {(14, 1): 12}),
+    ],
+)
+def test_problems_of_named_models(name, expected):
+    with torch.device("meta"):
+        model = create_model(name)
+    size = SPECS[name].preprocessing.input_size
+    found = problems_of(model, size)
+    assert {(p.spatial[0], p.dilation[0]): count for p, count in found.items()} == expected
+    assert {p.kernel_size[0] for p in found} == ({14} if name == "vitrpb_small" else {7})
+    assert all(p.head_dim == 32 and p.bias for p in found)
+    assert sum(training_problems_of(model, size).values()) == 2 * sum(expected.values())

@@ -1,0 +1,62 @@
+"""A problem, its leaves, and the gradients that are right for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.conftest import GRADIENT_TOLERANCE, TOLERANCE
+from tests.helpers import random_inputs, relative_error
+from tvm_na import functional
+from tvm_na.problems.attention import NAProblem
+from tvm_na.reference import attention as reference
+
+PROBLEM = NAProblem.make((4, 5), 3, 2, 4, bias=True, dtype="float64")
+#: PROBLEM's window and scale as the operators take them.
+NUMBERS: tuple[Any, ...] = ([3, 3], [1, 1], [1, 1], [False, False], 0.6)
+BUDGET = {**TOLERANCE, **GRADIENT_TOLERANCE}
+
+
+def leaves(problem: NAProblem = PROBLEM, batch: int = 2, seed: int = 0) -> list[Tensor]:
+    """Query, key, value and, where there is one, the bias, each with requires_grad."""
+    return [t.requires_grad_() for t in random_inputs(problem, batch, seed) if t is not None]
+
+
+def _apart(tensors: Any) -> tuple[Any, ...]:
+    """Bias, additional keys and values, each None where it is not among what follows query, key and value."""
+    rpb = tensors[3] if len(tensors) in (4, 6) else None
+    return (rpb, *(tensors[-2:] if len(tensors) > 4 else (None, None)))
+
+
+def attend(problem: NAProblem, *tensors: Tensor, lse: bool = True, backend: str = "compiled") -> Any:
+    """The operator, scaled by 0.6, on query, key, value, maybe the bias, maybe additional keys and values."""
+    front = (functional.na1d, functional.na2d, functional.na3d)[problem.rank - 1]
+    window = (problem.kernel_size, problem.stride, problem.dilation, problem.is_causal)
+    rpb, *additional = _apart(tensors)
+    return front(*tensors[:3], *window, 0.6, *additional, rpb=rpb, return_lse=lse, backend=backend)
+
+
+def wanted(
+    problem: NAProblem, tensors: Any, d_out: Tensor | None, d_lse: Tensor | None, scale: float = 0.6
+) -> list[Tensor]:
+    """The gradients of the same tensors by the reference in float64."""
+    doubles = [t.detach().double().requires_grad_() for t in tensors]
+    results = reference.neighborhood_attention(problem, *doubles[:3], scale, *_apart(doubles))
+    used = [(r, d.double()) for r, d in zip(results, (d_out, d_lse), strict=True) if d is not None]
+    found = torch.autograd.grad([r for r, _ in used], doubles, [d for _, d in used], allow_unused=True)
+    return [torch.zeros_like(t) if g is None else g for t, g in zip(doubles, found, strict=True)]
+
+
+def assert_close(found: Any, right: Any, dtype: str = "float64", note: str = "") -> None:
+    """Each of ``found`` is as near to its counterpart as gradients of a dtype are."""
+    for a, b in zip(found, right, strict=True):
+        assert a.shape == b.shape, note
+        assert not a.numel() or relative_error(a, b) <= BUDGET[dtype], note
+
+
+def same_as_reference(run: Callable[..., Any], *tensors: Tensor) -> None:
+    """``run(backend, *tensors)`` gives, in float64, the same tensors whoever computes."""
+    assert_close(run("compiled", *tensors), run("reference", *tensors))

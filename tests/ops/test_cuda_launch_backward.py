@@ -1,0 +1,406 @@
+"""Gradients on GPUs: with a pretended GPU what can be known without one, with a real GPU all the rest."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import math
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.cuda.test_limits import needs_compiler
+from tests.helpers import random_inputs, relative_error
+from tests.ops.gradients import assert_close, wanted
+from tests.ops.test_cuda_launch import PretendedGpu, fake_driver, misaligned  # noqa: F401 (a fixture)
+from tests.schedules.cuda_backward_kernels import BUDGET, random_gradients
+from tvm_na import functional, na1d, na2d, na3d
+from tvm_na.jit import build, scratch
+from tvm_na.measure import cuda as measure_cuda
+from tvm_na.measure import rpc as measure_remote
+from tvm_na.measure.local import Conditions
+from tvm_na.ops import attention as ops
+from tvm_na.ops import fast_path as autograd
+from tvm_na.ops import launch as launchers
+from tvm_na.ops import launch_cuda as launch
+from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.backward import BackwardProblem, most_bias_chunks, scratch_shapes
+from tvm_na.reference import attention as reference
+from tvm_na.reference.case import WrongNumbers
+from tvm_na.reference.cases import budget_of, make_case
+from tvm_na.targets.target import parse_target
+
+ROOT = Path(__file__).parents[2]
+PROBLEM = NAProblem.make((6, 7), 3, 2, 8, bias=True, return_lse=True)
+WINDOW: tuple[Any, ...] = ([3, 3], [1, 1], [1, 1], [False, False])
+CUDA = torch.device("cuda", 0)
+
+
+class PretendedTraining(PretendedGpu):
+    """The same, whose kernels of gradients are the reference's autograd; they spoil the scratch memory."""
+
+    def kernel_for(self, problem: Any, target: Any) -> SimpleNamespace:
+        if not isinstance(problem, BackwardProblem):
+            return super().kernel_for(problem, target)
+        self.built.append((problem, target.name))
+        return SimpleNamespace(function=lambda *args: self.backward(problem, *args))
+
+    def backward(self, problem: BackwardProblem, *args: Tensor) -> None:
+        p, rest = problem.forward, list(args)
+        query, key, value, scale = (rest.pop(0) for _ in range(4))
+        inputs = [query, key, value, *([rest.pop(0)] if p.bias else [])]
+        lse, d_out = rest.pop(0), rest.pop(0)
+        d_lse = rest.pop(0) if p.return_lse else None
+        outputs, memory = rest[: len(inputs)], rest[len(inputs) :]
+        assert [tuple(t.shape) for t in memory] == scratch_shapes(problem, len(query))
+        assert {t.dtype for t in memory} == {getattr(torch, p.accum_dtype)} == {lse.dtype}
+        given = [*inputs, lse, d_out, *([] if d_lse is None else [d_lse])]
+        assert all(t.is_contiguous() and not t.is_neg() and t.data_ptr() % launch.ALIGNMENT == 0 for t in given)
+        for t in memory:
+            t.fill_(math.nan)
+        with torch.enable_grad():
+            found = wanted(p, inputs, d_out, d_lse, float(scale))
+        for into, gradient in zip(outputs, found, strict=True):
+            into.copy_(gradient)
+        dtypes = [t.dtype for t in (query, scale, *outputs)]
+        self.calls.append(SimpleNamespace(device=self.current, batch=len(query), dtypes=dtypes))
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> PretendedTraining:
+    return PretendedTraining(monkeypatch)
+
+
+def arguments(problem: NAProblem, batch: int, seed: int = 0) -> tuple[Any, Any, Any, Any]:
+    """Inputs, log-sum-exp, d_out and d_lse."""
+    inputs = random_inputs(problem, batch, seed)
+    lse = reference.neighborhood_attention(problem, *inputs[:3], 0.6, inputs[3])[1]
+    return inputs, lse, *random_gradients(problem, batch, seed)
+
+
+def launched(problem: NAProblem, given: Any, device: torch.device = CUDA) -> list[Tensor]:
+    inputs, lse, d_out, d_lse = given
+    launcher = launchers.backward_launcher_of(BackwardProblem(problem), device)
+    return [t for t in launcher(*inputs, 0.6, lse, d_out, d_lse) if t is not None]
+
+
+@pytest.mark.parametrize("dtype", BUDGET)
+def test_every_dtype_has_a_kernel_of_its_own(gpu: PretendedTraining, dtype: str) -> None:
+    problem = dataclasses.replace(PROBLEM, dtype=dtype)
+    given = arguments(problem, 2)
+    found = launched(problem, given)
+    kind, accum = getattr(torch, dtype), getattr(torch, problem.accum_dtype)
+    assert gpu.built == [(BackwardProblem(problem), "cuda-sm_90")]
+    assert gpu.calls[0].dtypes == [kind, accum, kind, kind, kind, kind]
+    right = wanted(problem, given[0], *given[2:])
+    for a, b in zip(found, right, strict=True):
+        assert relative_error(a, b) <= BUDGET[dtype]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("return_lse", [False, True])
+def test_what_a_kernel_is_given(gpu: PretendedTraining, bias: bool, return_lse: bool) -> None:
+    problem = dataclasses.replace(PROBLEM, bias=bias, return_lse=return_lse)
+    given = arguments(problem, 2)
+    assert_close(
+        launched(problem, given), wanted(problem, [t for t in given[0] if t is not None], *given[2:]), "float32"
+    )
+
+
+def test_views_and_misaligned_inputs_are_copied(gpu: PretendedTraining) -> None:
+    inputs, lse, d_out, d_lse = arguments(PROBLEM, 2)
+    right = wanted(PROBLEM, inputs, d_out, d_lse)
+    changes: list[Callable[[Tensor], Tensor]] = [misaligned, lambda t: torch._neg_view(-t)]
+    for change in changes:
+        given = ([change(t) for t in inputs], change(lse), change(d_out), change(d_lse))
+        assert_close(launched(PROBLEM, given), right, "float32")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("batch", [1, 3, 5])
+def test_a_batch_too_large_for_32_bits_is_split(
+    gpu: PretendedTraining, monkeypatch: pytest.MonkeyPatch, batch: int, dtype: str
+) -> None:
+    problem = dataclasses.replace(PROBLEM, dtype=dtype)
+    elements = 6 * 7 * 2 * 8
+    monkeypatch.setattr(launchers, "MAX_ELEMENTS", 2 * 2 * elements)
+    given = arguments(problem, batch)
+    found = launched(problem, given)
+    assert [call.batch for call in gpu.calls] == [2] * (batch // 2) + [1] * (batch % 2)
+    for a, b in zip(found, wanted(problem, given[0], *given[2:]), strict=True):
+        assert relative_error(a, b) <= BUDGET[dtype]
+    monkeypatch.setattr(launchers, "MAX_ELEMENTS", elements)
+    with pytest.raises(ValueError, match=r"query: required fewer than 2\^31 elements per sample"):
+        launched(problem, given)
+
+
+def test_scratch_memory_counts_where_it_is_the_largest() -> None:
+    narrow = BackwardProblem.make((8, 8, 8), 8, 1, 1, bias=True)
+    assert most_bias_chunks(narrow) == 1
+    sums = math.prod(scratch_shapes(narrow, 1)[1])
+    assert sums == 15**3 > 8**3
+    assert launch.largest_batch(narrow, 2 * sums * 5) == 5
+    plain = BackwardProblem.make((8, 8), 3, 2, 16)
+    assert launch.largest_batch(plain, 10**6) == launch.largest_batch(plain.forward, 10**6)
+
+
+def test_an_empty_batch_has_no_gradients_but_zeros_of_the_bias(gpu: PretendedTraining) -> None:
+    inputs, lse, d_out, d_lse = arguments(PROBLEM, 1)
+    empty = ((*(t[:0] for t in inputs[:3]), inputs[3]), lse[:0], d_out[:0], d_lse[:0])
+    found = launched(PROBLEM, empty)
+    assert [tuple(t.shape) for t in found] == [(0, 6, 7, 2, 8)] * 3 + [PROBLEM.bias_shape]
+    assert not found[3].any() and not gpu.calls
+
+
+def test_a_kernel_without_scratch_memory_is_what_it_was() -> None:
+    def kernel() -> None: ...
+
+    assert scratch.with_scratch(kernel, PROBLEM) is kernel
+
+
+def test_the_pass_past_the_dispatcher(gpu: PretendedTraining, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a call on a GPU takes, with launchers of a pretended one."""
+    problem = dataclasses.replace(PROBLEM, return_lse=True)
+    forward = launchers._make_launcher(problem, CUDA)
+    call = autograd.Differentiable(problem, tuple(map(tuple, WINDOW)), forward)
+    monkeypatch.setattr(autograd, "backward_launcher_of", lambda p, _: launchers.backward_launcher_of(p, CUDA))
+    leaves = [t.requires_grad_() for t in random_inputs(problem, 2, 0)]
+    d_out, d_lse = random_gradients(problem, 2, 0)
+    out, lse = call(*leaves, 0.6, True)
+    found = torch.autograd.grad((out, lse), leaves, (d_out, d_lse), retain_graph=True)
+    assert_close(found, wanted(problem, leaves, d_out, d_lse), "float32")
+    assert_close(torch.autograd.grad(out, leaves, d_out), wanted(problem, leaves, d_out, None), "float32")
+    built = [p.forward.return_lse for p, _ in gpu.built if isinstance(p, BackwardProblem)]
+    assert built == [True, False]
+
+
+def test_a_gradient_is_no_reason_for_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "target_for", lambda kind, index=None: parse_target("cuda-sm_90"))
+    assert functional._why_not_compiled(PROBLEM, CUDA) is None
+    for dtype in BUDGET:
+        problem = BackwardProblem(dataclasses.replace(PROBLEM, dtype=dtype))
+        assert build.is_supported(problem, parse_target("cuda-sm_75"))
+    assert ops.needs_gradient(torch.rand(2, requires_grad=True))
+
+
+# --- measuring
+
+
+def test_a_candidate_is_measured_with_scratch_memory(gpu: PretendedTraining, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = BackwardProblem(PROBLEM)
+    monkeypatch.setattr(measure_cuda.Sets, "of", classmethod(lambda cls, p, case: cls(case, *sets(case))))
+    monkeypatch.setattr(
+        "tvm_na.jit.runtime.load", lambda *_: gpu.kernel_for(problem, parse_target("cuda-sm_90")).function
+    )
+
+    def sets(case: Any) -> tuple[list[Any], list[Tensor]]:
+        outputs = case.outputs()
+        return [(*case.inputs, *outputs)], outputs
+
+    measure_cuda._sets.clear()
+    monkeypatch.setattr(measure_cuda, "make_case", lambda p, batch, device: make_case(p, batch, "cpu"))
+    scale = float(make_case(problem, 1, "cpu").inputs[3])
+    assert scale == pytest.approx(8**-0.5)
+    measure_cuda.checked_call(Path("none.so"), problem, 4, "cuda")()
+    assert [call.batch for call in gpu.calls] == [4, 4]
+    monkeypatch.setattr(gpu, "backward", lambda *_: None)
+    with pytest.raises(WrongNumbers, match="d_query"):
+        measure_cuda.checked_call(Path("none.so"), problem, 4, "cuda")
+    assert budget_of(problem) == BUDGET["float32"]
+    measure_cuda._sets.clear()
+
+
+def test_scratch_memory_over_there_is_that_of_the_batch() -> None:
+    import tvm
+
+    device, problem = tvm.cpu(0), BackwardProblem(PROBLEM)
+    found = measure_remote._scratch(device, problem, 5, Conditions(1, device="cuda:0"))
+    assert [tuple(t.shape) for t in found] == scratch_shapes(problem, 5)
+    assert {str(t.dtype) for t in found} == {"float32"}
+    assert measure_remote._scratch(device, problem, 5, Conditions(1)) == []
+    assert measure_remote._scratch(device, PROBLEM, 5, Conditions(1, device="cuda:0")) == []
+
+
+# --- a pretended driver: everything above it is real
+
+CALLS = """
+    import os, sys
+    from pathlib import Path
+    import tvm_ffi
+    from tests.ops.fake_tensor import cuda_tensor
+    from tvm_na.jit import runtime
+    from tvm_na.problems.backward import BackwardProblem, scratch_shapes
+    from tvm_na.problems.attention import NAProblem
+
+    problem = BackwardProblem(NAProblem.make((6, 7), 3, 2, 8, bias=True, return_lse=True))
+    kernel, batch = runtime.load(Path(sys.argv[1]), "main", "cuda"), 5
+    tokens = (batch, 6, 7, 2)
+    shapes = [*[(*tokens, 8)] * 3, (1,), (2, 5, 5), tokens, (*tokens, 8), tokens]
+    shapes += [*[(*tokens, 8)] * 3, (2, 5, 5), *scratch_shapes(problem, batch)]
+    arguments = [cuda_tensor(shape, 0) for shape in shapes]
+    with tvm_ffi.use_raw_stream(tvm_ffi.device("cuda:0"), 0x10):
+        kernel(*arguments)
+    print(Path(os.environ["FAKE_CUDA_LOG"]).read_text().splitlines())
+"""
+
+
+@needs_compiler
+def test_a_call_is_three_launches_in_order_and_no_memory(
+    fake_driver: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TVM_NA_CACHE_DIR", str(tmp_path / "cache"))
+    file = build.compile_for(BackwardProblem(PROBLEM), parse_target("cuda-sm_90"), records="off")
+    environment = {
+        **os.environ,
+        "LD_LIBRARY_PATH": f"{fake_driver}:{os.environ.get('LD_LIBRARY_PATH', '')}",
+        "FAKE_CUDA_LOG": str(tmp_path / "log"),
+    }
+    command = [sys.executable, "-c", textwrap.dedent(CALLS), str(file)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    calls = ast.literal_eval(done.stdout)
+    functions = [call.removeprefix("cuModuleGetFunction ") for call in calls if call.startswith("cuModuleGetFunction")]
+    assert functions == ["main_kernel", "main_kernel_1", "main_kernel_2"]
+    launches = [call for call in calls if call.startswith("cuLaunchKernelEx")]
+    assert len(launches) == 3 and all("stream 0x10" in call for call in launches)
+    assert not [call for call in calls if "Alloc" in call or "Synchronize" in call], calls
+
+
+# --- a real GPU
+
+FRONTS = {1: na1d, 2: na2d, 3: na3d}
+
+
+def attend(problem: NAProblem, tensors: Any, **options: Any) -> Any:
+    """The operator on query, key, value and maybe a bias, scaled by 0.6."""
+    rpb = tensors[3] if len(tensors) > 3 else None
+    window = (problem.kernel_size, problem.stride, problem.dilation, problem.is_causal)
+    return FRONTS[problem.rank](*tensors[:3], *window, 0.6, rpb=rpb, backend="compiled", **options)
+
+
+def on_gpu(problem: NAProblem, batch: int = 2, seed: int = 0) -> tuple[list[Tensor], Tensor, Tensor | None]:
+    """Leaves, d_out and d_lse."""
+    leaves = [t.cuda().requires_grad_() for t in random_inputs(problem, batch, seed) if t is not None]
+    return leaves, *(None if t is None else t.cuda() for t in random_gradients(problem, batch, seed))  # type: ignore
+
+
+def gradients(problem: NAProblem, leaves: Any, d_out: Any, d_lse: Any) -> tuple[Tensor, ...]:
+    out, lse = attend(problem, leaves, return_lse=True)
+    results, given = ((out, lse), (d_out, d_lse)) if problem.return_lse else ((out,), (d_out,))
+    return torch.autograd.grad(results, leaves, given)
+
+
+def assert_gpu_right(problem: NAProblem, leaves: Any, found: Any, d_out: Any, d_lse: Any) -> None:
+    cpu = [t.detach().cpu() for t in leaves]
+    right = wanted(problem, cpu, d_out.cpu(), None if d_lse is None else d_lse.cpu())
+    for a, b in zip(found, right, strict=True):
+        assert a.dtype == leaves[0].dtype and relative_error(a.cpu(), b) <= BUDGET[problem.dtype]
+
+
+GPU_PROBLEMS = {
+    "2d": PROBLEM,
+    "nat": NAProblem.make((14, 14), 7, 8, 32, bias=True),
+    "1d": NAProblem.make(57, 7, 3, 20, dilation=5, is_causal=True, bias=True),
+    "3d": NAProblem.make((5, 6, 7), (3, 2, 3), 4, 12, heads_kv=2, head_dim_v=20, stride=(1, 2, 1), return_lse=True),
+    "the bias alone": NAProblem.make((40, 40), 21, 1, 16, bias=True),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", BUDGET)
+@pytest.mark.parametrize("name", GPU_PROBLEMS)
+def test_gpu_gradients_are_right(name: str, dtype: str) -> None:
+    problem = dataclasses.replace(GPU_PROBLEMS[name], dtype=dtype)
+    leaves, d_out, d_lse = on_gpu(problem)
+    assert_gpu_right(problem, leaves, gradients(problem, leaves, d_out, d_lse), d_out, d_lse)
+
+
+@pytest.mark.gpu
+def test_gpu_gradients_have_the_same_bits_each_time() -> None:
+    for problem in GPU_PROBLEMS.values():
+        given = on_gpu(problem)
+        first, again = gradients(problem, *given), gradients(problem, *given)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.gpu
+def test_gpu_gradients_run_on_the_current_stream() -> None:
+    leaves, d_out, d_lse = on_gpu(PROBLEM)
+    gradients(PROBLEM, leaves, d_out, d_lse)  # built, loaded
+    late = torch.zeros_like(d_out)
+    stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        late.copy_(d_out)
+        found = gradients(PROBLEM, leaves, late, d_lse)
+        assert not stream.query()  # nothing has waited
+    stream.synchronize()
+    assert_gpu_right(PROBLEM, leaves, found, d_out, d_lse)
+
+
+@pytest.mark.gpu
+def test_gpu_graphs_of_a_training_step() -> None:
+    leaves, d_out, _ = on_gpu(PROBLEM)
+
+    def step() -> None:
+        for t in leaves:
+            t.grad = None
+        (attend(PROBLEM, leaves) * d_out).sum().backward()
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    for seed in (4, 5):
+        fresh, fresh_d_out, _ = on_gpu(PROBLEM, seed=seed)
+        with torch.no_grad():
+            for old, new in zip((*leaves, d_out), (*fresh, fresh_d_out), strict=True):
+                old.copy_(new)
+        for t in leaves:
+            assert t.grad is not None
+            t.grad.fill_(math.nan)
+        graph.replay()
+        assert_gpu_right(PROBLEM, leaves, [t.grad for t in leaves], d_out, None)
+
+
+@pytest.mark.gpu
+def test_gpu_gradients_under_autocast() -> None:
+    problem = dataclasses.replace(GPU_PROBLEMS["nat"], return_lse=False)
+    leaves, d_out, _ = on_gpu(problem)
+    with torch.autocast("cuda", torch.float16):
+        out = attend(problem, leaves)
+    assert out.dtype == torch.float16
+    found = torch.autograd.grad(out, leaves, d_out.half())
+    right = wanted(problem, [t.detach().half().cpu() for t in leaves], d_out.half().cpu(), None)
+    for a, b in zip(found, right, strict=True):
+        assert a.dtype == torch.float32 and relative_error(a.cpu(), b) <= BUDGET["float16"]
+
+
+@pytest.mark.gpu
+def test_gpu_gradients_of_gradients_and_compilers() -> None:
+    problem = dataclasses.replace(PROBLEM, dtype="float64", return_lse=False)
+    leaves, d_out, _ = on_gpu(problem)
+    found = torch.autograd.grad(attend(problem, leaves), leaves, d_out, create_graph=True)
+    second = torch.autograd.grad(sum((t**2).sum() for t in found), leaves)  # type: ignore[arg-type]
+    assert all(t.isfinite().all() for t in second)
+    function = torch.compile(lambda *t: attend(problem, t), fullgraph=True, backend="aot_eager")
+    compiled = torch.autograd.grad(function(*leaves), leaves, d_out)
+    assert all(relative_error(a, b) <= 1e-12 for a, b in zip(compiled, found, strict=True))
+    torch.library.opcheck(torch.ops.tvm_na.na_forward_lse, (*leaves, *WINDOW, 0.5))

@@ -1,0 +1,296 @@
+"""na1d, na2d, na3d: bad input, the choice of the backend, additional keys and values, merging."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.autograd import forward_ad
+
+from tests.conftest import TOLERANCE
+from tests.helpers import random_additional, random_inputs, reference64, relative_error
+from tvm_na import Backend, functional, merge_attentions, na1d, na2d, na3d
+from tvm_na.ops import launch as launchers
+from tvm_na.problems.attention import DTYPES, NAProblem
+from tvm_na.reference import attention as reference
+
+SHAPE = (2, 6, 7, 2, 8)
+
+
+@pytest.fixture(autouse=True)
+def _no_warning_was_given_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(functional, "_warned", set())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)  # PyTorch's own, of forward mode
+        yield
+
+
+def t(*shape: int, **options: Any) -> torch.Tensor:
+    return torch.zeros(*(shape or SHAPE), **options)
+
+
+# name: (arguments that replace good ones, the error, the argument that its message names)
+BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "query-rank-4": ({"query": t(2, 6, 7, 8)}, ValueError, "query"),
+    "query-rank-6": ({"query": t(2, 2, 6, 7, 2, 8)}, ValueError, "query"),
+    "query-list": ({"query": [[1.0]]}, TypeError, "query"),
+    "query-numpy": ({"query": np.zeros(SHAPE, dtype=np.float32)}, TypeError, "query"),
+    "query-none": ({"query": None}, TypeError, "query"),
+    "query-int": ({"query": t(dtype=torch.int32)}, TypeError, "query"),
+    "query-complex": ({"query": t(dtype=torch.complex64)}, TypeError, "query"),
+    "query-bool": ({"query": t(dtype=torch.bool)}, TypeError, "query"),
+    "query-sparse": ({"query": t().to_sparse()}, TypeError, "query"),
+    "query-no-heads": ({"query": t(2, 6, 7, 0, 8)}, ValueError, "query"),
+    "query-no-rows": ({n: t(2, 0, 7, 2, 8) for n in ("query", "key", "value")}, ValueError, "query"),
+    "key-sparse": ({"key": t().to_sparse()}, TypeError, "key"),
+    "key-dtype": ({"key": t(dtype=torch.float64)}, TypeError, "key"),
+    "key-meta": ({"key": t(device="meta")}, ValueError, "key"),
+    "key-batch": ({"key": t(1, 6, 7, 2, 8)}, ValueError, "key"),
+    "key-width": ({"key": t(2, 6, 8, 2, 8)}, ValueError, "key"),
+    "key-head-dim": ({"key": t(2, 6, 7, 2, 4)}, ValueError, "key"),
+    "key-heads": ({"key": t(2, 6, 7, 3, 8), "value": t(2, 6, 7, 3, 8)}, ValueError, "heads"),
+    "value-heads": ({"value": t(2, 6, 7, 1, 8)}, ValueError, "value"),
+    "value-no-dim": ({"value": t(2, 6, 7, 2, 0)}, ValueError, "value"),
+    "value-dtype": ({"value": t(dtype=torch.float16)}, TypeError, "value"),
+    "kernel-bool": ({"kernel_size": True}, TypeError, "kernel_size"),
+    "kernel-bool-in-tuple": ({"kernel_size": (3, True)}, TypeError, "kernel_size"),
+    "kernel-float": ({"kernel_size": 3.0}, TypeError, "kernel_size"),
+    "kernel-str": ({"kernel_size": "3"}, TypeError, "kernel_size"),
+    "kernel-none": ({"kernel_size": None}, TypeError, "kernel_size"),
+    "kernel-numpy": ({"kernel_size": np.array([3, 3])}, TypeError, "kernel_size"),
+    "kernel-nested": ({"kernel_size": (3, [3])}, TypeError, "kernel_size"),
+    "kernel-zero": ({"kernel_size": 0}, ValueError, "kernel_size"),
+    "kernel-negative": ({"kernel_size": (3, -1)}, ValueError, "kernel_size"),
+    "kernel-three": ({"kernel_size": (3, 3, 3)}, ValueError, "kernel_size"),
+    "kernel-larger-than-map": ({"kernel_size": 7}, ValueError, "kernel_size"),
+    "dilated-larger-than-map": ({"dilation": 3}, ValueError, "kernel_size"),
+    "dilation-zero": ({"dilation": 0}, ValueError, "dilation"),
+    "dilation-bool-in-tuple": ({"dilation": (1, True)}, TypeError, "dilation"),
+    "dilation-bool": ({"dilation": True}, TypeError, "dilation"),
+    "stride-zero": ({"stride": 0}, ValueError, "stride"),
+    "stride-larger-than-kernel": ({"stride": 4}, ValueError, "stride"),
+    "stride-float": ({"stride": 1.5}, TypeError, "stride"),
+    "causal-int": ({"is_causal": 1}, TypeError, "is_causal"),
+    "causal-int-in-tuple": ({"is_causal": (0, False)}, TypeError, "is_causal"),
+    "causal-str": ({"is_causal": "yes"}, TypeError, "is_causal"),
+    "causal-three": ({"is_causal": (True, False, True)}, ValueError, "is_causal"),
+    "scale-nan": ({"scale": math.nan}, ValueError, "scale"),
+    "scale-inf": ({"scale": -math.inf}, ValueError, "scale"),
+    "scale-one-as-bool": ({"scale": True, "kernel_size": 2}, TypeError, "scale"),
+    "scale-huge": ({"scale": 10**400}, ValueError, "scale"),
+    "scale-bool": ({"scale": True}, TypeError, "scale"),
+    "scale-tensor": ({"scale": torch.ones(1)}, TypeError, "scale"),
+    "rpb-shape": ({"rpb": t(2, 5, 4)}, ValueError, "rpb"),
+    "rpb-heads": ({"rpb": t(1, 5, 5)}, ValueError, "rpb"),
+    "rpb-dtype": ({"rpb": t(2, 5, 5, dtype=torch.float64)}, TypeError, "rpb"),
+    "rpb-rank": ({"rpb": t(2, 5)}, ValueError, "rpb"),
+    "rpb-list": ({"rpb": [0.0]}, TypeError, "rpb"),
+    "rpb-sparse": ({"rpb": t(2, 5, 5).to_sparse()}, TypeError, "rpb"),
+    "rpb-meta": ({"rpb": t(2, 5, 5, device="meta")}, ValueError, "rpb"),
+    "lse-int": ({"return_lse": 1}, TypeError, "return_lse"),
+    "backend-name": ({"backend": "cuda"}, ValueError, "backend"),
+    "backend-none": ({"backend": None}, TypeError, "backend"),
+    "extra-alone": ({"additional_keys": t(2, 3, 2, 8)}, ValueError, "additional_values"),
+    "extra-heads": (
+        {"additional_keys": t(2, 3, 1, 8), "additional_values": t(2, 3, 1, 8)},
+        ValueError,
+        "additional_keys",
+    ),
+    "extra-count": (
+        {"additional_keys": t(2, 3, 2, 8), "additional_values": t(2, 4, 2, 8)},
+        ValueError,
+        "additional_values",
+    ),
+}
+
+
+@pytest.mark.parametrize("backend", ["auto", "compiled", "reference"])
+@pytest.mark.parametrize(("change", "error", "argument"), BAD.values(), ids=BAD)
+def test_bad_input_is_named(backend: str, change: dict[str, Any], error: type[Exception], argument: str) -> None:
+    good = {"query": t(), "key": t(), "value": t(), "kernel_size": 3, "backend": backend}
+    # Good calls before do not make a bad one pass that equals them.
+    na2d(**good)
+    na2d(**{**good, "kernel_size": (3, 1), "dilation": (1, 1), "is_causal": (False, False), "scale": 1})
+    with pytest.raises(error) as caught:
+        na2d(**{**good, **change})
+    assert caught.type is error
+    assert str(caught.value).startswith(f"{argument}: required "), caught.value
+    assert "got" in str(caught.value)
+
+
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
+def test_unusual_input_is_answered(backend: str) -> None:
+    query, key, value, _ = random_inputs(NAProblem.make((6, 7), 3, 2, 8), 2, 0)
+    uniform = na2d(query, key, value, 3, scale=0, backend=backend)
+    expected = na2d(torch.zeros_like(query), key, value, 3, backend="reference")
+    assert relative_error(uniform, expected) <= TOLERANCE["float32"]
+    alone = na2d(query, key, value, 1, backend=backend)
+    assert torch.equal(alone, value)
+    negative = na2d(query, key, value, [3, 3], [1, 2], scale=-1.0, backend=backend)
+    assert relative_error(negative, na2d(-query, key, value, 3, (1, 2), scale=1.0)) <= TOLERANCE["float32"]
+    assert na2d(query[:0], key[:0], value[:0], 3, backend=backend).shape == (0, 6, 7, 2, 8)
+
+
+def test_another_scale_is_not_another_call_to_remember() -> None:
+    query = torch.randn(SHAPE)
+    na2d(query, query, query, 3)
+    known = len(functional._checked)
+    for i in range(20):
+        na2d(query, query, query, 3, scale=0.1 * i)
+    assert len(functional._checked) == known
+
+
+def test_a_known_call_passes_the_dispatcher_by_unless_it_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    q = torch.randn(2, 6, 7, 2, 8)
+    expected = na2d(q, q, q, 3)
+    seen = []
+    operator = functional.ops.na_forward
+    seeing = SimpleNamespace(na_forward=lambda *a: seen.append(a) or operator(*a))
+    monkeypatch.setattr(functional, "ops", seeing)
+    assert torch.equal(na2d(q, q, q, 3), expected)
+    assert torch.equal(na2d(q, q, q, 3, scale=0.0), na2d(q, q, q, 3, scale=0.0, backend="compiled"))
+    assert not seen
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            return function(*args, **(kwargs or {}))
+
+    def batched() -> torch.Tensor:
+        return torch.func.vmap(lambda x: na2d(x, x, x, 3))(q.unsqueeze(1)).squeeze(1)
+
+    def in_mode() -> torch.Tensor:
+        with Watch():
+            return na2d(q, q, q, 3)
+
+    def profiled() -> torch.Tensor:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            out = na2d(q, q, q, 3)
+        assert any("na_forward" in event.key for event in profile.key_averages())
+        return out
+
+    def on_device() -> torch.Tensor:
+        with torch.device("cpu"):
+            return na2d(q, q, q, 3)
+
+    for watched in (batched, in_mode, profiled, on_device):
+        seen.clear()
+        assert torch.allclose(watched(), expected, atol=1e-6), watched
+        assert seen, watched
+    with torch.autograd.forward_ad.dual_level():
+        seen.clear()
+        na2d(q, q, q, 3)
+        assert seen
+
+
+def test_auto_takes_the_reference_for_what_has_no_kernel_and_says_so_once() -> None:
+    line = torch.randn(1, 9, 2, 4)
+
+    def tangent() -> torch.Tensor:
+        with forward_ad.dual_level():
+            query = forward_ad.make_dual(line, line)
+            return na1d(query, line, line, 3)
+
+    def autocast() -> torch.Tensor:  # calls itself, which must not change of whom the warning is
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return tangent()
+
+    for call in (tangent, autocast):
+        functional._warned.clear()
+        with pytest.warns(UserWarning, match="takes the eager reference: .* no forward-mode derivatives") as given:
+            call()
+        ours = [warning for warning in given if warning.category is UserWarning]  # PyTorch's own are deprecations
+        assert len(ours) == 1
+        assert ours[0].filename == __file__
+        call()  # a second warning would be an error here
+
+
+def test_what_forward_mode_is_computed_by() -> None:
+    problem = NAProblem.make((6, 7), 3, 2, 8)
+    for device in ("cpu", "meta", "cuda"):
+        reason = functional._why_not_compiled(problem, torch.device(device), forward_mode=True)
+        assert reason == "compiled kernels have no forward-mode derivatives"
+    for device in ("cpu", "meta"):
+        assert functional._why_not_compiled(problem, torch.device(device)) is None
+
+
+def test_compiled_never_falls_back() -> None:
+    line = torch.randn(1, 9, 2, 4)
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="no forward-mode derivatives"):
+        na1d(forward_ad.make_dual(line, line), line, line, 3, backend=Backend.COMPILED)
+
+
+def test_the_backend_that_is_named_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    query = torch.randn(SHAPE)
+    for known in ((functional, "_checked"), (launchers, "_launchers")):
+        monkeypatch.setattr(*known, {})  # a call made before would not come to the operator
+    monkeypatch.setattr(functional.ops, "na_forward", lambda *_: "compiled")
+    monkeypatch.setattr(functional.reference, "neighborhood_attention", lambda *_: ("reference", None))
+    for backend, who in (("auto", "compiled"), ("compiled", "compiled"), ("reference", "reference")):
+        assert na2d(query, query, query, 3, backend=backend) == who
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_and_three_axes(dtype: str) -> None:
+    for function, problem in (
+        (na1d, NAProblem.make(19, 3, 4, 4, heads_kv=2, dilation=2, bias=True, return_lse=True, dtype=dtype)),
+        (na3d, NAProblem.make((4, 5, 6), (3, 2, 3), 2, 4, is_causal=(True, False, False), dtype=dtype)),
+    ):
+        inputs = random_inputs(problem, 2, 0)
+        options = (problem.kernel_size, problem.stride, problem.dilation, problem.is_causal)
+        found = function(*inputs[:3], *options, rpb=inputs[3], return_lse=True, backend="compiled")
+        for out, right in zip(found, reference64(problem, inputs), strict=True):
+            assert relative_error(out, right) <= TOLERANCE[dtype]
+        with pytest.raises(ValueError, match="query: required"):
+            na2d(*inputs[:3], 3)
+
+
+@pytest.mark.parametrize("extra", [0, 1, 5])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (3, 1)])
+def test_additional_keys_and_values(extra: int, heads: tuple[int, int]) -> None:
+    problem = NAProblem.make(
+        (6, 7), 3, heads[0], 8, heads_kv=heads[1], head_dim_v=5, bias=True, is_causal=(True, False)
+    )
+    inputs = random_inputs(problem, 2, 0)
+    more = random_additional(problem, 2, extra, 1)
+    call = {"is_causal": (True, False), "rpb": inputs[3], "return_lse": True, "scale": 0.6}
+    out, lse = na2d(*inputs[:3], 3, additional_keys=more[0], additional_values=more[1], backend="compiled", **call)
+    doubles = [x.double() for x in (*inputs[:3], inputs[3], *more) if x is not None]
+    wanted, wanted_lse = reference.neighborhood_attention(problem, *doubles[:3], 0.6, *doubles[3:])
+    assert relative_error(out, wanted) <= TOLERANCE["float32"]
+    assert relative_error(lse, wanted_lse) <= TOLERANCE["float32"]
+
+
+def test_merging_two_halves_of_the_keys_is_attention_to_all() -> None:
+    query, keys, values = torch.randn(2, 5, 3, 4), torch.randn(2, 8, 3, 4), torch.randn(2, 8, 3, 4)
+    parts = [functional._dense_attention(query, keys[:, a:b], values[:, a:b], 0.5) for a, b in ((0, 3), (3, 8))]
+    out, lse = merge_attentions([p[0] for p in parts], [p[1] for p in parts])
+    whole, whole_lse = functional._dense_attention(query, keys, values, 0.5)
+    assert relative_error(out, whole) <= TOLERANCE["float32"]
+    assert relative_error(lse, whole_lse) <= TOLERANCE["float32"]
+
+
+def test_merging_what_does_not_fit_is_an_error() -> None:
+    out, lse = torch.zeros(2, 5, 3, 4), torch.zeros(2, 5, 3)
+    with pytest.raises(ValueError, match="outputs: required two or more"):
+        merge_attentions([out], [lse])
+    with pytest.raises(ValueError, match="outputs: required two or more"):
+        merge_attentions([out, out], [lse])
+    with pytest.raises(ValueError, match="lse_tensors: required"):
+        merge_attentions([out, out], [lse, lse[:1]])
+
+
+def test_gradients_flow_through_the_log_sum_exp() -> None:
+    query = torch.randn(SHAPE, requires_grad=True)
+    _, lse = na2d(query, query.detach(), query.detach(), 3, return_lse=True, backend="reference")
+    lse.sum().backward()
+    assert query.grad is not None
+    assert query.grad.abs().sum() > 0

@@ -1,0 +1,129 @@
+"""``DenseProblem``: what it says, what it refuses, its JSON, and how near two of them are."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import random
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers import assert_says, bad
+from tests.te.dense_kernels import random_problem
+from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.dense import DenseProblem, dense_distance, elements_of
+from tvm_na.problems.registry import arguments_with_batch, problem_from_json
+from tvm_na.records import select as choose
+
+CONV = DenseProblem.make((14, 15), 3, 10, kernel_size=3, stride=(2, 1), padding=(1, 0), activation="gelu")
+LINEAR = DenseProblem.make(49, 64, 192, residual=True)
+
+
+def test_it_says_what_it_is() -> None:
+    assert (CONV.rank, CONV.out_spatial, CONV.weight_shape) == (2, (7, 13), (10, 3, 3, 3))
+    assert CONV.useful_flops == 2 * 7 * 13 * 10 * 27
+    assert (LINEAR.rank, LINEAR.out_spatial, LINEAR.useful_flops) == (1, (49,), 2 * 49 * 64 * 192)
+    assert str(CONV) == "14x15 channels 3->10 k 3 stride 2x1 pad 1x0 float32 bias gelu"
+    assert str(LINEAR) == "49 channels 64->192 float32 bias residual"
+    assert dataclasses.replace(LINEAR, dtype="float64").accum_dtype == "float64"
+
+
+def test_sizes_are_those_of_pytorch() -> None:
+    rng = random.Random(0)
+    for _ in range(50):
+        problem = random_problem(rng)
+        x = torch.empty(1, problem.in_channels, *problem.spatial, device="meta")
+        weight = torch.empty(problem.out_channels, problem.in_channels, *problem.kernel_size, device="meta")
+        convolve = getattr(torch.nn.functional, f"conv{problem.rank}d")
+        out = convolve(x, weight, stride=problem.stride, padding=problem.padding)
+        assert tuple(out.shape[2:]) == problem.out_spatial
+
+
+def test_json_comes_back_and_is_not_that_of_attention() -> None:
+    rng = random.Random(1)
+    for _ in range(50):
+        problem = random_problem(rng, rng.choice(["float32", "float64"]))
+        text = problem.to_json()
+        assert DenseProblem.from_json(text) == problem == problem_from_json(text)
+        assert json.loads(text)["operator"] == "dense"
+    attention = NAProblem.make((9, 9), 3, 1, 8)
+    assert "operator" not in attention.to_json()
+    assert problem_from_json(attention.to_json()) == attention
+    with pytest.raises(ValueError, match='problem: required a JSON object with "operator":"dense"'):
+        DenseProblem.from_json(attention.to_json())
+
+
+GOOD: dict[str, Any] = {"spatial": (14, 14), "in_channels": 8, "out_channels": 16, "kernel_size": 3, "padding": 1}
+
+
+@pytest.mark.parametrize(
+    ("argument", "arguments", "error", "says"),
+    [
+        bad("spatial", (), ValueError, "1 to 3 sizes", "()"),
+        bad("spatial", (1, 2, 3, 4), ValueError, "1 to 3 sizes"),
+        bad("spatial", (14, 0), ValueError, ">= 1", "got 0"),
+        bad("spatial", (14, 1.5), TypeError, "an integer", "float 1.5"),
+        bad("in_channels", 0, ValueError, ">= 1", "got 0"),
+        bad("in_channels", "3", TypeError, "an integer", "str '3'"),
+        bad("out_channels", True, TypeError, "an integer", "bool True"),
+        bad("kernel_size", (3, 3, 3), ValueError, "2 values", "got 3"),
+        bad("kernel_size", 0, ValueError, ">= 1", "got 0"),
+        bad("kernel_size", 20, ValueError, "kernel_size <= size + 2 * padding on axis 0", "20 > 14 + 2 * 1"),
+        bad("stride", 0, ValueError, ">= 1"),
+        bad("padding", -1, ValueError, ">= 0", "got -1"),
+        bad("padding", 3, ValueError, "padding < kernel_size on axis 0", "3 >= 3"),
+        bad("bias", 1, TypeError, "bool", "got 1"),
+        bad("residual", None, TypeError, "bool", "got None"),
+        bad("activation", "relu", ValueError, "one of none, gelu", "'relu'"),
+        bad("dtype", "float16", ValueError, "one of float32, float64", "'float16'"),
+    ],
+)
+def test_bad_arguments(argument: str, arguments: dict[str, Any], error: type[Exception], says: Any) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        DenseProblem.make(**{**GOOD, **arguments})
+    assert_says(caught, argument, error, says)
+
+
+def test_arguments_and_their_sizes() -> None:
+    assert arguments_with_batch(LINEAR) == (True, False, False, True, True)
+    assert arguments_with_batch(dataclasses.replace(CONV, bias=False)) == (True, False, True)
+    attention = NAProblem.make((9, 9), 3, 1, 8, bias=True, return_lse=True)
+    assert arguments_with_batch(attention) == (True, True, True, False, False, True, True)
+    outputs = 49 * 192
+    assert elements_of(LINEAR) == {"x": 49 * 64, "weight": 64 * 192, "bias": 192, "residual": outputs, "out": outputs}
+
+
+def test_the_distance() -> None:
+    rng = random.Random(2)
+    problems = [random_problem(rng) for _ in range(30)]
+    for one, other in itertools.combinations(problems, 2):
+        a, b = json.loads(one.to_json()), json.loads(other.to_json())
+        there, back = choose.distance(a, b), choose.distance(b, a)
+        assert there == pytest.approx(back) if there is not None else back is None
+        assert (there is None) == (one.rank != other.rank)
+        assert choose.distance(a, a) == 0
+    fields = json.loads(LINEAR.to_json())
+    assert dense_distance(fields, fields | {"dtype": "float64"}) is None
+    near = dense_distance(fields, fields | {"residual": False})
+    far = dense_distance(fields, fields | {"spatial": [196], "in_channels": 128})
+    assert near is not None and far is not None and 0 < near < 1 < far < choose.FARTHEST
+
+
+def test_attention_and_dense_are_never_near() -> None:
+    attention = json.loads(NAProblem.make((14, 15), 3, 1, 8).to_json())
+    dense = json.loads(CONV.to_json())
+    assert choose.distance(attention, dense) is None
+    assert choose.distance(dense, attention) is None
+
+
+def test_it_is_there_without_torch_and_tvm() -> None:
+    code = (
+        "import sys, tvm_na.problems.dense, tvm_na.te.dense.product; print(sorted({'torch', 'tvm'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,392 @@
+"""Tuning records on disk: written one by one, read without TVM, whole after a crash, merged, pruned, repaired."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import statistics
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.records.tuned import commit_drawn, drawn, edit_line, edit_meta
+from tvm_na import fingerprint
+from tvm_na.problems.attention import NAProblem
+from tvm_na.records import maintain as upkeep
+from tvm_na.records import write as database
+from tvm_na.records.files import META, RECORDS, WORKLOADS, data_files, read_lines
+from tvm_na.records.write import TuningDatabase, records_in, shipped_folder, structural_hash, user_folder
+from tvm_na.targets.target import detect_target, list_targets, parse_target
+
+ROOT = Path(__file__).parents[2]
+PROBLEM = NAProblem.make((9, 9), 3, 1, 8)
+OTHER = NAProblem.make((9, 9), 3, 1, 8, bias=True)
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three records of PROBLEM with one thread, one with two threads, and one of OTHER."""
+    folder = tmp_path_factory.mktemp("records")
+    commit_drawn(folder, PROBLEM, (2, 1, 3))
+    commit_drawn(folder, PROBLEM, (0.5,), threads=2)
+    commit_drawn(folder, OTHER, (4,))
+    return folder
+
+
+@pytest.fixture
+def folder(original: Path, tmp_path: Path) -> Path:
+    """The same in a folder of this test's own."""
+    return Path(shutil.copytree(original, tmp_path / "records"))
+
+
+def foreign() -> str:
+    return next(name for name in list_targets() if name != detect_target().name)
+
+
+def milliseconds(folder: Path) -> list[float]:
+    return [round(record.seconds * 1e3, 6) for record in records_in(folder)]
+
+
+# --- writing and reading
+
+
+def test_what_is_committed_is_read(tmp_path: Path) -> None:
+    import tvm
+
+    func, scheduled = drawn(PROBLEM)
+    mod, trace = tvm.IRModule({"main": func}), scheduled.schedule.trace
+    with TuningDatabase(tmp_path / "a" / "b", detect_target()) as database:
+        workload = database.register(mod)
+        database.commit(workload, trace, [3e-3, 1e-3, 2e-3], threads=3)
+        (record,) = records_in(database.folder)  # before the writer has ended
+        (by_tvm,) = database.database.get_all_tuning_records()
+        (of_workload,) = database.records_of(workload, threads=3)
+        assert database.records_of(workload, threads=4) == []
+    for read in (by_tvm, of_workload):
+        tvm.ir.assert_structural_equal(read.workload.mod, mod)
+        assert str(read.trace) == str(trace)
+        assert [float(s) for s in read.run_secs] == [3e-3, 1e-3, 2e-3]
+    assert (record.problem, record.target, record.threads, record.line) == (PROBLEM, detect_target().name, 3, 1)
+    assert record.formulation == str(func.attrs["tvm_na.formulation"])
+    assert record.workload == structural_hash(mod)
+    assert record.workload == json.loads(read_lines(record.folder)[0][0])[0]
+    assert record.run_secs == (3e-3, 1e-3, 2e-3)
+    assert (record.seconds, record.spread) == (2e-3, pytest.approx(0.5))
+    replayed = tvm.s_tir.Schedule(mod)
+    tvm.s_tir.schedule.Trace.apply_json_to_schedule(record.trace, replayed)
+    tvm.ir.assert_structural_equal(replayed.mod, scheduled.schedule.mod)
+    assert record.tvm == (fingerprint.versions()["apache-tvm"],)
+    assert record.date > "2020"
+
+
+def test_the_digest_names_the_schedule_and_not_its_times(folder: Path) -> None:
+    before = [record.digest for record in records_in(folder)]
+    assert len(set(before)) >= 3
+    edit_line(folder, 1, lambda record: record[1].__setitem__(1, [7.0]))
+    assert [record.digest for record in records_in(folder)] == before
+    edit_line(folder, 1, lambda record: record[1][2].__setitem__("num-cores", 9))
+    assert records_in(folder)[0].digest != before[0]
+
+
+def test_reading_needs_no_tvm(folder: Path) -> None:
+    code = f"""
+        import sys
+        from pathlib import Path
+        from tvm_na.records.write import records_in
+        print(len(records_in(Path({str(folder)!r}))))
+        assert not {{"tvm", "tvm_ffi", "torch"}} & set(sys.modules)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "5\n"
+
+
+def test_the_records_of_one_workload(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import tvm
+
+    func, _ = drawn(PROBLEM)
+    edit_line(folder, 2, lambda record: record[1][0][0][0].__setitem__(2, ["no_such_block", "main"]))
+    with TuningDatabase(folder, detect_target()) as database:
+        workload = database.register(tvm.IRModule({"main": func}))
+        assert len(read_lines(folder)[0]) == 2  # it was there
+        found = [statistics.median(map(float, record.run_secs)) for record in database.records_of(workload)]
+        assert found == [0.5e-3, 2e-3, 3e-3]
+        assert "line 2: skipped" in caplog.text
+        assert len(database.records_of(workload, threads=1, limit=2)) == 1
+
+
+def test_opening_replays_no_trace(folder: Path) -> None:
+    with (folder / RECORDS).open("ab") as file:
+        for line in read_lines(folder)[1] * 200:
+            file.write(line + b"\n")
+    start = time.perf_counter()
+    with TuningDatabase(folder, detect_target()):
+        pass
+    assert time.perf_counter() - start < 5  # by JSONDatabase half a minute
+
+
+def test_sessions_are_kept(tmp_path: Path) -> None:
+    for number in (0, 1):
+        with TuningDatabase(tmp_path, detect_target()) as database:
+            assert database.begin_session(seed=number, trials=64) == number
+            database.end_session(measured=12)
+    first, second = json.loads((tmp_path / META).read_text(encoding="utf-8"))["sessions"]
+    assert (first["seed"], second["seed"], second["trials"], second["measured"]) == (0, 1, 64, 12)
+    assert second["versions"] == fingerprint.versions()
+    assert {"date", "end", "cpu", "cores"} <= set(second)
+
+
+@pytest.mark.parametrize("run_secs", [[], [0.0], [1e-3, float("nan")], [float("inf")], [-1.0]])
+def test_times_that_cannot_be_are_refused(tmp_path: Path, run_secs: list[float]) -> None:
+    with TuningDatabase(tmp_path, detect_target()) as database, pytest.raises(ValueError, match="run_secs: required"):
+        database.commit(None, None, run_secs, 1)
+
+
+def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TVM_NA_RECORDS_DIR", str(tmp_path))
+    assert user_folder("llvm-x86-avx2") == tmp_path / "llvm-x86-avx2"
+    assert shipped_folder("llvm-x86-avx2") == ROOT / "tuning_logs" / "llvm-x86-avx2"
+    monkeypatch.delenv("TVM_NA_RECORDS_DIR")
+    assert user_folder("t").name == "t" and user_folder("t").parent.name == "records"
+    assert records_in(tmp_path / "none") == []
+
+
+# --- damage
+
+
+def test_a_torn_last_line_is_left_out_and_cut_off(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    whole = (folder / RECORDS).read_bytes()
+    (folder / RECORDS).write_bytes(whole + whole[: len(whole) // 7])
+    assert len(records_in(folder)) == 5
+    assert not caplog.messages  # its writer may be at it
+    commit_drawn(folder, PROBLEM, (9,))
+    assert milliseconds(folder) == [2, 1, 3, 0.5, 4, 9]
+    assert "cut off 1 torn lines" in caplog.text
+
+
+def test_a_line_without_its_end_is_kept(folder: Path) -> None:
+    (folder / RECORDS).write_bytes((folder / RECORDS).read_bytes()[:-1])
+    assert len(records_in(folder)) == 5
+    commit_drawn(folder, PROBLEM, (9,))
+    assert milliseconds(folder) == [2, 1, 3, 0.5, 4, 9]
+
+
+def test_a_torn_workload_is_cut_off(folder: Path) -> None:
+    with (folder / WORKLOADS).open("ab") as file:
+        file.write(read_lines(folder)[0][0][:1000])
+    assert len(records_in(folder)) == 5
+    commit_drawn(folder, NAProblem.make((7, 9), 3, 1, 8), (9,))
+    assert milliseconds(folder) == [2, 1, 3, 0.5, 4, 9]
+
+
+@pytest.mark.parametrize("line", [b"", b"[]", b"{}", b"null", b'[0,["trace"]]', b"[99,[[[],[]],[1.0],{},[]]]"])
+def test_damage_inside_is_left_out_and_named(folder: Path, caplog: pytest.LogCaptureFixture, line: bytes) -> None:
+    lines = (folder / RECORDS).read_bytes().splitlines()
+    (folder / RECORDS).write_bytes(b"\n".join([*lines[:2], line, *lines[2:], b""]))
+    assert len(records_in(folder)) == 5
+    assert f"{folder / RECORDS}, line 3: skipped" in caplog.text
+    with TuningDatabase(folder, detect_target()) as database:  # TVM would crash on some of these
+        assert len(database.database) == 5
+
+
+def test_a_damaged_workload_inside_is_an_error(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = (folder / WORKLOADS).read_bytes().splitlines()
+    (folder / WORKLOADS).write_bytes(b"\n".join([lines[0][:500], *lines[1:], b""]))
+    assert milliseconds(folder) == [4]
+    assert "line 1: skipped, workload 0 is missing" in caplog.text
+    with pytest.raises(ValueError, match="got line 1 of"), TuningDatabase(folder, detect_target()):
+        pass
+
+
+def test_a_workload_that_is_there_twice_is_an_error(folder: Path, tmp_path: Path) -> None:
+    """TVM would give the records of the next workload the number of another."""
+    lines = (folder / WORKLOADS).read_bytes().splitlines(keepends=True)
+    (folder / WORKLOADS).write_bytes(b"".join([*lines, lines[0]]))
+    with pytest.raises(ValueError, match="required every workload once"), TuningDatabase(folder, detect_target()):
+        pass
+    upkeep.merge([folder], tmp_path / "new")
+    with TuningDatabase(tmp_path / "new", detect_target()):
+        pass
+
+
+@pytest.mark.parametrize("run_secs", [None, [], [1e10]])
+def test_failures_are_no_records(folder: Path, caplog: pytest.LogCaptureFixture, run_secs: Any) -> None:
+    edit_line(folder, 2, lambda record: record[1].__setitem__(1, run_secs))
+    assert milliseconds(folder) == [2, 3, 0.5, 4]
+    assert not caplog.messages
+
+
+def test_records_of_an_unknown_target_are_left_out(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    edit_line(folder, 2, lambda record: record[1][2].__setitem__("mcpu", "z80"))
+    assert milliseconds(folder) == [2, 3, 0.5, 4]
+    assert "line 2: skipped, an unknown target" in caplog.text
+
+
+@pytest.mark.parametrize("harm", [lambda f: f.unlink(), lambda f: f.write_text("{", encoding="utf-8")])
+def test_a_bare_database_is_named_and_repaired(folder: Path, caplog: pytest.LogCaptureFixture, harm: Any) -> None:
+    before = records_in(folder)
+    harm(folder / META)
+    assert records_in(folder) == []
+    assert f"tvm-na records repair {folder}" in caplog.text
+    assert upkeep.repair(folder) == 2
+    after = records_in(folder)
+    assert [(r.problem, r.formulation, r.digest) for r in after] == [
+        (r.problem, r.formulation, r.digest) for r in before
+    ]
+    assert upkeep.repair(folder) == 0
+
+
+def test_repair_refuses_what_it_cannot_know(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="required a JSONDatabase"):
+        upkeep.repair(tmp_path / "none")
+    edit_line(folder, 1, lambda record: record[1].__setitem__(2, json.loads(_target_json(foreign()))))
+    (folder / META).unlink()
+    with pytest.raises(ValueError, match="records of one known target"):
+        upkeep.repair(folder)
+
+
+def _target_json(name: str) -> str:
+    target = parse_target(name)
+    return json.dumps({"kind": target.kind, "mcpu": target.cpu, "mattr": list(target.features), "num-cores": 1})
+
+
+# --- one writer
+
+
+def test_a_second_writer_is_refused(folder: Path) -> None:
+    with TuningDatabase(folder, detect_target()):
+        with pytest.raises(ValueError, match="nobody else writes"), TuningDatabase(folder, detect_target()):
+            pass
+        with pytest.raises(ValueError, match="nobody else writes"):
+            upkeep.prune(folder, 1)
+    with TuningDatabase(folder, detect_target()):
+        pass
+
+
+def test_a_killed_writer_loses_nothing(tmp_path: Path) -> None:
+    code = f"""
+        import sys, time
+        from pathlib import Path
+        from tests.records.tuned import PROBLEM_FOR_WRITER, drawn
+        from tvm_na.records.write import TuningDatabase
+        from tvm_na.targets.target import detect_target
+        import tvm
+        func, scheduled = drawn(PROBLEM_FOR_WRITER)
+        database = TuningDatabase(Path({str(tmp_path)!r}), detect_target()).__enter__()
+        workload = database.register(tvm.IRModule({{"main": func}}))
+        database.commit(workload, scheduled.schedule.trace, [5e-3], 1)
+        print("committed", flush=True)
+        time.sleep(600)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "committed\n"
+        with pytest.raises(ValueError, match="nobody else writes"), TuningDatabase(tmp_path, detect_target()):
+            pass
+        process.kill()
+    assert milliseconds(tmp_path) == [5]
+    with TuningDatabase(tmp_path, detect_target()) as database:
+        assert len(database.database) == 1
+
+
+def test_another_target_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"required records of {foreign()}"):
+        TuningDatabase(folder, parse_target(foreign())).__enter__()
+    edit_meta(folder, lambda meta: meta["features"].update(vector_registers=7))
+    with pytest.raises(ValueError, match="other features"):
+        TuningDatabase(folder, detect_target()).__enter__()
+    with pytest.raises(ValueError, match="other features"):
+        upkeep.merge([folder], tmp_path / "into")
+
+
+# --- merging and pruning
+
+
+def test_merging_keeps_each_schedule_once_with_its_shortest_time(folder: Path, tmp_path: Path) -> None:
+    into, again = tmp_path / "into", tmp_path / "again"
+    shutil.copytree(folder, again)
+    edit_line(again, 1, lambda record: record[1].__setitem__(1, [0.25e-3]))
+    commit_drawn(into, OTHER, (8,), formulation=0)
+    known = {record.digest for record in [*records_in(folder), *records_in(into)]}
+    added = upkeep.merge([folder, again], into)
+    assert added == len(records_in(into)) - 1
+    assert {record.digest for record in records_in(into)} == known
+    assert min(milliseconds(into)) == 0.25
+    assert {record.problem for record in records_in(into)} == {PROBLEM, OTHER}
+    assert upkeep.merge([again], into) == 0
+    with TuningDatabase(into, detect_target()) as database:
+        assert len(database.database) == len(known)
+
+
+def test_merging_refuses_other_targets(folder: Path, tmp_path: Path) -> None:
+    with TuningDatabase(tmp_path / "foreign", parse_target(foreign())):
+        pass
+    with pytest.raises(ValueError, match="required records of"):
+        upkeep.merge([folder, tmp_path / "foreign"], tmp_path / "into")
+    with pytest.raises(ValueError, match="required records of"):
+        upkeep.merge([folder], tmp_path / "foreign")
+    with pytest.raises(ValueError, match="required a folder of records"):
+        upkeep.merge([tmp_path / "none"], tmp_path / "into")
+
+
+def test_pruning_keeps_the_best_of_each_problem_and_number_of_threads(folder: Path) -> None:
+    edit_line(folder, 5, lambda record: record[1].__setitem__(1, [1e10]))  # OTHER has a failure alone
+    with (folder / RECORDS).open("ab") as file:
+        file.write(b"[0,[[")
+    planned = upkeep.prune(folder, 2, dry_run=True)
+    assert milliseconds(folder) == [2, 1, 3, 0.5]
+    removed = upkeep.prune(folder, 2)
+    assert removed == planned
+    assert [round(record.seconds * 1e3, 6) for record in removed.records] == [3]
+    assert (len(removed.workloads), removed.lines) == (1, 2)
+    assert milliseconds(folder) == [2, 1, 0.5]
+    with TuningDatabase(folder, detect_target()) as database:
+        assert len(database.database) == 3
+    assert len(read_lines(folder)[0]) == len(json.loads((folder / META).read_text(encoding="utf-8"))["workloads"]) == 1
+    assert not upkeep.prune(folder, 2).records
+
+
+def test_pruning_renumbers_workloads(folder: Path) -> None:
+    upkeep.prune(folder, 1, is_current=lambda record: record.problem == OTHER)
+    (record,) = records_in(folder)
+    assert (record.problem, record.line) == (OTHER, 1)
+    commit_drawn(folder, PROBLEM, (9,))
+    assert [record.problem for record in records_in(folder)] == [OTHER, PROBLEM]
+    with pytest.raises(ValueError, match="keep: required"):
+        upkeep.prune(folder, 0)
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_a_rewriting_that_is_cut_short_is_whole_all_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Killed before its n-th rename, pruning has happened or it has not."""
+    original, renames = Path.replace, []
+
+    def replace(self: Path, target: Path) -> Path:
+        if len(renames) == step:
+            raise KeyboardInterrupt
+        renames.append(target)
+        return original(self, target)
+
+    before = records_in(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(database.Path, "replace", replace)
+        with pytest.raises(KeyboardInterrupt):
+            upkeep.prune(folder, 1, is_current=lambda record: record.problem == OTHER)
+    expected = [r.digest for r in before if step < 2 or r.problem == OTHER]
+    assert [record.digest for record in records_in(folder)] == expected
+    with TuningDatabase(folder, detect_target()) as opened:  # goes on where it was
+        assert len(opened.database) == len(expected)
+    assert [record.digest for record in records_in(folder)] == expected
+    assert data_files(folder) == (folder / WORKLOADS, folder / RECORDS)
+    assert sorted(f.name for f in folder.iterdir() if f.suffix == ".new") == []

@@ -1,0 +1,414 @@
+"""Reports: what is read, what is computed of it, and the page."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import math
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
+pytest.importorskip("typer")
+
+from typer.testing import CliRunner
+
+from tests.records.tuned import commit_drawn, drawn, edit_meta
+from tvm_na.cli import app
+from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.registry import bytes_of
+from tvm_na.records.write import TuningDatabase
+from tvm_na.report import page as report
+from tvm_na.report import plots as report_plots
+from tvm_na.report.data import load, quality_of, schedule_in_words, short_names
+from tvm_na.report.ranking import found_of_best, ranks, spearman
+from tvm_na.report.roofline import WORKING_SETS, Rates, bound_of, last_cache_bytes, measure_rates
+from tvm_na.targets.target import cpu_name, detect_target
+from tvm_na.tune.trial_log import JOURNAL, Journal, Trial
+
+ONE, TWO = NAProblem.make((9, 9), 3, 1, 8), NAProblem.make((12, 9), 3, 1, 8, dilation=(1, 2))
+RATES = Rates(
+    cpu_name(),
+    "2026-01-02T03:04:05+00:00",
+    0.25,
+    {"float32": {1: 50e9, 2: 100e9}},
+    {1: {2**18: 40e9, 2**28: 10e9}, 2: {2**18: 80e9, 2**28: 15e9}},
+)
+ENDING = {"measured": 12, "ending": "all trials are done", "elapsed": 50.0, "first_measurement": 9.5}
+SECONDS = {"building": 25.0, "measuring": 15.0, "searching": 7.5, "training": 2.5}
+
+
+def trials_of(problem: NAProblem, threads: int = 2) -> list[Trial]:
+    """A failure, the default at 3 ms, then ever faster points whose prediction is right, and a slow one."""
+    func, default = drawn(problem, sample=False)
+    choices = {choice.name: choice.value for choice in default.choices}
+    formulation = str(func.attrs["tvm_na.formulation"])
+    point = ("t", 0, problem.to_json(), formulation, threads)
+    other = {**choices, next(iter(choices)): -1}
+    found = [Trial(*point, 0, None, None, "build", other, default.structure)]
+    found.append(Trial(*point, 1, None, 3e-3, None, choices, default.structure))
+    for number in range(9):
+        found.append(Trial(*point, 2 + number, number / 10, (2 - number / 10) * 1e-3, None, other, default.structure))
+    return [*found, Trial(*point, 11, 0.05, 9e-3, None, other, default.structure)]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a session, records of two problems on two threads and one on one, and a journal of the first."""
+    folder = tmp_path_factory.mktemp("records")
+    commit_drawn(folder, ONE, (1.2, 2.0), threads=2)
+    commit_drawn(folder, TWO, (0.5,), threads=1)
+    commit_drawn(folder, TWO, (0.25,), threads=2)
+    with TuningDatabase(folder, detect_target()) as database:
+        database.begin_session(trials=12, threads=2, jobs=3, seed=7, strategy="evolutionary")
+        database.end_session(**ENDING, seconds=SECONDS)
+    with Journal(folder) as journal:
+        for trial in trials_of(ONE):
+            journal.write(trial)
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    copy = tmp_path / "records"
+    copy.mkdir()
+    for file in made.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    return copy
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """The folder of a report that has rates already."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / report.RATES).write_text(RATES.to_json())
+    return tmp_path / "out"
+
+
+# --- how well a prediction orders
+
+
+def test_equal_values_share_their_rank() -> None:
+    assert ranks([5.0, 1.0, 5.0, 7.0]).tolist() == [1.5, 0.0, 1.5, 3.0]
+
+
+def test_rank_correlation() -> None:
+    assert spearman([1, 2, 3, 4], [10, 100, 1000, 1e9]) == pytest.approx(1.0)
+    assert spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1.0)
+    assert spearman([1, 2, 3, 4, 5], [2, 1, 4, 3, 5]) == pytest.approx(0.8)  # 1 - 6 * 4 / (5 * 24)
+    assert spearman([1, 1, 1], [1, 2, 3]) is None
+    assert spearman([], []) is None
+    with pytest.raises(ValueError, match="b: required 1 values"):
+        spearman([1], [1, 2])
+
+
+def test_found_of_the_best() -> None:
+    measured = [float(i) for i in range(10)]
+    assert found_of_best(measured, measured, 0.2) == (2, 2)
+    assert found_of_best([-m for m in measured], measured, 0.2) == (0, 2)
+    assert found_of_best([9, 0, 0, 0, 0, 0, 0, 0, 0, 8], measured, 0.2) == (1, 2)
+    assert found_of_best([], [], 0.2) == (0, 0)
+    with pytest.raises(ValueError, match="share: required"):
+        found_of_best([1], [1], 0.0)
+
+
+# --- bounds
+
+
+def test_bytes_count_each_tensor_once() -> None:
+    problem = NAProblem.make((4, 5), 3, 6, 8, heads_kv=2, head_dim_v=16, dtype="float64")
+    query, key, value, out = 6 * 8, 2 * 8, 2 * 16, 6 * 16
+    assert bytes_of(problem) == 20 * (query + key + value + out) * 8
+
+
+def test_the_bound_is_the_longer_of_products_and_transfers() -> None:
+    large = NAProblem.make((56, 56), 7, 2, 32)  # 3.2 MB: more than the caches of RATES hold
+    bound = bound_of(large, 2, RATES)
+    assert bound.products == pytest.approx(large.useful_flops / 100e9)
+    assert bound.transfers == bound.from_memory == pytest.approx(bytes_of(large) / 15e9)
+    assert (bound.seconds, bound.binds) == (bound.products, "products")
+    small = NAProblem.make((8, 8), 1, 2, 32)
+    bound = bound_of(small, 1, RATES)
+    assert bound.transfers == pytest.approx(bytes_of(small) / 40e9)
+    assert bound.from_memory == pytest.approx(bytes_of(small) / 10e9)
+    assert (bound.seconds, bound.binds) == (bound.transfers, "transfers")
+    assert bound_of(small, 1, RATES, cold=True).transfers == bound.from_memory
+
+
+def test_rates_must_be_there() -> None:
+    assert not RATES.covers(ONE, 3)
+    with pytest.raises(ValueError, match="rates: required rates of float32 with 3 threads"):
+        bound_of(ONE, 3, RATES)
+    with pytest.raises(ValueError, match="rates: required rates of float64"):
+        bound_of(replace(ONE, dtype="float64"), 1, RATES)
+
+
+def test_rates_are_measured() -> None:
+    rates = measure_rates(["float32"], [1], rounds=1)
+    assert rates.cpu == cpu_name()
+    assert rates.flops["float32"][1] > 1e8
+    sizes = list(rates.bandwidth[1])
+    assert sizes[:-1] == list(WORKING_SETS) and sizes[-1] >= 4 * last_cache_bytes()
+    assert all(rate > 1e8 for rate in rates.bandwidth[1].values())
+
+
+def test_rates_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "rates.json").write_text(RATES.to_json())
+    assert Rates.from_file(tmp_path / "rates.json") == RATES
+
+
+@pytest.mark.parametrize("damage", [{"flops": {"float32": {"1": -1.0}}}, {"bandwidth": {}}, {"cpu": None, "load": "x"}])
+def test_damaged_rates_are_refused(tmp_path: Path, damage: dict[str, Any]) -> None:
+    (tmp_path / "rates.json").write_text(json.dumps({**json.loads(RATES.to_json()), **damage}))
+    with pytest.raises(ValueError, match="rates: required what an earlier report wrote"):
+        Rates.from_file(tmp_path / "rates.json")
+
+
+# --- what is read
+
+
+def test_a_task_is_a_problem_on_some_threads(folder: Path) -> None:
+    data = load(folder)
+    assert [(task.problem, task.threads) for task in data.tasks] == [(ONE, 2), (TWO, 1), (TWO, 2)]
+    first, second, _ = data.tasks
+    assert (first.default, first.best.seconds, first.gain) == (3e-3, 1.2e-3, pytest.approx(2.5))
+    assert (second.default, second.best.seconds, second.gain) == (None, 0.5e-3, None)
+    assert (data.trials, dict(data.failures), data.gain) == (12, {"build": 1}, pytest.approx(2.5))
+    assert data.cpus == (cpu_name(),)
+
+
+def test_the_best_so_far_never_rises(folder: Path) -> None:
+    curve = load(folder).tasks[0].best_so_far
+    assert len(curve) == 12 and math.isnan(curve[0])
+    assert curve[1:] == sorted(curve[1:], reverse=True)
+    assert (curve[1], curve[-1]) == (3e-3, 1.2e-3)
+    assert load(folder).tasks[2].best_so_far == [0.25e-3]  # of its records, for want of trials
+
+
+def test_how_the_cost_model_did(folder: Path) -> None:
+    task = load(folder).tasks[0]
+    (predictions,) = task.predictions
+    assert predictions.measured[8] == 1.0 and predictions.measured[9] == pytest.approx(1.2 / 9)
+    quality = quality_of(task)
+    # Of 10 predictions one is displaced, from the lowest place to the second lowest.
+    assert (quality.trials, quality.found, quality.of) == (10, 2, 2)
+    assert quality.correlation == pytest.approx(1 - 6 * 2 / (10 * 99))
+    nothing = quality_of(replace(task, trials=task.trials[:3]))
+    assert (nothing.trials, nothing.correlation, nothing.of) == (0, None, 0)
+
+
+def test_lines_that_make_no_sense_are_skipped(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    good = json.loads((folder / JOURNAL).read_text().splitlines()[1])
+    with (folder / JOURNAL).open("a") as out:
+        for change in ({"problem": "{}"}, {"seconds": -1.0}, {"seconds": "fast"}, {"predicted": math.nan}):
+            out.write(json.dumps({**good, "time": "noon", **change}) + "\n")
+        out.write('{"time": "torn')
+    with caplog.at_level(logging.WARNING):
+        assert load(folder).trials == 12
+    assert caplog.text.count("skipped the trial of noon") == 4
+    assert "line 17: skipped" in caplog.text
+
+
+def test_the_best_schedule_is_told(folder: Path) -> None:
+    best = load(folder).tasks[0].best
+    assert best is not None
+    said = schedule_in_words(best)
+    assert said.startswith("a tile of ") and "packed" in said
+    assert "it no longer applies" in schedule_in_words(replace(best, workload="1"))
+
+
+def test_names_leave_out_what_all_problems_have() -> None:
+    names, common = short_names([ONE, TWO])
+    assert (names, common) == (["9x9", "12x9, dil 1x2"], "heads 1, dim 8, k 3, float32")
+    assert short_names([ONE]) == ([str(ONE)], "")
+
+
+# --- the page
+
+
+class Page(HTMLParser):
+    """What is in a page: tables by class, as rows of texts; all text; every reference."""
+
+    VOID = frozenset({"meta", "img", "br", "source", "link"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.names: set[str] = set()
+        self.tables: dict[str, list[list[str]]] = {}
+        self.references: list[str] = []
+        self.text = ""
+        self._rows: list[list[str]] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.names.add(tag)
+        self.references += [str(given[name]) for name in ("src", "srcset", "href", "action") if name in given]
+        if tag == "table":
+            self._rows = self.tables.setdefault(str(given.get("class")), [])
+        elif tag == "tr":
+            self._rows.append([])
+        elif tag in ("td", "th"):
+            self._rows[-1].append("")
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self.open and self.open[-1] in ("td", "th"):
+            self._rows[-1][-1] += data.strip()
+
+
+def page_of(folder: Path, out: Path) -> Page:
+    return Page(report.write_report(folder, out, measure=False).read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of a report's time."""
+    monkeypatch.setattr(report_plots, "png_of", lambda draw, theme: b"\x89PNG")
+
+
+def test_the_page_needs_nothing_beside_it(folder: Path, out: Path) -> None:
+    page = page_of(folder, out)
+    assert not page.names & {"script", "link", "iframe", "object", "embed"}
+    source = (out / report.PAGE).read_text(encoding="utf-8")
+    assert "url(" not in source and "@import" not in source and "http" not in source
+    assert len(page.references) == 6  # three pictures, light and dark
+    for reference in page.references:
+        kind, _, data = reference.partition(",")
+        assert kind == "data:image/png;base64"
+        assert base64.b64decode(data, validate=True).startswith(b"\x89PNG")
+    assert {file.name for file in out.iterdir()} == {
+        *("report.html", "rates.json", "curves.png", "bounds.png", "predictions.png")
+    }
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_numbers_are_those_of_the_records(folder: Path, out: Path) -> None:
+    data, page = load(folder), page_of(folder, out)
+    _, *rows = page.tables["results"]
+    for row, task in zip(rows, data.tasks, strict=True):
+        best = task.best
+        assert best is not None
+        assert row[:3] == [task.name, str(task.threads), str(len(task.records))]
+        assert row[6:8] == [f"{best.seconds * 1e3:.4f}", f"{best.spread:.0%}"]
+    assert rows[0][3:6] + rows[0][8:] == ["12", "1", "3.0000", "2.50"]
+    assert rows[1][3:6] + rows[1][8:] == ["0", "0", "\N{EN DASH}", "\N{EN DASH}"]
+    assert [row[1:] for row in page.tables["quality"][1:]] == [["2", "10", "0.99", "2 of 2 (100%)"]]
+    assert page.tables["failures"][1:] == [["build", "1", "8.3%"]]
+    assert page.tables["sessions"][1][2:] == ["2", "3", "evolutionary", "7", "12", "12", "all trials are done"]
+    assert page.tables["phases"][1][1:] == ["9.5", "25.0", "15.0", "7.5", "2.5", "50.0", "80%"]
+    for task in data.tasks:
+        assert task.best is not None and schedule_in_words(task.best) in page.text
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_bounds_are_those_of_the_rates(folder: Path, out: Path) -> None:
+    _, *rows = page_of(folder, out).tables["bounds"]
+    for row, task in zip(rows, load(folder).tasks, strict=True):
+        bound = bound_of(task.problem, task.threads, RATES)
+        assert row[4] == f"{bound.products * 1e3:.4f}" and row[7:9] == [f"{bound.seconds * 1e3:.4f}", bound.binds]
+        assert task.best is not None and row[10] == f"{task.best.seconds / bound.seconds:.2f}"
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_schedule_faster_than_its_bound_says_that_rates_are_wrong(folder: Path, out: Path) -> None:
+    slow = replace(RATES, flops={"float32": {1: 1e7, 2: 1e7}})
+    (out / report.RATES).write_text(slow.to_json())
+    assert "The rates are too low: 3 of 3" in page_of(folder, out).text.replace("\n", " ")
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_rates_of_another_cpu_are_not_compared(folder: Path, out: Path) -> None:
+    edit_meta(folder, lambda meta: meta["sessions"][0].update(cpu="Z80 <3>"))
+    page = page_of(folder, out)
+    assert f"the records were measured on Z80 <3>, and the rates would be those of {cpu_name()}" in page.text
+    assert not {"bounds", "rates"} & page.tables.keys()
+    edit_meta(folder, lambda meta: meta.update(sessions=[]))
+    page = page_of(folder, out)
+    assert "measured on a CPU that nobody noted" in page.text and "No session is noted" in page.text
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_rates_are_not_measured_in_vain(folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = []
+    monkeypatch.setattr(report, "measure_rates", lambda *args: measured.append(args) or RATES)
+    (out / report.RATES).unlink()
+    report.write_report(folder, out)
+    assert measured and Rates.from_file(out / report.RATES) == RATES
+    edit_meta(folder, lambda meta: meta["sessions"][0].update(farm=True))
+    report.write_report(folder, out)
+    assert len(measured) == 1
+    assert "devices of a farm" in (out / report.PAGE).read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_folder_without_a_journal(folder: Path, out: Path) -> None:
+    (folder / JOURNAL).unlink()
+    page = page_of(folder, out)
+    assert "predictions.png" not in {file.name for file in out.iterdir()}
+    assert page.text.count("There is no journal") == 3
+    assert "trials" not in page.tables["results"][0]
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_session_that_was_killed(folder: Path, out: Path) -> None:
+    edit_meta(folder, lambda meta: [meta["sessions"][0].pop(name) for name in (*ENDING, "seconds")])
+    assert set(page_of(folder, out).tables["phases"][1][1:]) == {"\N{EN DASH}"}
+
+
+# --- the command
+
+
+def invoke(*arguments: object, code: int = 0) -> Any:
+    result = CliRunner().invoke(app, ["report", *map(str, arguments)], env={"COLUMNS": "300"})
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_command_writes_the_page(folder: Path, out: Path) -> None:
+    result = invoke("--records", folder, "-o", out, "--no-measure")
+    assert result.stdout.strip() == f"written: {out / 'report.html'}"
+    Page((out / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_the_command_takes_the_users_records(folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TVM_NA_RECORDS_DIR", str(folder.parent))
+    assert "records: required records of" in invoke("-o", out, "--no-measure", code=2).stderr
+    folder.rename(folder.parent / detect_target().name)
+    invoke("-o", out, "--no-measure")
+
+
+def test_what_the_command_refuses(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for arguments, message in (
+        (["--records", tmp_path / "none"], "records: required an existing folder"),
+        (["--records", tmp_path / "empty"], "records: required a folder with tuning records"),
+        (["--target", "llvm-x86-mmx"], "target: required native or one of"),
+        (["--target", "native", "--records", folder], "target: required without --records"),
+        (["--records", folder, "--no-measure"], "rates: required a file that an earlier report wrote"),
+    ):
+        result = invoke(*arguments, "-o", tmp_path / "new", code=2)
+        assert f"error: {message}" in result.stderr and "Traceback" not in result.output
+    assert not (tmp_path / "new").exists()
+
+
+def test_missing_packages_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "_EXTRAS", ("matplotlib", "no_such_package"))
+    assert "tvm_na[report], missing no_such_package" in invoke("--records", folder, code=2).stderr

@@ -1,0 +1,260 @@
+"""The CPU schedule: every problem has one, and its numbers are the reference's."""
+
+from __future__ import annotations
+
+import os
+import random
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import TOLERANCE
+from tests.helpers import random_inputs, random_problem, reference64, relative_error
+from tvm_na import settings
+from tvm_na.jit import build
+from tvm_na.problems.attention import NAProblem
+from tvm_na.schedules import base, spaces_for
+from tvm_na.schedules.base import Plan
+from tvm_na.schedules.cpu import attention as cpu
+from tvm_na.targets.target import NATarget, detect_target, list_targets, parse_target
+from tvm_na.te.attention.lanes import LanesTile, forward, lanes_of, spanned_columns
+from tvm_na.te.common.window import group_length, group_window
+
+# How many random problems are tried; 500 take minutes.
+PROBLEMS = int(os.environ.get("TVM_NA_TEST_PROBLEMS", "80"))
+_HEAD_DIMS = (4, 12, 24, 32, 40, 64, 128)
+
+
+def compile_(problem: NAProblem, tile: LanesTile | None = None) -> Any:
+    import tvm
+
+    target = detect_target()
+    if tile is None:
+        module = build.scheduled_module(problem, target)[0]
+    else:
+        module = cpu.apply(forward(problem, tile), target).schedule.mod
+    return tvm.compile(module, target=target.tvm_target())["main"]
+
+
+def compile_all(modules: list[Any]) -> list[Any]:
+    """Kernels of scheduled modules, compiled on all cores."""
+    import tvm
+
+    target = detect_target().tvm_target()
+    with ThreadPoolExecutor(settings.available_cores()) as pool:
+        return list(pool.map(lambda module: tvm.compile(module, target=target)["main"], modules))
+
+
+def errors(problem: NAProblem, kernel: Any, batch: int, seed: int) -> list[float]:
+    """Relative errors of a kernel's outputs, which are NaN before the call."""
+    inputs = random_inputs(problem, batch, seed)
+    query, key, value, rpb = inputs
+    scale = 0.7 * problem.head_dim**-0.5
+    out = torch.full((*query.shape[:-1], problem.head_dim_v), torch.nan, dtype=query.dtype)
+    lse = torch.full(query.shape[:-1], torch.nan, dtype=query.dtype)
+    kernel(
+        query,
+        key,
+        value,
+        torch.tensor([scale], dtype=query.dtype),
+        *([] if rpb is None else [rpb]),
+        out,
+        *([lse] if problem.return_lse else []),
+    )
+    wanted, wanted_lse = reference64(problem, inputs, scale)
+    found = [relative_error(out, wanted)]
+    return [*found, relative_error(lse, wanted_lse)] if problem.return_lse else found
+
+
+def drawn(seed: int) -> NAProblem:
+    rng = random.Random(seed)
+    dim = rng.choice(_HEAD_DIMS)
+    dim_v = rng.choice([dim, dim, rng.choice([1, 5, 20, 48])])
+    dtype = rng.choice(["float32", "float64"])
+    rank = rng.choice([1, 2, 2, 2, 3])
+    sizes = (3, 9) if rank == 3 else (5, 40)
+    return random_problem(rng, rank=rank, sizes=sizes, head_dim=dim, head_dim_v=dim_v, dtype=dtype)
+
+
+@pytest.mark.parametrize("block", range(PROBLEMS // 20))
+def test_random_problems_agree_with_the_reference(block: int) -> None:
+    seeds = range(20 * block, 20 * block + 20)
+    problems = [drawn(seed) for seed in seeds]
+    target = detect_target()
+    kernels = compile_all([build.scheduled_module(problem, target)[0] for problem in problems])
+    for seed, problem, kernel in zip(seeds, problems, kernels, strict=True):
+        found = errors(problem, kernel, batch=1 + seed % 2, seed=seed)
+        assert all(e <= TOLERANCE[problem.dtype] for e in found), (seed, str(problem), found)
+
+
+CORNERS = {
+    "one-token": NAProblem.make((1, 1), 1, 1, 1, bias=True, return_lse=True),
+    "k1": NAProblem.make((5, 9), 1, 2, 3, return_lse=True),
+    "whole-map": NAProblem.make((7, 7), 7, 2, 32, bias=True),
+    "wide-window": NAProblem.make((6, 45), (5, 41), 1, 8, bias=True, return_lse=True),
+    "blocked": NAProblem.make((12, 14), (4, 7), 2, 8, stride=(4, 7), bias=True),
+    "uneven-groups": NAProblem.make((23, 31), 3, 2, 12, dilation=(7, 10), bias=True, return_lse=True),
+    "uneven-causal": NAProblem.make((23, 31), 3, 2, 12, dilation=(7, 10), is_causal=True, stride=(2, 3), bias=True),
+    "prime-dims": NAProblem.make((9, 9), 3, 3, 13, head_dim_v=17),
+    "narrow": NAProblem.make((40, 3), (7, 3), 2, 16, bias=True),
+    "flat": NAProblem.make((3, 40), (3, 7), 2, 16, bias=True, dtype="float64"),
+    "gqa": NAProblem.make((9, 11), 5, 6, 8, heads_kv=2, head_dim_v=24, return_lse=True),
+}
+
+
+@pytest.mark.parametrize("problem", CORNERS.values(), ids=CORNERS)
+def test_corners_of_the_space_agree_with_the_reference(problem: NAProblem) -> None:
+    found = errors(problem, compile_(problem), batch=2, seed=0)
+    assert all(e <= TOLERANCE[problem.dtype] for e in found), found
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("pack", [True, False])
+@pytest.mark.parametrize("queries", [1, 2, 3, 5, 8])
+def test_every_tile_gives_the_same_numbers(queries: int, exact: bool, pack: bool) -> None:
+    problem = NAProblem.make((11, 22), (3, 4), 2, 8, dilation=(2, 3), stride=(1, 2), bias=True, return_lse=True)
+    found = errors(problem, compile_(problem, LanesTile(queries, 8, exact, pack)), batch=2, seed=1)
+    assert all(e <= TOLERANCE["float32"] for e in found), found
+
+
+@pytest.mark.parametrize("seed", range(PROBLEMS // 25))
+def test_drawn_points_give_the_same_numbers(seed: int) -> None:
+    rng = random.Random(seed)
+    problem = list(CORNERS.values())[seed // 2 % len(CORNERS)] if seed % 2 else drawn(1000 + seed)
+    target = detect_target()
+    points = []
+    for k in range(10):
+        func = rng.choice(cpu.formulations(problem, target))
+        plan = Plan(rng.choice(cpu.structures(func, target)), sample=True, seed=100 * seed + k + 1)
+        scheduled = cpu.apply(func, target, plan)
+        assert scheduled is not None
+        points.append(scheduled)
+    kernels = compile_all([point.schedule.mod for point in points])
+    for k, (point, kernel) in enumerate(zip(points, kernels, strict=True)):
+        found = errors(problem, kernel, batch=1 + k % 2, seed=k)
+        assert all(e <= TOLERANCE[problem.dtype] for e in found), (str(problem), point.structure, point.choices, found)
+
+
+def test_plans() -> None:
+    """The default, a wish, the nearest to a wish, and draws that a seed repeats."""
+    problem, target = NAProblem.make((12, 12), 5, 2, 8), detect_target()
+    func = cpu.formulations(problem, target)[0]
+
+    def values(plan: Plan) -> dict[str, int]:
+        scheduled = cpu.apply(func, target, plan)
+        assert scheduled is not None
+        assert base.choices_of(scheduled.schedule.trace, scheduled) == scheduled.choices
+        assert base.structure_of(scheduled.schedule.trace) == scheduled.structure
+        assert all(choice.value in choice.options for choice in scheduled.choices)
+        return {choice.name: choice.value for choice in scheduled.choices}
+
+    default = values(Plan())
+    assert values(Plan(like=default)) == default
+    wished = values(Plan(structure="pack in task", like={"rows per task": 7, "unknown": 3}))
+    assert wished == {**values(Plan("pack in task")), "rows per task": 6}
+    draws = [values(Plan(sample=True, seed=seed)) for seed in (1, 1, 2, 3)]
+    assert draws[0] == draws[1]
+    assert len({tuple(draw.items()) for draw in draws}) == 3
+    with pytest.raises(ValueError, match="structure: required one of pack first"):
+        values(Plan(structure="none"))
+    for structure in cpu.structures(func, target):
+        with pytest.raises(ValueError, match="trace: required"):
+            base.choices_of(cpu.apply(func, target, Plan(structure)).schedule.trace, base.Scheduled(None, "", ()))
+
+
+def test_one_kernel_serves_every_batch() -> None:
+    problem = NAProblem.make((9, 10), 3, 2, 8, bias=True)
+    kernel = compile_(problem)
+    for batch in (1, 2, 5, 17):
+        assert errors(problem, kernel, batch, seed=batch)[0] <= TOLERANCE["float32"]
+
+
+def test_a_value_outside_of_the_window_stays_outside() -> None:
+    for causal in (False, True):
+        problem = NAProblem.make((8, 16), 3, 1, 8, is_causal=causal)
+        query, key, value, _ = random_inputs(problem, 1, 0)
+        clean, poisoned = (torch.full_like(query, torch.nan) for _ in range(2))
+        kernel, scale = compile_(problem), torch.tensor([0.3])
+        kernel(query, key, value, scale, clean)
+        key[0, 4, 8], value[0, 4, 8] = torch.nan, torch.inf
+        kernel(query, key, value, scale, poisoned)
+        sees = torch.zeros(8, 16, dtype=torch.bool)
+        if causal:
+            sees[4:7, 8:11] = True
+        else:
+            sees[3:6, 7:10] = True
+        assert torch.equal(poisoned[0][~sees], clean[0][~sees])
+        assert poisoned[0][sees].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_scores_far_apart_and_non_finite_behave_as_in_the_reference(dtype: str) -> None:
+    problem = NAProblem.make((4, 4), 3, 1, 4, dtype=dtype, return_lse=True)
+    query, key, value, _ = random_inputs(problem, 1, 0)
+    query *= 300.0  # probabilities underflow
+    kernel, scale = compile_(problem), torch.ones(1, dtype=query.dtype)
+    out, lse = torch.empty_like(value), torch.empty(query.shape[:-1], dtype=query.dtype)
+    kernel(query, key, value, scale, out, lse)
+    wanted, wanted_lse = reference64(problem, (query, key, value, None), 1.0)
+    # The scores' own rounding is magnified by their size.
+    assert relative_error(out, wanted) <= 1000 * TOLERANCE[dtype]
+    assert relative_error(lse, wanted_lse) <= 10 * TOLERANCE[dtype]
+    query[0, 0, 0] = torch.nan
+    kernel(query, key, value, scale, out, lse)
+    assert out[0, 0, 0].isnan().all()
+    assert lse[0, 0, 0].isnan().all()
+    assert out[0, 1:].isfinite().all()
+
+
+def test_spanned_columns_is_the_most_that_a_tile_spans() -> None:
+    rng = random.Random(7)
+    for _ in range(200):
+        problem = random_problem(rng)
+        (_, width), (_, k), (_, s), (_, d) = problem.spatial, problem.kernel_size, problem.stride, problem.dilation
+        queries = rng.randint(1, 9)
+        most = 0
+        for r in range(d):
+            length = group_length(width, d, r)
+            for first in range(0, length, queries):
+                windows = [
+                    group_window(t, length, k, s, problem.is_causal[1])[0]
+                    for t in range(first, min(first + queries, length))
+                ]
+                most = max(most, max(windows) + k - min(windows))
+        assert spanned_columns(problem, queries) == most
+        assert 0 <= lanes_of(problem, LanesTile(queries, 8)) - most < 8
+
+
+def test_the_space_refuses_what_it_does_not_serve() -> None:
+    from tvm_na.te.attention.definition import forward as natural
+
+    target = detect_target()
+    problem = NAProblem.make((5, 5), 3, 1, 4)
+    assert cpu.apply(natural(problem), target) is None
+    cuda = NATarget("cuda-sm_90", "cuda", "", "", (), 16, 255)
+    assert cpu.apply(forward(problem, LanesTile(1, 8)), cuda) is None
+    assert spaces_for(NAProblem.make((5, 5), 3, 1, 4, dtype="float16"), target) == []
+
+
+@pytest.mark.parametrize("name", [n for n in list_targets() if "x86" in n])
+def test_kernels_for_other_cpus_use_their_vectors(name: str) -> None:
+    import tvm
+
+    target = parse_target(name)
+    problem = NAProblem.make((14, 14), 7, 2, 32)
+    module = build.scheduled_module(problem, target)[0]
+    assembly = tvm.compile(module, target=target.tvm_target()).mod.inspect_source("s")
+    register = {"llvm-x86-avx512": "%zmm", "llvm-x86-avx2": "%ymm", "llvm-x86-sse4": "%xmm"}[name]
+    assert register in assembly
+    if name != "llvm-x86-sse4":
+        products = [line for line in assembly.splitlines() if "vfmadd" in line and register in line]
+        assert len(products) > 20
+    assert "expf" not in assembly
+
+
+def test_decisions() -> None:
+    assert base.largest_divisor(12, 5) == 4
+    assert base.largest_divisor(7, 6) == 1
+    assert base.largest_divisor(5, 0) == 1

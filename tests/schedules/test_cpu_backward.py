@@ -1,0 +1,187 @@
+"""Gradients on CPUs: every problem has a kernel, and its numbers are those of the reference's autograd."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import GRADIENT_TOLERANCE
+from tests.helpers import random_inputs, random_problem, reference64, relative_error
+from tests.ops.gradients import wanted
+from tests.schedules.test_cpu import compile_all
+from tvm_na.jit import build
+from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.backward import BackwardProblem
+from tvm_na.schedules import spaces_for
+from tvm_na.schedules.base import Plan
+from tvm_na.schedules.cpu import backward as cpu_backward
+from tvm_na.targets.target import NATarget, detect_target
+from tvm_na.te.backward.lanes import backward
+from tvm_na.te.backward.lanes_tile import BackwardTile, Chunks
+from tvm_na.te.common.rows import Rows
+
+# How many random problems are tried; 500 take minutes.
+PROBLEMS = int(os.environ.get("TVM_NA_TEST_PROBLEMS", "80")) * 3 // 10
+_HEAD_DIMS = (4, 12, 24, 32, 40, 64)
+
+
+def gradients(problem: NAProblem, kernel: Any, batch: int, seed: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """What a kernel writes over NaN, and what is right; with a gradient of the lse where the problem has one."""
+    inputs = random_inputs(problem, batch, seed)
+    query, _, _, rpb = inputs
+    generator = torch.Generator().manual_seed(seed)
+    d_out = torch.randn(*query.shape[:-1], problem.head_dim_v, generator=generator, dtype=query.dtype)
+    d_lse = torch.randn(query.shape[:-1], generator=generator, dtype=query.dtype) if problem.return_lse else None
+    scale = 0.7 * problem.head_dim**-0.5
+    lse = reference64(problem, inputs, scale)[1].to(query.dtype).clone(memory_format=torch.contiguous_format)
+    tensors = [t for t in inputs if t is not None]
+    found = [torch.full_like(t, torch.nan) for t in tensors]
+    kernel(
+        *inputs[:3],
+        torch.tensor([scale], dtype=query.dtype),
+        *([] if rpb is None else [rpb]),
+        lse,
+        d_out,
+        *([] if d_lse is None else [d_lse]),
+        *found,
+    )
+    return found, wanted(problem, tensors, d_out, d_lse, scale)
+
+
+def check(problem: NAProblem, kernel: Any, batch: int, seed: int) -> None:
+    found, right = gradients(problem, kernel, batch, seed)
+    errors = [relative_error(a, b) for a, b in zip(found, right, strict=True)]
+    tolerance = [GRADIENT_TOLERANCE[problem.dtype]] * len(errors)
+    if math.prod(problem.kernel_size) == 1 and problem.bias:
+        # One key has the weight 1 whatever its score: the bias's gradient is 0, and what is found the sum of as many
+        # roundings as there are queries.
+        tolerance[3] *= batch * math.prod(problem.spatial)
+    assert all(e <= t for e, t in zip(errors, tolerance, strict=True)), (seed, str(problem), errors)
+
+
+def drawn(seed: int) -> NAProblem:
+    rng = random.Random(seed)
+    rank = rng.choice([1, 2, 2, 3])
+    dim = rng.choice(_HEAD_DIMS)
+    return random_problem(
+        rng,
+        rank=rank,
+        sizes=(3, 7) if rank == 3 else (4, 30),
+        head_dim=dim,
+        head_dim_v=rng.choice([dim, dim, 5, 20]),
+        dtype=rng.choice(["float32", "float32", "float64"]),
+    )
+
+
+def scheduled(problem: NAProblem) -> Any:
+    return build.scheduled_module(BackwardProblem(problem), detect_target())[0]
+
+
+@pytest.mark.parametrize("block", range(PROBLEMS // 20))
+def test_random_problems_agree_with_the_reference(block: int) -> None:
+    seeds = range(20 * block, 20 * block + 20)
+    problems = [drawn(seed) for seed in seeds]
+    for seed, problem, kernel in zip(seeds, problems, compile_all(list(map(scheduled, problems))), strict=True):
+        check(problem, kernel, 1 + seed % 2, seed)
+
+
+CORNERS = {
+    "a window of one": NAProblem.make((5, 6), 1, 2, 4, bias=True),
+    "the whole map": NAProblem.make((7, 7), 7, 2, 32, bias=True),
+    "NAT-Tiny, first stage": NAProblem.make((56, 56), 7, 2, 32, bias=True, return_lse=True),
+    "uneven groups": NAProblem.make((23, 29), 5, 1, 16, dilation=(3, 4), bias=True),
+    "one position": NAProblem.make((1, 1), 1, 1, 1, bias=True),
+    "one long axis": NAProblem.make(300, 13, 2, 16, is_causal=True),
+    "keys of many heads": NAProblem.make((9, 9), 3, 12, 8, heads_kv=2, head_dim_v=24, bias=True),
+}
+
+
+@pytest.mark.parametrize("problem", CORNERS.values(), ids=CORNERS)
+def test_corners_of_the_space(problem: NAProblem) -> None:
+    check(problem, compile_all([scheduled(problem)])[0], 2, 0)
+
+
+def test_border_keys_and_queries_on_their_own() -> None:
+    problem = NAProblem.make((9, 10), (3, 5), 2, 8, bias=True)
+    found, right = gradients(problem, compile_all([scheduled(problem)])[0], 1, 1)
+    for a, b in zip(found[:3], right[:3], strict=True):
+        for y in (0, 1, 4, 7, 8):
+            for x in (0, 1, 2, 3, 6, 8, 9):
+                assert relative_error(a[:, y, x], b[:, y, x]) <= GRADIENT_TOLERANCE["float32"], (y, x)
+
+
+@pytest.mark.parametrize(("queries", "tiles"), [(1, 9), (2, 1), (3, 3), (5, 1), (5, 2)])
+def test_every_tile_gives_the_same_numbers(queries: int, tiles: int) -> None:
+    problem = NAProblem.make((10, 18), (5, 3), 2, 8, dilation=(1, 2), bias=True)
+    tiles_of = [BackwardTile(queries, 8, chunks, tiles, pack) for chunks, pack in ((1, True), (3, False))]
+    funcs = [backward(BackwardProblem(problem), tile) for tile in tiles_of]
+    plans = [Plan(structure) for structure in cpu_backward.STRUCTURES]
+    found = [cpu_backward.apply(func, detect_target(), plan) for func, plan in zip(funcs, plans, strict=True)]
+    for kernel in compile_all([each.schedule.mod for each in found if each is not None]):
+        check(problem, kernel, 1, 0)
+
+
+@pytest.mark.parametrize("seed", range(PROBLEMS // 12))
+def test_drawn_points_give_the_same_numbers(seed: int) -> None:
+    problem, target, rng = drawn(1000 + seed), detect_target(), random.Random(seed)
+    func = rng.choice(cpu_backward.formulations(BackwardProblem(problem), target))
+    plan = Plan(rng.choice(cpu_backward.STRUCTURES), sample=True, seed=seed + 1)
+    found = cpu_backward.apply(func, target, plan)
+    assert found is not None
+    check(problem, compile_all([found.schedule.mod])[0], 1, seed)
+
+
+def test_runs_are_bit_equal_whatever_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tvm_na.jit import runtime
+
+    problem = NAProblem.make((29, 17), (7, 5), 2, 16, heads_kv=1, bias=True)
+    kernel = build.kernel_for(BackwardProblem(problem)).function
+    runs = []
+    for threads in ("1", "2", "2"):
+        monkeypatch.setenv("TVM_NA_NUM_THREADS", threads)
+        runtime.use_threads(2**40)
+        runs.append(gradients(problem, kernel, 3, 0)[0])
+    for other in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
+def test_what_is_masked_may_be_infinite() -> None:
+    """The gradients of queries that do not see a key are those that they have if it is finite."""
+    problem = NAProblem.make(8, 4, 1, 4, is_causal=True)
+    kernel = build.kernel_for(BackwardProblem(problem)).function
+    query, key, value, _ = random_inputs(problem, 1, 0)
+    lse, d_out = reference64(problem, (query, key, value, None), 0.6)[1].float().contiguous(), torch.randn_like(query)
+    found = []
+    for bad in (0.0, torch.inf, torch.nan):
+        key[:, -1], value[:, -1] = bad, bad
+        out = [torch.full_like(t, torch.nan) for t in (query, key, value)]
+        kernel(query, key, value, torch.tensor([0.6]), lse, d_out, *out)
+        found.append(out[0][:, :-1])
+    assert torch.isfinite(found[0]).all()
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_chunks_have_few_rows_in_common() -> None:
+    for size, kernel_size, dilation, count in ((56, 7, 1, 5), (7, 7, 1, 1), (56, 7, 8, 1), (224, 7, 1, 8)):
+        problem = BackwardProblem.make((size, 20), (kernel_size, 3), 1, 8, dilation=(dilation, 1))
+        assert cpu_backward.chunks_of(problem) == count
+        chunks = Chunks.of(Rows(problem.forward), count)
+        assert chunks.reach <= 1.5 * chunks.rows or count == 1
+
+
+def test_the_space_refuses_what_it_does_not_serve() -> None:
+    from tvm_na.te.attention.lanes import LanesTile, forward
+
+    target, problem = detect_target(), BackwardProblem.make((5, 5), 3, 1, 4)
+    assert cpu_backward.apply(forward(problem.forward, LanesTile(1, 8)), target) is None
+    cuda = NATarget("cuda-sm_90", "cuda", "", "", (), 16, 255)
+    assert [space.name for space in spaces_for(problem, cuda)] == ["cuda-backward"]
+    assert spaces_for(BackwardProblem.make((5, 5), 3, 1, 4, dtype="float16"), target) == []
+    with pytest.raises(ValueError, match="structure: required one of tiles outside, rows outside"):
+        cpu_backward.apply(backward(problem, BackwardTile(1, 8)), target, Plan("none"))

@@ -1,0 +1,124 @@
+"""The CUDA spaces without a GPU: kernels in the emulation against the reference, and what nvcc makes of them."""
+
+from __future__ import annotations
+
+import random
+import shutil
+
+import pytest
+
+from tests.conftest import TOLERANCE
+from tests.cuda_emulator.errors import EmulationError
+from tests.cuda_emulator.mutate import barriers, replaced, without_barrier
+from tests.helpers import random_problem
+from tests.schedules.cuda_kernels import POINTS, CudaKernel, assert_right, formulations, kernel_of, run, scheduled
+from tvm_na.cuda.inspection import inspect_kernel
+from tvm_na.problems.attention import NAProblem
+from tvm_na.schedules.base import Plan
+
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+PLAIN = NAProblem.make((14, 14), 7, 2, 32, bias=True, return_lse=True)
+NAMED = {
+    "nat": PLAIN,
+    "nat 7x7": NAProblem.make((7, 7), 7, 16, 32, bias=True, dtype="float16"),
+    "one token of a head": NAProblem.make((7, 7), 7, 1, 1),
+    "prime": NAProblem.make((13, 11), 5, 1, 32, bias=True, dtype="bfloat16"),
+    "wide heads": NAProblem.make((9, 8), 5, 2, 256, dtype="float16", return_lse=True),
+    "narrow values": NAProblem.make((9, 8), 3, 4, 24, heads_kv=2, head_dim_v=5, bias=True),
+    "1d": NAProblem.make(57, 7, 3, 20, dilation=5, dtype="bfloat16"),
+    "3d": NAProblem.make((5, 6, 7), (3, 2, 3), 2, 5, dilation=(1, 2, 2), is_causal=(True, False, True), bias=True),
+    "strided": NAProblem.make((15, 14), (7, 6), 4, 64, stride=(3, 2), return_lse=True, dtype="float64"),
+    "large window": NAProblem.make((30, 30), 25, 1, 16, bias=True, dtype="float16", return_lse=True),
+    "whole map": NAProblem.make((20, 20), 20, 1, 8, return_lse=True),
+}
+
+
+def count_of(problem: NAProblem) -> int:
+    return len(formulations(problem))
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_every_formulation_is_right(name: str) -> None:
+    problem = NAMED[name]
+    for formulation in range(count_of(problem)):
+        assert_right(kernel_of(problem, scheduled(problem, formulation)), batch=2, seed=formulation)
+
+
+def drawn_problem(seed: int) -> NAProblem:
+    """A small problem of any rank, options and dtype."""
+    rng = random.Random(seed)
+    rank = rng.choice([1, 2, 2, 2, 3])
+    sizes = {1: (5, 60), 2: (5, 17), 3: (3, 7)}[rank]
+    dim = rng.choice([1, 5, 16, 20, 32, 48, 64, 128])
+    dim_v = rng.choice([dim, dim, dim, 24])
+    return random_problem(rng, rank=rank, sizes=sizes, head_dim=dim, head_dim_v=dim_v, dtype=rng.choice(DTYPES))
+
+
+@pytest.mark.parametrize("seed", range(POINTS))
+def test_random_points_of_random_problems(seed: int) -> None:
+    problem = drawn_problem(seed)
+    rng = random.Random(seed)
+    formulation = rng.randrange(count_of(problem))
+    # Every other one has the default point; the others are drawn until shared memory holds one.
+    for attempt in range(20):
+        point = scheduled(problem, formulation, Plan(sample=bool(seed % 2), seed=seed * 100 + attempt + 1))
+        kernel = kernel_of(problem, point)
+        if kernel.fits:
+            break
+    assert kernel.fits
+    assert_right(kernel, batch=rng.choice([1, 2]), seed=seed)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [0.0, -1.5, 30.0])
+def test_any_scale(dtype: str, scale: float) -> None:
+    problem = NAProblem.make((7, 9), 5, 2, 16, dtype=dtype, return_lse=True)
+    error, lse_error = run(kernel_of(problem, scheduled(problem)), scale=scale)
+    assert error <= TOLERANCE[dtype] and lse_error <= TOLERANCE[problem.accum_dtype]
+
+
+# --- what the emulation notices
+
+
+@pytest.fixture(scope="module")
+def kernel() -> CudaKernel:
+    return kernel_of(PLAIN, scheduled(PLAIN))
+
+
+def damage_is_noticed(kernel: CudaKernel) -> bool:
+    """Whether a damaged kernel fails, or has wrong numbers, in one order of its threads or another."""
+    for seed in range(4):
+        try:
+            if not max(run(kernel, seed=seed)) <= TOLERANCE[kernel.problem.dtype]:
+                return True
+        except EmulationError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(("formulation", "needed"), [(0, [0]), (2, [0, 1, 2, 3, 4, 5, 6])])
+def test_a_missing_barrier_is_noticed(formulation: int, needed: list[int]) -> None:
+    """The others stand where a shuffle has made the warp's threads wait for each other already."""
+    kernel = kernel_of(PLAIN, scheduled(PLAIN, formulation))
+    assert barriers(kernel.source) >= len(needed)
+    for n in needed:
+        assert damage_is_noticed(kernel.with_source(without_barrier(kernel.source, n))), n
+
+
+def test_a_shifted_window_is_noticed(kernel: CudaKernel) -> None:
+    assert not damage_is_noticed(kernel)
+    assert damage_is_noticed(kernel.with_source(replaced(kernel.source, "- 3), 7), 0)", "- 2), 7), 0)")))
+
+
+# --- what nvcc makes of them
+
+nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+
+
+@nvcc
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("name", NAMED)
+def test_defaults_fit_registers(name: str, arch: str) -> None:
+    found = inspect_kernel(kernel_of(NAMED[name], scheduled(NAMED[name])).source, arch)
+    assert found.registers <= 255 and found.spill_bytes == 0 and found.stack_bytes == 0
+    assert found.shared_bytes <= 48 * 1024

@@ -1,0 +1,116 @@
+"""A classifier that knows colors, and servers of it: in a thread of the tests, or in a process of its own.
+
+``python -m tests.serve.serving SECONDS`` serves it on a free port, each batch taking so many seconds.
+"""
+
+from __future__ import annotations
+
+import io
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import torch
+import uvicorn
+from PIL import Image
+from torch import Tensor
+
+from tvm_na.models.registry import Preprocessing
+from tvm_na.serve.app import create_app
+from tvm_na.serve.classifier import Classifier
+from tvm_na.serve.limits import Limits
+from tvm_na.serve.server import run_server
+from tvm_na.serve.service import Service
+
+CLASSES = 256
+PREPROCESSING = Preprocessing(input_size=8, crop_pct=1.0, mean=(0, 0, 0), std=(1, 1, 1))
+
+
+def color_logits(images: Tensor) -> Tensor:
+    """The class of an image is how red it is, 0 to 255."""
+    red = images[:, 0].mean((1, 2)) * 255
+    return -4 * (red[:, None] - torch.arange(CLASSES)).abs()
+
+
+def color_classifier(**changes: Any) -> Classifier:
+    settings: dict[str, Any] = {"logits": color_logits, "no_attention": "it only knows colors"}
+    return Classifier(**{"name": "colors", "preprocessing": PREPROCESSING, "classes": CLASSES, **settings, **changes})
+
+
+def picture(red: int, file_format: str = "PNG", size: tuple[int, int] = (12, 10)) -> bytes:
+    """An image file of class ``red``; PNG keeps the color exactly."""
+    file = io.BytesIO()
+    Image.new("RGB", size, (red, 255 - red, 77)).save(file, file_format)
+    return file.getvalue()
+
+
+@dataclass
+class Served:
+    """A server in a thread, and a client of it."""
+
+    service: Service
+    http: httpx.Client
+    port: int
+
+    def classify(self, data: bytes, **options: Any) -> httpx.Response:
+        return self.http.post("/classify", content=data, headers={"Content-Type": "image/png"}, **options)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """What /metrics says; 0 for what has not happened."""
+        wanted = name + ("{" + ",".join(f'{k}="{v}"' for k, v in labels.items()) + "}" if labels else "")
+        for line in self.http.get("/metrics").text.splitlines():
+            if line.rsplit(" ", 1)[0] == wanted:
+                return float(line.rsplit(" ", 1)[1])
+        return 0.0
+
+    def outcomes(self, endpoint: str = "classify") -> dict[str, float]:
+        """How many requests had which outcome."""
+        found = {}
+        for line in self.http.get("/metrics").text.splitlines():
+            if line.startswith(f'tvm_na_requests_total{{endpoint="{endpoint}",outcome='):
+                found[line.split('"')[3]] = float(line.rsplit(" ", 1)[1])
+        return found
+
+
+@contextmanager
+def served(classifier: Classifier | None = None, **limits: Any) -> Iterator[Served]:
+    """A server of a classifier, by default of the colors, for as long as the block lasts."""
+    service = Service(classifier or color_classifier(), Limits(**limits))
+    listening = socket.create_server(("127.0.0.1", 0), backlog=128)
+    port = listening.getsockname()[1]
+    config = uvicorn.Config(create_app(service), http="h11", ws="none", log_config=None, log_level="warning")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listening],))
+    thread.start()
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as http:
+            yield Served(service, http, port)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+    assert not thread.is_alive()
+
+
+def wait_until(condition: Any, what: str, seconds: float = 10.0) -> None:
+    """Return when ``condition()`` is true, and fail if it is not in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not in {seconds} s: {what}"
+        time.sleep(0.005)
+
+
+if __name__ == "__main__":
+    pause = float(sys.argv[1])
+
+    def slow_logits(images: Tensor) -> Tensor:
+        time.sleep(pause)
+        return color_logits(images)
+
+    service = Service(color_classifier(logits=slow_logits), Limits(max_batch=8, max_delay_ms=2))
+    sys.exit(run_server(service, "127.0.0.1", 0))

@@ -1,0 +1,105 @@
+"""What is to be tuned: from models, from files, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tvm_na.problems.attention import NAProblem
+from tvm_na.targets.target import detect_target
+from tvm_na.tune.tasks import TuneTask, formulations_of, label, merged, tasks_from_file, tasks_of
+
+PROBLEM = NAProblem.make((9, 9), 3, 1, 8)
+OTHER = NAProblem.make((9, 9), 3, 1, 8, bias=True)
+
+
+def test_layers_are_weights_and_repeated_problems_are_one_task() -> None:
+    assert tasks_of({PROBLEM: 3, OTHER: 1}) == [TuneTask(PROBLEM, 3.0), TuneTask(OTHER, 1.0)]
+    assert merged([TuneTask(PROBLEM), TuneTask(OTHER), TuneTask(PROBLEM, 2.0)]) == [
+        TuneTask(PROBLEM, 3.0),
+        TuneTask(OTHER, 1.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("problem", "weight", "error", "says"),
+    [
+        ("9x9", 1.0, TypeError, "problem: required one of NAProblem, .*UnfusedProblem, got str"),
+        (PROBLEM, "1", TypeError, "weight: required a number, got str"),
+        (PROBLEM, True, TypeError, "weight: required a number, got bool"),
+        (PROBLEM, 0, ValueError, "weight: required a finite number > 0, got 0"),
+        (PROBLEM, float("nan"), ValueError, "weight: required a finite number > 0, got nan"),
+    ],
+)
+def test_bad_tasks(problem: Any, weight: Any, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        TuneTask(problem, weight)
+
+
+def write(folder: Path, content: Any) -> Path:
+    file = folder / "problems.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return file
+
+
+def test_problems_come_from_a_file(tmp_path: Path) -> None:
+    entries = [
+        json.loads(PROBLEM.to_json()),
+        {"spatial": [9, 9], "kernel_size": 3, "heads": 1, "head_dim": 8, "bias": True, "weight": 4},
+        {"spatial": [9, 9], "kernel_size": [3, 3], "heads": 1, "head_dim": 8},
+    ]
+    assert tasks_from_file(write(tmp_path, entries)) == [TuneTask(PROBLEM, 2.0), TuneTask(OTHER, 4.0)]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("[", "problems: required a JSON file, got .*problems.json"),
+        ("{}", "problems: required a list of one problem or more, got .* with dict"),
+        ("[]", "problems: required a list of one problem or more"),
+        ([1], r"problems: required JSON objects, got 1 \(.*entry 0\)"),
+        ([{"spatial": [9, 9]}], r"problems: .*missing.*entry 0"),
+        ([{"spatial": [2, 2], "kernel_size": 3, "heads": 1, "head_dim": 8}], r"problems: kernel_size: .*entry 0"),
+        (
+            [{"spatial": [9, 9], "kernel_size": 3, "heads": 1, "head_dim": 8, "weight": -1}],
+            r"problems: weight: required a finite number > 0, got -1 \(.*entry 0\)",
+        ),
+    ],
+)
+def test_bad_files(tmp_path: Path, content: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        tasks_from_file(write(tmp_path, content))
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        tasks_from_file(tmp_path / "problems.json")
+
+
+def test_a_problem_has_formulations_with_spaces() -> None:
+    found = formulations_of(PROBLEM, detect_target())
+    assert found
+    assert len({f.text for f in found}) == len(found)
+    for formulation in found:
+        assert formulation.problem == PROBLEM
+        assert formulation.default is next(iter(formulation.spaces.values()))
+        assert formulation.points == sum(s.points for s in formulation.spaces.values()) > 1
+        assert [name for name, s in formulation.spaces.items() if s.structure != name] == []
+
+
+def test_a_problem_without_a_space_is_refused() -> None:
+    with pytest.raises(ValueError, match="problem: required one that has a compiled kernel on llvm-.*, got 9"):
+        formulations_of(NAProblem.make((9, 9), 3, 1, 8, dtype="float16"), detect_target())
+
+
+def test_labels_say_what_differs() -> None:
+    texts = ['{"formulation":"lanes","queries":2,"exact_values":true,"vector":8}']
+    assert label(texts[0], texts) == "lanes"
+    texts.append('{"formulation":"lanes","queries":4,"exact_values":false,"vector":8}')
+    assert [label(text, texts) for text in texts] == ["queries 2, exact values", "queries 4, no exact values"]
+    texts.append('{"formulation":"band","vector":8}')
+    assert [label(text, texts) for text in texts][2] == "band"
+    assert label(texts[0], texts) == "lanes, queries 2, exact values"

@@ -1,0 +1,91 @@
+"""What the commands share: where they print, how they fail, the choices they offer."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from tvm_na.problems.attention import NAProblem
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: The names of :class:`tvm_na.functional.Backend`, which would import PyTorch.
+BackendName = Literal["auto", "compiled", "reference"]
+
+
+def console() -> Console:
+    """Where results go. Made anew for each command, since standard output may have been replaced."""
+    return Console(highlight=False)
+
+
+def errors() -> Console:
+    """Where errors and warnings go."""
+    return Console(stderr=True, highlight=False)
+
+
+def warn(message: str) -> None:
+    """Say something that must not be overlooked."""
+    errors().print(Text(f"warning: {message}", style="bold yellow"), soft_wrap=True)
+
+
+def fail(message: str) -> typer.Exit:
+    """Print an error; what is to be raised after it."""
+    errors().print(Text(f"error: {message}", style="bold red"), soft_wrap=True)
+    return typer.Exit(2)
+
+
+def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Let what a user can cause end in one red message and exit code 2, without a traceback."""
+
+    @functools.wraps(command)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except (ValueError, TypeError, FileNotFoundError, PermissionError) as error:
+            raise fail(str(error)) from error
+
+    return wrapper
+
+
+def build(problems: Iterable[NAProblem]) -> None:
+    """Build the kernels of ``problems`` that are not in the cache; ends the command where that is impossible."""
+    from tvm_na.jit.progress import build_kernels
+
+    try:
+        build_kernels(problems, console())
+    except RuntimeError as error:  # no kernel for such a problem, no compiler, no place for the cache
+        raise fail(str(error)) from error
+
+
+def own_size(model: str) -> int:
+    """Pixels in height and width of the images that a model is made for; ValueError for an unknown name."""
+    from tvm_na.models.registry import get_spec
+
+    return get_spec(model).preprocessing.input_size
+
+
+def size_of(count: float) -> str:
+    """Bytes for people, such as ``"1.5 MB"``."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def rows_of(pairs: list[tuple[Any, ...]]) -> Any:
+    """A borderless table of rows, the first column in bold."""
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    for pair in pairs:
+        table.add_row(*(Text(str(cell)) for cell in pair))
+    return table

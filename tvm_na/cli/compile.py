@@ -1,0 +1,132 @@
+"""``tvm-na compile``: a model as an artifact that runs without the compiler."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from tvm_na.cli.common import console, fail, own_size, reports_errors, rows_of, size_of, warn
+from tvm_na.cli.run import IMAGENET_CLASSES, load_model
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.status import Status
+
+    from tvm_na.deploy.manifest import Manifest
+
+
+class _Steps:
+    """The step that is under way, with a spinner; a line with its time for each that is over."""
+
+    def __init__(self, out: Console, status: Status) -> None:
+        self._out, self._status = out, status
+        self._step, self._start = "", time.perf_counter()
+
+    def __call__(self, step: str) -> None:
+        """The next step begins."""
+        now = time.perf_counter()
+        if self._step:
+            self._out.print(f"{self._step}: {now - self._start:.1f} s", markup=False, soft_wrap=True)
+        self._step, self._start = step, now
+        self._status.update(step)
+
+
+@reports_errors
+def compile_model(
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="Name of a model, such as nat_tiny.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The artifact, a folder that is made.")],
+    weights: Annotated[Path | None, typer.Option(help="Checkpoint (.pth, .safetensors); random if none.")] = None,
+    input_size: Annotated[
+        int | None, typer.Option(min=32, help="Pixels in height and width that the model sees; its own if not given.")
+    ] = None,
+    num_classes: Annotated[int, typer.Option(min=1, help="Classes of the model.")] = IMAGENET_CLASSES,
+    batch: Annotated[
+        str, typer.Option(metavar="dynamic|N", help="Images at once: any number, or this one.")
+    ] = "dynamic",
+    target: Annotated[str | None, typer.Option(help="CPU to compile for; this machine's if not given.")] = None,
+    format: Annotated[
+        Literal["aoti", "tvm"], typer.Option(help="What runs it: PyTorch, or TVM's runtime of 4 MB alone.")
+    ] = "aoti",
+    precision: Annotated[
+        Literal["float32", "float64"] | None, typer.Option(help="What the model is converted to; its own if not given.")
+    ] = None,
+    autotune: Annotated[
+        bool, typer.Option(help="With aoti: measure Inductor's linear layers against the library's.")
+    ] = True,
+    runtime: Annotated[
+        Path | None, typer.Option(help="With tvm, for another architecture: its libtvm_runtime.so, to go into it.")
+    ] = None,
+    records: Annotated[
+        Literal["all", "user", "shipped", "off"] | None, typer.Option(help="Tuning records that count.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an artifact that is there.")] = False,
+) -> None:
+    """Compile a model into an artifact that runs without the compiler; takes minutes."""
+    import warnings
+    from dataclasses import replace
+
+    import torch
+
+    from tvm_na.deploy.compiler import compile as compile_artifact
+    from tvm_na.deploy.manifest import read_manifest
+    from tvm_na.models.registry import get_spec
+
+    if batch != "dynamic" and not batch.isdecimal():
+        raise ValueError(f"batch: required dynamic or an integer >= 1, got {batch!r}")
+    size = input_size or own_size(name)
+    preprocessing = replace(get_spec(name).preprocessing, input_size=size)
+    model = load_model(name, weights, num_classes, "compiled")
+    out, start = console(), time.perf_counter()
+    try:
+        with out.status("") as status, warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always", UserWarning)
+            steps = _Steps(out, status)
+            compile_artifact(
+                model,
+                torch.zeros(1, 3, size, size),
+                target,
+                batch if batch == "dynamic" else int(batch),
+                precision,
+                output=output,
+                format=format,
+                autotune=autotune,
+                runtime=runtime,
+                name=name,
+                weights=None if weights is None else weights.name,
+                preprocessing=preprocessing,
+                records=records,
+                overwrite=overwrite,
+                report=steps,
+            )
+            steps("")
+    except RuntimeError as error:  # no kernel, no compiler, or wrong numbers
+        raise fail(str(error)) from error
+    _print_artifact(output, read_manifest(output.absolute()), time.perf_counter() - start)
+    for warning in warned:
+        if (text := str(warning.message)).startswith(("UNTUNED", "NOT CHECKED")):
+            warn(text)
+
+
+def _print_artifact(folder: Path, manifest: Manifest, seconds: float) -> None:
+    out = console()
+    size = size_of(sum(file["bytes"] for file in manifest.files.values()))
+    out.print(f"{folder.absolute()}: {size}, {seconds:.0f} s", style="bold green", markup=False, soft_wrap=True)
+    rows = [
+        ("model", f"{manifest.model['name']}, {manifest.model['parameters']:,} parameters"),
+        ("weights", manifest.model["weights"] or "RANDOM"),
+        ("input", manifest.input),
+        ("output", ", ".join(map(str, manifest.outputs))),
+        ("target", manifest.target["name"]),
+        ("needs", ", ".join(f"{package} {version}" for package, version in manifest.requires.items())),
+        *((p["text"], f"{p['layers']} layers, {p['schedule']}") for p in manifest.problems),
+        ("check", _check_in_words(manifest)),
+    ]
+    out.print(rows_of(rows), soft_wrap=True)
+
+
+def _check_in_words(manifest: Manifest) -> str:
+    error, budget = manifest.check.get("relative_error"), f"budget {manifest.check['budget']:.0e}"
+    return f"NOT CHECKED, {budget}" if error is None else f"relative error {error:.1e}, {budget}"

@@ -1,0 +1,1 @@
+"""Artifacts that run with PyTorch."""

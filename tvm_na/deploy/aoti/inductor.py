@@ -1,0 +1,90 @@
+"""The rest of a model: compiled by AOTInductor, weights folded in."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from torch._inductor import select_algorithm
+from torch.export import ExportedProgram
+
+from tvm_na.jit import openmp
+from tvm_na.targets.target import NATarget, detect_target
+
+
+def compile_program(
+    program: ExportedProgram, target: NATarget, folder: Path, scratch: Path, autotune: bool = False
+) -> None:
+    """Compile a program for ``target`` into ``folder``, in the form that PyTorch's AOTIModelPackageLoader takes.
+
+    Its operators must be known to PyTorch (:class:`tvm_na.deploy.export.Operators`). Takes from half a minute to
+    minutes.
+
+    Args:
+        program: On the CPU.
+        target: A CPU's, which this machine can run.
+        folder: It is made.
+        scratch: A folder for intermediate files.
+        autotune: Whether linear layers may be Inductor's own C++ where that is faster on this machine than the library.
+            Only for this machine's own target.
+
+    Raises:
+        RuntimeError: Inductor or the C++ compiler fails.
+    """
+    package = scratch / "model.pt2"
+    with torch.no_grad(), _without_tables():
+        options = _options(target) | (_AUTOTUNE if autotune and target.name == detect_target().name else {})
+        torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=options)
+    _unpack(package, folder)
+
+
+_AUTOTUNE = {
+    "max_autotune": True,
+    "max_autotune_gemm_backends": "CPP,ATEN",
+    "max_autotune_report_choices_stats": False,
+}
+
+
+@contextmanager
+def _without_tables() -> Iterator[None]:
+    """Without a table on the screen for each layer that is tuned."""
+    before = select_algorithm.PRINT_AUTOTUNE
+    select_algorithm.PRINT_AUTOTUNE = False
+    try:
+        yield
+    finally:
+        select_algorithm.PRINT_AUTOTUNE = before
+
+
+def _options(target: NATarget) -> dict[str, Any]:
+    return {
+        "freezing": True,
+        "cpp.cxx": (None, openmp.cxx_compiler()),
+        # Else the code would be for this very machine, and for the number of threads that it has now.
+        "cpp.march": target.cpu if target.name.startswith("llvm-x86") else "armv8-a",
+        "cpp.simdlen": target.vector_bytes * 8,
+        "cpp.dynamic_threads": True,
+        # Else a batch of one is refused where inputs are checked (AOTI_RUNTIME_CHECK_INPUTS=1).
+        "aot_inductor.check_lowerbound": False,
+        # oneDNN lays weights out for the instructions that it finds here, which the target may lack.
+        "cpp.weight_prepack": target.name == detect_target().name,
+    }
+
+
+def _unpack(package: Path, folder: Path) -> None:
+    """The files of a .pt2 but for C++ sources and hidden ones, without the folder that they have in common.
+
+    PyTorch would unpack the package into a temporary folder at every load; from a folder it loads in place.
+    """
+    with zipfile.ZipFile(package) as archive:
+        for info in archive.infolist():
+            path = PurePosixPath(*PurePosixPath(info.filename).parts[1:])
+            if info.is_dir() or path.suffix == ".cpp" or path.parts[0].startswith("."):
+                continue
+            file = folder / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(archive.read(info))

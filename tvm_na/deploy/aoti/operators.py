@@ -1,0 +1,155 @@
+"""The attention of an artifact: a kernel per problem, linked into a library of operators that needs PyTorch alone."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tvm_na.jit import build, openmp, runtime
+from tvm_na.ops import launch as launchers
+from tvm_na.problems.attention import NAProblem
+from tvm_na.records.select import Chosen, InapplicableError
+from tvm_na.targets.target import NATarget
+from tvm_na.te import ENTRY
+
+_NATIVE = Path(openmp.__file__).parent
+_SOURCES = (_NATIVE / "artifact.cc", _NATIVE / "parallel.cc")
+_CPP_DTYPES = {"float32": "at::kFloat", "float64": "at::kDouble"}
+
+# What the compilers' __builtin_cpu_supports calls features that /proc/cpuinfo calls otherwise, or does not know at all
+# (None): CPUs that have the others have these too.
+_BUILTIN_NAMES = {"bmi1": "bmi", "sse4_2": "sse4.2", "cx16": None, "movbe": None, "f16c": None, "asimd": None}
+
+
+def compile_objects(
+    problems: list[NAProblem],
+    target: NATarget,
+    folder: Path,
+    records: str | None = None,
+    report: Callable[[NAProblem], None] | None = None,
+) -> list[Chosen]:
+    """Compile the kernel of each problem into ``folder`` as an object file, numbered in their order.
+
+    Args:
+        problems: What to compile.
+        target: A CPU's.
+        folder: Where ``kernel_<number>.o`` go.
+        records: Which tuning records count, as for :func:`tvm_na.jit.build.kernel_for`.
+        report: Called before each kernel.
+
+    Returns:
+        The schedule of each.
+
+    Raises:
+        NotImplementedError: a problem has no kernel on the target.
+        ValueError: a sample of a problem is too large.
+    """
+    chosen = []
+    for number, problem in enumerate(problems):
+        if report is not None:
+            report(problem)
+        if not build.is_supported(problem, target):
+            raise NotImplementedError(f"no kernel for {problem}: {build.unsupported(problem, target)}")
+        if launchers.largest_batch(problem) == 0:
+            raise ValueError(f"model: required fewer than 2^31 elements per sample, got {problem}")
+        chosen.append(_compile_object(problem, target, f"na_{number}", folder / f"kernel_{number}.o", records))
+    return chosen
+
+
+def _compile_object(problem: NAProblem, target: NATarget, name: str, file: Path, records: str | None) -> Chosen:
+    def compile_(chosen: Chosen) -> Chosen:
+        module, _ = build.scheduled_module(problem, target, chosen)
+        try:
+            _write_object(module, target, name, file)
+        except Exception as error:  # TVM's errors have no class in common
+            if chosen.record is None:
+                raise
+            raise InapplicableError(f"TVM cannot compile it: {type(error).__name__}: {error}") from error
+        return chosen
+
+    return build.with_a_schedule(problem, target, records, compile_)
+
+
+def _write_object(module: Any, target: NATarget, name: str, file: Path) -> None:
+    import tvm
+
+    # Kernels that are linked together need names of their own.
+    function = module[ENTRY].with_attr("global_symbol", name)
+    compiled = tvm.compile(tvm.IRModule({name: function}), target=target.tvm_target()).mod
+    if compiled.imports:
+        raise AssertionError(f"a CPU's kernel came with further modules: {compiled.imports}")
+    compiled.write_to_file(str(file))
+
+
+def link_operators(
+    problems: list[NAProblem], target: NATarget, features: tuple[str, ...], folder: Path, library: Path
+) -> str:
+    """Link the objects in ``folder`` (see :func:`compile_objects`) into a library of operators.
+
+    Returns:
+        The namespace in which the library registers them; libraries of other code have another one.
+
+    Raises:
+        RuntimeError: there is no C++ compiler, or it fails.
+    """
+    (folder / "kernels.inc").write_text(_table(problems, features), encoding="utf-8")
+    objects = [folder / f"kernel_{number}.o" for number in range(len(problems))]
+    digest = hashlib.sha256()
+    for file in (*_SOURCES, folder / "kernels.inc", *objects):
+        digest.update(file.read_bytes())
+    namespace = f"tvm_na_{digest.hexdigest()[:16]}"
+    # Nothing but one function leaves the library: another artifact in the process has kernels of the same names.
+    version_script = folder / "exports.map"
+    version_script.write_text("{ global: tvm_na_missing_feature; local: *; };\n", encoding="utf-8")
+    command = [*_compile_command(folder, namespace), *map(str, objects), "-o", str(library)]
+    command += [f"-Wl,--version-script={version_script}", *_torch_libraries()]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the C++ compiler failed on the library of operators:\n{done.stderr}")
+    return namespace
+
+
+def _compile_command(folder: Path, namespace: str) -> list[str]:
+    import torch
+    import tvm_ffi.libinfo
+    from torch.utils import cpp_extension
+
+    includes = [folder, *cpp_extension.include_paths("cpu"), tvm_ffi.libinfo.find_include_path()]
+    includes.append(tvm_ffi.libinfo.find_dlpack_include_path())
+    abi = int(torch.compiled_with_cxx11_abi())
+    return [
+        *(openmp.cxx_compiler(), "-std=c++20", "-O2", "-shared", "-fPIC", "-fvisibility=hidden"),
+        *(f"-DTVM_NA_NAMESPACE={namespace}", f"-D_GLIBCXX_USE_CXX11_ABI={abi}"),
+        *(f"-I{path}" for path in includes),
+        *map(str, _SOURCES),
+    ]
+
+
+def _torch_libraries() -> list[str]:
+    from torch.utils import cpp_extension
+
+    # No run path: it runs with the PyTorch of whoever loads it. No symbol may stay open: TVM's would be found nowhere.
+    folders = [f"-L{path}" for path in cpp_extension.library_paths("cpu")]
+    return [*folders, "-Wl,-z,defs", "-ltorch_cpu", "-lc10", "-lm", "-ldl"]
+
+
+def _table(problems: list[NAProblem], features: tuple[str, ...]) -> str:
+    """The C++ that says which kernels there are, and what CPU they need."""
+    kernels = (
+        f"X({number}, {p.rank + 3}, {p.head_dim_v}, {_CPP_DTYPES[p.dtype]}, {p.useful_flops}, "
+        f'{launchers.largest_batch(p)}, "{p}")'
+        for number, p in enumerate(problems)
+    )
+    names = (_BUILTIN_NAMES.get(feature, feature) for feature in features)
+    checks = (f'X("{name}")' for name in names if name is not None)
+    return "\n".join(
+        [
+            f"constexpr int64_t kFlopsPerThread = {runtime.FLOPS_PER_THREAD};",
+            f"#define TVM_NA_KERNELS(X) {' '.join(kernels)}",
+            f"#define TVM_NA_REQUIRED_FEATURES(X) {' '.join(checks)}",
+            "",
+        ]
+    )

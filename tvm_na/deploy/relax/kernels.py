@@ -1,0 +1,224 @@
+"""The layers of a graph as calls of scheduled kernels by their number, with the weights as the kernels want them."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from tvm_na.deploy.check import name_of
+from tvm_na.deploy.export import ATTENTION, attention_of
+from tvm_na.deploy.relax.rewrite import Node, constant_of, dense, new_constant, norm
+from tvm_na.jit import build
+from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.dense import DenseProblem
+from tvm_na.records.select import Chosen
+from tvm_na.targets.target import NATarget
+from tvm_na.te import ENTRY
+
+_NAMESPACE = "tvm_na_kernels"
+
+
+@dataclass
+class Kernel:
+    """A kernel of a library.
+
+    Attributes:
+        name: Its function's name, unique in the library.
+        text: What it computes, in words.
+        func: The scheduled PrimFunc, with a symbolic batch.
+        problem: The problem; None for a norm, which has none that could be tuned.
+        chosen: Its schedule; None for a norm.
+        calls: How often the model calls it.
+    """
+
+    name: str
+    text: str
+    func: Any
+    problem: NAProblem | DenseProblem | None = None
+    chosen: Chosen | None = None
+    calls: int = 0
+
+    @property
+    def largest_batch(self) -> int:
+        """Samples of one call at most: kernels count elements in 32 bits, those of what they allocate too."""
+        buffers = [*self.func.params, *self.func.body.block.alloc_buffers]
+        sizes = [math.prod(n.value for n in b.shape if hasattr(n, "value")) for b in buffers if not _is_fixed(b)]
+        return (2**31 - 1) // max(sizes)
+
+    def outputs(self, x: Tensor) -> list[Tensor]:
+        """Empty outputs for its first input."""
+        problem = self.problem
+        if problem is None:
+            return [torch.empty_like(x)]
+        if isinstance(problem, DenseProblem):
+            is_linear = problem.kernel_size == (1,)
+            spatial = x.shape[1:-1] if is_linear else problem.out_spatial
+            return [x.new_empty((x.shape[0], *spatial, problem.out_channels))]
+        out = x.new_empty((*x.shape[:-1], problem.head_dim_v))
+        return [out, x.new_empty(x.shape[:-1])] if problem.return_lse else [out]
+
+
+class Kernels:
+    """The distinct kernels of a graph, and the operator by which its calls are known to PyTorch.
+
+    While it is used as a context, graphs with ``call(inputs, number) -> outputs`` can be exported.
+
+    Attributes:
+        all: The kernels, in the order of their numbers.
+    """
+
+    def __init__(self, target: NATarget, records: str | None, report: Callable[[str], None]) -> None:
+        self.all: list[Kernel] = []
+        self._target, self._records, self._report = target, records, report
+        self._numbers: dict[Hashable, int] = {}
+        self._packed: dict[tuple[str, int], str] = {}
+
+    def __enter__(self) -> Kernels:
+        self._library = torch.library.Library(_NAMESPACE, "FRAGMENT")
+        self._library.define("call(Tensor[] inputs, int kernel) -> Tensor[]")
+        fake = lambda inputs, kernel: self.all[kernel].outputs(inputs[0])  # noqa: E731
+        torch.library.register_fake(f"{_NAMESPACE}::call", fake, lib=self._library)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._library._destroy()
+
+    def call_in(self, module: fx.GraphModule) -> None:
+        """Let a graph of :func:`tvm_na.deploy.relax.rewrite.layered` call kernels for all that there are kernels for.
+
+        Raises:
+            NotImplementedError: a layer has no kernel on the target.
+            ValueError: a sample of it is too large.
+        """
+        for node in list(module.graph.nodes):
+            if node.target is dense:
+                self._call_dense(module, node)
+            elif node.target is norm:
+                self._call_norm(module, node)
+            elif node.target in ATTENTION:
+                self._call_attention(module, node)
+        module.graph.eliminate_dead_code()
+        _drop_unused(module)
+        module.recompile()
+
+    def _call_dense(self, module: fx.GraphModule, node: Node) -> None:
+        x, weight, bias, residual, *_ = node.args
+        problem = dense_problem(module, node)
+        number = self._number(problem, lambda: self._scheduled(problem))
+        packed = self._packed_weight(module, node, weight, number)
+        self._replace(module, node, [x, packed, bias, residual], number)
+
+    def _packed_weight(self, module: fx.GraphModule, node: Node, weight: Node, number: int) -> Node:
+        """The weights of a product as its kernel wants them; shared by equal kernels."""
+        from tvm_na.te.dense.product import pack_weight, tile_of
+
+        key = str(weight.target), number
+        with module.graph.inserting_before(node):
+            if key in self._packed:
+                return module.graph.get_attr(self._packed[key])
+            kernel, matrix = self.all[number], constant_of(module, weight)
+            assert isinstance(kernel.problem, DenseProblem)
+            plain = matrix.movedim(1, -1).reshape(kernel.problem.weight_shape).numpy()
+            packed = pack_weight(plain, kernel.problem, tile_of(kernel.func))
+            new = new_constant(module, f"{weight.name}_for_{number}", torch.from_numpy(packed))
+        self._packed[key] = str(new.target)
+        return new
+
+    def _call_norm(self, module: fx.GraphModule, node: Node) -> None:
+        x, weight, bias, eps = node.args
+        value = x.meta["val"]
+        rows, channels, dtype = math.prod(value.shape[1:-1]), value.shape[-1], name_of(value.dtype)
+
+        def make() -> Kernel:
+            from tvm_na.schedules.cpu import norm as cpu_norm
+            from tvm_na.te.dense.norm import layer_norm
+
+            lanes = cpu_norm.lanes_for(channels, dtype, self._target)
+            func = cpu_norm.schedule(layer_norm(rows, channels, lanes, eps, dtype))[ENTRY]
+            return Kernel(f"norm_{len(self.all)}", f"norm of {rows} x {channels} {dtype}", func)
+
+        self._replace(module, node, [x, weight, bias], self._number(("norm", rows, channels, dtype, eps), make))
+
+    def _call_attention(self, module: fx.GraphModule, node: Node) -> None:
+        problem = attention_of(node).problem
+        number = self._number(problem, lambda: self._scheduled(problem))
+        query, key, value, rpb = node.args[:4]
+        scale = torch.tensor([node.args[8]], dtype=getattr(torch, problem.accum_dtype))
+        with module.graph.inserting_before(node):
+            factor = new_constant(module, f"{node.name}_scale", scale)
+        self._replace(module, node, [query, key, value, factor, rpb], number, single=not problem.return_lse)
+
+    def _scheduled(self, problem: NAProblem | DenseProblem) -> Kernel:
+        if not build.is_supported(problem, self._target):
+            raise NotImplementedError(f"no kernel for {problem}: {build.unsupported(problem, self._target)}")
+        self._report(f"scheduling the kernel of {problem}")
+
+        def schedule(chosen: Chosen) -> Kernel:
+            module, space = build.scheduled_module(problem, self._target, chosen)
+            name = f"{space.name.replace('-', '_')}_{len(self.all)}"
+            return Kernel(name, str(problem), module[ENTRY], problem, chosen)
+
+        return build.with_a_schedule(problem, self._target, self._records, schedule)
+
+    def _number(self, key: Hashable, make: Callable[[], Kernel]) -> int:
+        """The number of a kernel, which is made if there is none, for one more call."""
+        if key not in self._numbers:
+            kernel = make()
+            if kernel.largest_batch == 0:
+                raise ValueError(f"model: required fewer than 2^31 elements per sample, got {kernel.text}")
+            self._numbers[key] = len(self.all)
+            self.all.append(kernel)
+        self.all[self._numbers[key]].calls += 1
+        return self._numbers[key]
+
+    def _replace(
+        self, module: fx.GraphModule, node: Node, inputs: list[Node | None], number: int, single: bool = True
+    ) -> None:
+        """Put a call in place of a node; unless ``single``, of a node that gives several outputs."""
+        given = [node for node in inputs if node is not None]
+        with module.graph.inserting_before(node):
+            new = module.graph.call_function(getattr(torch.ops, _NAMESPACE).call.default, (given, number))
+            if single:
+                new = module.graph.call_function(operator.getitem, (new, 0))
+        new.meta["val"] = node.meta["val"]
+        node.replace_all_uses_with(new)
+        module.graph.erase_node(node)
+
+
+def _is_fixed(buffer: Any) -> bool:
+    """Whether a buffer's size does not depend on the batch."""
+    return all(hasattr(n, "value") for n in buffer.shape)
+
+
+def dense_problem(module: fx.GraphModule, node: Node) -> DenseProblem:
+    """The problem of a :func:`.rewrite.dense` in a graph; linear layers have their tokens on one axis."""
+    x, weight, bias, residual, activation, stride, padding = node.args
+    value, matrix = x.meta["val"], constant_of(module, weight)
+    window = tuple(matrix.shape[2:])
+    return DenseProblem(
+        tuple(value.shape[1:-1]) if window else (math.prod(value.shape[1:-1]),),
+        matrix.shape[1],
+        matrix.shape[0],
+        window or (1,),
+        stride or (1,),
+        padding or (0,),
+        bias is not None,
+        activation,
+        residual is not None,
+        name_of(value.dtype),
+    )
+
+
+def _drop_unused(module: fx.GraphModule) -> None:
+    """Attributes that no node gets would be weights of what is exported."""
+    used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
+    for name in [name for name, _ in (*module.named_parameters(), *module.named_buffers())]:
+        if name not in used:
+            owner, _, leaf = name.rpartition(".")
+            delattr(module.get_submodule(owner), leaf)

@@ -1,0 +1,1 @@
+"""From a problem and a target to a loaded kernel."""

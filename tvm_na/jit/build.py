@@ -1,0 +1,283 @@
+"""From a problem and a target to a kernel: formulation, schedule, compiler, cache."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tvm_na import fingerprint, settings
+from tvm_na.jit import cache, openmp, runtime
+from tvm_na.problems.dense import DenseProblem
+from tvm_na.problems.registry import Problem
+from tvm_na.problems.unfused import UnfusedProblem
+from tvm_na.records.select import Chosen, InapplicableError, choose, considered, reject
+from tvm_na.targets.target import NATarget, check_runs_here, detect_cuda_target, detect_target, parse_target
+from tvm_na.te import ENTRY
+
+if TYPE_CHECKING:
+    from tvm_na.schedules import SearchSpace
+
+R = TypeVar("R")
+
+_kernels: dict[str, Kernel] = {}
+_building = threading.Lock()
+_importing = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A compiled problem.
+
+    Attributes:
+        problem: What it computes.
+        target: What it was built for.
+        schedule: The schedule it was built with.
+        file: The shared library.
+        function: ``function(query, key, value, scale[, rpb], out[, lse])``, for other problems what their formulations
+            say, on contiguous tensors, all on the CPU or on one GPU, whose storage starts at a multiple of 64 bytes;
+            shapes as in ``te/common/operands.py``. On a GPU it is launched on PyTorch's current stream, and that GPU is
+            the current one of CUDA's runtime afterwards.
+    """
+
+    problem: Problem
+    target: NATarget
+    schedule: Chosen
+    file: Path
+    function: Callable[..., None]
+
+
+def current_target() -> NATarget:
+    """The target that kernels are built for: TVM_NA_TARGET, or this machine."""
+    return parse_target(settings.target_name())
+
+
+def target_for(kind: str, index: int | None = None) -> NATarget:
+    """The target of kernels for a device of PyTorch's: what TVM_NA_TARGET says of such devices, or what it is.
+
+    Args:
+        kind: ``cpu`` or ``cuda``.
+        index: Which CUDA device.
+
+    Raises:
+        ValueError: there is no such device, or it cannot run what TVM_NA_TARGET names.
+    """
+    named = settings.target_name()
+    for_gpus = named.startswith(("cuda", "nvidia/"))
+    if kind == "cpu":
+        return detect_target() if for_gpus else parse_target(named)
+    if not for_gpus or named == "cuda":
+        return detect_cuda_target(index)
+    target = parse_target(named)
+    check_runs_here(target, index)
+    return target
+
+
+def is_supported(problem: Problem, target: NATarget | None = None) -> bool:
+    """Whether a kernel can be built for ``problem``."""
+    from tvm_na.schedules import spaces_for
+
+    return bool(spaces_for(problem, target or current_target()))
+
+
+def is_cached(problem: Problem, target: NATarget | None = None, records: str | None = None) -> bool:
+    """Whether the kernel of ``problem`` is on disk."""
+    target = target or current_target()
+    chosen = choose(problem, target, mode=records)
+    return cache.lookup(fingerprint.request_digest(problem, target, chosen.key)) is not None
+
+
+def kernel_for(problem: Problem, target: NATarget | None = None, records: str | None = None) -> Kernel:
+    """The kernel of ``problem``: from this process, from disk, or compiled now (seconds).
+
+    Args:
+        problem: What it is to compute.
+        target: What it is to run on; None for :func:`current_target`.
+        records: Which tuning records count: ``all``, ``user``, ``shipped`` or ``off``; None for TVM_NA_RECORDS.
+
+    Raises:
+        ValueError: if this machine cannot run kernels for the target.
+        NotImplementedError: if no search space serves the problem on the target.
+        RuntimeError: if there is no C++ compiler to link with, for a GPU no CUDA compiler, or the cache cannot be
+            written.
+    """
+    target = target or current_target()
+    return with_a_schedule(problem, target, records, lambda chosen: kernel_with(chosen, problem, target))
+
+
+def compile_for(problem: Problem, target: NATarget, records: str | None = None) -> Path:
+    """The shared library with the kernel of ``problem``, from disk or compiled now, for any target.
+
+    It is not loaded, so the target may be a GPU that is not here. In the cache of a machine that has it (with the same
+    versions of all that :func:`tvm_na.fingerprint.kernel_versions` names) it is found at the first call.
+
+    Args:
+        problem: What it is to compute.
+        target: What it is to run on.
+        records: As for :func:`kernel_for`.
+
+    Raises:
+        NotImplementedError, RuntimeError: as :func:`kernel_for`.
+    """
+    return with_a_schedule(problem, target, records, lambda chosen: _file(chosen, problem, target))
+
+
+def with_a_schedule(problem: Problem, target: NATarget, records: str | None, use: Callable[[Chosen], R]) -> R:
+    """What ``use`` makes of the best schedule that applies.
+
+    It raises InapplicableError for one that does not; that one is passed over from then on, and the next best is tried.
+    """
+    while True:
+        chosen = choose(problem, target, mode=records)
+        try:
+            return use(chosen)
+        except InapplicableError as error:
+            reject(chosen, problem, target, error)  # so that this ends, with the default at the latest
+
+
+def _file(chosen: Chosen, problem: Problem, target: NATarget) -> Path:
+    request = fingerprint.request_digest(problem, target, chosen.key)
+    return cache.lookup(request) or _build(request, problem, target, chosen)
+
+
+def kernel_with(chosen: Chosen, problem: Problem, target: NATarget) -> Kernel:
+    """The kernel of ``problem`` with this schedule.
+
+    Raises:
+        InapplicableError: if the schedule's record does not apply.
+        Others: as :func:`kernel_for`.
+    """
+    request = fingerprint.request_digest(problem, target, chosen.key)
+    kernel = _kernels.get(request)
+    if kernel is None:
+        with _building:
+            kernel = _kernels.get(request)
+            if kernel is None:
+                check_runs_here(target)
+                file = cache.lookup(request) or _build(request, problem, target, chosen)
+                kernel = Kernel(problem, target, chosen, file, runtime.load(file, ENTRY, target.kind))
+                _kernels[request] = kernel
+    return kernel
+
+
+def prepare(
+    problems: Iterable[Problem],
+    target: NATarget | None = None,
+    done: Callable[[Problem], None] | None = None,
+) -> None:
+    """Build or load the kernels of ``problems``; ``done`` is called after each (for a progress bar)."""
+    for problem in problems:
+        kernel_for(problem, target)
+        if done is not None:
+            done(problem)
+
+
+def _space(problem: Problem, target: NATarget) -> SearchSpace:
+    from tvm_na.schedules import spaces_for  # not needed where a kernel is found
+
+    spaces = spaces_for(problem, target)
+    if not spaces:
+        raise NotImplementedError(f"no kernel for {problem} on {target.name}: {unsupported(problem, target)}")
+    return spaces[0]
+
+
+def unsupported(problem: Problem, target: NATarget) -> str:
+    """What of ``problem`` has no compiled kernel on ``target``, in words."""
+    if isinstance(problem, DenseProblem):
+        return f"linear layers and convolutions are compiled for CPUs, not for {target.kind}"
+    if target.kind == "cuda":
+        if isinstance(problem, UnfusedProblem):
+            return "on GPUs sums for a bias are compiled in parts, as the kind bias_parts"
+        return "no search space for GPUs serves it"
+    if isinstance(problem, UnfusedProblem) and problem.kind == "bias_parts":
+        return "on CPUs sums for a bias are compiled as a whole, as the kind bias_sums"
+    return f"compiled kernels are float32 and float64, the problem is {problem.dtype}"
+
+
+def explain(problem: Problem, target: NATarget | None = None, records: str | None = None) -> str:
+    """Which schedule a problem gets on a target, and why."""
+    target = target or current_target()
+    space = _space(problem, target)
+    chosen, passed_over = considered(problem, target, mode=records)
+    where = "kernel on disk" if is_cached(problem, target, records) else "kernel not built yet"
+    return "; ".join([f"{space.name}, {chosen}", where, *passed_over])
+
+
+def scheduled_module(problem: Problem, target: NATarget, chosen: Chosen | None = None) -> tuple[Any, SearchSpace]:
+    """The scheduled IRModule of ``problem`` and the space that serves it (imports TVM).
+
+    Without ``chosen`` it has the default schedule.
+
+    Raises:
+        InapplicableError: if the record that was chosen does not apply.
+    """
+    from tvm_na.schedules.base import Plan
+
+    _import_tvm()
+    space = _space(problem, target)
+    if chosen is not None and chosen.record is not None:
+        return _module_by_record(chosen, problem, target), space
+    scheduled = space.apply(space.formulations(problem, target)[0], target, Plan())
+    if scheduled is None:
+        raise AssertionError(f"the space {space.name} serves {problem}, but refused its own formulation")
+    return scheduled.schedule.mod, space
+
+
+def _import_tvm() -> None:
+    """Import TVM as a whole, by one thread: two that import parts of it meet in its circles of imports, half-way."""
+    with _importing:
+        import tvm  # noqa: F401
+
+
+def _module_by_record(chosen: Chosen, problem: Problem, target: NATarget) -> Any:
+    from tvm_na.records.replay import carried_over, replayed
+
+    record = None if chosen.record is None else chosen.record.load()
+    if record is None:
+        raise InapplicableError("it is there no more", lasting=False)
+    return (replayed if chosen.kind == "record" else carried_over)(record, problem, target)
+
+
+def compiled(module: Any, target: NATarget) -> Callable[[Path], None]:
+    """A function that writes the shared library of a scheduled module to a path, compiled now (imports TVM).
+
+    Raises:
+        Exception: TVM's own, which have no class in common; RuntimeError for a GPU, see
+            :func:`tvm_na.cuda.library.compile_library`.
+    """
+    if target.kind == "cuda":
+        from tvm_na.cuda.library import compile_library
+
+        return compile_library(module, target).export
+    import tvm
+
+    executable = tvm.compile(module, target=target.tvm_target())
+    return lambda file: executable.export_library(str(file))
+
+
+def _compiled(module: Any, target: NATarget, chosen: Chosen) -> Callable[[Path], None]:
+    try:
+        return compiled(module, target)
+    except Exception as error:  # TVM's errors have no class in common
+        if chosen.record is None:
+            raise
+        raise InapplicableError(f"TVM cannot compile it: {type(error).__name__}: {error}") from error
+
+
+def _build(request: str, problem: Problem, target: NATarget, chosen: Chosen) -> Path:
+    _space(problem, target)  # an unsupported problem fails before TVM is imported
+    openmp.cxx_compiler()  # so does a machine that cannot link
+    if target.kind == "cuda":
+        from tvm_na.cuda.toolchain import find_compiler
+
+        find_compiler()  # or cannot compile
+
+    def compile_() -> tuple[str, Callable[[Path], None]]:
+        module, _ = scheduled_module(problem, target, chosen)
+        name = fingerprint.digest_of(module.script(), repr(target), fingerprint.kernel_versions(target))
+        return name, _compiled(module, target, chosen)
+
+    description = {"problem": str(problem), "target": target.name, "schedule": str(chosen)}
+    return cache.get_or_build(request, description, compile_)

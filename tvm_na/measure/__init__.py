@@ -1,0 +1,1 @@
+"""Checking and timing kernels, here or on devices behind RPC."""

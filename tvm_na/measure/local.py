@@ -1,0 +1,302 @@
+"""Measuring candidates of the tuner, in a process of their own, on the threads or the GPU of production.
+
+A machine's speed changes, by the second (neighbors) and by the minute (frequency), and more than candidates differ. So
+a kernel is measured in turns with a reference: many short repeats, each of which meets the same moment as the
+reference's next to it, and what counts is the median of their ratios. Where two equal kernels are compared so, the
+result scatters by 0.5 %; by their shortest repeats it does by 5 %, and alone, minutes apart, by 15 %.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import math
+import os
+import statistics
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from tvm_na.measure import cuda as measure_cuda
+from tvm_na.measure import worker_pool as workers
+from tvm_na.measure.idle import Calm
+from tvm_na.problems.registry import Problem
+from tvm_na.reference.case import WrongNumbers
+from tvm_na.reference.cases import budget_of, case_of
+
+#: Repeats on a GPU, which fewer others use than cores of a CPU.
+GPU_REPEATS = 60
+_USES = 500  # measurements after which the process is replaced
+_FEWEST = 3  # repeats
+_FLUSH_BYTES = 128 * 2**20  # more than the last cache of most CPUs
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How kernels are measured.
+
+    Attributes:
+        threads: Threads of a kernel; a small problem uses fewer, as in production. 1 on a GPU.
+        repeats: Repeats, twice as many if they scatter, fewer if they take longer than ``budget``, at least 3.
+        shortest: Seconds that a repeat lasts at least.
+        budget: Seconds for all repeats of a kernel.
+        cold_cache: Whether caches are flushed before every repeat, which then is a single call.
+        timeout: Seconds after which a kernel is given up.
+        device: PyTorch's name of the device: ``cpu``, ``cuda:0``.
+    """
+
+    threads: int
+    repeats: int = 160
+    shortest: float = 5e-4
+    budget: float = 1.0
+    cold_cache: bool = False
+    timeout: float = 20.0
+    device: str = "cpu"
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it is a GPU."""
+        return self.device != "cpu"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel to be measured.
+
+    Attributes:
+        file: Its library.
+        problem: What it computes.
+        reference: The library of another kernel of the same problem, to be measured in turns with it; or None.
+        batch: The samples of a call.
+        formulation, reference_formulation: Of the two, as canonical JSON, where that says how weights are packed.
+    """
+
+    file: Path
+    problem: Problem
+    reference: Path | None = None
+    batch: int = 1
+    formulation: str = ""
+    reference_formulation: str = ""
+
+    @property
+    def libraries(self) -> list[tuple[Path, str]]:
+        """Its library and, if there is one, the reference's, each with its formulation."""
+        reference = [] if self.reference is None else [(self.reference, self.reference_formulation)]
+        return [(self.file, self.formulation), *reference]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What became of one kernel.
+
+    Attributes:
+        run_secs: Seconds per call of every repeat; empty if it failed.
+        failure: "run", "timeout", "crash", "wrong numbers", "no device" or "stopped"; None if it was measured.
+        message: What went wrong.
+        reference_secs: Seconds per call of the reference's repeats, each right after one of the kernel's.
+    """
+
+    run_secs: tuple[float, ...]
+    failure: str | None = None
+    message: str = ""
+    reference_secs: tuple[float, ...] = ()
+
+    def beside(self, nominal: float) -> tuple[float, ...]:
+        """``run_secs``, each at that speed of the machine at which the reference takes ``nominal`` seconds."""
+        if not self.reference_secs:
+            return self.run_secs
+        return tuple(nominal * own / other for own, other in zip(self.run_secs, self.reference_secs, strict=True))
+
+
+class Measurer(Protocol):
+    """What measures kernels: a process of this machine, or devices behind a tracker."""
+
+    suffix: str
+
+    def measure(
+        self,
+        kernels: Sequence[Kernel],
+        done: Callable[[int, Measured], None],
+        stopped: Callable[[], bool],
+    ) -> None:
+        """Measure kernels; ``done(index, measured)`` is called for each as it ends."""
+
+    def close(self) -> None:
+        """End it, whatever it does."""
+
+
+def median(seconds: Sequence[float]) -> float | None:
+    """Their median; None if there are none."""
+    return statistics.median(seconds) if seconds else None
+
+
+class Stopwatch(Protocol):
+    """What times calls."""
+
+    def seconds(self, call: Callable[[], object], count: int) -> float:
+        """Seconds per call of ``count`` calls in a row."""
+
+    def flush(self) -> None:
+        """Empty the caches."""
+
+
+class CpuStopwatch:
+    """Times calls that return when their work is done."""
+
+    def seconds(self, call: Callable[[], object], count: int) -> float:
+        """See :class:`Stopwatch`."""
+        start = time.perf_counter()
+        for _ in range(count):
+            call()
+        return (time.perf_counter() - start) / count
+
+    def flush(self) -> None:
+        """See :class:`Stopwatch`."""
+        _flusher()()
+
+
+def stopwatch(conditions: Conditions) -> Stopwatch:
+    """The stopwatch for a device."""
+    return measure_cuda.CudaStopwatch() if conditions.on_gpu else CpuStopwatch()
+
+
+def prepare(threads: int, device: str = "cpu") -> None:
+    """Make this process run kernels as production does, on ``threads`` threads or a GPU (in the worker)."""
+    os.environ["TVM_NA_NUM_THREADS"] = str(threads)
+    import torch
+
+    from tvm_na.jit import runtime
+
+    torch.set_num_threads(threads)
+    runtime.use_threads(0)  # loads the runtime
+    if device != "cpu":
+        measure_cuda.prepare(device)
+
+
+def run_kernel(kernel: Kernel, conditions: Conditions) -> Measured | workers.Last:
+    """Check and measure a kernel (in the worker).
+
+    Returns:
+        What became of it; as the last that this process says, where it has lost its GPU by that.
+    """
+    from tvm_na.jit import runtime
+
+    try:
+        calls = [checked_call(file, kernel, conditions) for file, _ in kernel.libraries]
+        if not conditions.on_gpu:
+            _calm.wait(runtime.threads_for(kernel.problem.useful_flops * kernel.batch, conditions.threads))
+        run_secs, *reference_secs = in_turns(calls, conditions, stopwatch(conditions))
+        return Measured(run_secs, reference_secs=reference_secs[0] if reference_secs else ())
+    except WrongNumbers as error:
+        return Measured((), "wrong numbers", str(error))
+    except Exception:
+        message = traceback.format_exc()
+        if conditions.on_gpu and not measure_cuda.works():
+            return workers.Last(Measured((), "crash", message))
+        return Measured((), "run", message)
+
+
+def checked_call(file: Path, kernel: Kernel, conditions: Conditions) -> Callable[[], object]:
+    """A call of ``file``, one of the kernel's libraries; WrongNumbers if its numbers are not right."""
+    from tvm_na.jit import runtime
+    from tvm_na.te import ENTRY
+
+    problem = kernel.problem
+    if conditions.on_gpu:
+        return measure_cuda.checked_call(file, problem, kernel.batch, conditions.device)
+    case = case_of(problem, kernel.batch, dict(kernel.libraries)[file])
+    outputs = case.outputs()
+    call = functools.partial(runtime.load(file, ENTRY), *case.inputs, *outputs)
+    runtime.use_threads(problem.useful_flops * kernel.batch)
+    call()
+    case.check(outputs, budget_of(problem))
+    return call
+
+
+_calm = Calm()
+
+
+def plan(once: float, conditions: Conditions) -> tuple[int, int]:
+    """Calls per repeat, and repeats, of a kernel that takes ``once`` seconds."""
+    calls = 1 if conditions.cold_cache else max(1, math.ceil(conditions.shortest / once))
+    return calls, min(conditions.repeats, max(_FEWEST, math.ceil(conditions.budget / (once * calls))))
+
+
+def in_turns(
+    calls: Sequence[Callable[[], object]], conditions: Conditions, watch: Stopwatch | None = None
+) -> list[tuple[float, ...]]:
+    """Seconds per call of every repeat of each of ``calls``, in turns; they must have been called before.
+
+    The first of them decides how many repeats there are. ``watch`` is what times them, the CPU's if None.
+    """
+    watch = CpuStopwatch() if watch is None else watch
+    plans = [plan(min(watch.seconds(call, 1) for _ in range(3)), conditions) for call in calls]
+    repeats = plans[0][1]
+    seconds: list[list[float]] = [[] for _ in calls]
+    first = seconds[0]
+    gc.disable()
+    try:
+        end = time.perf_counter() + conditions.budget * len(calls)
+        while len(first) < repeats or (len(first) < 2 * repeats and scatters(first)):
+            for call, (count, _), found in zip(calls, plans, seconds, strict=True):
+                if conditions.cold_cache:
+                    watch.flush()
+                found.append(watch.seconds(call, count))
+            if len(first) >= _FEWEST and time.perf_counter() > end:
+                break
+    finally:
+        gc.enable()
+    return [tuple(found) for found in seconds]
+
+
+def scatters(seconds: Sequence[float]) -> bool:
+    """Whether repeats are so far apart that something else seems to be running."""
+    return statistics.median(seconds) > 1.2 * min(seconds)
+
+
+@functools.lru_cache(maxsize=1)
+def _flusher() -> Callable[[], object]:
+    import torch
+
+    return functools.partial(torch.zeros(_FLUSH_BYTES, dtype=torch.uint8).add_, 1)
+
+
+class LocalMeasurer:
+    """A process on this machine that measures one kernel at a time.
+
+    A kernel that crashes, does not end or spoils a GPU for its process takes the process with it; the next one gets a
+    new process.
+    """
+
+    suffix = ".so"
+
+    def __init__(self, conditions: Conditions, log: Path) -> None:
+        """Start the process.
+
+        Args:
+            conditions: How to measure.
+            log: The file for what the process prints.
+        """
+        self.conditions = conditions
+        self._pool = workers.Pool(1, _USES, log, prepare, (conditions.threads, conditions.device))
+
+    def measure(
+        self,
+        kernels: Sequence[Kernel],
+        done: Callable[[int, Measured], None],
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Measure kernels one after the other; ``done(index, measured)`` is called after each, until ``stopped()``."""
+
+        def ended(index: int, outcome: workers.Outcome) -> None:
+            done(index, outcome.value if outcome.failure is None else Measured((), outcome.failure, outcome.message))
+
+        calls = [(kernel, self.conditions) for kernel in kernels]
+        self._pool.run(run_kernel, calls, self.conditions.timeout, ended, stopped)
+
+    def close(self) -> None:
+        """End the process, whatever it does."""
+        self._pool.close()

@@ -1,0 +1,242 @@
+"""Measuring on devices behind TVM's RPC tracker: several at once, and whichever are there.
+
+Kernels run there on the threads of TVM's runtime, or on the first GPU. A device that is lost in the middle of a
+measurement costs that measurement a repetition on another one; a device that comes (back) is used from then on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import logging
+import socket
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tvm_na.measure import worker_pool as workers
+from tvm_na.measure.local import GPU_REPEATS, Conditions, Kernel, Measured
+from tvm_na.measure.rpc import measured_in
+from tvm_na.reference.case import WrongNumbers
+from tvm_na.targets import cuda_arch as arch
+from tvm_na.targets.target import NATarget
+
+_log = logging.getLogger("tvm_na.tune")
+
+_USES = 200
+#: Seconds that a measurement waits for a device.
+_WAIT = 120.0
+#: How often a measurement is begun on one device after the other before the kernel is to blame.
+_ATTEMPTS = 3
+_LOST = "lost"
+
+
+@dataclass(frozen=True)
+class Farm:
+    """The devices that a tracker has under a key.
+
+    Attributes:
+        host: Host of the tracker.
+        port: Port of the tracker.
+        key: The key under which the devices were registered.
+        wait: Seconds that a measurement waits for a device.
+    """
+
+    host: str
+    port: int
+    key: str
+    wait: float = _WAIT
+
+    @classmethod
+    def parse(cls, tracker: str, key: str) -> Farm:
+        """The farm at ``tracker``, "host:port"; ValueError for anything else, or without a key."""
+        host, colon, port = tracker.rpartition(":")
+        if not (colon and host and port.isdecimal() and 0 < int(port) < 65536):
+            raise ValueError(f"rpc: required HOST:PORT of a tracker, got {tracker!r}")
+        if not key:
+            raise ValueError("rpc_key: required the key of the devices, got none")
+        return cls(host, int(port), key)
+
+    def tracker(self) -> Any:
+        """TVM's connection to the tracker; RuntimeError if there is none."""
+        if importlib.util.find_spec("tornado") is None:
+            raise RuntimeError("rpc: required the packages of the extra tvm_na[tune], missing tornado")
+        try:  # TVM tries for a minute
+            socket.create_connection((self.host, self.port), timeout=5.0).close()
+        except OSError as error:
+            raise RuntimeError(f"rpc: required a tracker at {self.host}:{self.port}, got {error}") from error
+        from tvm import rpc
+
+        return rpc.connect_tracker(self.host, self.port)
+
+    def devices(self) -> int:
+        """How many devices there are, busy ones too."""
+        tracker = self.tracker()
+        try:
+            keys = [item["key"].partition(":")[2] for item in tracker.summary()["server_info"]]
+        finally:
+            tracker.close()
+        return keys.count(self.key)
+
+    def threads(self, wanted: int) -> int:
+        """The threads that kernels are to use: ``wanted``, or for 0 all that the devices have.
+
+        Raises:
+            RuntimeError: there is no device.
+            ValueError: the devices have fewer.
+        """
+        if not self.devices():
+            raise RuntimeError(f"rpc: required devices with the key {self.key!r} at the tracker, got none")
+        there = int(self.session(60.0).get_function("runtime.NumThreads")())
+        if wanted > there:
+            raise ValueError(f"threads: required at most {there} (TVM_NUM_THREADS of the devices), got {wanted}")
+        return wanted or there
+
+    def check(self, target: NATarget) -> None:
+        """See whether a device can run kernels for ``target``, as far as it can be asked: if they are for GPUs.
+
+        Raises:
+            RuntimeError: there is no device, or it has no such GPU.
+        """
+        if target.kind != "cuda":
+            return
+        wanted = f"rpc: required devices with the key {self.key!r} that have a GPU for {target.name}"
+        if not self.devices():
+            raise RuntimeError(f"{wanted}, got no devices")
+        seen = self._of_gpu("compute_version")
+        if seen is None:
+            raise RuntimeError(f"{wanted}, got one without a GPU that TVM knows")
+        major, minor = map(int, str(seen).split("."))
+        if not any(a.name == target.arch and arch.runs_on(a, (major, minor)) for a in arch.ARCHS):
+            raise RuntimeError(f"{wanted}, got one of compute capability {seen}")
+
+    def _of_gpu(self, attribute: str) -> Any:
+        """What TVM tells of a device's first GPU; None where its runtime knows no GPUs."""
+        session = self.session(60.0)
+        try:
+            return getattr(session.cuda(0), attribute)
+        except Exception as error:  # whatever TVM throws where there is none
+            _log.info("rpc: %s of a GPU: %s", attribute, error)
+            return None  # and not raised further: its traceback would keep the session, and that the device
+
+    def free_bytes(self, target: NATarget) -> int | None:
+        """Bytes of a GPU's memory that nobody uses; None for CPUs, and where TVM cannot tell."""
+        found = self._of_gpu("available_global_memory") if target.kind == "cuda" else None
+        return None if found is None else int(found)
+
+    def about(self, target: NATarget) -> dict[str, str]:
+        """The name of a device's GPU, for GPUs."""
+        return {"gpu": str(self._of_gpu("device_name"))} if target.kind == "cuda" else {}
+
+    def busy(self) -> None:
+        """Nobody knows who else uses a device."""
+
+    def session(self, timeout: float) -> Any:
+        """A session of so many seconds on a device, as soon as one is free."""
+        return self.tracker().request(self.key, session_timeout=timeout)
+
+    def measurer(self, conditions: Conditions, target: NATarget, log: Path) -> FarmMeasurer:
+        """What measures on these devices."""
+        return FarmMeasurer(self, conditions, target, log)
+
+
+def run_remotely(kernel: Kernel, conditions: Conditions, farm: Farm) -> Measured:
+    """Check and measure a kernel on a device (in a worker)."""
+    try:
+        session = farm.session(conditions.timeout)
+    except Exception:
+        return Measured((), _LOST, traceback.format_exc())
+    try:
+        return measured_in(session, kernel, conditions)
+    except WrongNumbers as error:
+        return Measured((), "wrong numbers", str(error))
+    except Exception:
+        return Measured((), "run" if _is_alive(session) else _LOST, traceback.format_exc())
+
+
+def _is_alive(session: Any) -> bool:
+    try:
+        session.get_function("runtime.NumThreads")()
+    except Exception:  # whatever a broken connection throws
+        return False
+    return True
+
+
+def _machine_of(target: NATarget) -> str:
+    return target.triple.partition("-")[0]
+
+
+class FarmMeasurer:
+    """Measures on the devices of a farm, as many at once as there are."""
+
+    def __init__(self, farm: Farm, conditions: Conditions, target: NATarget, log: Path) -> None:
+        """Start a process for each device.
+
+        Args:
+            farm: The devices.
+            conditions: How to measure.
+            target: What they are; one of another architecture links kernels itself.
+            log: The file for what the processes print.
+        """
+        from tvm_na.targets.target import detect_target
+
+        self.farm, self.conditions = farm, conditions
+        if target.kind == "cuda":
+            self.conditions = dataclasses.replace(conditions, threads=1, device="cuda:0", repeats=GPU_REPEATS)
+        # What launches kernels for GPUs is compiled for this machine's CPU.
+        same = target.kind == "cuda" or _machine_of(target) == _machine_of(detect_target())
+        self.suffix = ".so" if same else ".tar"
+        self._pool = workers.Pool(max(1, farm.devices()), _USES, log, workers.nothing)
+
+    def measure(
+        self,
+        kernels: Sequence[Kernel],
+        done: Callable[[int, Measured], None],
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Measure kernels; ``done(index, measured)`` is called for each as it ends, until ``stopped()``.
+
+        Raises:
+            RuntimeError: there are no devices any more.
+        """
+        if not kernels:
+            return
+        self._pool.grow(self.farm.devices())
+        left, attempt = list(range(len(kernels))), 0
+        while left:
+            attempt += 1
+            left = self._attempt(kernels, left, attempt, done, stopped)
+
+    def _attempt(
+        self,
+        kernels: Sequence[Kernel],
+        left: Sequence[int],
+        attempt: int,
+        done: Callable[[int, Measured], None],
+        stopped: Callable[[], bool],
+    ) -> list[int]:
+        """Measure those of ``kernels`` that are ``left``; those that lost their devices and may try again."""
+        again: list[int] = []
+
+        def ended(number: int, outcome: workers.Outcome) -> None:
+            index = left[number]
+            measured = outcome.value if outcome.failure is None else Measured((), outcome.failure, outcome.message)
+            if measured.failure == "timeout" and not self.farm.devices():
+                raise RuntimeError(f"rpc: required devices with the key {self.farm.key!r}, got none any more")
+            if measured.failure != _LOST:
+                done(index, measured)
+            elif attempt < _ATTEMPTS:
+                again.append(index)
+            else:
+                done(index, dataclasses.replace(measured, failure="crash"))
+
+        timeout = self.farm.wait + self.conditions.timeout
+        calls = [(kernels[i], self.conditions, self.farm) for i in left]
+        self._pool.run(run_remotely, calls, timeout, ended, stopped)
+        return again
+
+    def close(self) -> None:
+        """End the processes, whatever they do."""
+        self._pool.close()

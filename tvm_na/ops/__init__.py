@@ -1,0 +1,1 @@
+"""The operators as PyTorch sees them, and how their kernels are launched."""

@@ -1,0 +1,1 @@
+"""What kernels compute: values that name workloads, with every check of their parts. TVM is not imported here."""

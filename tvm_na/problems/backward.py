@@ -1,0 +1,152 @@
+"""``BackwardProblem``: the value that names the gradients of a neighborhood attention workload."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from tvm_na.problems.attention import NAProblem, problem_of, require_like, require_shape, require_tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: What tells the JSON of these problems from that of attention, under the key ``operator``.
+OPERATOR = "backward"
+
+
+@dataclasses.dataclass(frozen=True)
+class BackwardProblem:
+    """The gradients of query, key, value and bias of one neighborhood attention.
+
+    Attributes:
+        forward: The attention. Its ``return_lse`` says here whether the log-sum-exp has a gradient too.
+    """
+
+    forward: NAProblem
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.forward, NAProblem):
+            raise TypeError(f"forward: required an NAProblem, got {type(self.forward).__name__} {self.forward!r}")
+
+    @classmethod
+    def make(cls, *args: Any, **options: Any) -> BackwardProblem:
+        """The gradients of the attention that :meth:`NAProblem.make` makes of these arguments."""
+        return cls(NAProblem.make(*args, **options))
+
+    @property
+    def spatial(self) -> tuple[int, ...]:
+        """Sizes of the spatial axes."""
+        return self.forward.spatial
+
+    @property
+    def rank(self) -> int:
+        """The number of spatial axes."""
+        return self.forward.rank
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of every tensor but the scale and the log-sum-exp with its gradient."""
+        return self.forward.dtype
+
+    @property
+    def accum_dtype(self) -> str:
+        """The dtype of scores, sums and the log-sum-exp."""
+        return self.forward.accum_dtype
+
+    @property
+    def useful_flops(self) -> int:
+        """Multiply-adds of the five products (scores again, and gradients of weights, query, key and value), times
+        two, for a batch of one."""
+        forward = self.forward
+        channels = forward.head_dim + forward.head_dim_v
+        return forward.useful_flops // channels * (3 * forward.head_dim + 2 * forward.head_dim_v)
+
+    def to_json(self) -> str:
+        """A canonical JSON text; equal problems give equal texts, and none is that of another operator."""
+        fields = {"operator": OPERATOR, **dataclasses.asdict(self.forward)}
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> BackwardProblem:
+        """The problem that :meth:`to_json` wrote."""
+        fields = json.loads(text)
+        if not isinstance(fields, dict) or fields.pop("operator", None) != OPERATOR:
+            raise ValueError(f'problem: required a JSON object with "operator":"{OPERATOR}", got {text}')
+        return cls(NAProblem.from_json(json.dumps(fields)))
+
+    def __str__(self) -> str:
+        return f"backward of {self.forward}"
+
+
+def backward_problem_of(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    window: tuple[Any, Any, Any, Any],
+    rpb: Tensor | None,
+    lse: Tensor,
+    d_out: Tensor,
+    d_lse: Tensor | None,
+) -> BackwardProblem:
+    """The problem that a call for the gradients poses, with every check of its tensors and parameters.
+
+    Args:
+        query: ``[batch, *spatial, heads, head_dim]``.
+        key: ``[batch, *spatial, heads_kv, head_dim]``.
+        value: ``[batch, *spatial, heads_kv, head_dim_v]``.
+        window: kernel_size, stride, dilation and is_causal, as :func:`tvm_na.problems.attention.problem_of` takes them.
+        rpb: ``[heads, 2*kernel_size-1, ...]`` or None.
+        lse: The log-sum-exp of the scores, ``[batch, *spatial, heads]``, float32 (float64 for float64).
+        d_out: The gradient of the output, ``[batch, *spatial, heads, head_dim_v]``.
+        d_lse: The gradient of the log-sum-exp, as lse, or None.
+
+    Raises:
+        TypeError, ValueError: name the argument, what was required and what came.
+    """
+    import torch
+
+    problem = problem_of(query, key, value, *window, rpb, d_lse is not None, rank=query.ndim - 3)
+    require_tensor("d_out", d_out, query.ndim, "[batch, *spatial, heads, head_dim_v]")
+    require_like("d_out", d_out, query)
+    tokens = tuple(query.shape[:-1])
+    require_shape("d_out", d_out, (*tokens, value.shape[-1]), "[batch, *spatial, heads, head_dim_v]")
+    accum = getattr(torch, problem.accum_dtype)
+    for name, tensor in (("lse", lse), *([] if d_lse is None else [("d_lse", d_lse)])):
+        require_tensor(name, tensor, query.ndim - 1, "[batch, *spatial, heads]")
+        if tensor.dtype != accum:
+            raise TypeError(f"{name}: required dtype {accum}, got {tensor.dtype}")
+        if tensor.device != query.device:
+            raise ValueError(f"{name}: required query's device {query.device}, got {tensor.device}")
+        require_shape(name, tensor, tokens, "[batch, *spatial, heads]")
+    return BackwardProblem(problem)
+
+
+#: Positions, at least, whose sums for a bias a GPU adds up before it writes them.
+_BIAS_POSITIONS = 32
+
+
+def most_bias_chunks(problem: BackwardProblem) -> int:
+    """Into how many chunks, at most, a GPU cuts the positions of a sample, each with sums for the bias of its own.
+
+    All sums have at most as many elements as query and value together.
+    """
+    forward, tokens = problem.forward, math.prod(problem.spatial)
+    entries = math.prod(forward.bias_shape[1:])
+    most = tokens * (forward.head_dim + forward.head_dim_v) // entries
+    return max(1, min(-(-tokens // _BIAS_POSITIONS), most))
+
+
+def scratch_shapes(problem: BackwardProblem, batch: Any) -> list[tuple[Any, ...]]:
+    """What a kernel of gradients for GPUs writes between its parts: the last arguments of a call, in accum_dtype.
+
+    ``[batch, *spatial, heads]`` for what is subtracted from the gradients of weights, with a bias also
+    ``[batch, chunks, heads, 2*kernel_size-1, ...]`` for its sums. Who calls allocates them: memory of TVM's would come
+    from a pool that knows nothing of streams and CUDA graphs.
+    """
+    forward = problem.forward
+    shapes: list[tuple[Any, ...]] = [(batch, *forward.spatial, forward.heads)]
+    if forward.bias:
+        shapes.append((batch, most_bias_chunks(problem), *forward.bias_shape))
+    return shapes

@@ -1,0 +1,189 @@
+"""``DenseProblem``: the value that names a linear layer or a convolution with what follows it, and every check of it.
+
+The rest of a model beside its attention: products with weights, over the channels or over windows of a map, to which
+a bias, an activation and a residual are applied while the sums are at hand. A kernel is specialised on all that is in
+a problem; the batch is not in it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tvm_na.problems.attention import MAX_RANK, check_int, per_axis_ints
+
+#: What tells the JSON of these problems from that of attention, under the key ``operator``.
+OPERATOR = "dense"
+DTYPES = ("float32", "float64")
+ACTIVATIONS = ("none", "gelu")
+
+
+@dataclass(frozen=True)
+class DenseProblem:
+    """One product with weights: ``activation(x * weight + bias) + residual``, channels last.
+
+    A linear layer has one spatial axis, its tokens, and a kernel of 1; an image's convolution has two.
+
+    Attributes:
+        spatial: Sizes of the 1 to 3 spatial axes of the input.
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Window length per axis.
+        stride: Step between neighboring windows, per axis.
+        padding: Zeros on both sides of each axis; less than the kernel.
+        bias: Whether a bias ``[out_channels]`` is added to the sums.
+        activation: One of :data:`ACTIVATIONS`; ``gelu`` is the exact one, ``x / 2 * (1 + erf(x / sqrt(2)))``.
+        residual: Whether a tensor of the output's shape is added last.
+        dtype: One of :data:`DTYPES`, of every tensor.
+
+    Raises:
+        TypeError, ValueError: name the argument, what was required and what came.
+    """
+
+    spatial: tuple[int, ...]
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...] = (1,)
+    stride: tuple[int, ...] = (1,)
+    padding: tuple[int, ...] = (0,)
+    bias: bool = True
+    activation: str = "none"
+    residual: bool = False
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.spatial, (tuple, list)) or not 1 <= len(self.spatial) <= MAX_RANK:
+            raise ValueError(f"spatial: required 1 to {MAX_RANK} sizes, got {self.spatial!r}")
+        for name, minimum in (("spatial", 1), ("kernel_size", 1), ("stride", 1), ("padding", 0)):
+            sizes = per_axis_ints(name, getattr(self, name), len(self.spatial), minimum)
+            object.__setattr__(self, name, sizes)
+        for name in ("in_channels", "out_channels"):
+            check_int(name, getattr(self, name), 1)
+        for name in ("bias", "residual"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name}: required bool, got {getattr(self, name)!r}")
+        for name, known in (("activation", ACTIVATIONS), ("dtype", DTYPES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: required one of {', '.join(known)}, got {getattr(self, name)!r}")
+        self._check_windows()
+
+    def _check_windows(self) -> None:
+        for axis, (size, k, p) in enumerate(zip(self.spatial, self.kernel_size, self.padding, strict=True)):
+            if p >= k:
+                raise ValueError(f"padding: required padding < kernel_size on axis {axis}, got {p} >= {k}")
+            if k > size + 2 * p:
+                got = f"{k} > {size} + 2 * {p}"
+                raise ValueError(f"kernel_size: required kernel_size <= size + 2 * padding on axis {axis}, got {got}")
+
+    @classmethod
+    def make(
+        cls,
+        spatial: int | tuple[int, ...],
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: int | tuple[int, ...] = 1,
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] = 0,
+        bias: bool = True,
+        activation: str = "none",
+        residual: bool = False,
+        dtype: str = "float32",
+    ) -> DenseProblem:
+        """A problem; integers count for every axis of ``spatial``."""
+        sizes = tuple(spatial) if isinstance(spatial, (tuple, list)) else (spatial,)
+        rank = len(sizes)
+        return cls(
+            sizes,
+            in_channels,
+            out_channels,
+            per_axis_ints("kernel_size", kernel_size, rank),
+            per_axis_ints("stride", stride, rank),
+            per_axis_ints("padding", padding, rank, 0),
+            bias,
+            activation,
+            residual,
+            dtype,
+        )
+
+    @property
+    def rank(self) -> int:
+        """The number of spatial axes."""
+        return len(self.spatial)
+
+    @property
+    def out_spatial(self) -> tuple[int, ...]:
+        """Sizes of the spatial axes of the output."""
+        axes = zip(self.spatial, self.kernel_size, self.stride, self.padding, strict=True)
+        return tuple((size + 2 * p - k) // s + 1 for size, k, s, p in axes)
+
+    @property
+    def accum_dtype(self) -> str:
+        """The dtype of the sums."""
+        return self.dtype
+
+    @property
+    def useful_flops(self) -> int:
+        """Multiply-adds of the products times two, for a batch of one (those with padding not discounted)."""
+        return 2 * math.prod(self.out_spatial) * self.out_channels * math.prod(self.kernel_size) * self.in_channels
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """The shape of the weights before they are packed: output channels, window, input channels."""
+        return (self.out_channels, *self.kernel_size, self.in_channels)
+
+    def to_json(self) -> str:
+        """A canonical JSON text; equal problems give equal texts, and none is one of attention."""
+        return json.dumps({"operator": OPERATOR, **asdict(self)}, sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> DenseProblem:
+        """The problem that :meth:`to_json` wrote."""
+        fields = json.loads(text)
+        if not isinstance(fields, dict) or fields.pop("operator", None) != OPERATOR:
+            raise ValueError(f'problem: required a JSON object with "operator":"{OPERATOR}", got {text}')
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+        return cls(**values)
+
+    def __str__(self) -> str:
+        def axes(values: tuple[int, ...]) -> str:
+            return str(values[0]) if len(set(values)) == 1 else "x".join(map(str, values))
+
+        parts = ["x".join(map(str, self.spatial)), f"channels {self.in_channels}->{self.out_channels}"]
+        parts += [f"k {axes(self.kernel_size)}"] if set(self.kernel_size) != {1} else []
+        parts += [f"stride {axes(self.stride)}"] if set(self.stride) != {1} else []
+        parts += [f"pad {axes(self.padding)}"] if set(self.padding) != {0} else []
+        parts += [self.dtype] + ["bias"] * self.bias
+        parts += [self.activation] if self.activation != "none" else []
+        return " ".join(parts + ["residual"] * self.residual)
+
+
+def elements_of(problem: DenseProblem) -> dict[str, int]:
+    """Elements of each argument for a batch of one."""
+    outputs = math.prod(problem.out_spatial) * problem.out_channels
+    found = {"x": math.prod(problem.spatial) * problem.in_channels, "weight": math.prod(problem.weight_shape)}
+    found |= {"bias": problem.out_channels} if problem.bias else {}
+    found |= {"residual": outputs} if problem.residual else {}
+    return {**found, "out": outputs}
+
+
+def dense_distance(problem: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
+    """How unlike two problems are to a schedule, given by the fields of their JSON; as ``choose.distance``.
+
+    The window and the channels say how long a sum is and how many tiles share a block of weights.
+    """
+    if len(problem["spatial"]) != len(other["spatial"]) or problem["dtype"] != other["dtype"]:
+        return None
+
+    def ratio(a: float, b: float) -> float:
+        return abs(math.log2(a / b))
+
+    far = ratio(math.prod(problem["spatial"]), math.prod(other["spatial"]))
+    far += ratio(problem["in_channels"], other["in_channels"]) + ratio(problem["out_channels"], other["out_channels"])
+    far += ratio(math.prod(problem["kernel_size"]), math.prod(other["kernel_size"]))
+    far += 0.5 * ratio(math.prod(problem["stride"]), math.prod(other["stride"]))
+    far += 0.5 * (any(problem["padding"]) != any(other["padding"])) + (problem["activation"] != other["activation"])
+    return far + 0.25 * (problem["bias"] != other["bias"]) + 0.25 * (problem["residual"] != other["residual"])

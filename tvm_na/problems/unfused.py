@@ -1,0 +1,264 @@
+"""``UnfusedProblem``: the value that names one step of an attention whose weights are kept, and its checks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from tvm_na.problems.attention import (
+    DTYPES,
+    NAProblem,
+    check_int,
+    per_axis_bools,
+    per_axis_ints,
+    problem_of,
+    require_like,
+    require_shape,
+    require_tensor,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: What tells the JSON of these problems from that of attention, under the key ``operator``.
+OPERATOR = "unfused"
+
+#: ``qk``: scores, minus infinity where there is no key. ``dots``: the same, but 0 there. ``av``: sums over the keys of
+#: a query. ``av_transposed``: sums over the queries of a key. ``bias_sums``: over the pairs with one index of a bias.
+#: ``bias_parts``: the same of each part of a sample by itself; they add up to ``bias_sums``. CPUs compute the sums,
+#: GPUs, whose blocks cannot wait for each other, the parts.
+KINDS = ("qk", "dots", "av", "av_transposed", "bias_sums", "bias_parts")
+
+_ATTN = "[batch, *spatial, heads, prod(kernel_size)]"
+_VALUE = "[batch, *spatial, heads_kv, head_dim_v]"
+
+# Queries of a part: few enough for float32 and for many threads; enough that sums are small beside what they add up.
+_PART = 128
+
+#: kernel_size, stride, dilation and is_causal, an integer (a bool) or one value per axis.
+Window = tuple[Any, Any, Any, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class UnfusedProblem:
+    """One step of a neighborhood attention that keeps its scores, or a derivative of one.
+
+    Attributes:
+        kind: One of :data:`KINDS`.
+        forward: The attention. Both its head dimensions are the channels that the step sums over or carries (1 where
+            it has none); it has a bias for scores alone, and no log-sum-exp.
+
+    Raises:
+        TypeError, ValueError: name the argument, what was required and what came.
+    """
+
+    kind: str
+    forward: NAProblem
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind: required one of {', '.join(KINDS)}, got {self.kind!r}")
+        forward = self.forward
+        if not isinstance(forward, NAProblem):
+            raise TypeError(f"forward: required an NAProblem, got {type(forward).__name__} {forward!r}")
+        if forward.return_lse or forward.head_dim != forward.head_dim_v:
+            raise ValueError(f"forward: required one head dimension and no log-sum-exp, got {forward}")
+        if forward.dtype not in DTYPES:
+            raise ValueError(f"forward: required a dtype that tensors have, got {forward}")
+        if forward.bias and self.kind != "qk":
+            raise ValueError(f"forward: required no bias for {self.kind}, got {forward}")
+
+    @classmethod
+    def make(cls, kind: str, *args: Any, **options: Any) -> UnfusedProblem:
+        """The step of the attention that :meth:`NAProblem.make` makes of these arguments."""
+        return cls(kind, NAProblem.make(*args, **options))
+
+    @property
+    def spatial(self) -> tuple[int, ...]:
+        """Sizes of the spatial axes."""
+        return self.forward.spatial
+
+    @property
+    def rank(self) -> int:
+        """The number of spatial axes."""
+        return self.forward.rank
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of every tensor but the scale."""
+        return self.forward.dtype
+
+    @property
+    def accum_dtype(self) -> str:
+        """The dtype of sums."""
+        return self.forward.accum_dtype
+
+    @property
+    def channels(self) -> int:
+        """Channels that are summed over or carried."""
+        return self.forward.head_dim
+
+    @property
+    def window(self) -> int:
+        """Positions of a window."""
+        return math.prod(self.forward.kernel_size)
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """Of ``bias_parts``, the rows and columns of a part; rows are all spatial axes but the last as one."""
+        rows, columns = math.prod(self.spatial[:-1]), min(self.spatial[-1], _PART)
+        return min(rows, max(1, _PART // columns)), columns
+
+    @property
+    def parts(self) -> int:
+        """The parts of a sample, row after row; the last one of a row, and of a column, may be smaller."""
+        rows, columns = self.part
+        return -(-math.prod(self.spatial[:-1]) // rows) * -(-self.spatial[-1] // columns)
+
+    @property
+    def useful_flops(self) -> int:
+        """Multiply-adds, times two, for a batch of one (causal not discounted)."""
+        return self.forward.useful_flops // 2
+
+    @property
+    def elements(self) -> dict[str, int]:
+        """The elements of the arguments of a kernel, but the scale, for a batch of one."""
+        p, tokens = self.forward, math.prod(self.spatial)
+        attn, queries = tokens * p.heads * self.window, tokens * p.heads * self.channels
+        keys, bias = tokens * p.heads_kv * self.channels, math.prod(p.bias_shape)
+        return {
+            "qk": {"query": queries, "key": keys, "out": attn, **({"rpb": bias} if p.bias else {})},
+            "dots": {"query": queries, "key": keys, "out": attn},
+            "av": {"attn": attn, "value": keys, "out": queries},
+            "av_transposed": {"attn": attn, "query": queries, "out": keys},
+            "bias_sums": {"attn": attn, "d_rpb": bias},
+            "bias_parts": {"attn": attn, "out": self.parts * bias},
+        }[self.kind]
+
+    def to_json(self) -> str:
+        """A canonical JSON text; equal problems give equal texts, and none is that of another operator."""
+        fields = {"operator": OPERATOR, "kind": self.kind, **dataclasses.asdict(self.forward)}
+        return json.dumps(fields, sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> UnfusedProblem:
+        """The problem that :meth:`to_json` wrote."""
+        fields = json.loads(text)
+        if not isinstance(fields, dict) or fields.pop("operator", None) != OPERATOR or "kind" not in fields:
+            raise ValueError(f'problem: required a JSON object with "operator":"{OPERATOR}" and a kind, got {text}')
+        kind = fields.pop("kind")
+        return cls(kind, NAProblem.from_json(json.dumps(fields)))
+
+    def __str__(self) -> str:
+        return f"{self.kind} of {self.forward}"
+
+
+def qk_problem_of(
+    query: Tensor, key: Tensor, window: Window, rpb: Tensor | None, rank: int, zero: bool = False
+) -> UnfusedProblem:
+    """The problem of scores that a call poses, with every check of its tensors and parameters.
+
+    Args:
+        query: ``[batch, *spatial, heads, head_dim]``.
+        key: ``[batch, *spatial, heads_kv, head_dim]``.
+        window: kernel_size, stride, dilation and is_causal.
+        rpb: ``[heads, 2*kernel_size-1, ...]`` or None.
+        rank: The number of spatial axes.
+        zero: Whether scores without a key are 0 instead of minus infinity.
+
+    Raises:
+        TypeError, ValueError: name the argument, what was required and what came.
+    """
+    forward = problem_of(query, key, key, *window, rpb, rank=rank)
+    if zero and rpb is not None:
+        raise ValueError(f"rpb: required None where scores without a key are 0, got shape {tuple(rpb.shape)}")
+    return UnfusedProblem("dots" if zero and any(forward.is_causal) else "qk", forward)
+
+
+def _forward_of(attn: Tensor, window: Window, rank: int, heads_kv: int, channels: int) -> NAProblem:
+    """The attention that has such weights; ``attn`` is checked, and must be a dense tensor of rank + 3 dimensions."""
+    if 0 in attn.shape[1:]:
+        raise ValueError(f"attn: required every size but the batch >= 1, got shape {tuple(attn.shape)}")
+    forward = NAProblem.make(
+        tuple(int(n) for n in attn.shape[1:-2]),
+        per_axis_ints("kernel_size", window[0], rank),
+        int(attn.shape[-2]),
+        channels,
+        stride=per_axis_ints("stride", window[1], rank),
+        dilation=per_axis_ints("dilation", window[2], rank),
+        is_causal=per_axis_bools("is_causal", window[3], rank),
+        heads_kv=heads_kv,
+        dtype=str(attn.dtype).removeprefix("torch."),
+    )
+    require_shape("attn", attn, (*attn.shape[:-1], math.prod(forward.kernel_size)), _ATTN)
+    return forward
+
+
+def _require_attn(attn: Tensor, rank: int) -> None:
+    require_tensor("attn", attn, rank + 3, _ATTN)
+    dtype = str(attn.dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise TypeError(f"attn: required dtype {', '.join(DTYPES)}, got {dtype}")
+
+
+def _require_channels(name: str, tensor: Tensor, attn: Tensor, layout: str) -> None:
+    require_tensor(name, tensor, attn.ndim, layout)
+    require_like(name, tensor, attn)
+    if 0 in tensor.shape[1:]:
+        raise ValueError(f"{name}: required every size but the batch >= 1, got shape {tuple(tensor.shape)}")
+
+
+def av_problem_of(attn: Tensor, value: Tensor, window: Window, rank: int) -> UnfusedProblem:
+    """The problem of sums over the keys of each query.
+
+    Args:
+        attn: ``[batch, *spatial, heads, prod(kernel_size)]``.
+        value: ``[batch, *spatial, heads_kv, head_dim_v]``.
+        window: kernel_size, stride, dilation and is_causal.
+        rank: The number of spatial axes.
+
+    Raises:
+        TypeError, ValueError: name the argument, what was required and what came.
+    """
+    _require_attn(attn, rank)
+    _require_channels("value", value, attn, _VALUE)
+    require_shape("value", value, (*attn.shape[:-2], *value.shape[-2:]), f"{_VALUE} with attn's batch and spatial axes")
+    return UnfusedProblem("av", _forward_of(attn, window, rank, int(value.shape[-2]), int(value.shape[-1])))
+
+
+def transposed_problem_of(attn: Tensor, query: Tensor, heads_kv: int, window: Window, rank: int) -> UnfusedProblem:
+    """The problem of sums over the queries that see each key.
+
+    Args:
+        attn: ``[batch, *spatial, heads, prod(kernel_size)]``.
+        query: What queries have, ``[batch, *spatial, heads, channels]``.
+        heads_kv: Heads of the keys.
+        window: kernel_size, stride, dilation and is_causal.
+        rank: The number of spatial axes.
+
+    Raises:
+        TypeError, ValueError: name the argument, what was required and what came.
+    """
+    _require_attn(attn, rank)
+    layout = "[batch, *spatial, heads, channels]"
+    _require_channels("query", query, attn, layout)
+    require_shape("query", query, (*attn.shape[:-1], query.shape[-1]), f"{layout} with attn's other sizes")
+    check_int("heads_kv", heads_kv, 1)
+    return UnfusedProblem("av_transposed", _forward_of(attn, window, rank, heads_kv, int(query.shape[-1])))
+
+
+def bias_problem_of(attn: Tensor, window: Window, rank: int) -> UnfusedProblem:
+    """The problem of sums over the pairs of a query and a key that share an index of a relative position bias.
+
+    Args:
+        attn: ``[batch, *spatial, heads, prod(kernel_size)]``.
+        window: kernel_size, stride, dilation and is_causal.
+        rank: The number of spatial axes.
+
+    Raises:
+        TypeError, ValueError: name the argument, what was required and what came.
+    """
+    _require_attn(attn, rank)
+    return UnfusedProblem("bias_sums", _forward_of(attn, window, rank, int(attn.shape[-2]), 1))

@@ -1,0 +1,1 @@
+"""Tuning records: reading, writing, choosing and applying them."""

@@ -1,0 +1,78 @@
+"""Where tuning records lie, and the files of a folder of them.
+
+Apart from the rest, since every start needs it: nothing here is slow to import.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import tvm_na
+from tvm_na import settings
+
+WORKLOADS, RECORDS, META = "database_workload.json", "database_tuning_record.json", "meta.json"
+#: Suffix of files that are to replace the others, from the moment on that the records' one is there.
+NEW = ".new"
+
+
+def user_folder(target_name: str) -> Path:
+    """Where the user's own records of a target lie (it may not exist yet)."""
+    return settings.records_dir() / target_name
+
+
+def shipped_folder(target_name: str) -> Path:
+    """Where the records of a target lie that came with tvm_na (it may not exist)."""
+    # In a checkout tuning_logs/ lies beside the package, as models/ and schedules/ do.
+    places = [Path(place) / "tuning_logs" for place in tvm_na.__path__]
+    return next((place for place in places if place.is_dir()), places[0]) / target_name
+
+
+def data_files(folder: Path) -> tuple[Path, Path]:
+    """The workloads file and the records file that count: those of a rewriting that was cut short win."""
+    workloads, records = folder / WORKLOADS, folder / RECORDS
+    new_workloads, new_records = folder / (WORKLOADS + NEW), folder / (RECORDS + NEW)
+    if not new_records.exists():
+        return workloads, records
+    return (new_workloads if new_workloads.exists() else workloads), new_records
+
+
+def signature(folder: Path) -> tuple[Any, ...]:
+    """What tells whether the folder's records changed: names, sizes, times of its files."""
+    found = []
+    for name in (META, WORKLOADS, RECORDS, RECORDS + NEW):
+        try:
+            stat = os.stat(folder / name)
+        except FileNotFoundError:
+            continue
+        found.append((name, stat.st_size, stat.st_mtime_ns, stat.st_ino))
+    return tuple(found)
+
+
+def read_lines(folder: Path) -> tuple[list[bytes], list[bytes]]:
+    """The lines of the workloads file and of the records file, which belong together; empty without files."""
+
+    def identity(file: Path) -> int | None:
+        return file.stat().st_ino if file.exists() else None
+
+    while True:
+        files = data_files(folder)
+        before = [identity(file) for file in files]
+        try:
+            workloads, records = (file.read_bytes().splitlines() if file.exists() else [] for file in files)
+        except FileNotFoundError:  # replaced just now
+            continue
+        # A rewriting in between would leave us with the workloads of one and the records of the other.
+        if files == data_files(folder) and before == [identity(file) for file in files]:
+            return workloads, records
+
+
+def indexes_dir() -> Path:
+    """The folder of indexes of tuning records (it may not exist yet)."""
+    return settings.cache_dir() / "records"
+
+
+def rejections_dir() -> Path:
+    """The folder that remembers which tuning records do not apply (it may not exist yet)."""
+    return settings.cache_dir() / "rejected"

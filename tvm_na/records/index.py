@@ -1,0 +1,198 @@
+"""The best records of a folder by problem, kept in the cache folder so that a start need not read them all.
+
+An index is named by its folder and by the sizes and times of the folder's files: when they change, it is made
+anew. It needs no TVM.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tvm_na import fingerprint
+from tvm_na.problems.registry import Problem, problem_from_json
+from tvm_na.records.files import indexes_dir, signature
+
+if TYPE_CHECKING:
+    from tvm_na.records.read import Record
+
+_log = logging.getLogger(__name__)
+
+_FORMAT = 3
+#: Records of a workload and number of threads that an index keeps. More than one, since one may not apply.
+_KEPT = 2
+
+#: By problem, as JSON: [[workload, formulation, versions of TVM, [[digest, threads, seconds, line, batch], ...]], ...]
+#: as JSON, of which a start needs one.
+_Index = dict[str, str]
+#: By folder: its signature and its index.
+_loaded: dict[Path, tuple[tuple[Any, ...], _Index]] = {}
+_warned: set[tuple[Path, tuple[str, ...]]] = set()
+
+
+class RecordRef(NamedTuple):
+    """What is known of a record without reading it.
+
+    Attributes:
+        digest, threads, seconds, line, workload, formulation, folder, batch: As in :class:`tvm_na.records.read.Record`.
+        problem_json: Its problem.
+        shipped: Whether it came with tvm_na.
+    """
+
+    digest: str
+    threads: int
+    seconds: float
+    line: int
+    workload: str
+    formulation: str
+    problem_json: str
+    folder: Path
+    shipped: bool
+    batch: int = 1
+
+    @property
+    def seconds_per_sample(self) -> float:
+        """What records are ranked by."""
+        return self.seconds / self.batch
+
+    @property
+    def problem(self) -> Problem:
+        """Its problem."""
+        return problem_from_json(self.problem_json)
+
+    def load(self) -> Record | None:
+        """The record, wherever it lies in its folder by now; None if it is there no more."""
+        from tvm_na.records.read import record_at, records_in
+
+        record = record_at(self.folder, self.line)
+        if record is not None and record.digest == self.digest:
+            return record
+        return next((r for r in records_in(self.folder) if r.digest == self.digest), None)
+
+
+def ref_of(record: Record, shipped: bool) -> RecordRef:
+    """The reference to a record that was read."""
+    return RecordRef(
+        digest=record.digest,
+        threads=record.threads,
+        seconds=record.seconds,
+        line=record.line,
+        workload=record.workload,
+        formulation=record.formulation,
+        problem_json=record.problem.to_json(),
+        folder=record.folder,
+        shipped=shipped,
+        batch=record.batch,
+    )
+
+
+class FolderIndex:
+    """The best records of a folder."""
+
+    def __init__(self, folder: Path, target_name: str, shipped: bool, tvm: str) -> None:
+        """Read it, or make it.
+
+        Args:
+            folder: Of records; it need not exist.
+            target_name: Records of another target are left out.
+            shipped: Whether it came with tvm_na.
+            tvm: A version of apache-tvm: records made with others are left out, and named in a warning, once.
+        """
+        self.folder, self.shipped, self.tvm = folder, shipped, tvm
+        self._rows = _index(folder, target_name)
+
+    def problems(self) -> Iterable[str]:
+        """The JSON of each problem with a record."""
+        return self._rows.keys()
+
+    def refs(self, problem: str) -> list[RecordRef]:
+        """The best records of a problem, given as JSON."""
+        found = []
+        for workload, formulation, versions, rows in json.loads(self._rows.get(problem, "[]")):
+            if versions and self.tvm not in versions:
+                self._warn_of(tuple(versions))
+                continue
+            for digest, threads, seconds, line, batch in rows:
+                about = (workload, formulation, problem, self.folder, self.shipped, batch)
+                found.append(RecordRef(digest, threads, seconds, line, *about))
+        return found
+
+    def _warn_of(self, versions: tuple[str, ...]) -> None:
+        if (self.folder, versions) not in _warned:
+            _warned.add((self.folder, versions))
+            made = " and ".join(versions)
+            message = "%s: tuning records made with apache-tvm %s are skipped, this is %s"
+            _log.warning(message, self.folder, made, self.tvm)
+
+
+def _index(folder: Path, target_name: str) -> _Index:
+    files = signature(folder)
+    if not files:
+        return {}
+    if folder in _loaded and _loaded[folder][0] == files:
+        return _loaded[folder][1]
+    place = fingerprint.digest_of(str(folder.absolute()), target_name)[:16]
+    file = indexes_dir() / f"{place}-{fingerprint.digest_of(_FORMAT, files)[:16]}.txt"
+    index = _read(file)
+    if index is None:
+        index = _make(folder, target_name)
+        _keep(index, file, place)
+    _loaded[folder] = files, index
+    return index
+
+
+def _read(file: Path) -> _Index | None:
+    """An index that was kept; None if there is none or it is damaged."""
+    try:
+        digest, _, text = file.read_text(encoding="utf-8").partition("\n")
+    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
+        return None
+    if digest != _digest(text):
+        return None
+    return dict(line.split("\t") for line in text.splitlines())
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _make(folder: Path, target_name: str) -> _Index:
+    from tvm_na.records.read import records_in  # not needed where an index is found
+
+    groups: dict[tuple[str, str, str, tuple[str, ...]], dict[int, list[Record]]] = {}
+    foreign = 0
+    for record in records_in(folder):
+        if record.target != target_name:
+            foreign += 1
+            continue
+        key = record.problem.to_json(), record.workload, record.formulation, record.tvm
+        group = groups.setdefault(key, {})
+        group.setdefault(record.threads, []).append(record)
+    if foreign:
+        _log.warning("%s: skipped %d records of other targets than %s", folder, foreign, target_name)
+    index: dict[str, list[Any]] = {}
+    for (problem, workload, formulation, versions), by_threads in groups.items():
+        best = [r for group in by_threads.values() for r in sorted(group, key=lambda r: r.seconds_per_sample)[:_KEPT]]
+        rows = [[r.digest, r.threads, r.seconds, r.line, r.batch] for r in best]
+        index.setdefault(problem, []).append([workload, formulation, list(versions), rows])
+    return {problem: json.dumps(rows, separators=(",", ":")) for problem, rows in index.items()}
+
+
+def _keep(index: _Index, file: Path, place: str) -> None:
+    """Write an index, and remove the folder's former ones."""
+    text = "".join(f"{problem}\t{rows}\n" for problem, rows in index.items())
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, prefix=".tmp-", delete=False) as out:
+            out.write(f"{_digest(text)}\n{text}")
+        Path(out.name).replace(file)
+        for other in file.parent.glob(f"{place}-*.txt"):
+            if other != file:
+                other.unlink(missing_ok=True)
+    except OSError as error:  # without it every start reads all records
+        _log.warning("cannot keep the index of %s: %s", file.parent, error)

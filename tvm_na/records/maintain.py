@@ -1,0 +1,204 @@
+"""Upkeep of tuning records: merging folders, pruning one, finding out what a bare JSONDatabase is about.
+
+Each writes all of a folder anew and puts it into place at once; the lines themselves are copied as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tvm_na import fingerprint
+from tvm_na.records.files import RECORDS, data_files, read_lines
+from tvm_na.records.read import Meta, Record, parse_line, read_meta, records_in, workload_hash
+from tvm_na.records.write import check_meta, features_of, now, replace_files, write_meta, writing
+from tvm_na.targets.target import NATarget, name_of_spec, parse_target
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What pruning removes.
+
+    Attributes:
+        records: Measured schedules.
+        workloads: The workloads that none of the remaining records belongs to, by structural hash.
+        lines: Lines of the records file that are no measured schedules: failures, and what cannot be read.
+    """
+
+    records: tuple[Record, ...]
+    workloads: tuple[str, ...]
+    lines: int
+
+
+def _meta_of(folder: Path) -> Meta:
+    """A folder's meta.json; ValueError without one."""
+    meta = read_meta(folder)
+    if meta is None:
+        bare = data_files(folder)[1].exists()
+        what = "a meta.json beside the records (see tvm-na records repair)" if bare else "a folder of records"
+        raise ValueError(f"records: required {what}, got {folder}")
+    return meta
+
+
+def best_of(records: Iterable[Record], keep: int = 1) -> list[Record]:
+    """The ``keep`` fastest records of every problem and number of threads, over all formulations."""
+    groups: dict[tuple[str, int], list[Record]] = {}
+    for record in records:
+        groups.setdefault((record.problem.to_json(), record.threads), []).append(record)
+    return [r for group in groups.values() for r in sorted(group, key=lambda r: r.seconds_per_sample)[:keep]]
+
+
+def merge(sources: Sequence[Path], into: Path) -> int:
+    """Add the measured records of folders to another one, which is created where there is none.
+
+    A schedule that is there already, or comes more than once, is kept with its shortest time.
+
+    Returns:
+        How many records the folder has more than before.
+
+    Raises:
+        ValueError: a source has no records with a meta.json, or targets differ, or another process writes to
+            ``into``.
+    """
+    metas = [_meta_of(source) for source in sources]
+    if not metas:
+        raise ValueError("sources: required at least one folder, got none")
+    target = parse_target(metas[0].target)
+    for source, meta in zip(sources, metas, strict=True):
+        check_meta(meta, source, target)
+    with writing(into):
+        meta = read_meta(into) or Meta(target.name, features_of(target))
+        check_meta(meta, into, target)
+        before = records_in(into)
+        kept: dict[str, Record] = {}
+        for record in [*before, *(r for source in sources for r in records_in(source))]:
+            known = kept.get(record.digest)
+            if known is None or record.seconds_per_sample < known.seconds_per_sample:
+                kept[record.digest] = record
+        for other in metas:
+            _add_meta(meta, other)
+        write_meta(into, meta)  # to know more workloads than there are does no harm
+        _rewrite(into, list(kept.values()))
+    return len(kept) - len(before)
+
+
+def _add_meta(meta: Meta, other: Meta) -> None:
+    for key, about in other.workloads.items():
+        mine = meta.workloads.setdefault(key, dict(about))
+        mine["tvm"] = sorted({*mine.get("tvm", ()), *about.get("tvm", ())})
+        mine["date"] = max(mine.get("date", ""), about.get("date", ""))
+    meta.sessions += [session for session in other.sessions if session not in meta.sessions]
+
+
+def prune(
+    folder: Path, keep: int, is_current: Callable[[Record], bool] = lambda record: True, dry_run: bool = False
+) -> Removed:
+    """Remove all but the fastest records of every problem and number of threads, and workloads without records.
+
+    Args:
+        folder: Of records.
+        keep: How many of each are kept, over all formulations.
+        is_current: Says which records may be kept at all.
+        dry_run: Whether to remove nothing, only to say what would be.
+
+    Raises:
+        ValueError: there is no meta.json, or another process writes to the folder.
+    """
+    if keep < 1:
+        raise ValueError(f"keep: required an integer >= 1, got {keep}")
+    meta = _meta_of(folder)
+    with writing(folder):
+        records = records_in(folder)
+        kept = best_of([record for record in records if is_current(record)], keep)
+        lines = {record.line for record in kept}
+        used = {record.workload for record in kept}
+        all_workloads, all_lines = read_lines(folder)
+        hashes = {key for line in all_workloads if (key := workload_hash(line)) is not None}
+        removed = Removed(
+            tuple(record for record in records if record.line not in lines),
+            tuple(sorted({*hashes, *meta.workloads} - used)),
+            len(all_lines) - len(records),
+        )
+        if not dry_run:
+            _rewrite(folder, sorted(kept, key=lambda r: r.line))
+            meta.workloads = {key: about for key, about in meta.workloads.items() if key in used}
+            write_meta(folder, meta)
+    return removed
+
+
+def _rewrite(folder: Path, records: Sequence[Record]) -> None:
+    """Make ``records``, of this folder and others, all that ``folder`` holds; in their order."""
+    sources = {source: read_lines(source) for source in {record.folder for record in records}}
+    workloads = {workload_hash(line): line for lines, _ in sources.values() for line in lines}
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(record.workload for record in records))}
+    lines = []
+    for record in records:
+        line = sources[record.folder][1][record.line - 1]
+        lines.append(re.sub(rb"^\s*\[\s*\d+", b"[%d" % numbers[record.workload], line, count=1))
+    replace_files(folder, [workloads[key] for key in numbers], lines)
+
+
+def repair(folder: Path) -> int:
+    """Write the ``meta.json`` of a JSONDatabase that has none, or one that does not know all workloads.
+
+    Loads the workloads with TVM and reads the attributes of their PrimFuncs.
+
+    Returns:
+        How many workloads are known now that were not.
+
+    Raises:
+        ValueError: there is no JSONDatabase, a workload is none of tvm_na's, or its records are of several targets
+            or an unknown one.
+    """
+    from tvm.s_tir.meta_schedule.database import Workload
+
+    if not data_files(folder)[1].exists():
+        raise ValueError(f"records: required a JSONDatabase ({RECORDS} and its workloads), got {folder}")
+    with writing(folder):
+        target = _target_of_lines(folder)
+        meta = _meta_or_new(folder, target)
+        unknown = [line for line in read_lines(folder)[0] if workload_hash(line) not in {None, *meta.workloads}]
+        for line in unknown:
+            key = str(workload_hash(line))
+            attrs = Workload.from_json(json.loads(line)).mod["main"].attrs
+            if not attrs or "tvm_na.problem" not in attrs:
+                raise ValueError(f"records: required workloads of tvm_na in {folder}, got {key}")
+            problem, formulation = str(attrs["tvm_na.problem"]), str(attrs["tvm_na.formulation"])
+            versions = [fingerprint.versions()["apache-tvm"]]  # which can read it
+            about = {"problem": problem, "formulation": formulation, "tvm": versions, "date": now()}
+            meta.workloads[key] = about
+        write_meta(folder, meta)
+    return len(unknown)
+
+
+def _meta_or_new(folder: Path, target: NATarget) -> Meta:
+    try:
+        meta = read_meta(folder)
+    except ValueError as damage:
+        _log.warning("%s; it is made anew", damage)
+        meta = None
+    if meta is None:
+        return Meta(target.name, features_of(target))
+    check_meta(meta, folder, target)
+    return meta
+
+
+def _target_of_lines(folder: Path) -> NATarget:
+    specs: list[dict[str, Any]] = []
+    for number, line in enumerate(read_lines(folder)[1], 1):
+        try:
+            specs.append(parse_line(line)[3])
+        except ValueError as damage:
+            _log.warning("%s, line %d: skipped, %s", folder / RECORDS, number, damage)
+    names = {name_of_spec(spec) for spec in specs}
+    if len(names) != 1 or None in names:
+        got = ", ".join(sorted(name or "an unknown one" for name in names)) or "none"
+        raise ValueError(f"records: required records of one known target in {folder}, got {got}")
+    return parse_target(str(names.pop()))

@@ -1,0 +1,92 @@
+"""Tuning records that turned out not to apply, remembered so that they are passed over.
+
+Whether a record applies shows when a kernel is built with it: the expression may have changed, its trace may fail.
+What was found out holds for the same versions, expressions and schedules, and until ``tvm-na cache clear``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from typing import Literal
+
+from tvm_na import fingerprint
+from tvm_na.problems.registry import Problem
+from tvm_na.records import files
+from tvm_na.records.index import RecordRef
+from tvm_na.targets.target import NATarget
+
+_log = logging.getLogger(__name__)
+
+Scope = Literal["record", "workload", "formulation"]
+
+#: Reasons by name: those of this process, beside those on disk.
+_rejected: dict[str, str] = {}
+
+
+class InapplicableError(Exception):
+    """A record cannot be used for a problem.
+
+    Attributes:
+        scope: What else cannot: no other ``record``, no record of its ``workload``, or no record of its
+            ``formulation`` for this problem.
+        lasting: Whether it stays so while versions, expressions and records stay.
+    """
+
+    def __init__(self, reason: str, scope: Scope = "record", *, lasting: bool = True) -> None:
+        """See the class; ``reason`` is for people."""
+        super().__init__(reason)
+        self.scope, self.lasting = scope, lasting
+
+
+class Rejections:
+    """The records that do not apply to one problem on one target."""
+
+    def __init__(self, problem: Problem, target: NATarget) -> None:
+        """See what is on disk now."""
+        self.problem = problem
+        self._context = fingerprint.context_digest(target)[:16]
+        self._pair = fingerprint.digest_of(problem.to_json(), self._context)[:16]
+        try:
+            self._on_disk = frozenset(os.listdir(files.rejections_dir()))
+        except (FileNotFoundError, NotADirectoryError):
+            self._on_disk = frozenset()
+
+    def _name(self, scope: Scope, ref: RecordRef) -> str:
+        if scope == "record":
+            return f"{self._pair}-{ref.digest}"
+        if scope == "workload":
+            return f"{self._context}-{ref.workload}"
+        return f"{self._pair}-{hashlib.sha256(ref.formulation.encode()).hexdigest()[:17]}"
+
+    def reason(self, ref: RecordRef) -> str | None:
+        """Why a record does not apply; None where nothing is known against it."""
+        scopes: tuple[Scope, ...] = ("record", "workload", "formulation")
+        for name in (self._name(scope, ref) for scope in scopes):
+            if name in _rejected:
+                return _rejected[name]
+            if name in self._on_disk:
+                return (files.rejections_dir() / name).read_text(encoding="utf-8")
+        return None
+
+    def add(self, ref: RecordRef, error: InapplicableError) -> None:
+        """Pass a record, and what else the error is about, over from now on.
+
+        Logs that, as a warning where it is a record of the problem itself.
+        """
+        own = ref.problem == self.problem
+        _log.log(
+            logging.WARNING if own else logging.INFO,
+            "tuning record %s (%s, line %d, %s) does not apply to %s: %s",
+            *(ref.digest, ref.folder, ref.line, ref.problem, self.problem, error),
+        )
+        name = self._name(error.scope, ref)
+        _rejected[name] = str(error)
+        if not error.lasting:
+            return
+        try:
+            files.rejections_dir().mkdir(parents=True, exist_ok=True)
+            (files.rejections_dir() / name).write_text(str(error), encoding="utf-8")
+        except OSError as failure:
+            _log.warning("cannot remember that for other processes: %s", failure)

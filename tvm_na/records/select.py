@@ -1,0 +1,201 @@
+"""Which schedule a problem gets: its best record, else the nearest problem's, else the default.
+
+It is decided without TVM, at the first call of a problem in every process, so it must be quick: an index of the
+best records of each folder is kept in the cache folder (:mod:`tvm_na.records.index`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from math import log2
+from typing import Any, Literal, NamedTuple
+
+from tvm_na import fingerprint, settings
+from tvm_na.problems.dense import OPERATOR, dense_distance
+from tvm_na.problems.registry import Problem
+from tvm_na.records.files import shipped_folder, user_folder
+from tvm_na.records.index import FolderIndex, RecordRef
+from tvm_na.records.rejections import InapplicableError, Rejections
+from tvm_na.targets.target import NATarget
+
+__all__ = ["Chosen", "InapplicableError", "candidates", "choose", "considered", "distance", "reject"]
+
+#: The largest :func:`distance` at which a record is carried over.
+FARTHEST = 6.0
+
+# From how many problems records are carried over at most, the nearest first.
+_NEIGHBORS = 8
+# A record that is slower than its problem's best by more than this is not carried over to others.
+_NEARLY_BEST = 1.25
+
+
+class Chosen(NamedTuple):
+    """A schedule for a problem.
+
+    Attributes:
+        kind: ``record`` of the problem itself, record of the ``nearest`` problem, or the ``default``.
+        record: Which one; None for the default.
+        reason: Why, in words.
+    """
+
+    kind: Literal["record", "nearest", "default"]
+    record: RecordRef | None
+    reason: str
+
+    @property
+    def key(self) -> str:
+        """What of it a kernel depends on."""
+        if self.record is None:
+            return "default"
+        return f"{self.kind}:{self.record.digest}"
+
+    def __str__(self) -> str:
+        if self.record is None:
+            return f"default schedule ({self.reason})"
+        whose = "shipped" if self.record.shipped else "user's"
+        of = f" of {self.record.problem}" if self.kind == "nearest" else ""
+        return f"{whose} record {self.record.digest[:8]}{of} ({self.reason})"
+
+
+def choose(problem: Problem, target: NATarget, threads: int | None = None, mode: str | None = None) -> Chosen:
+    """The schedule that ``problem`` gets on ``target``, the first of :func:`candidates` that was not rejected.
+
+    Args:
+        problem: For which a kernel is wanted.
+        target: What it is built for.
+        threads: How many it will run on; None for TVM_NA_NUM_THREADS or PyTorch's number. On a GPU it plays no role.
+        mode: Which records count, one of ``settings.RECORDS_MODES``; None for TVM_NA_RECORDS.
+    """
+    return considered(problem, target, threads, mode)[0]
+
+
+def considered(
+    problem: Problem, target: NATarget, threads: int | None = None, mode: str | None = None
+) -> tuple[Chosen, list[str]]:
+    """What :func:`choose` chooses, and which records of the problem were rejected before and why, in words."""
+    passed_over: list[str] = []
+    rejections = None
+    for candidate in candidates(problem, target, threads, mode):
+        if candidate.record is None:
+            return candidate, passed_over
+        rejections = rejections or Rejections(problem, target)
+        reason = rejections.reason(candidate.record)
+        if reason is None:
+            return candidate, passed_over
+        if candidate.kind == "record":  # that another problem's cannot be carried over is nothing to tell
+            passed_over.append(f"{candidate} does not apply: {reason}")
+    raise AssertionError("the default schedule cannot be rejected")
+
+
+def candidates(
+    problem: Problem, target: NATarget, threads: int | None = None, mode: str | None = None
+) -> Iterator[Chosen]:
+    """Schedules for a problem, the preferred first: records of it, of near problems, and last the default.
+
+    The user's records come before the shipped ones, records of as many threads before others, then the fastest.
+    """
+    mode = settings.records_mode() if mode is None else settings.check_records_mode("records", mode)
+    if target.kind == "cuda":
+        threads = 1  # as its records have it
+    threads = settings.num_threads() if threads is None else threads
+    folders = _folders(target, mode)
+    for folder in folders:
+        for ref in _preferred(folder.refs(problem.to_json()), threads):
+            yield Chosen("record", ref, _reason(ref, threads, target))
+    for far, ref in _near(problem, folders, threads):
+        yield Chosen("nearest", ref, f"no usable record for this problem; distance {far:.2g}")
+    if mode == "off":
+        reason = "tuning records are switched off"
+    elif not any(folder.problems() for folder in folders):
+        reason = f"no {'' if mode == 'all' else mode + ' '}tuning records for {target.name}"
+    else:
+        reason = "no usable tuning record of this problem or one near it"
+    yield Chosen("default", None, reason)
+
+
+def _preferred(refs: list[RecordRef], threads: int) -> list[RecordRef]:
+    """The records in the order in which they are wanted for a number of threads."""
+    return sorted(refs, key=lambda ref: (abs(ref.threads - threads), ref.seconds_per_sample))
+
+
+def _reason(ref: RecordRef, threads: int, target: NATarget) -> str:
+    measured = f"{ref.seconds * 1e3:.3g} ms with {conditions_in_words(target.name, ref.threads, ref.batch)}"
+    return measured if ref.threads == threads else f"{measured}; none with {threads}"
+
+
+def threads_in_words(count: int) -> str:
+    """``"1 thread"``, ``"2 threads"``."""
+    return f"{count} thread{'s' * (count != 1)}"
+
+
+def conditions_in_words(target_name: str, threads: int, batch: int) -> str:
+    """What a record was measured with, such as ``"2 threads and a batch of 4"``; on a GPU ``"a batch of 4"``."""
+    if target_name.startswith("cuda"):
+        return f"a batch of {batch}"
+    return threads_in_words(threads) + (f" and a batch of {batch}" if batch > 1 else "")
+
+
+def _folders(target: NATarget, mode: str) -> list[FolderIndex]:
+    """The folders that count, the preferred first."""
+    version = fingerprint.versions()["apache-tvm"]
+    folders = []
+    if mode in ("all", "user"):
+        folders.append(FolderIndex(user_folder(target.name), target.name, False, version))
+    if mode in ("all", "shipped"):
+        folders.append(FolderIndex(shipped_folder(target.name), target.name, True, version))
+    return folders
+
+
+def _near(problem: Problem, folders: list[FolderIndex], threads: int) -> Iterator[tuple[float, RecordRef]]:
+    """(distance, record) of problems that are near enough, the nearest first, each with its fastest records."""
+    own, found = problem.to_json(), []
+    for place, folder in enumerate(folders):
+        for key in folder.problems():
+            far = None if key == own else distance(json.loads(own), json.loads(key))
+            if far is not None and far <= FARTHEST:
+                found.append((far, place, key))
+    for far, place, key in sorted(found)[:_NEIGHBORS]:
+        refs = _preferred(folders[place].refs(key), threads)
+        best = {ref.threads: ref.seconds_per_sample for ref in reversed(refs)}
+        for ref in refs:
+            if ref.seconds_per_sample <= _NEARLY_BEST * best[ref.threads]:
+                yield far, ref
+
+
+def distance(problem: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
+    """How unlike two problems are to a schedule, given by the fields of their JSON; None if nothing is carried over.
+
+    Sizes count by the logarithm of their ratio. What decides how a tile fills the registers weighs the most: the
+    window, the channels and the columns of a dilation group.
+    """
+    if any(problem.get(name) != other.get(name) for name in ("operator", "kind")):
+        return None
+    if problem.get("operator") == OPERATOR:
+        return dense_distance(problem, other)
+    if len(problem["spatial"]) != len(other["spatial"]) or problem["dtype"] != other["dtype"]:
+        return None
+
+    def ratio(a: float, b: float) -> float:
+        return abs(log2(a / b))
+
+    def over_axes(name: str) -> float:
+        ratios = [ratio(a, b) for a, b in zip(problem[name], other[name], strict=True)]
+        return sum(ratios) / len(ratios)
+
+    def columns(fields: Mapping[str, Any]) -> int:
+        return -(-fields["spatial"][-1] // fields["dilation"][-1])
+
+    far = 4 * over_axes("kernel_size") + over_axes("stride") + 0.25 * over_axes("dilation")
+    far += 2 * ratio(problem["head_dim"], other["head_dim"]) + 2 * ratio(problem["head_dim_v"], other["head_dim_v"])
+    far += 2 * ratio(columns(problem), columns(other)) + 0.5 * ratio(problem["spatial"][0], other["spatial"][0])
+    far += 0.5 * ratio(problem["heads"], other["heads"]) + 0.5 * ratio(problem["heads_kv"], other["heads_kv"])
+    far += 0.5 * (problem["bias"] != other["bias"]) + 0.5 * (problem["return_lse"] != other["return_lse"])
+    return far + (list(problem["is_causal"]) != list(other["is_causal"]))
+
+
+def reject(chosen: Chosen, problem: Problem, target: NATarget, error: InapplicableError) -> None:
+    """Pass the record of ``chosen`` over from now on; logs that."""
+    if chosen.record is None:
+        raise ValueError("chosen: required a record, got the default schedule")
+    Rejections(problem, target).add(chosen.record, error)

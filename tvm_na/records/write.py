@@ -1,0 +1,323 @@
+"""Tuning records that last: written as they come, whole whatever happens to their writer.
+
+Reading is in :mod:`tvm_na.records.read`, whose main names are here as well; merging and pruning are in
+:mod:`tvm_na.records.maintain`. TVM is imported inside of functions.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from tvm_na import fingerprint, settings
+from tvm_na.problems.backward import BackwardProblem, scratch_shapes
+from tvm_na.problems.registry import Problem, arguments_with_batch, problem_from_json
+from tvm_na.records.files import META, NEW, RECORDS, WORKLOADS, shipped_folder, user_folder
+from tvm_na.records.read import Meta, Record, parse_line, read_meta, records_in, workload_hash
+from tvm_na.targets.target import NATarget, cpu_name
+
+__all__ = ["Record", "TuningDatabase", "records_in", "shipped_folder", "structural_hash", "user_folder"]
+
+_log = logging.getLogger(__name__)
+
+
+def now() -> str:
+    """The time, to the second, as ISO 8601 in UTC."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def structural_hash(mod: Any) -> str:
+    """What names ``mod``, an IRModule, in a JSONDatabase: decimal digits (imports TVM)."""
+    import tvm_ffi
+
+    return str(tvm_ffi.structural_hash(mod))
+
+
+def features_of(target: NATarget) -> dict[str, Any]:
+    """What of a target a schedule depends on, as ``meta.json`` has it."""
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in target.to_dict().items() if name != "name"}
+
+
+def check_meta(meta: Meta, folder: Path, target: NATarget) -> None:
+    """ValueError if ``folder``, which has ``meta``, holds records of another target than ``target``."""
+    if (meta.target, meta.features) != (target.name, features_of(target)):
+        got = meta.target if meta.target != target.name else f"other features, {meta.features}"
+        raise ValueError(f"records: required records of {target.name} in {folder}, got {got}")
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Be the folder's only writer, after finishing what an earlier one did not; creates the folder.
+
+    Raises:
+        ValueError: another process writes to it.
+    """
+    import filelock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise ValueError(f"records: required a folder that nobody else writes to, got {folder}") from error
+    try:
+        _finish_replacing(folder)
+        yield
+    finally:
+        lock.release()
+
+
+def write_atomically(file: Path, data: bytes) -> None:
+    """Put ``data`` in the place of ``file``, which is never half written."""
+    temporary = file.with_name(f".{file.name}.tmp")  # one writer at a time
+    with open(temporary, "wb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+    temporary.replace(file)
+
+
+def write_meta(folder: Path, meta: Meta) -> None:
+    """Write ``meta.json``."""
+    write_atomically(folder / META, meta.to_json().encode())
+
+
+def replace_files(folder: Path, workloads: Iterable[bytes], records: Iterable[bytes]) -> None:
+    """Replace both files of a JSONDatabase, given by their lines, at once: no reader sees one without the other."""
+    for name, lines in ((WORKLOADS, workloads), (RECORDS, records)):
+        write_atomically(folder / (name + NEW), b"".join(line + b"\n" for line in lines))
+    # From here on the new ones count (records.data_files); killed now, the next writer goes on.
+    _finish_replacing(folder)
+
+
+def _finish_replacing(folder: Path) -> None:
+    new_workloads, new_records = folder / (WORKLOADS + NEW), folder / (RECORDS + NEW)
+    if not new_records.exists():
+        new_workloads.unlink(missing_ok=True)
+        return
+    if new_workloads.exists():
+        new_workloads.replace(folder / WORKLOADS)
+    new_records.replace(folder / RECORDS)
+
+
+def _cut_off_torn_lines(folder: Path) -> None:
+    """Leave only what TVM's JSONDatabase can read, which fails or crashes on anything else.
+
+    Raises:
+        ValueError: a workload other than the last is damaged, so that it is not known what the rest belongs to.
+    """
+    workloads, kept = _lines(folder / WORKLOADS), []
+    for number, line in enumerate(workloads, 1):
+        if workload_hash(line) is not None:
+            kept.append(line)
+        elif number < len(workloads):
+            raise ValueError(f"records: required workloads that can be read, got line {number} of {folder / WORKLOADS}")
+    if len({workload_hash(line) for line in kept}) < len(kept):
+        # TVM numbers them as they differ, not as they lie: records would get the number of another workload.
+        raise ValueError(
+            f"records: required every workload once, got {folder} with one twice (files put one after the other?); "
+            f"`tvm-na records merge {folder} --into NEW` makes a folder without"
+        )
+    records = _lines(folder / RECORDS)
+    whole = [line for line in records if _is_whole(line, len(kept))]
+    for name, before, after in ((WORKLOADS, workloads, kept), (RECORDS, records, whole)):
+        data = b"".join(line + b"\n" for line in after)
+        if (folder / name).exists() and (folder / name).stat().st_size != len(data):
+            _log.warning("%s: cut off %d torn lines", folder / name, len(before) - len(after))
+            write_atomically(folder / name, data)
+
+
+def _lines(file: Path) -> list[bytes]:
+    return file.read_bytes().splitlines() if file.exists() else []
+
+
+def _append(file: Path, value: Any) -> None:
+    """Add one line, which is on disk when this returns."""
+    with open(file, "ab") as out:
+        out.write(json.dumps(value, separators=(",", ":")).encode() + b"\n")
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _is_whole(line: bytes, workloads: int) -> bool:
+    try:
+        return 0 <= parse_line(line)[0] < workloads
+    except ValueError:
+        return False
+
+
+def _set_batch(arguments: list[Any], problem: Problem, batch: int) -> None:
+    """Put a batch into MetaSchedule's description of a call's arguments, of those that have one."""
+    with_batch = arguments_with_batch(problem)
+    if isinstance(problem, BackwardProblem) and len(arguments) > len(with_batch):  # a GPU's, with scratch memory
+        with_batch += (True,) * len(scratch_shapes(problem, batch))
+    for (_, _, shape), has_batch in zip(arguments, with_batch, strict=True):
+        if has_batch:
+            shape[0] = batch
+
+
+class TuningDatabase:
+    """A folder of records, open for one writer; a context manager.
+
+    Everything is on disk when the method that writes it returns. A writer that is killed leaves at most one
+    torn line, which the next one cuts off. Lines are written here, and not by TVM's JSONDatabase: that one
+    replays every trace that there is when it is opened, which takes minutes for some thousand of them.
+
+    Attributes:
+        folder: Where it lies.
+        target: What its records are for.
+    """
+
+    def __init__(self, folder: Path, target: NATarget) -> None:
+        """See the class; nothing happens before ``__enter__``."""
+        self.folder, self.target = Path(folder), target
+        self._meta = Meta(target.name, features_of(target))
+        self._numbers: dict[str, int] = {}
+        self._writing: Any = None
+
+    def __enter__(self) -> TuningDatabase:
+        """Open the folder; creates it.
+
+        Raises:
+            ValueError: another process writes to it, it is damaged, or its records are of another target.
+        """
+        self._writing = writing(self.folder)
+        self._writing.__enter__()
+        try:
+            self._open()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _open(self) -> None:
+        meta = read_meta(self.folder)
+        if meta is not None:
+            check_meta(meta, self.folder, self.target)
+            self._meta = meta
+        _cut_off_torn_lines(self.folder)
+        hashes = map(workload_hash, _lines(self.folder / WORKLOADS))
+        self._numbers = {key: number for number, key in enumerate(hashes) if key is not None}
+        write_meta(self.folder, self._meta)
+
+    def __exit__(self, *error: object) -> None:
+        """Let other processes write to the folder."""
+        self._writing.__exit__(None, None, None)
+
+    @property
+    def database(self) -> Any:
+        """TVM's JSONDatabase of all that is there now, to read; takes 20 ms or more per record."""
+        from tvm.s_tir.meta_schedule.database import JSONDatabase
+
+        return JSONDatabase(str(self.folder / WORKLOADS), str(self.folder / RECORDS))
+
+    def register(self, mod: Any) -> Any:
+        """MetaSchedule's Workload of an IRModule, which is now known by name.
+
+        Args:
+            mod: Has a "main" for a batch of 1, with the attributes ``tvm_na.problem`` and ``tvm_na.formulation``.
+        """
+        from tvm.s_tir.meta_schedule.database import Workload
+
+        attrs = mod["main"].attrs
+        workload, key = Workload(mod), structural_hash(mod)
+        if key not in self._numbers:
+            _append(self.folder / WORKLOADS, workload.as_json())
+            self._numbers[key] = len(self._numbers)
+        about = self._meta.workloads.setdefault(key, {})
+        about["problem"] = str(attrs["tvm_na.problem"])
+        about["formulation"] = str(attrs["tvm_na.formulation"])
+        about["tvm"] = sorted({*about.get("tvm", ()), fingerprint.versions()["apache-tvm"]})
+        about["date"] = now()
+        write_meta(self.folder, self._meta)
+        return workload
+
+    def commit(
+        self,
+        workload: Any,
+        trace: Any,
+        run_secs: Sequence[float],
+        threads: int,
+        args_info: Any = None,
+        batch: int = 1,
+    ) -> None:
+        """Keep one finished measurement.
+
+        Args:
+            workload: From :meth:`register`.
+            trace: The Trace that was measured.
+            run_secs: Seconds of every repeat, at least one.
+            threads: Threads it was measured with.
+            args_info: MetaSchedule's ArgInfo of the arguments, with a batch of 1; found out where it is None.
+            batch: The batch that was measured; the record has it in its arguments.
+
+        Raises:
+            ValueError: a time is not positive and finite, or there is none.
+        """
+        from tvm.s_tir.meta_schedule.arg_info import ArgInfo
+        from tvm.s_tir.meta_schedule.database import TuningRecord
+        from tvm.s_tir.schedule import Trace
+
+        seconds = [float(s) for s in run_secs]
+        if not seconds or not all(s > 0 and math.isfinite(s) for s in seconds):
+            raise ValueError(f"run_secs: required seconds > 0, got {seconds}")
+        if args_info is None:
+            args_info = ArgInfo.from_prim_func(workload.mod["main"])
+        # All but the trace, which TVM does not always get into JSON.
+        record = TuningRecord(Trace([], {}), workload, seconds, self.target.tvm_target(threads), args_info)
+        number = self._numbers[structural_hash(workload.mod)]
+        entry = [trace_as_json(trace), *record.as_json()[1:]]
+        _set_batch(entry[3], problem_from_json(str(workload.mod["main"].attrs["tvm_na.problem"])), batch)
+        _append(self.folder / RECORDS, [number, entry])
+
+    def records_of(
+        self, workload: Any, threads: int | None = None, limit: int | None = None, batch: int | None = None
+    ) -> list[Any]:
+        """MetaSchedule's TuningRecords of a workload, the fastest first; each takes 20 ms or more.
+
+        Args:
+            workload: From :meth:`register`.
+            threads: Only those that were measured with as many; None for all.
+            limit: How many at most.
+            batch: Only those that were measured with as many samples; None for all.
+        """
+        from tvm.s_tir.meta_schedule.database import TuningRecord
+
+        key, lines = structural_hash(workload.mod), _lines(self.folder / RECORDS)
+        every = (r for r in records_in(self.folder) if r.workload == key)
+        own = [r for r in every if threads in (None, r.threads) and batch in (None, r.batch)]
+        found = []
+        for record in sorted(own, key=lambda r: r.seconds)[:limit]:
+            try:
+                found.append(TuningRecord.from_json(json.loads(lines[record.line - 1])[1], workload))
+            except Exception as error:  # TVM's errors have no class in common
+                _log.warning("%s, line %d: skipped, %s", self.folder / RECORDS, record.line, error)
+        return found
+
+    def begin_session(self, **facts: Any) -> int:
+        """Note in ``meta.json`` that tuning begins: date, machine, versions and ``facts``; its number, from 0."""
+        machine = {"cpu": cpu_name(), "cores": settings.available_cores()}
+        self._meta.sessions.append({"date": now(), **machine, "versions": fingerprint.versions(), **facts})
+        write_meta(self.folder, self._meta)
+        return len(self._meta.sessions) - 1
+
+    def end_session(self, **facts: Any) -> None:
+        """Note its end, and ``facts``, with the session that was begun last."""
+        self._meta.sessions[-1].update({"end": now(), **facts})
+        write_meta(self.folder, self._meta)
+
+
+def trace_as_json(trace: Any) -> Any:
+    """A Trace as plain JSON, which ``Trace.apply_json_to_schedule`` and TVM's databases read.
+
+    TVM's own ways in Python do not do: ``TuningRecord.as_json`` fails on index maps of layouts, and ``Trace.as_json``
+    leaves numbers as objects of TVM's.
+    """
+    return json.loads(json.dumps(trace.as_json(), default=lambda number: number.value))

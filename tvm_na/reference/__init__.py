@@ -1,0 +1,1 @@
+"""What is right: eager PyTorch in float64, budgets of errors, random inputs."""

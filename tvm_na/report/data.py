@@ -1,0 +1,287 @@
+"""What a report of a folder of tuning records shows: its tasks, where they stand, how they got there."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tvm_na.problems.backward import BackwardProblem
+from tvm_na.problems.registry import Problem, problem_from_json
+from tvm_na.problems.unfused import UnfusedProblem
+from tvm_na.records.read import Record, read_meta, records_in
+from tvm_na.report.ranking import found_of_best, spearman
+from tvm_na.targets.target import NATarget, parse_target
+from tvm_na.tune.trial_log import JOURNAL, Trial, point, trials_in
+
+_log = logging.getLogger(__name__)
+
+#: Trials that a formulation must have a prediction for, for their order to say anything.
+MIN_PREDICTED = 8
+#: The part of a formulation's trials that counts as its best.
+BEST_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the cost model said of one formulation's trials before they were measured, and what came out.
+
+    Attributes:
+        formulation: Canonical JSON.
+        predicted: Its scores, higher is better.
+        measured: The formulation's best time over the trial's: 1 is its best.
+    """
+
+    formulation: str
+    predicted: tuple[float, ...]
+    measured: tuple[float, ...]
+
+    @property
+    def rank_correlation(self) -> float | None:
+        """Spearman's, of predicted and measured."""
+        return spearman(self.predicted, self.measured)
+
+    @property
+    def found(self) -> tuple[int, int]:
+        """How many of the best by measurement are among as many of the best by prediction, and how many that are."""
+        return found_of_best(self.predicted, self.measured, BEST_SHARE)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A problem on a number of threads, with a batch.
+
+    Attributes:
+        problem: The problem.
+        threads: The number of threads.
+        name: The problem in a few words: what not all problems of the report have, and the batch if it is not 1.
+        records: Its records, in the order in which they were made.
+        trials: Its trials, in order; none without a journal.
+        default: Seconds of the default schedule; None if it was not measured.
+        batch: Samples of a call.
+    """
+
+    problem: Problem
+    threads: int
+    name: str
+    records: tuple[Record, ...] = field(repr=False)
+    trials: tuple[Trial, ...] = field(repr=False)
+    default: float | None = None
+    batch: int = 1
+
+    @property
+    def best(self) -> Record | None:
+        """The fastest record, of all formulations; None if there is none."""
+        return min(self.records, key=lambda record: record.seconds, default=None)
+
+    @property
+    def gain(self) -> float | None:
+        """The default's time over the best one's."""
+        return self.default / self.best.seconds if self.default and self.best else None
+
+    @property
+    def failed(self) -> int:
+        """Trials that failed."""
+        return sum(trial.failure is not None for trial in self.trials)
+
+    @property
+    def seconds(self) -> list[float]:
+        """Seconds of every trial in order, NaN for one that failed; without a journal, of every record."""
+        if self.trials:
+            return [math.nan if trial.seconds is None else trial.seconds for trial in self.trials]
+        return [record.seconds for record in self.records]
+
+    @property
+    def best_so_far(self) -> list[float]:
+        """The shortest time until each trial, that one included; NaN before the first that was measured."""
+        best, found = math.nan, []
+        for seconds in self.seconds:
+            best = seconds if math.isnan(best) or seconds < best else best
+            found.append(best)
+        return found
+
+    @cached_property
+    def predictions(self) -> tuple[Predictions, ...]:
+        """Predicted and measured, by formulation; only formulations with a measured trial that was predicted."""
+        found = []
+        for formulation in dict.fromkeys(trial.formulation for trial in self.trials):
+            measured = [t for t in self.trials if t.formulation == formulation and t.seconds is not None]
+            best = min((t.seconds for t in measured if t.seconds is not None), default=math.nan)
+            pairs = [(t.predicted, best / t.seconds) for t in measured if t.predicted is not None and t.seconds]
+            if pairs:
+                predicted, relative = zip(*pairs, strict=True)
+                found.append(Predictions(formulation, predicted, relative))
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class ModelQuality:
+    """How well the cost model ordered the trials of a task.
+
+    Attributes:
+        trials: Trials with a prediction, of formulations that have at least :data:`MIN_PREDICTED`.
+        correlation: Spearman's rank correlation within a formulation, the mean weighted by trials.
+        found, of: How many of each formulation's best were among as many of the best predicted, all together.
+    """
+
+    trials: int
+    correlation: float | None
+    found: int
+    of: int
+
+
+def quality_of(task: Task) -> ModelQuality:
+    """How well the cost model ordered the trials of ``task``."""
+    enough = [p for p in task.predictions if len(p.predicted) >= MIN_PREDICTED]
+    ranked = [(p.rank_correlation, len(p.predicted)) for p in enough]
+    pairs = [(rho, count) for rho, count in ranked if rho is not None]
+    weight = sum(count for _, count in pairs)
+    found = [p.found for p in enough]
+    return ModelQuality(
+        sum(len(p.predicted) for p in enough),
+        sum(rho * count for rho, count in pairs) / weight if weight else None,
+        sum(hits for hits, _ in found),
+        sum(count for _, count in found),
+    )
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything that is known of a folder.
+
+    Attributes:
+        folder: Of records.
+        target: What its records are for.
+        tasks: In the order in which they were first seen; those of one problem together, fewer threads first.
+        common: What all problems have in common, left out of the tasks' names.
+        sessions: Facts about each run of the tuner.
+        has_journal: Whether there is a journal.
+    """
+
+    folder: Path
+    target: NATarget
+    tasks: tuple[Task, ...]
+    common: str
+    sessions: tuple[Mapping[str, Any], ...]
+    has_journal: bool
+
+    @property
+    def failures(self) -> Counter[str]:
+        """Failed trials by reason."""
+        return Counter(trial.failure for task in self.tasks for trial in task.trials if trial.failure is not None)
+
+    @property
+    def trials(self) -> int:
+        """Trials of all tasks."""
+        return sum(len(task.trials) for task in self.tasks)
+
+    @property
+    def cpus(self) -> tuple[str, ...]:
+        """The CPUs on which its sessions ran."""
+        return tuple(dict.fromkeys(str(session.get("cpu") or "an unknown CPU") for session in self.sessions))
+
+    @property
+    def gain(self) -> float | None:
+        """The geometric mean of the gains over the default, of the tasks that have one."""
+        gains = [task.gain for task in self.tasks if task.gain is not None]
+        return statistics.geometric_mean(gains) if gains else None
+
+
+def load(folder: Path) -> ReportData:
+    """What is to be shown of a folder of records (imports TVM, to know each problem's default schedule).
+
+    Raises:
+        ValueError: there are neither records nor trials in it, or its meta.json is damaged.
+    """
+    meta = read_meta(folder)
+    records, trials = records_in(folder), _trials(folder)
+    if meta is None or not (records or trials):
+        raise ValueError(f"records: required a folder with tuning records, got {folder} without any")
+    target = parse_target(meta.target)
+    problems = list(dict.fromkeys([*(problem for problem, _ in trials), *(r.problem for r in records)]))
+    names, common = short_names(problems)
+    tasks = []
+    for problem, name in zip(problems, names, strict=True):
+        own_trials = [trial for p, trial in trials if p == problem]
+        own_records = [record for record in records if record.problem == problem]
+        default = default_point(problem, target) if own_trials else None
+        conditions = {(t.threads, t.batch) for t in own_trials} | {(r.threads, r.batch) for r in own_records}
+        for threads, batch in sorted(conditions):
+            tried = tuple(t for t in own_trials if (t.threads, t.batch) == (threads, batch))
+            seconds = [t.seconds for t in tried if t.seconds is not None and t.point == default]
+            measured = tuple(r for r in own_records if (r.threads, r.batch) == (threads, batch))
+            full = name if batch == 1 else f"{name}, batch {batch}"
+            tasks.append(Task(problem, threads, full, measured, tried, min(seconds, default=None), batch))
+    return ReportData(folder, target, tuple(tasks), common, tuple(meta.sessions), (folder / JOURNAL).exists())
+
+
+def _trials(folder: Path) -> list[tuple[Problem, Trial]]:
+    """The trials of the journal that make sense, with their problems; the others are skipped with a warning."""
+    problems: dict[str, Problem] = {}
+    found = []
+    for trial in trials_in(folder):
+        try:
+            if trial.problem not in problems:
+                problems[trial.problem] = problem_from_json(trial.problem)
+            if trial.seconds is not None and not 0 < trial.seconds < math.inf:
+                raise ValueError(f"seconds: required a number > 0, got {trial.seconds}")
+            if trial.predicted is not None and not math.isfinite(trial.predicted):
+                raise ValueError(f"predicted: required a finite number, got {trial.predicted}")
+        except (ValueError, TypeError, AttributeError) as damage:
+            _log.warning("%s: skipped the trial of %s, %s", folder / JOURNAL, trial.time, damage)
+        else:
+            found.append((problems[trial.problem], trial))
+    return found
+
+
+def default_point(problem: Problem, target: NATarget) -> tuple[object, ...] | None:
+    """The point that a problem gets without records; None if no space serves it."""
+    from tvm_na.schedules import spaces_for
+    from tvm_na.schedules.base import Plan
+
+    for space in spaces_for(problem, target)[:1]:
+        func = space.formulations(problem, target, 1)[0]
+        scheduled = space.apply(func, target, Plan())
+        if scheduled is not None:
+            choices = {choice.name: choice.value for choice in scheduled.choices}
+            return point(str(func.attrs["tvm_na.formulation"]), scheduled.structure, choices)
+    return None
+
+
+def schedule_in_words(record: Record) -> str:
+    """The schedule of a record, in words (imports TVM)."""
+    from tvm_na.records.replay import decisions_of
+    from tvm_na.records.select import InapplicableError
+    from tvm_na.schedules.describe import formulation_in_words, in_words
+
+    try:
+        structure, choices = decisions_of(record, parse_target(record.target))
+    except InapplicableError as error:
+        return f"{formulation_in_words(record.formulation)}; it no longer applies: {error}"
+    return in_words(record.formulation, structure, choices)
+
+
+def short_names(problems: Sequence[Problem]) -> tuple[list[str], str]:
+    """A name for each problem without what all of them have in common, and that."""
+    parts = [_parts(problem) for problem in problems]
+    if len(parts) < 2:
+        return [str(problem) for problem in problems], ""
+    common = [part for part in parts[0] if all(part in others for others in parts)]
+    names = [", ".join(part for part in own if part not in common) for own in parts]
+    return [name or str(problem) for name, problem in zip(names, problems, strict=True)], ", ".join(common)
+
+
+def _parts(problem: Problem) -> list[str]:
+    """The parts of a problem's text, each of which says one thing."""
+    if isinstance(problem, BackwardProblem):
+        return ["backward", *_parts(problem.forward)]
+    if isinstance(problem, UnfusedProblem):
+        return [problem.kind, *_parts(problem.forward)]
+    return re.findall(r"(?:heads|kv|dim|k|stride|dil|causal|channels|pad) \S+|\S+", str(problem))

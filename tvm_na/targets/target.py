@@ -1,0 +1,233 @@
+"""Targets: the machine a kernel is made for, known without importing TVM.
+
+A CPU is named by its architecture and the level of its vector instructions, a GPU by its architecture, neither by its
+model, so that a kernel or a tuning record serves every machine that has the same registers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tvm_na.targets import cuda_arch
+
+
+@dataclass(frozen=True)
+class NATarget:
+    """One target.
+
+    Attributes:
+        name: Also the name of its folder of tuning records.
+        kind: TVM's target kind: ``llvm`` for CPUs, ``cuda`` for NVIDIA's GPUs.
+        triple: LLVM's target triple ("" for the machine's own).
+        cpu: LLVM's CPU name.
+        features: LLVM features on top of ``cpu``.
+        vector_bytes: Bytes of a vector register; on a GPU, of the widest load of a thread.
+        vector_registers: Number of them; on a GPU, the registers of 32 bits that a thread can have.
+        arch: The GPU's architecture, such as ``sm_90``.
+        shared_bytes: Shared memory of a block on a GPU, as it comes.
+        max_shared_bytes: Shared memory of a block, if the kernel asks for it.
+        registers_per_block: Registers of 32 bits that the threads of a block can have together.
+    """
+
+    name: str
+    kind: str
+    triple: str
+    cpu: str
+    features: tuple[str, ...]
+    vector_bytes: int
+    vector_registers: int
+    arch: str = ""
+    shared_bytes: int = 0
+    max_shared_bytes: int = 0
+    registers_per_block: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is known of it: every attribute that its kind of target has."""
+        fields = ((field, getattr(self, field.name)) for field in dataclasses.fields(self))
+        return {field.name: value for field, value in fields if value != field.default}
+
+    def tvm_target(self, threads: int | None = None) -> Any:
+        """The target as TVM takes it (imports TVM), with ``threads`` for its number of cores (default: all).
+
+        A GPU's has this machine's CPU for the code that launches kernels, and no number of cores.
+        """
+        import tvm
+
+        if self.kind == "cuda":
+            return tvm.target.Target(self._cuda_spec(), host=detect_target().tvm_target(threads))
+        cores = (os.cpu_count() or 1) if threads is None else threads
+        spec: dict[str, Any] = {"kind": self.kind, "mcpu": self.cpu, "num-cores": cores}
+        if self.triple:
+            spec["mtriple"] = self.triple
+        if self.features:
+            spec["mattr"] = list(self.features)
+        return tvm.target.Target(spec)
+
+    def _cuda_spec(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "arch": self.arch,
+            "max_shared_memory_per_block": self.max_shared_bytes,
+            "max_threads_per_block": 1024,
+            "registers_per_block": self.registers_per_block,
+            "thread_warp_size": 32,
+        }
+
+
+def _cuda_target(arch: cuda_arch.CudaArch) -> NATarget:
+    shared = (cuda_arch.STATIC_SHARED_BYTES, arch.max_shared_bytes)
+    return NATarget(f"cuda-{arch.name}", "cuda", "", "", (), 16, 255, arch.name, *shared, registers_per_block=65536)
+
+
+# Vectors as long as the registers, also where LLVM would by default prefer halves.
+_TARGETS = {
+    target.name: target
+    for target in (
+        NATarget("llvm-x86-avx512", "llvm", "x86_64-unknown-linux-gnu", "x86-64-v4", ("-prefer-256-bit",), 64, 32),
+        NATarget("llvm-x86-avx2", "llvm", "x86_64-unknown-linux-gnu", "x86-64-v3", (), 32, 16),
+        NATarget("llvm-x86-sse4", "llvm", "x86_64-unknown-linux-gnu", "x86-64-v2", (), 16, 16),
+        NATarget("llvm-aarch64-neon", "llvm", "aarch64-unknown-linux-gnu", "generic", ("+neon",), 16, 32),
+        *map(_cuda_target, cuda_arch.ARCHS),
+    )
+}
+
+# What /proc/cpuinfo calls the features of the x86-64 levels (psABI).
+_X86_LEVELS = (
+    ("llvm-x86-avx512", {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}),
+    ("llvm-x86-avx2", {"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"}),
+    ("llvm-x86-sse4", {"sse4_2", "popcnt", "ssse3", "cx16"}),
+)
+
+
+def name_of_spec(spec: Mapping[str, Any]) -> str | None:
+    """The name of the target that TVM writes as the JSON object ``spec``; None if it is none of the known ones."""
+    if spec.get("kind") == "cuda":
+        name = f"cuda-{spec.get('arch')}"
+        return name if name in _TARGETS else None
+    for target in _TARGETS.values():
+        features = tuple(spec.get("mattr") or ())
+        if (spec.get("kind"), spec.get("mcpu"), features) == (target.kind, target.cpu, target.features):
+            return target.name
+    return None
+
+
+def list_targets() -> list[str]:
+    """The names :func:`parse_target` knows."""
+    return list(_TARGETS)
+
+
+def parse_target(name: str) -> NATarget:
+    """The target called ``name``; ValueError for an unknown name.
+
+    Beside those of :func:`list_targets`, ``native`` is this machine's CPU, ``cuda`` the current CUDA device, and
+    ``nvidia/geforce-rtx-4090`` and the like are TVM's names for GPUs (which imports TVM).
+    """
+    if name == "native":
+        return detect_target()
+    if name == "cuda":
+        return detect_cuda_target()
+    if name.startswith("nvidia/"):
+        return _TARGETS[f"cuda-{cuda_arch.arch_of_tag(name).name}"]
+    if name not in _TARGETS:
+        others = "cuda, one of TVM's names for NVIDIA's GPUs (nvidia/...)"
+        raise ValueError(f"target: required native or one of {', '.join(_TARGETS)}, or {others}, got {name!r}")
+    return _TARGETS[name]
+
+
+def _cpuinfo(field: str) -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
+    except FileNotFoundError:  # not Linux
+        return ""
+
+
+@functools.lru_cache(maxsize=1)
+def detect_target() -> NATarget:
+    """The target of the CPU this process runs on; RuntimeError where none of the known ones fits."""
+    machine, system = platform.machine().lower(), platform.system()
+    if machine in ("aarch64", "arm64") and system == "Linux":
+        return _TARGETS["llvm-aarch64-neon"]
+    if machine in ("x86_64", "amd64"):
+        flags = set(_cpuinfo("flags").split())
+        for name, needed in _X86_LEVELS:
+            if needed <= flags:
+                return _TARGETS[name]
+    raise RuntimeError(f"target: required an x86-64-v2 or AArch64 CPU under Linux, got {machine} under {system}")
+
+
+def detect_cuda_target(device_index: int | None = None) -> NATarget:
+    """The target of a CUDA device (imports PyTorch, not TVM).
+
+    A GPU newer than those known has the target of the newest one whose kernels it can run.
+
+    Args:
+        device_index: Which, in PyTorch's order; None for the current one.
+
+    Raises:
+        ValueError: there is no such device, or it is too old.
+    """
+    import torch
+
+    found = cuda_arch.devices()
+    if not found:
+        raise ValueError("target: required a CUDA device for cuda, got none (PyTorch sees no GPU)")
+    index = torch.cuda.current_device() if device_index is None else device_index
+    if not 0 <= index < len(found):
+        raise ValueError(f"device_index: required one of {len(found)} CUDA devices, got {index}")
+    return _TARGETS[f"cuda-{cuda_arch.arch_for(found[index]).name}"]
+
+
+def check_runs_here(target: NATarget, device_index: int | None = None) -> None:
+    """ValueError if this machine cannot run kernels for ``target``.
+
+    Args:
+        target: What they are built for.
+        device_index: The CUDA device that is to run them; None if any may. It plays no role for a CPU's kernels.
+    """
+    if target.kind == "cuda":
+        _check_devices(target, device_index)
+        return
+    native = detect_target()
+    levels = [name for name, _ in _X86_LEVELS]
+    usable = levels[levels.index(native.name) :] if native.name in levels else [native.name]
+    if target.name not in usable:
+        raise ValueError(f"target: required one that this CPU can run ({', '.join(usable)}), got {target.name}")
+
+
+def cpu_features(target: NATarget) -> tuple[str, ...]:
+    """What /proc/cpuinfo must list for a CPU to run code for a CPU's ``target``; empty where it says nothing."""
+    names = [name for name, _ in _X86_LEVELS]
+    if target.name not in names:
+        return ("asimd",) if target.name == "llvm-aarch64-neon" else ()
+    return tuple(sorted(set().union(*(needed for _, needed in _X86_LEVELS[names.index(target.name) :]))))
+
+
+def missing_features(features: Iterable[str]) -> tuple[str, ...]:
+    """Those of ``features`` (names of :func:`cpu_features`) that the CPU of this machine lacks."""
+    present = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
+    return tuple(feature for feature in features if feature not in present)
+
+
+def _check_devices(target: NATarget, device_index: int | None) -> None:
+    found = cuda_arch.devices()
+    if device_index is not None:
+        found = found[device_index : device_index + 1]
+    if not found:
+        raise ValueError(f"target: required one that this machine can run, got {target.name} and no such CUDA device")
+    usable = {arch.name for arch in cuda_arch.ARCHS for capability in found if cuda_arch.runs_on(arch, capability)}
+    if target.arch not in usable:
+        names = ", ".join(name for name, other in _TARGETS.items() if other.arch in usable) or "none known"
+        where = "the CUDA devices" if device_index is None else f"the device cuda:{device_index}"
+        raise ValueError(f"target: required one that {where} can run ({names}), got {target.name}")
+
+
+def cpu_name() -> str:
+    """The CPU's model name, for display."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()

@@ -1,0 +1,274 @@
+"""Neighborhood attention forward in a form that a CPU with vector registers can tile.
+
+Rows are all axes but the last (``rows.py``), columns are the last. A tile of neighboring queries in one row meets
+one box of keys: the rows of its window, and as many consecutive columns of its dilation group (the *lanes*) as the
+windows of all its queries span. Scores are a small matrix product of the tile's queries with the transposed keys of
+the box, vectorised over the lanes; what a query's window leaves out of the box is masked. In the coordinates of a
+dilation group (``window.py``) nothing depends on the dilation, so a dilated window is as contiguous as any other.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tvm_na.problems.attention import NAProblem
+from tvm_na.te.common.layout import with_output_layout
+from tvm_na.te.common.rows import Rows
+from tvm_na.te.common.window import group_length, group_window
+
+
+@dataclass(frozen=True)
+class LanesTile:
+    """The sizes that the expression itself depends on.
+
+    Attributes:
+        queries: Queries per tile, along the columns.
+        vector: Elements of the vectors in which lanes are counted.
+        exact_values: Whether each query is multiplied with the values of its own window (no wasted product,
+            and an inf or NaN outside the window stays there) or with those of the whole box.
+        pack_values: Whether values are first copied so that those of one head and dilation group lie together.
+    """
+
+    queries: int
+    vector: int
+    exact_values: bool = True
+    pack_values: bool = False
+
+    def to_json(self) -> str:
+        """A canonical JSON text."""
+        return json.dumps({"formulation": "lanes", **asdict(self)}, sort_keys=True)
+
+
+def spanned_columns(problem: NAProblem, queries: int) -> int:
+    """The most columns of a dilation group that the windows of one tile of ``queries`` queries span."""
+    k, s, causal = problem.kernel_size[-1], problem.stride[-1], problem.is_causal[-1]
+    # Windows away from borders repeat themselves, and those at borders lie closer together: a short group has them all.
+    enough = 2 * (k + queries) + s + math.lcm(queries, s)
+    lengths = {
+        min(group_length(problem.spatial[-1], problem.dilation[-1], r), enough) for r in (0, problem.dilation[-1] - 1)
+    }
+    spanned = k
+    for length in lengths:
+        for first in range(0, length, queries):
+            last = min(first + queries, length) - 1
+            starts = [group_window(t, length, k, s, causal)[0] for t in (first, last)]
+            spanned = max(spanned, starts[1] - starts[0] + k)
+    return spanned
+
+
+def lanes_of(problem: NAProblem, tile: LanesTile) -> int:
+    """The lanes of the box of a tile: the spanned columns rounded up to vectors."""
+    return _round_up(spanned_columns(problem, tile.queries), tile.vector)
+
+
+def _round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+class Geometry:
+    """Index arithmetic of the tiles: i, a are rows; group r, tile t, query u of the tile, lane l are columns.
+
+    Attributes:
+        rows: The rows.
+        width: The columns of the map.
+        dilation: Of the columns.
+        lanes: Columns of a tile's box.
+        group: Columns of the longest dilation group.
+        tiles: Of a group.
+        packed_width: Columns of a packed group, whole vectors.
+        even: Whether every tile of every group is full.
+    """
+
+    def __init__(self, problem: NAProblem, tile: LanesTile) -> None:
+        self.problem, self.tile = problem, tile
+        self.rows = Rows(problem)
+        self.width, self.dilation = problem.spatial[-1], problem.dilation[-1]
+        self.lanes = lanes_of(problem, tile)
+        self.group = -(-self.width // self.dilation)
+        self.tiles = -(-self.group // tile.queries)
+        self.packed_width = _round_up(max(self.group, self.lanes), tile.vector)
+        self.even = self.group * self.dilation == self.width and self.tiles * tile.queries == self.group
+
+    def length(self, r: Any) -> Any:
+        """The number of columns in a group: a constant where all groups have as many."""
+        even = self.width % self.dilation == 0
+        return self.group if even else group_length(self.width, self.dilation, r)
+
+    def query_column(self, r: Any, t: Any, u: Any) -> Any:
+        """A query's place in its group; places that the last tile has too many repeat the group's last."""
+        from tvm import tirx
+
+        place = t * self.tile.queries + u
+        return place if self.even else tirx.min(place, self.length(r) - 1)
+
+    def columns(self, r: Any, t: Any, u: Any) -> tuple[Any, Any]:
+        """Start and end of a query's window, in its group's coordinates."""
+        p, place = self.problem, self.query_column(r, t, u)
+        return group_window(place, self.length(r), p.kernel_size[-1], p.stride[-1], p.is_causal[-1])
+
+    def first_lane(self, r: Any, t: Any) -> Any:
+        """The group's column at lane 0 of a tile's box."""
+        from tvm import tirx
+
+        return tirx.min(self.columns(r, t, 0)[0], self.packed_width - self.lanes)
+
+    def exists(self, i: Any, r: Any, t: Any, u: Any, a: Any, column: Any) -> Any:
+        """Whether the window of a query holds row ``a`` of its box and the group's ``column``."""
+        from tvm import tirx
+
+        start, end = self.columns(r, t, u)
+        return tirx.all(column >= start, column < end, *self.rows.exists(i, a))
+
+    def on_map(self, y_group: Any, y: Any, x_group: Any, x: Any) -> tuple[list[Any], tuple[Any, ...], Any]:
+        """What must hold for a place of packed groups to be on the map, and its row and column, clamped to the map."""
+        from tvm import tirx
+
+        row, column = self.rows.packed_row(y_group, y), x_group + self.dilation * x
+        conditions = []
+        if self.rows.groups[0] * self.rows.groups[1] > self.rows.count:
+            conditions.append(row < self.rows.count)
+        if self.packed_width * self.dilation > self.width:
+            conditions.append(column < self.width)
+        if conditions:
+            row, column = tirx.min(row, self.rows.count - 1), tirx.min(column, self.width - 1)
+        return conditions, self.rows.place(row), column
+
+
+def forward(problem: NAProblem, tile: LanesTile, batch_size: int | None = None) -> Any:
+    """The lanes formulation of ``problem`` as an unscheduled PrimFunc.
+
+    Arguments as in :mod:`tvm_na.te.common.operands`; the batch is symbolic unless ``batch_size`` is given. Scores are
+    kept in powers of two (``exp.py``).
+    """
+    from tvm import te, tirx
+
+    from tvm_na.te.common.exp import LN_2, LOG2_E, exp2_nonpositive
+    from tvm_na.te.common.operands import Operands
+
+    ops, geo = Operands.of(problem, batch_size), Geometry(problem, tile)
+    accum, vector, lanes = problem.accum_dtype, tile.vector, geo.lanes
+    batch, dilation = ops.batch, geo.dilation
+    rows, columns = geo.rows.keys, problem.kernel_size[-1]
+    kv_head = (
+        (lambda h: h) if problem.heads == problem.heads_kv else (lambda h: h // (problem.heads // problem.heads_kv))
+    )
+    log2_e = tirx.const(LOG2_E, accum)
+
+    def packed(source: Any, y_group: Any, y: Any, x_group: Any, x: Any, at: Any) -> Any:
+        """``source`` at a place of a dilation group; zero behind the end of the map."""
+        on_map, row, column = geo.on_map(y_group, y, x_group, x)
+        value = source[at(row, column)]
+        return tirx.if_then_else(tirx.all(*on_map), value, tirx.const(0, problem.dtype)) if on_map else value
+
+    groups = (batch, problem.heads_kv, *geo.rows.groups, dilation)
+    packed_key = te.compute(
+        (*groups, problem.head_dim, geo.packed_width),
+        lambda b, h, yg, y, xg, d, x: packed(ops.key, yg, y, xg, x, lambda i, j: (b, *i, j, h, d)),
+        name="packed_key",
+    )
+    if tile.pack_values:
+        packed_value = te.compute(
+            (*groups, geo.packed_width, problem.head_dim_v),
+            lambda b, h, yg, y, xg, x, c: packed(ops.value, yg, y, xg, x, lambda i, j: (b, *i, j, h, c)),
+            name="packed_value",
+        )
+
+    def value_at(b: Any, row: tuple[Any, Any], group: Any, column: Any, h: Any, c: Any) -> Any:
+        if tile.pack_values:
+            return packed_value[b, h, row[0], row[1], group, column, c]
+        x = group + dilation * column
+        if not tile.exact_values:
+            x = tirx.min(x, geo.width - 1)
+        return ops.value[(b, *geo.rows.place(geo.rows.packed_row(*row)), x, h, c)]
+
+    tiled = (batch, problem.heads, geo.rows.count, dilation, geo.tiles, tile.queries)
+    box = (*tiled, rows, lanes)
+
+    d = te.reduce_axis((0, problem.head_dim), name="d")
+    dots = te.compute(
+        box,
+        lambda b, h, i, r, t, u, a, l: te.sum(
+            ops.query[(b, *geo.rows.place(i), r + dilation * geo.query_column(r, t, u), h, d)]
+            * packed_key[(b, kv_head(h), *geo.rows.key(i, a), r, d, geo.first_lane(r, t) + l)],
+            axis=d,
+        ),
+        name="dots",
+    )
+
+    if ops.rpb is not None:
+        # Padded by what lanes outside a window reach for, so that whole vectors can be read.
+        margin = lanes - columns
+        padded_bias = te.compute(
+            (problem.heads, geo.rows.bias_rows, 2 * lanes - 1),
+            lambda h, y, e: tirx.if_then_else(
+                tirx.all(e >= margin, e < margin + 2 * columns - 1),
+                ops.rpb[(h, *geo.rows.bias_place(y), tirx.min(tirx.max(e - margin, 0), 2 * columns - 2))] * log2_e,
+                tirx.const(0, accum),
+            ),
+            name="padded_bias",
+        )
+
+    def score(b: Any, h: Any, i: Any, r: Any, t: Any, u: Any, a: Any, l: Any) -> Any:
+        column = geo.first_lane(r, t) + l
+        result = dots[b, h, i, r, t, u, a, l] * (ops.scale[0] * log2_e)
+        if ops.rpb is not None:
+            row = geo.rows.bias_row(i, a)
+            result = result + padded_bias[h, row, column - geo.query_column(r, t, u) + lanes - 1]
+        return tirx.Select(geo.exists(i, r, t, u, a, column), result, tirx.min_value(accum))
+
+    scores = te.compute(box, score, name="scores")
+
+    def fold(name: str, source: Any, combine: Any) -> Any:
+        """Reduce a box to one number per query: over rows and vectors first, then over one vector's lanes."""
+        a, v = te.reduce_axis((0, rows), name="a"), te.reduce_axis((0, lanes // vector), name="v")
+        partial = te.compute(
+            (*tiled, vector),
+            lambda *q: combine(source[(*q[:-1], a, v * vector + q[-1])], axis=[a, v]),
+            name=f"{name}_lanes",
+        )
+        l = te.reduce_axis((0, vector), name="l")
+        return te.compute(tiled, lambda *q: combine(partial[(*q, l)], axis=l), name=name)
+
+    maximum = fold("maximum", scores, te.max)
+    weights = te.compute(box, lambda *q: exp2_nonpositive(scores[q] - maximum[q[:-2]], accum), name="weights")
+    total = fold("total", weights, te.sum)
+
+    a = te.reduce_axis((0, rows), name="a")
+    l = te.reduce_axis((0, columns if tile.exact_values else lanes), name="l")
+
+    def attend(b: Any, h: Any, i: Any, r: Any, t: Any, u: Any, x: Any) -> Any:
+        first = geo.columns(r, t, u)[0] if tile.exact_values else geo.first_lane(r, t)
+        weight = weights[b, h, i, r, t, u, a, first - geo.first_lane(r, t) + l]
+        found = value_at(b, geo.rows.key(i, a), r, first + l, kv_head(h), x)
+        if tile.exact_values and any(problem.is_causal):  # zero times inf is not zero
+            found = tirx.Select(geo.exists(i, r, t, u, a, first + l), found, tirx.const(0, accum))
+        return te.sum(weight * found, axis=[a, l])
+
+    attended = te.compute((*tiled, problem.head_dim_v), attend, name="attended")
+
+    inverse = te.compute(tiled, lambda *q: tirx.const(1, accum) / total[q], name="inverse")
+    normalised = te.compute((*tiled, problem.head_dim_v), lambda *q: attended[q] * inverse[q[:-1]], name="normalised")
+
+    def place(i: Any, j: Any) -> tuple[Any, ...]:
+        """The tile's coordinates of the query at row i, column j."""
+        r, c = (0, j) if dilation == 1 else (j % dilation, j // dilation)
+        return i, r, c // tile.queries, c % tile.queries
+
+    tokens = (batch, geo.rows.count, geo.width, problem.heads)
+    out = te.compute(
+        (*tokens, problem.head_dim_v), lambda b, i, j, h, x: normalised[(b, h, *place(i, j), x)], name="out"
+    )
+    outputs = [out]
+    if problem.return_lse:
+        tiled_lse = te.compute(
+            tiled, lambda *q: (maximum[q] + tirx.log2(total[q])) * tirx.const(LN_2, accum), name="tiled_lse"
+        )
+        outputs.append(te.compute(tokens, lambda b, i, j, h: tiled_lse[(b, h, *place(i, j))], name="lse"))
+    func = ops.prim_func(problem, outputs, tile.to_json())
+    if problem.rank != 2:  # the loops stay those over rows
+        for name in ("out", "lse")[: len(outputs)]:
+            func = with_output_layout(func, lambda b, i, *rest: (b, *geo.rows.place(i), *rest), name)
+    return func

@@ -1,0 +1,42 @@
+"""The gradients of neighborhood attention in a form that a CPU with vector registers can tile.
+
+Tiles and boxes are those of the forward pass (``lanes.py``). A tile computes its weights again from the log-sum-exp,
+then the gradient of its scores, of its queries, and what it adds to those of the keys and values of its box. Boxes
+overlap, so these sums are no tensor expression, which says for every element where it is read; they are blocks
+(``blocks.py``) that add to what earlier tiles have left. Each task, a chunk of rows of one head of keys, has sums of
+its own, which are joined at the end in one order: results do not depend on who computes what, or when.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm_na.problems.backward import BackwardProblem
+from tvm_na.te.backward.lanes_tile import BackwardTile
+
+
+def backward(problem: BackwardProblem, tile: BackwardTile, batch_size: int | None = None) -> Any:
+    """The gradients of ``problem`` as an unscheduled PrimFunc.
+
+    Arguments as in :class:`BackwardOperands`; the batch is symbolic unless ``batch_size`` is given.
+    """
+    from tvm.script.ir_builder import IRBuilder
+    from tvm.script.ir_builder import tirx as T
+
+    from tvm_na.te.backward.lanes_stages import Gradients
+
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("main")
+        gradients = Gradients(problem, tile, batch_size)
+        gradients.pack()
+        gradients.tasks()
+        gradients.join()
+    func = builder.get()
+    from tvm_na.te import ENTRY
+
+    return (
+        func.with_attr("global_symbol", ENTRY)
+        .with_attr("tirx.noalias", True)
+        .with_attr("tvm_na.problem", problem.to_json())
+        .with_attr("tvm_na.formulation", tile.to_json())
+    )

@@ -1,0 +1,295 @@
+"""The parts of ``lanes.py``: packing, the stages of a tile, and the joining of the tasks' sums."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from tvm_na.problems.backward import BackwardProblem
+from tvm_na.te.attention.lanes import Geometry
+from tvm_na.te.backward.lanes_tile import BackwardTile, Chunks
+from tvm_na.te.common.blocks import accumulate, argument, local, loops, stage, store, sums
+from tvm_na.te.common.exp import LOG2_E, exp2_nonpositive
+
+
+class Gradients:
+    """Makes the function, inside of TVM's IRBuilder: first its arguments, then its parts in their order."""
+
+    def __init__(self, problem: BackwardProblem, tile: BackwardTile, batch: int | None) -> None:
+        p = self.problem = problem.forward
+        self.tile, self.geo = tile, Geometry(p, tile.lanes())
+        self.chunks = Chunks.of(self.geo.rows, tile.chunks)
+        self.group = p.heads // p.heads_kv
+        self.batch = tirx.Var("batch", "int32") if batch is None else batch
+        self.accum = p.accum_dtype
+        tokens = (self.batch, *p.spatial, p.heads)
+        kv = (self.batch, *p.spatial, p.heads_kv)
+        self.query = argument("query", (*tokens, p.head_dim), p.dtype)
+        self.key = argument("key", (*kv, p.head_dim), p.dtype)
+        self.value = argument("value", (*kv, p.head_dim_v), p.dtype)
+        self.scale = argument("scale", (1,), self.accum)
+        self.rpb: Any = argument("rpb", p.bias_shape, p.dtype) if p.bias else None
+        self.lse = argument("lse", tokens, self.accum)
+        self.d_out = argument("d_out", (*tokens, p.head_dim_v), p.dtype)
+        self.d_lse: Any = argument("d_lse", tokens, self.accum) if p.return_lse else None
+        self.d_query = argument("d_query", (*tokens, p.head_dim), p.dtype)
+        self.d_key = argument("d_key", (*kv, p.head_dim), p.dtype)
+        self.d_value = argument("d_value", (*kv, p.head_dim_v), p.dtype)
+        self.d_rpb = argument("d_rpb", p.bias_shape, p.dtype) if p.bias else None
+
+    def const(self, number: float) -> Any:
+        """A number as an expression."""
+        return tirx.const(number, self.accum)
+
+    # --- before the tasks
+
+    def pack(self) -> None:
+        """Keys and values with the columns innermost; perhaps keys as they are, one head together; the bias."""
+        p, geo = self.problem, self.geo
+        self.packed_key = self.transposed("packed_key", self.key, p.head_dim)
+        self.packed_value = self.transposed("packed_value", self.value, p.head_dim_v)
+        if self.tile.pack_keys:
+            shape = (self.batch, p.heads_kv, geo.rows.count, geo.dilation, geo.packed_width, p.head_dim)
+            self.key_rows = local("key_rows", shape, p.dtype)
+            store("key_rows", self.key_rows, shape, lambda b, h, y, r, x, d: self.packed(self.key, y, r, x, b, h, d))
+        if self.rpb is not None:
+            self.padded_bias = self.bias()
+
+    def packed(self, source: Any, y: Any, r: Any, x: Any, b: Any, h: Any, d: Any) -> Any:
+        """``source`` at column ``x`` of a group of a row; zero behind the end of the map."""
+        geo = self.geo
+        column = r + geo.dilation * x
+        if geo.packed_width * geo.dilation <= geo.width:
+            return source[(b, *geo.rows.place(y), column, h, d)]
+        value = source[(b, *geo.rows.place(y), tirx.min(column, geo.width - 1), h, d)]
+        return tirx.if_then_else(column < geo.width, value, tirx.const(0, self.problem.dtype))
+
+    def transposed(self, name: str, source: Any, channels: int) -> Any:
+        """``[batch, heads_kv, row, column group, channel, column of the group]``."""
+        geo = self.geo
+        shape = (self.batch, self.problem.heads_kv, geo.rows.count, geo.dilation, channels, geo.packed_width)
+        buffer = local(name, shape, self.problem.dtype)
+        store(name, buffer, shape, lambda b, h, y, r, d, x: self.packed(source, y, r, x, b, h, d))
+        return buffer
+
+    def bias(self) -> Any:
+        """The bias in powers of two, padded by what lanes outside a window reach for."""
+        geo, columns = self.geo, self.problem.kernel_size[-1]
+        margin = geo.lanes - columns
+
+        def padded(h: Any, y: Any, e: Any) -> Any:
+            column = tirx.min(tirx.max(e - margin, 0), 2 * columns - 2)
+            value = self.rpb[(h, *geo.rows.bias_place(y), column)] * self.const(LOG2_E)
+            return tirx.if_then_else(tirx.all(e >= margin, e < margin + 2 * columns - 1), value, self.const(0))
+
+        return stage("padded_bias", (self.problem.heads, geo.rows.bias_rows, 2 * geo.lanes - 1), self.accum, padded)
+
+    # --- the tasks
+
+    def tasks(self) -> None:
+        """One for each sample, head of keys and chunk of rows: tile after tile, in one order."""
+        p, geo, chunks = self.problem, self.geo, self.chunks
+        of_task = (self.batch, p.heads_kv, chunks.count)
+        box = (*of_task, chunks.reach, geo.dilation, geo.packed_width)
+        self.sum_key = local("sum_key", (*box, p.head_dim), self.accum)
+        self.sum_value = local("sum_value", (*box, p.head_dim_v), self.accum)
+        if p.bias:
+            shape = (*of_task, self.group, geo.rows.bias_rows, 2 * geo.lanes - 1)
+            self.sum_bias = local("sum_bias", shape, self.accum)
+        with loops(of_task) as variables, T.sblock("task"):
+            self.task = [T.axis.spatial(n, v) for n, v in zip(of_task, variables, strict=True)]
+            # A block of its own, since TVM runs no block in parallel in which two others write to one buffer.
+            with T.sblock("chunk"):
+                self.one_chunk()
+
+    def one_chunk(self) -> None:
+        """Zeros, then some tiles after the other, in one order."""
+        p, geo, chunks = self.problem, self.geo, self.chunks
+        for name in ("sum_key", "sum_value", "sum_bias") if p.bias else ("sum_key", "sum_value"):
+            target = getattr(self, name)
+            store(f"{name}_zero", target, target.shape[3:], lambda *_: self.const(0), lambda *at: (*self.task, *at))
+        extents = (self.group, chunks.rows, geo.dilation, geo.tiles // self.tile.tiles)
+        with loops(extents) as at, T.sblock("tiles"):
+            g, i, self.r, self.first_tile = (T.axis.opaque(n, v) for n, v in zip(extents, at, strict=True))
+            if chunks.rows * chunks.count > geo.rows.count:
+                T.where(self.task[2] * chunks.rows + at[1] < geo.rows.count)
+            self.g, self.h, self.i = g, self.task[1] * self.group + g, self.task[2] * chunks.rows + i
+            self.some_tiles()
+
+    def at_query(self, n: Any, u: Any) -> tuple[Any, ...]:
+        """Sample, position and head of the u-th query of the n-th tile."""
+        column = self.r + self.geo.dilation * self.geo.query_column(self.r, self.t(n), u)
+        return (self.task[0], *self.geo.rows.place(self.i), column, self.h)
+
+    def t(self, n: Any) -> Any:
+        """The number of the n-th tile in its row."""
+        return self.first_tile * self.tile.tiles + n
+
+    def column(self, n: Any, l: Any) -> Any:
+        """The column, in its group, of a lane of the n-th tile's box."""
+        return self.geo.first_lane(self.r, self.t(n)) + l
+
+    def exists(self, n: Any, u: Any, a: Any, l: Any) -> Any:
+        """Whether a query sees a key of its tile's box; queries that the last tile has too many see none."""
+        there = self.geo.exists(self.i, self.r, self.t(n), u, a, self.column(n, l))
+        return there if self.geo.even else tirx.all(there, self.is_query(n, u))
+
+    def is_query(self, n: Any, u: Any) -> Any:
+        """Whether the n-th tile has so many queries."""
+        return self.t(n) * self.tile.queries + u < self.geo.length(self.r)
+
+    def some_tiles(self) -> None:
+        """Weights again, the gradient of the scores, and what follows from it."""
+        p, accum, zero = self.problem, self.accum, self.const(0)
+        self.box = (self.tile.tiles, self.tile.queries, self.geo.rows.keys, self.geo.lanes)
+        dots = self.products("dots", self.query, self.packed_key, p.head_dim)
+        d_weights = self.products("d_weights", self.d_out, self.packed_value, p.head_dim_v)
+
+        def weight(n: Any, u: Any, a: Any, l: Any) -> Any:
+            score = dots[n, u, a, l] * (self.scale[0] * self.const(LOG2_E))
+            if p.bias:
+                score = score + self.padded_bias[(self.h, *self.at_bias(n, u, a, l))]
+            power = exp2_nonpositive(score - self.lse[self.at_query(n, u)] * self.const(LOG2_E), accum)
+            return tirx.Select(self.exists(n, u, a, l), power, zero)
+
+        weights = stage("weights", self.box, accum, weight)
+
+        def weighted(*at: Any) -> Any:  # zero times inf is not zero
+            return tirx.Select(self.exists(*at), weights[at] * d_weights[at], zero)
+
+        products = stage("weighted", self.box, accum, weighted)
+        mean = self.folded(products)
+        d_scores = stage("d_scores", self.box, accum, lambda *at: products[at] - weights[at] * mean[at[:2]])
+        self.queries(d_scores)
+        self.scatter("add_value", self.sum_value, weights, self.d_out, p.head_dim_v)
+        self.scatter("add_key", self.sum_key, d_scores, self.query, p.head_dim)
+        if p.bias:
+            accumulate(
+                "add_bias",
+                self.sum_bias,
+                self.box,
+                lambda old, *at: old + d_scores[at],
+                lambda *at: (*self.task, self.g, *self.at_bias(*at)),
+                lambda *at: [d_scores[at]],
+            )
+
+    def products(self, name: str, source: Any, packed: Any, channels: int) -> Any:
+        """The products of the tiles' rows of ``source`` with the columns of their boxes."""
+
+        def product(n: Any, u: Any, a: Any, l: Any, d: Any) -> Any:
+            row = self.geo.rows.key_row(self.i, a)
+            return source[(*self.at_query(n, u), d)] * packed[(*self.task[:2], row, self.r, d, self.column(n, l))]
+
+        return sums(name, self.box, (channels,), self.accum, product)
+
+    def at_bias(self, n: Any, u: Any, a: Any, l: Any) -> tuple[Any, Any]:
+        """Row and column of the padded bias for a key of the box."""
+        column = self.column(n, l) - self.geo.query_column(self.r, self.t(n), u)
+        return self.geo.rows.bias_row(self.i, a), column + self.geo.lanes - 1
+
+    def folded(self, box: Any) -> Any:
+        """The sum of each query's box, less the gradient of its log-sum-exp: over rows and vectors, then over lanes."""
+        tiles, queries, vector = self.tile.tiles, self.tile.queries, self.tile.vector
+        over = (self.geo.rows.keys, self.geo.lanes // vector)
+        partial = sums(
+            "mean_lanes",
+            (tiles, queries, vector),
+            over,
+            self.accum,
+            lambda n, u, l, a, v: box[n, u, a, v * vector + l],
+        )
+        total = sums("mean", (tiles, queries), (vector,), self.accum, lambda n, u, l: partial[n, u, l])
+        if self.d_lse is None:
+            return total
+        return stage("shift", (tiles, queries), self.accum, lambda n, u: total[n, u] - self.d_lse[self.at_query(n, u)])
+
+    def queries(self, d_scores: Any) -> None:
+        """The gradients of the tiles' queries, each over the keys of its own window."""
+        p, geo = self.problem, self.geo
+
+        def product(n: Any, u: Any, x: Any, a: Any, l: Any) -> Any:
+            start = geo.columns(self.r, self.t(n), u)[0]
+            column, lane = start + l, start - self.column(n, 0) + l
+            row = geo.rows.key_row(self.i, a)
+            if self.tile.pack_keys:
+                found = self.key_rows[(*self.task[:2], row, self.r, column, x)]
+            else:
+                place = (*geo.rows.place(row), self.r + geo.dilation * column)
+                found = self.key[(self.task[0], *place, self.task[1], x)]
+            if any(p.is_causal):  # zero times inf is not zero
+                found = tirx.Select(geo.exists(self.i, self.r, self.t(n), u, a, column), found, self.const(0))
+            return d_scores[n, u, a, lane] * found
+
+        keys, extents = (geo.rows.keys, p.kernel_size[-1]), (self.tile.tiles, self.tile.queries, p.head_dim)
+        found = sums("query_sums", extents, keys, self.accum, product)
+        store(
+            "d_query",
+            self.d_query,
+            extents,
+            lambda n, u, x: found[n, u, x] * self.scale[0],
+            lambda n, u, x: (*self.at_query(n, u), x),
+            None if geo.even else lambda n, u, x: self.is_query(n, u),
+        )
+
+    def scatter(self, name: str, target: Any, factors: Any, source: Any, channels: int) -> None:
+        """Adds the products of the boxes' ``factors`` with the tiles' rows of ``source``, summed over their queries."""
+        queries = range(self.tile.queries)
+
+        def added(old: Any, n: Any, a: Any, l: Any, x: Any) -> Any:
+            for u in queries:  # in this order each is one multiply-add
+                old = old + factors[n, u, a, l] * source[(*self.at_query(n, u), x)]
+            return old
+
+        def place(n: Any, a: Any, l: Any, x: Any) -> Sequence[Any]:
+            row = self.geo.rows.key_row(self.i, a) - self.chunks.first_key_row(self.task[2])
+            return (*self.task, row, self.r, self.column(n, l), x)
+
+        def read(n: Any, a: Any, l: Any, x: Any) -> Sequence[Any]:
+            return [factors[n, 0 : self.tile.queries, a, l]]
+
+        tiles, _, rows, lanes = self.box
+        accumulate(name, target, (tiles, rows, lanes, channels), added, place, read)
+
+    # --- after the tasks
+
+    def join(self) -> None:
+        """The sums of all chunks, in the layout of the arguments."""
+        p, geo = self.problem, self.geo
+        self.join_rows("d_key", self.d_key, self.sum_key, p.head_dim, self.scale[0])
+        self.join_rows("d_value", self.d_value, self.sum_value, p.head_dim_v, None)
+        if self.d_rpb is not None:
+            margin = geo.lanes - p.kernel_size[-1]
+
+            def summed(h: Any, y: Any, e: Any, b: Any, c: Any) -> Any:
+                return self.sum_bias[b, h // self.group, c, h % self.group, y, e + margin]
+
+            shape = (p.heads, geo.rows.bias_rows, 2 * p.kernel_size[-1] - 1)
+            found = sums("bias_sums", shape, (self.batch, self.chunks.count), self.accum, summed)
+            place = lambda h, y, e: (h, *geo.rows.bias_place(y), e)  # noqa: E731
+            store("d_rpb", self.d_rpb, shape, lambda h, y, e: found[h, y, e], place)
+
+    def join_rows(self, name: str, target: Any, source: Any, channels: int, factor: Any) -> None:
+        """Adds up what the chunks have for each row of keys."""
+        p, geo, chunks = self.problem, self.geo, self.chunks
+        extents = (self.batch, geo.rows.count, geo.width, p.heads_kv, channels)
+
+        def of_chunk(c: int, b: Any, y: Any, x: Any, h: Any, d: Any) -> Any:
+            first = chunks.first_key_row(c)
+            place = tirx.max(tirx.min(y - first, chunks.reach - 1), 0)
+            r, column = (0, x) if geo.dilation == 1 else (x % geo.dilation, x // geo.dilation)
+            value = source[b, h, c, place if chunks.count > 1 else y, r, column, d]
+            if chunks.count == 1:
+                return value
+            there = tirx.all(y >= first, y < first + chunks.reach)
+            return tirx.if_then_else(there, value, self.const(0))
+
+        def total(*index: Any) -> Any:
+            found = of_chunk(0, *index)
+            for c in range(1, chunks.count):
+                found = found + of_chunk(c, *index)
+            return found if factor is None else found * factor
+
+        store(name, target, extents, total, lambda b, y, x, h, d: (b, *geo.rows.place(y), x, h, d))

@@ -1,0 +1,1 @@
+"""What several expressions are made of."""

@@ -1,0 +1,1 @@
+"""Linear layers, convolutions and layer norm."""

@@ -1,0 +1,192 @@
+"""Linear layers and convolutions in a form that a CPU with vector registers can tile.
+
+The positions of the output are cut into tiles of a few rows, its channels into blocks of a few vectors. A tile's sums
+for one block are what the registers hold: each step of the reduction multiplies a number of every row with a block of
+weights, which lie together because they were packed so, ahead of time.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from tvm_na.problems.dense import DenseProblem
+from tvm_na.te import ENTRY
+from tvm_na.te.common.layout import with_output_layout
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FORMULATION = "dense"
+# The part of all tiles that may be added so that their number can be cut into tasks in more ways.
+_MORE_TILES = 0.02
+
+
+@dataclass(frozen=True)
+class DenseTile:
+    """The sizes that the expression itself depends on.
+
+    Attributes:
+        rows: Positions of the output per tile.
+        vectors: Vectors of output channels per block.
+        vector: Elements of a vector.
+    """
+
+    rows: int
+    vectors: int
+    vector: int
+
+    @property
+    def block(self) -> int:
+        """Output channels per block."""
+        return self.vectors * self.vector
+
+    def to_json(self) -> str:
+        """A canonical JSON text."""
+        return json.dumps({"formulation": FORMULATION, **asdict(self)}, sort_keys=True)
+
+
+def tile_of(func: Any) -> DenseTile:
+    """The tile of a PrimFunc, which says how its weights are packed.
+
+    Raises:
+        ValueError: it is no function of :func:`forward`.
+    """
+    fields = json.loads(str(func.attrs["tvm_na.formulation"])) if func.attrs else {}
+    if fields.pop("formulation", None) != FORMULATION:
+        raise ValueError(f"func: required a PrimFunc in the formulation {FORMULATION}, got one with {fields}")
+    return DenseTile(**fields)
+
+
+def packed_shape(problem: DenseProblem, tile: DenseTile) -> tuple[int, ...]:
+    """The shape of packed weights: blocks of output channels, window, input channels, channels of a block."""
+    return (-(-problem.out_channels // tile.block), *problem.kernel_size, problem.in_channels, tile.block)
+
+
+def pack_weight(weight: np.ndarray, problem: DenseProblem, tile: DenseTile) -> np.ndarray:
+    """``weight`` as kernels of this tile read it, a new array of :func:`packed_shape`; missing channels are 0.
+
+    Args:
+        weight: ``[out_channels, *kernel_size, in_channels]`` in the problem's dtype.
+        problem: What the kernel computes.
+        tile: Of the kernel's formulation.
+
+    Raises:
+        TypeError, ValueError: another dtype or shape.
+    """
+    import numpy as np
+
+    if str(weight.dtype) != problem.dtype:
+        raise TypeError(f"weight: required dtype {problem.dtype}, got {weight.dtype}")
+    if tuple(weight.shape) != problem.weight_shape:
+        raise ValueError(f"weight: required shape {problem.weight_shape}, got {tuple(weight.shape)}")
+    blocks, *inner, block = packed_shape(problem, tile)
+    padded = np.zeros((blocks * block, *inner), weight.dtype)
+    padded[: problem.out_channels] = weight
+    return np.ascontiguousarray(np.moveaxis(padded.reshape(blocks, block, *inner), 1, -1))
+
+
+def positions_of(problem: DenseProblem) -> int:
+    """Positions of the output."""
+    return math.prod(problem.out_spatial)
+
+
+def tiles_of(problem: DenseProblem, tile: DenseTile) -> int:
+    """Tiles of rows that are computed: those needed, and a few more if that number has more divisors up to 64."""
+    needed = -(-positions_of(problem) // tile.rows)
+    candidates = range(needed, needed + int(_MORE_TILES * needed) + 1)
+    return max(candidates, key=lambda n: (sum(n % d == 0 for d in range(1, 65)), -n))
+
+
+def _unravelled(position: Any, sizes: Sequence[int]) -> list[Any]:
+    """The coordinates of a position in a map."""
+    coordinates: list[Any] = []
+    for size in reversed(sizes[1:]):
+        coordinates.insert(0, position % size)
+        position = position // size
+    return [position, *coordinates]
+
+
+def _padded(problem: DenseProblem, x: Any, batch: Any) -> Any:
+    """The input with zeros around it, as far as windows reach."""
+    from tvm import te, tirx
+
+    axes = list(zip(problem.out_spatial, problem.kernel_size, problem.stride, strict=True))
+    sizes = [(n - 1) * s + k for n, k, s in axes]
+
+    def at(*index: Any) -> Any:
+        b, *place, c = index
+        source, inside = [], []
+        for i, size, pad, padded_size in zip(place, problem.spatial, problem.padding, sizes, strict=True):
+            source.append(tirx.min(tirx.max(i - pad, 0), size - 1) if pad else i)
+            inside += [i >= pad] if pad else []
+            inside += [i < size + pad] if padded_size > size + pad else []
+        value = x[(b, *source, c)]
+        return tirx.if_then_else(tirx.all(*inside), value, tirx.const(0, problem.dtype)) if inside else value
+
+    return te.compute((batch, *sizes, problem.in_channels), at, name="padded")
+
+
+def _with_map(func: Any, out_spatial: Sequence[int]) -> Any:
+    """``func``, whose output has positions, with the axes of a map in their place.
+
+    Its loops stay those over positions: of loops over the axes of a map TVM cannot tell which tile they meet.
+    """
+    if len(out_spatial) == 1:
+        return func
+    return with_output_layout(func, lambda b, p, o: (b, *_unravelled(p, out_spatial), o))
+
+
+def forward(problem: DenseProblem, tile: DenseTile, batch_size: int | None = None) -> Any:
+    """``problem`` with ``tile`` as an unscheduled PrimFunc.
+
+    Arguments: x ``[batch, *spatial, in]``, the packed weights, with a bias that ``[out]``, with a residual that
+    ``[batch, *out_spatial, out]``, and the output of that shape; the batch is symbolic unless ``batch_size`` is given.
+    """
+    from tvm import te, tirx
+
+    from tvm_na.te.common.erf import gelu
+
+    dtype, out_spatial = problem.dtype, problem.out_spatial
+    batch = tirx.Var("batch", "int32") if batch_size is None else batch_size
+    x = te.placeholder((batch, *problem.spatial, problem.in_channels), dtype, name="x")
+    weight = te.placeholder(packed_shape(problem, tile), dtype, name="weight")
+    bias = te.placeholder((problem.out_channels,), dtype, name="bias") if problem.bias else None
+    residual = (
+        te.placeholder((batch, *out_spatial, problem.out_channels), dtype, name="residual")
+        if problem.residual
+        else None
+    )
+    source = _padded(problem, x, batch) if any(problem.padding) else x
+
+    rows, positions = tile.rows, positions_of(problem)
+    tiles = tiles_of(problem, tile)
+    window = [te.reduce_axis((0, k), name=f"k{axis}") for axis, k in enumerate(problem.kernel_size)]
+    channel = te.reduce_axis((0, problem.in_channels), name="channel")
+
+    def product(b: Any, t: Any, c: Any, r: Any, l: Any) -> Any:
+        # Rows behind the last one repeat it: no step of the reduction has to ask.
+        p = t * rows + r if tiles * rows == positions else tirx.min(t * rows + r, positions - 1)
+        corner = _unravelled(p, out_spatial)
+        place = [i * s + k for i, s, k in zip(corner, problem.stride, window, strict=True)]
+        return te.sum(source[(b, *place, channel)] * weight[(c, *window, channel, l)], axis=[*window, channel])
+
+    sums = te.compute((batch, tiles, weight.shape[0], rows, tile.block), product, name="sums")
+
+    def finished(b: Any, p: Any, o: Any) -> Any:
+        value = sums[b, p // rows, o // tile.block, p % rows, o % tile.block]
+        value = value if bias is None else value + bias[o]
+        value = gelu(value, dtype) if problem.activation == "gelu" else value
+        return value if residual is None else value + residual[(b, *_unravelled(p, out_spatial), o)]
+
+    out = te.compute((batch, positions, problem.out_channels), finished, name="out")
+    arguments = [a for a in (x, weight, bias, residual) if a is not None]
+    return (
+        _with_map(te.create_prim_func([*arguments, out]), out_spatial)
+        .with_attr("global_symbol", ENTRY)
+        .with_attr("tvm_na.problem", problem.to_json())
+        .with_attr("tvm_na.formulation", tile.to_json())
+    )

@@ -1,0 +1,1 @@
+"""Its two steps by themselves."""

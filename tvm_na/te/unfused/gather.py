@@ -1,0 +1,239 @@
+"""The unfused operators in a form that threads of a GPU can share: any rank, every option, every dtype.
+
+Scores and sums over keys are tensor expressions in which the window is one flat axis, as in ``gather.py``. Sums over
+queries, and for a bias, are TIR blocks, each what one thread does: its loops run over the queries that there are.
+
+Kernels are called as ``kernel(query, key, scale[, rpb], out)``, ``kernel(attn, value, scale, out)``,
+``kernel(attn, query, scale, out)`` and ``kernel(attn, out)``, on contiguous tensors; see
+:mod:`tvm_na.problems.unfused` for their shapes. scale is ``[1]`` in the dtype of sums.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from math import prod
+from typing import Any
+
+from tvm import te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from tvm_na.problems.unfused import UnfusedProblem
+from tvm_na.te import ENTRY
+from tvm_na.te.attention.gather import unflattened
+from tvm_na.te.common.blocks import argument, loops, whole
+from tvm_na.te.common.neighbors import Neighbors
+from tvm_na.te.common.rows import unravelled
+from tvm_na.te.common.threads import registers
+from tvm_na.te.common.window import axis_window
+from tvm_na.te.unfused.lanes_transposed import over_queries
+
+FORMULATION = "unfused gather"
+
+
+@dataclass(frozen=True)
+class UnfusedTile:
+    """What the expressions depend on.
+
+    Attributes:
+        parts: Of scores: parts that a dot product is cut into, each of which a thread computes; divides the channels.
+        width: Of sums over queries: channels of a thread, which it reads at once; divides the channels.
+    """
+
+    parts: int = 1
+    width: int = 1
+
+    def to_json(self) -> str:
+        """A canonical JSON text."""
+        return json.dumps({"formulation": FORMULATION, **asdict(self)}, sort_keys=True)
+
+
+def gathered(problem: UnfusedProblem, tile: UnfusedTile, batch_size: int | None = None) -> Any:
+    """An unscheduled PrimFunc of any kind but ``bias_sums``; the batch is symbolic unless ``batch_size`` is given.
+
+    Raises:
+        ValueError: if ``parts`` or ``width`` does not divide the channels, or for ``bias_sums``, of which there are
+            ``bias_parts`` alone.
+    """
+    for name, n in (("parts", tile.parts), ("width", tile.width)):
+        if n < 1 or problem.channels % n:
+            raise ValueError(f"{name}: required a divisor of {problem.channels} channels, got {n}")
+    if problem.kind == "bias_sums":
+        raise ValueError(f"problem: required another kind than bias_sums, got {problem}")
+    batch = tirx.Var("batch", "int32") if batch_size is None else batch_size
+    if problem.kind in ("av_transposed", "bias_parts"):
+        func = _of_blocks(_av_transposed if problem.kind == "av_transposed" else _bias_parts, problem, tile, batch)
+    else:
+        func = te.create_prim_func((_av if problem.kind == "av" else _scores)(problem, tile, batch))
+    return (
+        func.with_attr("global_symbol", ENTRY)
+        .with_attr("tvm_na.problem", problem.to_json())
+        .with_attr("tvm_na.formulation", tile.to_json())
+    )
+
+
+# --- tensor expressions
+
+
+class _Step:
+    """What the expressions share; a *position* has an index for each axis."""
+
+    def __init__(self, problem: UnfusedProblem, batch: Any) -> None:
+        p = self.problem = problem.forward
+        self.near, self.group, self.accum = Neighbors(p), p.heads // p.heads_kv, p.accum_dtype
+        self.tokens, self.keys = (batch, *p.spatial, p.heads), (batch, *p.spatial, p.heads_kv)
+        self.scale = te.placeholder((1,), self.accum, name="scale")
+
+    def placeholder(self, name: str, *shape: Any) -> Any:
+        return te.placeholder(shape, self.problem.dtype, name=name)
+
+    def apart(self, t: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...], Any, tuple[Any, ...]]:
+        """Sample, position, head and what else an index has."""
+        rank = self.problem.rank
+        return t[0], t[1 : 1 + rank], t[1 + rank], t[2 + rank :]
+
+    def offset(self, w: Any) -> tuple[Any, ...]:
+        """The offset of the ``w``-th key of a window along each axis."""
+        return unflattened(self.problem, w)
+
+
+def _scores(problem: UnfusedProblem, tile: UnfusedTile, batch: Any) -> list[Any]:
+    """The arguments of ``qk`` or ``dots``, the output last."""
+    step = _Step(problem, batch)
+    p, near, accum = step.problem, step.near, step.accum
+    query, key = step.placeholder("query", *step.tokens, p.head_dim), step.placeholder("key", *step.keys, p.head_dim)
+    rpb = step.placeholder("rpb", *p.bias_shape) if p.bias else None
+    part = p.head_dim // tile.parts
+    d, n = te.reduce_axis((0, part), name="d"), te.reduce_axis((0, tile.parts), name="p")
+
+    def partial_dot(*t: Any) -> Any:
+        b, position, h, (w, q) = step.apart(t)
+        place = near.key_position(position, step.offset(w))
+        product = query[(b, *position, h, q * part + d)].astype(accum)
+        return te.sum(product * key[(b, *place, h // step.group, q * part + d)].astype(accum), axis=d)
+
+    window = (*step.tokens, problem.window)
+    partial = te.compute((*window, tile.parts), partial_dot, name="partial")
+    dots = te.compute(window, lambda *t: te.sum(partial[(*t, n)], axis=n), name="dots")
+    missing = tirx.const(0 if problem.kind == "dots" else float("-inf"), accum)
+
+    def score(*t: Any) -> Any:
+        _, position, h, (w,) = step.apart(t)
+        found = dots[t] * step.scale[0]
+        if rpb is not None:
+            found = found + rpb[(h, *near.bias_index(position, step.offset(w)))].astype(accum)
+        return near.select(position, step.offset(w), found, missing).astype(p.dtype)
+
+    return [query, key, step.scale, *([] if rpb is None else [rpb]), te.compute(window, score, name="out")]
+
+
+def _av(problem: UnfusedProblem, tile: UnfusedTile, batch: Any) -> list[Any]:
+    """The arguments of ``av``, the output last."""
+    step = _Step(problem, batch)
+    p, near, accum = step.problem, step.near, step.accum
+    attn = step.placeholder("attn", *step.tokens, problem.window)
+    value = step.placeholder("value", *step.keys, p.head_dim)
+    weights = te.compute(attn.shape, lambda *t: attn[t].astype(accum), name="weights")
+    e = te.reduce_axis((0, problem.window), name="e")
+
+    def weighted(*t: Any) -> Any:
+        b, position, h, (x,) = step.apart(t)
+        place = near.key_position(position, step.offset(e))
+        found = weights[(b, *position, h, e)] * value[(b, *place, h // step.group, x)].astype(accum)
+        # A weight without a key may be anything, and so may the value that is read for it.
+        return te.sum(near.select(position, step.offset(e), found, tirx.const(0, accum)), axis=e)
+
+    shape = (*step.tokens, p.head_dim)
+    sums = te.compute(shape, weighted, name="sums")
+    out = te.compute(shape, lambda *t: (sums[t] * step.scale[0]).astype(p.dtype), name="out")
+    return [attn, value, step.scale, out]
+
+
+# --- blocks
+
+
+def _of_blocks(make: Callable[..., None], *args: Any) -> Any:
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("main")
+        make(*args)
+    return builder.get().with_attr("tirx.noalias", True)
+
+
+def _av_transposed(problem: UnfusedProblem, tile: UnfusedTile, batch: Any) -> None:
+    """Some channels of a key, query after query."""
+    p, group, width = problem.forward, problem.forward.heads // problem.forward.heads_kv, tile.width
+    attn = argument("attn", (batch, *p.spatial, p.heads, problem.window), p.dtype)
+    query = argument("query", (batch, *p.spatial, p.heads, p.head_dim), p.dtype)
+    scale = argument("scale", (1,), p.accum_dtype)
+    out = argument("out", (batch, *p.spatial, p.heads_kv, p.head_dim), p.dtype)
+    extents = (batch, *p.spatial, p.heads_kv, p.head_dim // width)
+    with loops(extents) as variables, T.sblock("out"):
+        b, *position, h, block = [T.axis.spatial(n, v) for n, v in zip(extents, variables, strict=True)]
+        T.reads(attn[whole(attn)], query[whole(query)], scale[0])
+        T.writes(out[(b, *position, h, slice(block * width, (block + 1) * width))])
+        total = registers("total", (width,), p.accum_dtype)
+        # Loads and stores are of vectors, arithmetic is not: TVM has no vectors of eight float32.
+        held, weight = registers("held", (width,), p.dtype), registers("weight", (1,), p.accum_dtype)
+
+        def of_query(places: list[Any], offset: Any) -> None:
+            with T.serial(0, group) as g:
+                head = h * group + g
+                T.buffer_store(weight, attn[(b, *places, head, offset)].astype(p.accum_dtype), [0])
+                with T.vectorized(0, width) as lane:
+                    T.buffer_store(held, query[(b, *places, head, block * width + lane)], [lane])
+                with T.unroll(0, width) as lane:
+                    T.buffer_store(total, total[lane] + weight[0] * held[lane].astype(p.accum_dtype), [lane])
+
+        with T.unroll(0, width) as lane:
+            T.buffer_store(total, tirx.const(0, p.accum_dtype), [lane])
+        over_queries(problem, position, of_query)
+        with T.unroll(0, width) as lane:
+            T.buffer_store(held, (total[lane] * scale[0]).astype(p.dtype), [lane])
+        with T.vectorized(0, width) as lane:
+            T.buffer_store(out, held[lane], [b, *position, h, block * width + lane])
+
+
+def _bias_parts(problem: UnfusedProblem, tile: UnfusedTile, batch: Any) -> None:
+    """One index of a head's bias, over the queries of one part of a sample, each of which has at most one such key."""
+    p = problem.forward
+    rows, columns = problem.part
+    width, count = p.spatial[-1], prod(p.spatial[:-1])
+    across = -(-width // columns)  # parts of a row
+    indices = tuple(2 * k - 1 for k in p.kernel_size)
+    attn = argument("attn", (batch, *p.spatial, p.heads, problem.window), p.dtype)
+    out = argument("out", (batch, problem.parts, *p.bias_shape), p.accum_dtype)
+    extents = (batch, problem.parts, p.heads, prod(indices))
+    axes = list(zip(p.spatial, p.kernel_size, p.stride, p.dilation, p.is_causal, strict=True))
+
+    def seen(i: Any, e: Any, axis: Any) -> tuple[Any, list[Any]]:
+        """The offset of the key at index ``e`` of the bias in the window of position ``i``, if it is in there."""
+        _, k, _, dilation, _ = axis
+        _, start, end = axis_window(i, *axis)
+        t = i // dilation + e - (k - 1)
+        return t - start, [start <= t, t < end]
+
+    with loops(extents) as variables, T.sblock("out"):
+        b, part, h, flat = [T.axis.spatial(n, v) for n, v in zip(extents, variables, strict=True)]
+        index = unravelled(flat, indices)
+        T.reads(attn[whole(attn)])
+        T.writes(out[(b, part, h, *index)])
+        total = registers("total", (1,), p.accum_dtype)
+        T.buffer_store(total, tirx.const(0, p.accum_dtype), [0])
+        with T.serial(0, rows) as n:
+            row = part // across * rows + n
+            places = unravelled(row, p.spatial[:-1])
+            offset: Any = 0
+            there = [row < count] if count % rows else []
+            for i, e, axis in zip(places, index[:-1], axes[:-1], strict=True):
+                own, conditions = seen(i, e, axis)
+                offset, there = offset * axis[1] + own, [*there, *conditions]
+            with T.If(tirx.all(*there) if there else tirx.const(1, "bool")), T.Then(), T.serial(0, columns) as m:
+                column = part % across * columns + m
+                own, conditions = seen(column, index[-1], axes[-1])
+                conditions += [column < width] if width % columns else []
+                with T.If(tirx.all(*conditions)), T.Then():
+                    found = attn[(b, *places, column, h, offset * axes[-1][1] + own)].astype(p.accum_dtype)
+                    T.buffer_store(total, total[0] + found, [0])
+        T.buffer_store(out, total[0], [b, part, h, *index])

@@ -1,0 +1,158 @@
+"""Scores, and sums of values by weights, as expressions that a CPU with vector registers computes well.
+
+Rows are all axes but the last (``rows.py``), columns are the last; *lanes* are as many consecutive columns of a
+dilation group as a window has, rounded up to whole vectors. Sums over the queries of a key are in
+``unfused_transposed.py``.
+
+Kernels are called as ``kernel(query, key, scale[, rpb], scores)`` and ``kernel(attn, value, scale, out)``, on
+contiguous tensors with the shapes of :mod:`tvm_na.unfused`; scale is ``[1]`` in the dtype of sums.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tvm import te, tirx
+
+from tvm_na.problems.unfused import UnfusedProblem
+from tvm_na.te import ENTRY
+from tvm_na.te.common.rows import Rows
+from tvm_na.te.common.window import axis_window
+
+FORMULATION = "unfused"
+
+
+def lanes_of(problem: UnfusedProblem, vector: int) -> int:
+    """The columns of a window, rounded up to vectors of so many elements."""
+    return -(-problem.forward.kernel_size[-1] // vector) * vector
+
+
+def formulation_of(vector: int) -> str:
+    """A canonical JSON text of what the expressions depend on."""
+    return json.dumps({"formulation": FORMULATION, "vector": vector}, sort_keys=True)
+
+
+class _Step:
+    """What the expressions of a problem share; a *position* has an index for each axis."""
+
+    def __init__(self, problem: UnfusedProblem, batch_size: int | None) -> None:
+        p = self.problem = problem.forward
+        self.kind, self.window = problem.kind, problem.window
+        self.batch = tirx.Var("batch", "int32") if batch_size is None else batch_size
+        self.rows = Rows(p)
+        self.group, self.accum = p.heads // p.heads_kv, p.accum_dtype
+        self.tokens, self.keys = (self.batch, *p.spatial, p.heads), (self.batch, *p.spatial, p.heads_kv)
+        self.scale = te.placeholder((1,), self.accum, name="scale")
+
+    def placeholder(self, name: str, *shape: Any) -> Any:
+        return te.placeholder(shape, self.problem.dtype, name=name)
+
+    def apart(self, index: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...], Any, tuple[Any, ...]]:
+        """Sample, position, head and what else an index has."""
+        rank = self.problem.rank
+        return index[0], index[1 : 1 + rank], index[1 + rank], index[2 + rank :]
+
+    def columns(self, j: Any) -> tuple[Any, Any, Any]:
+        """The group of a query's column, and start and end of its window in it."""
+        p = self.problem
+        return axis_window(j, p.spatial[-1], p.kernel_size[-1], p.stride[-1], p.dilation[-1], p.is_causal[-1])
+
+    def row(self, position: tuple[Any, ...]) -> Any:
+        """The row of a position."""
+        i: Any = 0
+        for index, size in zip(position[:-1], self.rows.sizes, strict=True):
+            i = index if isinstance(i, int) else i * size + index
+        return i
+
+    def prim_func(self, arguments: list[Any], problem: UnfusedProblem, vector: int) -> Any:
+        return (
+            te.create_prim_func(arguments)
+            .with_attr("global_symbol", ENTRY)
+            .with_attr("tvm_na.problem", problem.to_json())
+            .with_attr("tvm_na.formulation", formulation_of(vector))
+        )
+
+
+def qk(problem: UnfusedProblem, vector: int, batch_size: int | None = None) -> Any:
+    """Scores as an unscheduled PrimFunc; the batch is symbolic unless ``batch_size`` is given.
+
+    Keys are packed first, ``[batch, heads_kv, row group, row, column group, head_dim, column]``, so that the products
+    of a query with a row of its window are vectors along the columns, whatever the dilation and the head dimension.
+    """
+    step = _Step(problem, batch_size)
+    p, rows = step.problem, step.rows
+    lanes, columns = lanes_of(problem, vector), p.kernel_size[-1]
+    query, key = step.placeholder("query", *step.tokens, p.head_dim), step.placeholder("key", *step.keys, p.head_dim)
+    rpb = step.placeholder("rpb", *p.bias_shape) if p.bias else None
+    dilation, width = p.dilation[-1], p.spatial[-1]
+    # The last window of a group begins at its length less the columns. An odd number of vectors: with a power of two
+    # the rows of a window would fall into few sets of the first cache.
+    packed_width = (-(-(-(-width // dilation) - columns + lanes) // vector) | 1) * vector
+
+    def packed(b: Any, h: Any, row_group: Any, y: Any, r: Any, d: Any, x: Any) -> Any:
+        row, column = rows.packed_row(row_group, y), r + dilation * x
+        outside = []
+        if rows.groups[0] * rows.groups[1] > rows.count:
+            outside.append(row < rows.count)
+            row = tirx.min(row, rows.count - 1)
+        if packed_width * dilation > width:
+            outside.append(column < width)
+            column = tirx.min(column, width - 1)
+        value = key[(b, *rows.place(row), column, h, d)]
+        return tirx.Select(tirx.all(*outside), value, tirx.const(0, p.dtype)) if outside else value
+
+    packed_key = te.compute(
+        (step.batch, p.heads_kv, *rows.groups, dilation, p.head_dim, packed_width), packed, name="packed_key"
+    )
+    d = te.reduce_axis((0, p.head_dim), name="d")
+
+    def dot(*index: Any) -> Any:
+        b, position, h, (a, l) = step.apart(index)
+        residue, start, _ = step.columns(position[-1])
+        there = packed_key[(b, h // step.group, *rows.key(step.row(position), a), residue, d, start + l)]
+        return te.sum(query[(b, *position, h, d)] * there, axis=d)
+
+    dots = te.compute((*step.tokens, rows.keys, lanes), dot, name="dots")
+
+    def score(*index: Any) -> Any:
+        b, position, h, (w,) = step.apart(index)
+        a, l = (w // columns, w % columns) if rows.keys > 1 else (0, w)
+        i, (_, start, end) = step.row(position), step.columns(position[-1])
+        found = dots[(b, *position, h, a, l)] * step.scale[0]
+        if rpb is not None:
+            column = start + l - position[-1] // dilation + columns - 1
+            found = found + rpb[(h, *rows.bias_place(rows.bias_row(i, a)), column)]
+        there = rows.exists(i, a) + ([start + l < end] if p.is_causal[-1] else [])
+        missing = tirx.const(0 if step.kind == "dots" else float("-inf"), step.accum)
+        return tirx.Select(tirx.all(*there), found, missing) if there else found
+
+    scores = te.compute((*step.tokens, step.window), score, name="out")
+    return step.prim_func([query, key, step.scale, *([] if rpb is None else [rpb]), scores], problem, vector)
+
+
+def av(problem: UnfusedProblem, vector: int, batch_size: int | None = None) -> Any:
+    """Sums of values by weights as an unscheduled PrimFunc; the batch is symbolic unless ``batch_size`` is given.
+
+    What a causal window masks is read, which is on the map, but counts nothing.
+    """
+    step = _Step(problem, batch_size)
+    p, rows, columns = step.problem, step.rows, step.problem.kernel_size[-1]
+    attn = step.placeholder("attn", *step.tokens, step.window)
+    value = step.placeholder("value", *step.keys, p.head_dim)
+    a, l = te.reduce_axis((0, rows.keys), name="a"), te.reduce_axis((0, columns), name="l")
+    dilation = p.dilation[-1]
+
+    def weighted(*index: Any) -> Any:
+        b, position, h, (x,) = step.apart(index)
+        i, (residue, start, end) = step.row(position), step.columns(position[-1])
+        row, column = rows.key_row(i, a), residue + dilation * (start + l)
+        there = rows.exists(i, a) + ([start + l < end] if p.is_causal[-1] else [])
+        found = attn[(b, *position, h, a * columns + l)] * value[(b, *rows.place(row), column, h // step.group, x)]
+        # A weight without a key may be anything, and so may the value that is read for it.
+        return te.sum(tirx.Select(tirx.all(*there), found, tirx.const(0, step.accum)) if there else found, axis=[a, l])
+
+    shape = (*step.tokens, p.head_dim)
+    sums = te.compute(shape, weighted, name="sums")
+    out = te.compute(shape, lambda *index: sums[index] * step.scale[0], name="out")
+    return step.prim_func([attn, value, step.scale, out], problem, vector)

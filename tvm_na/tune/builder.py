@@ -1,0 +1,154 @@
+"""Compiling candidates of the tuner, several at once, in processes that stay.
+
+For a GPU they are looked at as well: one that cannot be launched, or that spills badly, is not worth a measurement.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tvm_na.measure import worker_pool as workers
+from tvm_na.problems.registry import Problem
+from tvm_na.records.write import trace_as_json
+from tvm_na.targets.target import NATarget
+from tvm_na.tune.metaschedule import skip_tensor_intrinsics
+
+#: Builds after which a worker is replaced: TVM's compiler leaks.
+_USES = 200
+#: Bytes that a thread stores to and loads from memory since registers are short, above which a kernel is not measured.
+MOST_SPILLED = 1024
+#: What candidates for a GPU are rejected for.
+REJECTIONS = ("too many threads", "too much shared memory", "too many registers", "spills")
+_TOO_MUCH = dict(zip(("threads", "shared memory", "registers"), REJECTIONS, strict=False))
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is to be compiled.
+
+    Attributes:
+        module: The scheduled IRModule, as TVM's JSON; None if the rest says it.
+        problem: The problem.
+        formulation: Its formulation, as canonical JSON.
+        trace: MetaSchedule's trace, as JSON, which is put on the formulation with a symbolic batch.
+    """
+
+    module: str | None
+    problem: Problem | None = None
+    formulation: str = ""
+    trace: str = ""
+
+
+def source_of(module: Any) -> Source:
+    """A scheduled IRModule, compiled as it is, with its batch."""
+    import tvm.ir
+
+    return Source(tvm.ir.save_json(module))
+
+
+def source_for_any_batch(problem: Problem, formulation: str, schedule: Any) -> Source:
+    """A schedule of a formulation with a batch of 1, to be compiled for any batch."""
+    return Source(None, problem, formulation, json.dumps(trace_as_json(schedule.trace)))
+
+
+@dataclass(frozen=True)
+class Built:
+    """What became of one candidate.
+
+    Attributes:
+        file: The kernel; None if there is none.
+        failure: "build", "build timeout", "build crash", "stopped" or one of :data:`REJECTIONS`; None if it was built.
+        message: What went wrong.
+    """
+
+    file: Path | None
+    failure: str | None = None
+    message: str = ""
+
+
+def compile_source(source: Source, target: NATarget, file: str) -> tuple[str, str] | None:
+    """Compile (in a worker); what it failed at and what went wrong, or None."""
+    from tvm_na.cuda.limits import UnlaunchableError
+
+    try:
+        module = _module_of(source, target)
+        if target.kind == "cuda":
+            return _compile_for_gpu(module, target, Path(file))
+        from tvm_na.jit.build import compiled
+
+        compiled(module, target)(Path(file))
+    except UnlaunchableError as error:
+        return _TOO_MUCH[error.what], str(error)
+    except Exception:
+        return "build", traceback.format_exc()
+    return None
+
+
+def _module_of(source: Source, target: NATarget) -> Any:
+    import tvm.ir
+
+    if source.module is not None:
+        return tvm.ir.load_json(source.module)
+    from tvm_na.records.replay import with_trace
+
+    assert source.problem is not None
+    return with_trace(source.problem, source.formulation, json.loads(source.trace), target)
+
+
+def _compile_for_gpu(module: Any, target: NATarget, file: Path) -> tuple[str, str] | None:
+    from tvm_na.cuda.library import compile_library
+
+    library = compile_library(module, target)
+    spilled = library.resources.spill_bytes
+    if spilled > MOST_SPILLED:
+        return "spills", f"spills: required at most {MOST_SPILLED} bytes of a thread, got {spilled}"
+    library.export(file)
+    return None
+
+
+class Builder:
+    """Worker processes that compile as :mod:`tvm_na.jit.build` does, into ``folder``."""
+
+    def __init__(self, jobs: int, target: NATarget, folder: Path, log: Path, timeout: float = 60.0) -> None:
+        """Start ``jobs`` processes.
+
+        Args:
+            jobs: Candidates compiled at once.
+            target: What for.
+            folder: Where kernels go.
+            log: The file for what the processes print.
+            timeout: Seconds for one candidate.
+        """
+        self.target, self.folder, self.timeout = target, folder, timeout
+        self._names = itertools.count()
+        self._pool = workers.Pool(jobs, _USES, log, skip_tensor_intrinsics)
+
+    def build(
+        self, sources: Sequence[Source], suffix: str = ".so", stopped: Callable[[], bool] = lambda: False
+    ) -> list[Built]:
+        """Compile what ``sources`` say; what is not finished when ``stopped()`` turns true is given up."""
+        files = [self.folder / f"kernel{next(self._names)}{suffix}" for _ in sources]
+        calls = [(source, self.target, str(file)) for source, file in zip(sources, files, strict=True)]
+        found: dict[int, Built] = {}
+
+        def done(index: int, outcome: workers.Outcome) -> None:
+            if outcome.failure is not None:
+                failure = outcome.failure if outcome.failure == "stopped" else f"build {outcome.failure}"
+                found[index] = Built(None, failure, outcome.message)
+            elif outcome.value is not None:
+                found[index] = Built(None, *outcome.value)
+            else:
+                found[index] = Built(files[index])
+
+        self._pool.run(compile_source, calls, self.timeout, done, stopped)
+        return [found[index] for index in range(len(sources))]
+
+    def close(self) -> None:
+        """End the processes, whatever they do."""
+        self._pool.close()

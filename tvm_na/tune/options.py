@@ -1,0 +1,119 @@
+"""How to tune: the options of a run, checked and completed, and the batch of a problem."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import prod
+
+from tvm_na import settings
+from tvm_na.problems.backward import BackwardProblem
+from tvm_na.problems.dense import DenseProblem, elements_of
+from tvm_na.problems.registry import Problem, bytes_of
+from tvm_na.problems.unfused import UnfusedProblem
+from tvm_na.reference.case import DISTINCT
+from tvm_na.targets.target import NATarget
+from tvm_na.tune.search import Strategy
+
+#: The batch on a GPU, where its memory has room for it: enough work for all of its processors.
+GPU_BATCH = 128
+#: The part of a GPU's free memory that inputs, outputs and the reference may take.
+_PART = 4
+_MAX_ELEMENTS = 2**31 - 1  # kernels count elements in 32 bits
+_DOUBLE = 8  # bytes
+# Sums of gradients of keys and values: so many parts of the map at most have some of their own, as large as it at most.
+_PARTS = 8
+# Tensors that autograd of the reference keeps or makes, as large as what the reference gathers.
+_KEPT = 3
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to tune; see :func:`tune`."""
+
+    trials: int = 1000
+    time_limit: float | None = None
+    jobs: int = 0
+    seed: int = 0
+    threads: int = 0
+    candidates: int = 0
+    strategy: Strategy = "evolutionary"
+    defaults_first: bool = True
+    only_default_formulation: bool = False
+    cold_cache: bool = False
+    batch: int = 0
+
+    def __post_init__(self) -> None:
+        minima = (("trials", 1), ("jobs", 0), ("seed", 0), ("threads", 0), ("candidates", 0), ("batch", 0))
+        for name, minimum in minima:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name}: required an integer, got {type(value).__name__} {value!r}")
+            if value < minimum:
+                raise ValueError(f"{name}: required an integer >= {minimum}, got {value}")
+        if self.time_limit is not None and not self.time_limit > 0:
+            raise ValueError(f"time_limit: required seconds > 0, got {self.time_limit}")
+        if self.strategy not in ("evolutionary", "random"):
+            raise ValueError(f"strategy: required evolutionary or random, got {self.strategy!r}")
+
+    def completed(self, problems: int) -> Options:
+        """With numbers in place of zeros, for so many problems; but the batch, which each problem has for itself."""
+        jobs = self.jobs or settings.available_cores()
+        # Fewer ask the model more often, more keep more jobs busy.
+        candidates = max(4, min(16, self.trials // problems // 8))
+        threads = self.threads or settings.num_threads()
+        return replace(self, jobs=jobs, threads=threads, candidates=self.candidates or candidates)
+
+
+def _largest_tensor(problem: Problem) -> int:
+    """Elements of a sample's largest tensor, of those that a kernel allocates too."""
+    if isinstance(problem, DenseProblem):
+        return max(elements_of(problem).values())
+    if isinstance(problem, UnfusedProblem):
+        return max(problem.elements.values())
+    if isinstance(problem, BackwardProblem):
+        return _PARTS * _largest_tensor(problem.forward)
+    return prod(problem.spatial) * problem.heads * max(problem.head_dim, problem.head_dim_v)
+
+
+def batch_for(problem: Problem, target: NATarget, wanted: int, before: int | None, free: int | None) -> int:
+    """The batch that a problem is measured with.
+
+    Args:
+        problem: The problem.
+        target: What for.
+        wanted: What the user wants; 0 for 1 on a CPU, and on a GPU for :data:`GPU_BATCH`, halved until it fits.
+        before: What it was measured with before, which stays unless it no longer fits; None if it was not.
+        free: Bytes of a GPU's memory that nobody uses; None where that is not known.
+
+    Raises:
+        ValueError: what the user wants does not fit.
+    """
+    most = _MAX_ELEMENTS // (2 * _largest_tensor(problem))
+    if wanted:
+        if wanted > most:
+            raise ValueError(f"batch: required at most {most} (kernels count in 32 bits) for {problem}, got {wanted}")
+        if free is not None and bytes_needed(problem, wanted) > free:
+            needed = f"{bytes_needed(problem, wanted)} bytes for {problem}"
+            raise ValueError(f"batch: required one that fits into the GPU's {free} free bytes, got {wanted}, {needed}")
+        return wanted
+    if target.kind != "cuda":
+        return 1
+    if before is not None and (free is None or bytes_needed(problem, before) <= free):
+        return before
+    batch = GPU_BATCH
+    while batch > 1 and (batch > most or (free is not None and _PART * bytes_needed(problem, batch) > free)):
+        batch //= 2
+    return batch
+
+
+def bytes_needed(problem: Problem, batch: int) -> int:
+    """Bytes of a GPU's memory that measuring takes: two sets of inputs and outputs, what is right, making that."""
+    if isinstance(problem, DenseProblem):  # what is right is made on the CPU
+        return 2 * batch * bytes_of(problem)
+    attention = problem.forward if isinstance(problem, (BackwardProblem, UnfusedProblem)) else problem
+    gathered = prod(attention.spatial) * prod(attention.kernel_size) * (attention.head_dim + attention.head_dim_v)
+    expected = DISTINCT * prod(attention.spatial) * attention.heads * attention.head_dim_v
+    if isinstance(problem, BackwardProblem):
+        expected *= 3  # gradients of query, key and value
+        gathered *= _KEPT
+    return 2 * batch * bytes_of(problem) + (expected + 2 * gathered) * _DOUBLE

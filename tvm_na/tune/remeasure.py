@@ -1,0 +1,165 @@
+"""The fastest records of a problem measured against each other, in turns.
+
+Of many candidates that are about as fast, the one with the shortest time is the one whose measurement erred the most.
+Measured once more, with more repeats, that luck is gone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tvm_na.jit import build
+from tvm_na.measure.local import Conditions, Kernel, Measured, checked_call, plan, stopwatch
+from tvm_na.problems.registry import Problem
+from tvm_na.records.files import read_lines
+from tvm_na.records.index import ref_of
+from tvm_na.records.maintain import best_of
+from tvm_na.records.read import Record, read_meta, records_in, workload_hash
+from tvm_na.records.rejections import InapplicableError
+from tvm_na.records.select import Chosen
+from tvm_na.records.write import replace_files, write_meta, writing
+from tvm_na.reference.case import WrongNumbers
+from tvm_na.targets.target import NATarget, parse_target
+from tvm_na.tune.tasks import formulations_of
+from tvm_na.tune.verify import check_measurable, running_on
+
+_SAMPLE, _WARM_UP = 5e-4, 1e-2  # seconds
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one problem.
+
+    Attributes:
+        problem: Which.
+        threads: Threads of its kernels.
+        batch: Samples of a call.
+        default: Seconds per call of every sample of the default schedule.
+        records: The records that took part, each with its samples, converted to the speed of the machine at which the
+            default takes its median; the fastest first.
+        failures: What those that could not be measured failed at.
+    """
+
+    problem: Problem
+    threads: int
+    batch: int
+    default: tuple[float, ...]
+    records: tuple[tuple[Record, tuple[float, ...]], ...]
+    failures: tuple[str, ...]
+
+    @property
+    def gain(self) -> float:
+        """How many times faster than the default the fastest is: the median of the ratios of neighboring samples."""
+        return median(self.default) / median(self.records[0][1]) if self.records else 1.0
+
+
+def contest(folder: Path, count: int, rounds: int) -> Iterator[Outcome]:
+    """Measure records of each problem and number of threads in turns with the default schedule.
+
+    The ``count`` fastest take part, and the first, since the tuner begins with default points; all with the batch that
+    the fastest was measured with.
+
+    Args:
+        folder: Of records for this machine.
+        count: Records that take part.
+        rounds: Samples of each.
+
+    Raises:
+        ValueError: the records are for another target, or need more cores than there are.
+        RuntimeError: a package or the C++ compiler is missing, or the cache cannot be written.
+    """
+    groups: dict[tuple[Problem, int], list[Record]] = {}
+    records = records_in(folder)
+    first = {(record.problem, record.threads): record for record in reversed(records)}  # a default point, mostly
+    for record in dict.fromkeys([*first.values(), *best_of(records, count)]):
+        groups.setdefault((record.problem, record.threads), []).append(record)
+    for (_, threads), records in groups.items():
+        target = parse_target(records[0].target)
+        place = check_measurable(records, target)
+        fastest = min(records, key=lambda record: record.seconds_per_sample)
+        taking_part = [record for record in records if record.batch == fastest.batch]
+        with running_on(threads):
+            yield _measured(taking_part, target, place.conditions(Conditions(threads)), rounds)
+
+
+def _measured(records: Sequence[Record], target: NATarget, conditions: Conditions, rounds: int) -> Outcome:
+    from tvm_na.jit import runtime
+
+    problem, batch = records[0].problem, records[0].batch
+    runtime.use_threads(problem.useful_flops * batch)
+    default = build.kernel_for(problem, target, records="off")
+    formulation = formulations_of(problem, target)[0].text
+    calls, failures = {"default": _call(default, batch, conditions, formulation)}, []
+    for record in records:
+        try:
+            kernel = build.kernel_with(Chosen("record", ref_of(record, shipped=False), "in a contest"), problem, target)
+            calls[record.digest] = _call(kernel, batch, conditions, record.formulation)
+        except (InapplicableError, ValueError) as error:
+            failures.append(f"{record.digest}: {error}")
+    samples = _samples(calls, conditions, rounds)
+    found = []
+    for record in records:
+        if record.digest in samples:
+            measured = Measured(samples[record.digest], reference_secs=samples["default"])
+            found.append((record, measured.beside(median(samples["default"]))))
+    found.sort(key=lambda pair: median(pair[1]))
+    return Outcome(problem, records[0].threads, batch, samples["default"], tuple(found), tuple(failures))
+
+
+def _call(kernel: build.Kernel, batch: int, conditions: Conditions, formulation: str) -> Callable[[], object]:
+    """A call of a kernel, whose numbers are right; ValueError if they are not."""
+    try:
+        what = Kernel(kernel.file, kernel.problem, batch=batch, formulation=formulation)
+        return checked_call(kernel.file, what, conditions)
+    except WrongNumbers as error:
+        raise ValueError(f"wrong numbers: {error}") from error
+
+
+def _samples(
+    calls: Mapping[str, Callable[[], object]], conditions: Conditions, rounds: int
+) -> dict[str, tuple[float, ...]]:
+    """Seconds per call of so many samples of each, in turns."""
+    if not conditions.on_gpu:
+        from tvm_na.measure import timing as benchmark
+
+        timings = benchmark.measure(calls, rounds=rounds, sample_time=_SAMPLE, warmup_time=_WARM_UP)
+        return {name: timing.samples for name, timing in timings.items()}
+    watch = stopwatch(conditions)
+    counts = {name: plan(min(watch.seconds(call, 1) for _ in range(3)), conditions)[0] for name, call in calls.items()}
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(rounds):
+        first = turn % len(calls)
+        for name in [*calls][first:] + [*calls][:first]:
+            found[name].append(watch.seconds(calls[name], counts[name]))
+    return {name: tuple(seconds) for name, seconds in found.items()}
+
+
+def keep(folder: Path, outcomes: Sequence[Outcome], count: int) -> None:
+    """Leave only the ``count`` fastest records of each outcome in ``folder``, with the times of the contest.
+
+    Raises:
+        ValueError: there is no meta.json, or another process writes to the folder.
+    """
+    meta = read_meta(folder)
+    if meta is None:
+        raise ValueError(f"records: required a meta.json in {folder}, got none")
+    with writing(folder):
+        workloads, lines = read_lines(folder)
+        kept = [pair for outcome in outcomes for pair in outcome.records[:count]]
+        numbers = {key: number for number, key in enumerate(dict.fromkeys(record.workload for record, _ in kept))}
+        by_hash = {workload_hash(line): line for line in workloads}
+        new = [_with_times(lines[record.line - 1], numbers[record.workload], times) for record, times in kept]
+        replace_files(folder, [by_hash[key] for key in numbers], new)
+        meta.workloads = {key: about for key, about in meta.workloads.items() if key in numbers}
+        write_meta(folder, meta)
+
+
+def _with_times(line: bytes, number: int, seconds: Sequence[float]) -> bytes:
+    entry: list[Any] = json.loads(line)
+    entry[0], entry[1][1] = number, list(seconds)
+    return json.dumps(entry, separators=(",", ":")).encode()
