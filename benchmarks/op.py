@@ -28,7 +28,7 @@ from benchmarks.stage import DEFAULT, MATMUL, MATMUL_SIZE, OURS, Stage, geomean,
 from tvm_na.functional import Backend, na2d
 from tvm_na.jit.build import explain
 from tvm_na.measure.timing import format_time, measure
-from tvm_na.ops import launch as launchers
+from tvm_na.ops.launch import forget
 from tvm_na.problems.attention import NAProblem
 from tvm_na.reference import attention as reference
 from tvm_na.reference.accuracy import relative_error
@@ -56,7 +56,7 @@ def our_calls(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: NAProb
 
     calls = {OURS: call(problem.kernel_size[0]), DEFAULT: call(problem.kernel_size)}
     for name, function in calls.items():
-        launchers._launchers.clear()  # there they are one call; above it each keeps its own
+        forget()  # there they are one call; above it each keeps its own
         with records_off() if name == DEFAULT else nullcontext():
             function()
     return calls

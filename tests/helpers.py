@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tvm_na.problems.attention import NAProblem, per_axis_ints
+from tvm_na.ops import calls, launch, register
+from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.checks import per_axis_ints
 from tvm_na.reference import attention as reference
 
 HEAD_DIMS = (4, 12, 24, 32, 40, 64, 128)
@@ -137,3 +139,9 @@ def assert_says(caught: pytest.ExceptionInfo[Exception], argument: str, error: t
     assert message.startswith(f"{argument}: required "), message
     for part in says:
         assert part in message, message
+
+
+def forget_calls() -> None:
+    """Check every kind of call again, and make its launchers anew, when it next comes."""
+    for module in (calls, launch, register):
+        module.forget()

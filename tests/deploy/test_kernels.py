@@ -14,7 +14,6 @@ from tests.helpers import random_inputs, reference64, relative_error
 from tvm_na.deploy.aoti import operators as kernels
 from tvm_na.deploy.artifact import load_operators
 from tvm_na.jit import openmp
-from tvm_na.ops import launch as launchers
 from tvm_na.problems.attention import NAProblem
 from tvm_na.targets.target import cpu_features, detect_target
 
@@ -35,7 +34,7 @@ def operators(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("kernels")
     target = detect_target()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launchers, "largest_batch", lambda problem: SAMPLES)
+        patch.setattr(NAProblem, "largest_batch", lambda problem, kind: SAMPLES)
         chosen = kernels.compile_objects(PROBLEMS, target, folder)
         library = folder / "operators.so"
         namespace = kernels.link_operators(PROBLEMS, target, cpu_features(target), folder, library)

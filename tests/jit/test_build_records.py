@@ -154,7 +154,7 @@ def test_the_distance_of_problems() -> None:
     def between(**changes: Any) -> float | None:
         base = {"spatial": (28, 28), "kernel_size": 7, "heads": 4, "head_dim": 32}
         one, other = NAProblem.make(**base), NAProblem.make(**{**base, **changes})
-        there, back = choose.distance(vars(one), vars(other)), choose.distance(vars(other), vars(one))
+        there, back = one.distance(other), other.distance(one)
         assert there == back
         return there
 

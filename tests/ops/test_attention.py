@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import TOLERANCE
-from tests.helpers import random_inputs, random_problem, reference64, relative_error
+from tests.helpers import forget_calls, random_inputs, random_problem, reference64, relative_error
 from tvm_na import NeighborhoodAttention2D, na2d
 from tvm_na.ops import launch as launchers
 from tvm_na.problems.attention import NAProblem
@@ -94,15 +94,15 @@ def test_sizes_of_one_with_odd_strides() -> None:
 @pytest.mark.parametrize("batch", [1, 2, 3, 5])
 def test_a_batch_too_large_for_32_bits_is_split(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
     problem = NAProblem.make((5, 9), 3, 1, 4, return_lse=True)
-    monkeypatch.setattr(launchers, "MAX_ELEMENTS", 2 * launchers._elements_per_sample(problem))
-    monkeypatch.setattr(launchers, "_launchers", {})
+    monkeypatch.setattr("tvm_na.problems.base.MAX_ELEMENTS", 2 * problem.largest_copy)
+    forget_calls()
     query, key, value, _ = random_inputs(problem, batch, 1)
     out, lse = na2d(query, key, value, 3, scale=0.5, return_lse=True, backend="compiled")
     wanted, wanted_lse = reference64(problem, (query, key, value, None), 0.5)
     assert relative_error(out, wanted) <= TOLERANCE["float32"]
     assert relative_error(lse, wanted_lse) <= TOLERANCE["float32"]
-    monkeypatch.setattr(launchers, "MAX_ELEMENTS", 100)
-    monkeypatch.setattr(launchers, "_launchers", {})
+    monkeypatch.setattr("tvm_na.problems.base.MAX_ELEMENTS", 100)
+    forget_calls()
     with pytest.raises(ValueError, match=r"query: required fewer than 2\^31 elements"):
         na2d(query, key, value, 3, backend="compiled")
 

@@ -17,13 +17,12 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.conftest import TOLERANCE
-from tests.helpers import random_additional, random_problem, relative_error
+from tests.helpers import forget_calls, random_additional, random_problem, relative_error
 from tests.ops.gradients import NUMBERS, PROBLEM, assert_close, attend, leaves, same_as_reference, wanted
-from tvm_na import functional, na2d, settings
+from tvm_na import na2d, settings
 from tvm_na.jit import build
-from tvm_na.ops import attention as ops
 from tvm_na.ops import fast_path as autograd
-from tvm_na.ops import launch as launchers
+from tvm_na.ops import table as ops
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.backward import BackwardProblem
 from tvm_na.reference import attention as reference
@@ -143,11 +142,15 @@ def test_third_derivatives() -> None:
 @pytest.mark.parametrize("used", ["out", "lse", "both"])
 def test_an_output_without_a_gradient_is_right_and_costs_nothing(used: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
-    make = autograd.backward_launcher_of
-    monkeypatch.setattr(
-        autograd, "backward_launcher_of", lambda p, device: asked.append(p.forward.return_lse) or make(p, device)
-    )
-    monkeypatch.setattr(functional, "_checked", {})
+    make = autograd.launcher_for
+
+    def launcher_for(problem: Any, device: torch.device) -> Any:
+        if isinstance(problem, BackwardProblem):
+            asked.append(problem.forward.return_lse)
+        return make(problem, device)
+
+    monkeypatch.setattr(autograd, "launcher_for", launcher_for)
+    forget_calls()
     for function in (lambda *t: attend(PROBLEM, *t), lambda *t: ops.na_forward_lse(*t, *NUMBERS)):
         for seed in range(2):  # by the operator, then directly
             tensors = leaves(seed=seed)
@@ -301,10 +304,9 @@ def test_an_empty_batch_has_no_gradients_but_a_bias_of_zero() -> None:
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_a_batch_too_large_for_32_bits_is_split(monkeypatch: pytest.MonkeyPatch, batch: int, dtype: str) -> None:
     problem = NAProblem(**{**vars(PROBLEM), "dtype": dtype})
-    monkeypatch.setattr(launchers, "MAX_ELEMENTS", 2 * launchers._elements_per_sample(problem))
-    for known in ((launchers, "_launchers"), (launchers, "_backward_launchers"), (functional, "_checked")):
-        monkeypatch.setattr(*known, {})
-    assert (launchers.largest_batch(problem), launchers.largest_batch(BackwardProblem(problem))) == (2, 1)
+    monkeypatch.setattr("tvm_na.problems.base.MAX_ELEMENTS", 2 * problem.largest_copy)
+    forget_calls()
+    assert (problem.largest_batch("llvm"), BackwardProblem(problem).largest_batch("llvm")) == (2, 1)
     tensors = leaves(problem, batch)
     for _ in range(2):
         out, lse = attend(problem, *tensors)

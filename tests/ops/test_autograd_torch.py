@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from tests.conftest import TOLERANCE
 from tests.helpers import random_additional, relative_error
 from tests.ops.gradients import NUMBERS, PROBLEM, assert_close, attend, leaves, same_as_reference, wanted
-from tvm_na import NeighborhoodAttention2D, functional, na2d
-from tvm_na.ops import attention as ops
+from tvm_na import NeighborhoodAttention2D, na2d
+from tvm_na.ops import table as ops
 from tvm_na.problems.attention import NAProblem
 
 
@@ -222,7 +222,7 @@ def test_many_gradients_at_once() -> None:
 
 
 def test_forward_mode_is_the_references(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functional, "_warned", set())
+    monkeypatch.setattr("tvm_na.ops.backend._warned", set())
     query, key, value, _ = (t.detach() for t in leaves())
     reason = "compiled kernels have no forward-mode derivatives"
 

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from tests.brute import neighbors
 from tests.conftest import TOLERANCE
-from tests.helpers import Inputs, random_additional, random_inputs, random_problem, relative_error
-from tvm_na import functional, na1d, na2d, na3d, settings
+from tests.helpers import Inputs, forget_calls, random_additional, random_inputs, random_problem, relative_error
+from tvm_na import na1d, na2d, na3d, settings
 from tvm_na.jit import build
 from tvm_na.ops import launch as launchers
 from tvm_na.problems.attention import DTYPES, NAProblem
@@ -213,19 +213,14 @@ def test_draws_have_every_option() -> None:
 # --- where 32 bits end
 
 
-def forget_known_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    for known in ((launchers, "_launchers"), (launchers, "_backward_launchers"), (functional, "_checked")):
-        monkeypatch.setattr(*known, {})
-
-
 def test_batches_too_large_for_32_bits_are_split_whatever_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = [dataclasses.replace(drawn(seed), batch=3) for seed in range(min(PROBLEMS, 30))]
     compile_all(calls)
     for call in calls:
-        forget_known_calls(monkeypatch)
-        monkeypatch.setattr(launchers, "MAX_ELEMENTS", 2 * launchers._elements_per_sample(call.problem))
-        monkeypatch.setattr(launchers, "_elements_of_bias", lambda problem: 0)
-        assert launchers.largest_batch(call.kernel) == 2
+        forget_calls()
+        monkeypatch.setattr("tvm_na.problems.base.MAX_ELEMENTS", 2 * call.problem.largest_copy)
+        monkeypatch.setattr(NAProblem, "largest_constant", 0)
+        assert call.kernel.largest_batch("llvm") == 2
         assert_right(call)
 
 
@@ -261,7 +256,7 @@ def test_a_sample_too_large_for_32_bits_is_refused_before_anything_is_made(
 ) -> None:
     made: list[Any] = []
     monkeypatch.setattr(build, "kernel_for", lambda *a: made.append(a))
-    monkeypatch.setattr(launchers, "outputs", lambda *a: made.append(a))
+    monkeypatch.setattr(launchers, "make_launcher", lambda *a: made.append(a))
     options = {"kernel_size": 3, **options}
     dtype = options.pop("dtype", torch.float32)
     query, value = one_number(*shape, dtype=dtype), one_number(*shape[:-1], head_dim_v, dtype=dtype)

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from tests.conftest import TOLERANCE
 from tests.helpers import Inputs, random_inputs, reference64, relative_error
-from tvm_na import functional, na1d, na2d, na3d
+from tvm_na import na1d, na2d, na3d
 from tvm_na.cuda import toolchain
 from tvm_na.jit import build, progress, runtime
-from tvm_na.ops import attention as ops
+from tvm_na.ops import attend, backend
 from tvm_na.ops import launch as launchers
 from tvm_na.ops import launch_cuda as launch
 from tvm_na.problems.attention import NAProblem
@@ -99,9 +99,9 @@ def misaligned(tensor: Tensor, by: int = 1) -> Tensor:
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 def test_every_dtype_has_a_kernel_of_its_own(gpu: PretendedGpu, dtype: str) -> None:
     problem = dataclasses.replace(PROBLEM, dtype=dtype)
-    launcher = launchers._launcher_of(problem, torch.device("cuda", 0))
+    launcher = launchers.launcher_of(problem, torch.device("cuda", 0))
     inputs = random_inputs(problem, 2, 0)
-    out, lse = launcher(*inputs, 0.5)
+    out, lse = launcher(inputs, 0.5)
     accum = getattr(torch, problem.accum_dtype)
     assert gpu.built == [(problem, "cuda-sm_90")]
     assert gpu.calls[0].dtypes == [inputs[0].dtype, accum, inputs[0].dtype, accum]
@@ -113,23 +113,23 @@ def test_every_dtype_has_a_kernel_of_its_own(gpu: PretendedGpu, dtype: str) -> N
 def test_the_kernel_runs_on_the_inputs_device_and_the_current_one_stays(gpu: PretendedGpu) -> None:
     inputs = random_inputs(PROBLEM, 1, 0)
     for index in (0, 1):
-        launcher = launchers._make_launcher(PROBLEM, torch.device("cuda", index))
+        launcher = launchers.launcher_of(PROBLEM, torch.device("cuda", index))
         for gpu.current in (0, 1):
             before = gpu.current
-            launcher(*inputs, 0.5)
+            launcher(inputs, 0.5)
             assert gpu.calls[-1].device == index
             assert gpu.current == before
 
 
 def test_views_and_misaligned_inputs_are_copied(gpu: PretendedGpu) -> None:
-    launcher = launchers._make_launcher(PROBLEM, torch.device("cuda", 0))
+    launcher = launchers.launcher_of(PROBLEM, torch.device("cuda", 0))
     query, key, value, rpb = random_inputs(PROBLEM, 2, 3)
     wanted = reference64(PROBLEM, (query, key, value, rpb), 0.5)[0]
     for change in (misaligned, torch.Tensor.__neg__, lambda t: t.transpose(1, 2).contiguous().transpose(1, 2)):
         changed = [change(t) if t is not None else t for t in (query, key, value, rpb)]
         if change is torch.Tensor.__neg__:
             changed = [torch._neg_view(t) if t is not None else t for t in changed]
-        out = launcher(*changed, 0.5)[0]
+        out = launcher(changed, 0.5)[0]
         assert gpu.calls[-1].aligned
         assert relative_error(out, wanted) <= TOLERANCE["float32"]
     assert parse_target("cuda-sm_90").vector_bytes == launch.ALIGNMENT
@@ -138,44 +138,39 @@ def test_views_and_misaligned_inputs_are_copied(gpu: PretendedGpu) -> None:
 @pytest.mark.parametrize("batch", [1, 2, 3, 5])
 def test_a_batch_too_large_for_32_bits_is_split(gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
     elements = 6 * 7 * 2 * 8
-    monkeypatch.setattr(launchers, "MAX_ELEMENTS", 2 * 2 * elements)
-    launcher = launchers._make_launcher(PROBLEM, torch.device("cuda", 0))
+    monkeypatch.setattr("tvm_na.problems.base.MAX_ELEMENTS", 2 * 2 * elements)
+    launcher = launchers.launcher_of(PROBLEM, torch.device("cuda", 0))
     inputs = random_inputs(PROBLEM, batch, 1)
-    out, lse = launcher(*inputs, 0.5)
+    out, lse = launcher(inputs, 0.5)
     assert [call.batch for call in gpu.calls] == [2] * (batch // 2) + [1] * (batch % 2)
     wanted, wanted_lse = reference64(PROBLEM, inputs, 0.5)
     assert relative_error(out, wanted) <= TOLERANCE["float32"]
     assert lse is not None and relative_error(lse, wanted_lse) <= TOLERANCE["float32"]
-    monkeypatch.setattr(launchers, "MAX_ELEMENTS", elements)
+    monkeypatch.setattr("tvm_na.problems.base.MAX_ELEMENTS", elements)
     with pytest.raises(ValueError, match=r"query: required fewer than 2\^31 elements per sample"):
-        launchers._make_launcher(PROBLEM, torch.device("cuda", 0))
+        launchers.launcher_of(PROBLEM, torch.device("cuda", 0))
 
 
 def test_large_dilations_do_not_split_a_batch(gpu: PretendedGpu) -> None:
     """On CPUs they may, since keys are packed with padding."""
     problem = NAProblem.make((256, 256), 7, 4, 32, dilation=32)
-    samples = launch.largest_batch(problem, launchers.MAX_ELEMENTS)
-    assert launch.way(problem, 0, samples).samples == samples
-    assert (
-        samples
-        == (2**31 - 1) // (2 * 256 * 256 * 4 * 32)
-        > launchers.MAX_ELEMENTS // launchers._elements_per_sample(problem)
-    )
+    samples = launchers.launch_spec(problem, torch.device("cuda", 0)).samples
+    assert samples == (2**31 - 1) // (2 * 256 * 256 * 4 * 32) > problem.largest_batch("llvm")
 
 
 def test_an_empty_batch_is_an_answer(gpu: PretendedGpu) -> None:
     query, key, value, rpb = random_inputs(PROBLEM, 1, 0)
-    out, lse = launchers._make_launcher(PROBLEM, torch.device("cuda", 0))(query[:0], key[:0], value[:0], rpb, 0.5)
+    out, lse = launchers.launcher_of(PROBLEM, torch.device("cuda", 0))((query[:0], key[:0], value[:0], rpb), 0.5)
     assert out.shape == (0, 6, 7, 2, 8) and lse is not None and lse.shape == (0, 6, 7, 2)
     assert not gpu.calls
 
 
 def test_a_build_is_told(gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "tvm_na")
-    launchers._make_launcher(PROBLEM, torch.device("cuda", 0))
+    launchers.launcher_of(PROBLEM, torch.device("cuda", 0))
     assert not caplog.messages
     gpu.cached = False
-    launchers._make_launcher(PROBLEM, torch.device("cuda", 0))
+    launchers.launcher_of(PROBLEM, torch.device("cuda", 0))
     assert len(caplog.messages) == 2
     assert f"building the kernel of {PROBLEM} for cuda-sm_90" in caplog.messages[0]
     assert caplog.messages[1].endswith(" s")
@@ -253,25 +248,26 @@ def test_the_space_decides_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(build, "target_for", lambda kind, index: parse_target("cuda-sm_90"))
     problems = [NAProblem.make(spatial, 3, 1, 4) for spatial in ((9,), (9, 9), (9, 9, 9))]
     monkeypatch.setattr(build, "is_supported", lambda problem, target: problem.rank != 3)
-    reasons = [functional._why_not_compiled(problem, device) for problem in problems]
+    reasons = [backend.why_not_compiled(problem, device) for problem in problems]
     assert reasons[:2] == [None, None]
     assert reasons[2] is not None and "space" in reasons[2]
-    assert "forward-mode" in str(functional._why_not_compiled(problems[0], device, True))
-    assert functional._why_not_compiled(problems[0], torch.device("cpu")) is None
-    assert "for the device xpu" in str(functional._why_not_compiled(problems[1], torch.device("xpu")))
+    assert "forward-mode" in str(backend.why_not_compiled(problems[0], device, True))
+    assert backend.why_not_compiled(problems[0], torch.device("cpu")) is None
+    assert "for the device xpu" in str(backend.why_not_compiled(problems[1], torch.device("xpu")))
 
     def too_old(kind: str, index: int) -> Any:
         raise ValueError("capability: required a GPU of compute capability 7.5 or newer, got 7.0")
 
     monkeypatch.setattr(build, "target_for", too_old)
-    assert "capability" in str(functional._why_not_compiled(problems[1], device))
+    assert "capability" in str(backend.why_not_compiled(problems[1], device))
 
 
 def test_the_choice_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """As for a GPU, but on the CPU: a trace must not look into what builds kernels."""
     asked: list[NAProblem] = []
-    monkeypatch.setattr(ops, "why_no_kernel", lambda problem, device: asked.append(problem))
-    monkeypatch.setattr(functional, "_why_not_compiled", lambda p, d, *_: functional._why_no_kernel(p.fields(), d))
+    monkeypatch.setattr(backend, "why_no_kernel", lambda problem, device: asked.append(problem))
+    why, gpu = backend.why_not_compiled, torch.device("cuda", 0)
+    monkeypatch.setattr(attend, "why_not_compiled", lambda problem, _, mode: why(problem, gpu, mode))
     query, key, value, _ = random_inputs(NAProblem.make((6, 7), 3, 2, 8), 2, 0)
     torch._dynamo.reset()
     function = torch.compile(lambda *t: na2d(*t, 3, backend="compiled"), fullgraph=True, backend="eager")

@@ -23,17 +23,18 @@ from tests.helpers import random_inputs, relative_error
 from tests.ops.gradients import assert_close, wanted
 from tests.ops.test_cuda_launch import PretendedGpu, fake_driver, misaligned  # noqa: F401 (a fixture)
 from tests.schedules.cuda_backward_kernels import BUDGET, random_gradients
-from tvm_na import functional, na1d, na2d, na3d
+from tvm_na import na1d, na2d, na3d
 from tvm_na.jit import build, scratch
 from tvm_na.measure import cuda as measure_cuda
 from tvm_na.measure import rpc as measure_remote
 from tvm_na.measure.local import Conditions
-from tvm_na.ops import attention as ops
+from tvm_na.ops import backend, register
 from tvm_na.ops import fast_path as autograd
 from tvm_na.ops import launch as launchers
 from tvm_na.ops import launch_cuda as launch
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.backward import BackwardProblem, most_bias_chunks, scratch_shapes
+from tvm_na.problems.base import MAX_ELEMENTS
 from tvm_na.reference import attention as reference
 from tvm_na.reference.case import WrongNumbers
 from tvm_na.reference.cases import budget_of, make_case
@@ -89,8 +90,7 @@ def arguments(problem: NAProblem, batch: int, seed: int = 0) -> tuple[Any, Any, 
 
 def launched(problem: NAProblem, given: Any, device: torch.device = CUDA) -> list[Tensor]:
     inputs, lse, d_out, d_lse = given
-    launcher = launchers.backward_launcher_of(BackwardProblem(problem), device)
-    return [t for t in launcher(*inputs, 0.6, lse, d_out, d_lse) if t is not None]
+    return launchers.launcher_of(BackwardProblem(problem), device)((*inputs, lse, d_out, d_lse), 0.6)
 
 
 @pytest.mark.parametrize("dtype", BUDGET)
@@ -132,13 +132,13 @@ def test_a_batch_too_large_for_32_bits_is_split(
 ) -> None:
     problem = dataclasses.replace(PROBLEM, dtype=dtype)
     elements = 6 * 7 * 2 * 8
-    monkeypatch.setattr(launchers, "MAX_ELEMENTS", 2 * 2 * elements)
+    monkeypatch.setattr("tvm_na.problems.base.MAX_ELEMENTS", 2 * 2 * elements)
     given = arguments(problem, batch)
     found = launched(problem, given)
     assert [call.batch for call in gpu.calls] == [2] * (batch // 2) + [1] * (batch % 2)
     for a, b in zip(found, wanted(problem, given[0], *given[2:]), strict=True):
         assert relative_error(a, b) <= BUDGET[dtype]
-    monkeypatch.setattr(launchers, "MAX_ELEMENTS", elements)
+    monkeypatch.setattr("tvm_na.problems.base.MAX_ELEMENTS", elements)
     with pytest.raises(ValueError, match=r"query: required fewer than 2\^31 elements per sample"):
         launched(problem, given)
 
@@ -148,9 +148,9 @@ def test_scratch_memory_counts_where_it_is_the_largest() -> None:
     assert most_bias_chunks(narrow) == 1
     sums = math.prod(scratch_shapes(narrow, 1)[1])
     assert sums == 15**3 > 8**3
-    assert launch.largest_batch(narrow, 2 * sums * 5) == 5
+    assert narrow.largest_batch("cuda") == MAX_ELEMENTS // (2 * sums)
     plain = BackwardProblem.make((8, 8), 3, 2, 16)
-    assert launch.largest_batch(plain, 10**6) == launch.largest_batch(plain.forward, 10**6)
+    assert plain.largest_batch("cuda") == plain.forward.largest_batch("cuda")
 
 
 def test_an_empty_batch_has_no_gradients_but_zeros_of_the_bias(gpu: PretendedTraining) -> None:
@@ -170,12 +170,11 @@ def test_a_kernel_without_scratch_memory_is_what_it_was() -> None:
 def test_the_pass_past_the_dispatcher(gpu: PretendedTraining, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a call on a GPU takes, with launchers of a pretended one."""
     problem = dataclasses.replace(PROBLEM, return_lse=True)
-    forward = launchers._make_launcher(problem, CUDA)
-    call = autograd.Differentiable(problem, tuple(map(tuple, WINDOW)), forward)
-    monkeypatch.setattr(autograd, "backward_launcher_of", lambda p, _: launchers.backward_launcher_of(p, CUDA))
+    monkeypatch.setattr(autograd, "launcher_for", lambda p, _: launchers.launcher_of(p, CUDA))
+    call = autograd.Differentiable.of(problem, CUDA)
     leaves = [t.requires_grad_() for t in random_inputs(problem, 2, 0)]
     d_out, d_lse = random_gradients(problem, 2, 0)
-    out, lse = call(*leaves, 0.6, True)
+    out, lse = call(tuple(leaves), 0.6, True)
     found = torch.autograd.grad((out, lse), leaves, (d_out, d_lse), retain_graph=True)
     assert_close(found, wanted(problem, leaves, d_out, d_lse), "float32")
     assert_close(torch.autograd.grad(out, leaves, d_out), wanted(problem, leaves, d_out, None), "float32")
@@ -185,11 +184,11 @@ def test_the_pass_past_the_dispatcher(gpu: PretendedTraining, monkeypatch: pytes
 
 def test_a_gradient_is_no_reason_for_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "target_for", lambda kind, index=None: parse_target("cuda-sm_90"))
-    assert functional._why_not_compiled(PROBLEM, CUDA) is None
+    assert backend.why_not_compiled(PROBLEM, CUDA) is None
     for dtype in BUDGET:
         problem = BackwardProblem(dataclasses.replace(PROBLEM, dtype=dtype))
         assert build.is_supported(problem, parse_target("cuda-sm_75"))
-    assert ops.needs_gradient(torch.rand(2, requires_grad=True))
+    assert register.needs_gradient(torch.rand(2, requires_grad=True))
 
 
 # --- measuring

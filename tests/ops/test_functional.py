@@ -14,9 +14,9 @@ import torch
 from torch.autograd import forward_ad
 
 from tests.conftest import TOLERANCE
-from tests.helpers import random_additional, random_inputs, reference64, relative_error
-from tvm_na import Backend, functional, merge_attentions, na1d, na2d, na3d
-from tvm_na.ops import launch as launchers
+from tests.helpers import forget_calls, random_additional, random_inputs, reference64, relative_error
+from tvm_na import Backend, merge_attentions, na1d, na2d, na3d
+from tvm_na.ops import attend, backend, calls
 from tvm_na.problems.attention import DTYPES, NAProblem
 from tvm_na.reference import attention as reference
 
@@ -25,7 +25,7 @@ SHAPE = (2, 6, 7, 2, 8)
 
 @pytest.fixture(autouse=True)
 def _no_warning_was_given_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(functional, "_warned", set())
+    monkeypatch.setattr("tvm_na.ops.backend._warned", set())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)  # PyTorch's own, of forward mode
@@ -141,10 +141,10 @@ def test_unusual_input_is_answered(backend: str) -> None:
 def test_another_scale_is_not_another_call_to_remember() -> None:
     query = torch.randn(SHAPE)
     na2d(query, query, query, 3)
-    known = len(functional._checked)
+    known = len(calls._checked)
     for i in range(20):
         na2d(query, query, query, 3, scale=0.1 * i)
-    assert len(functional._checked) == known
+    assert len(calls._checked) == known
 
 
 def test_a_known_call_passes_the_dispatcher_by_unless_it_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,9 +153,9 @@ def test_a_known_call_passes_the_dispatcher_by_unless_it_is_watched(monkeypatch:
     q = torch.randn(2, 6, 7, 2, 8)
     expected = na2d(q, q, q, 3)
     seen = []
-    operator = functional.ops.na_forward
+    operator = attend.table.na_forward
     seeing = SimpleNamespace(na_forward=lambda *a: seen.append(a) or operator(*a))
-    monkeypatch.setattr(functional, "ops", seeing)
+    monkeypatch.setattr(attend, "table", seeing)
     assert torch.equal(na2d(q, q, q, 3), expected)
     assert torch.equal(na2d(q, q, q, 3, scale=0.0), na2d(q, q, q, 3, scale=0.0, backend="compiled"))
     assert not seen
@@ -204,7 +204,7 @@ def test_auto_takes_the_reference_for_what_has_no_kernel_and_says_so_once() -> N
             return tangent()
 
     for call in (tangent, autocast):
-        functional._warned.clear()
+        backend._warned.clear()
         with pytest.warns(UserWarning, match="takes the eager reference: .* no forward-mode derivatives") as given:
             call()
         ours = [warning for warning in given if warning.category is UserWarning]  # PyTorch's own are deprecations
@@ -216,10 +216,10 @@ def test_auto_takes_the_reference_for_what_has_no_kernel_and_says_so_once() -> N
 def test_what_forward_mode_is_computed_by() -> None:
     problem = NAProblem.make((6, 7), 3, 2, 8)
     for device in ("cpu", "meta", "cuda"):
-        reason = functional._why_not_compiled(problem, torch.device(device), forward_mode=True)
+        reason = backend.why_not_compiled(problem, torch.device(device), forward_mode=True)
         assert reason == "compiled kernels have no forward-mode derivatives"
     for device in ("cpu", "meta"):
-        assert functional._why_not_compiled(problem, torch.device(device)) is None
+        assert backend.why_not_compiled(problem, torch.device(device)) is None
 
 
 def test_compiled_never_falls_back() -> None:
@@ -230,12 +230,11 @@ def test_compiled_never_falls_back() -> None:
 
 def test_the_backend_that_is_named_computes(monkeypatch: pytest.MonkeyPatch) -> None:
     query = torch.randn(SHAPE)
-    for known in ((functional, "_checked"), (launchers, "_launchers")):
-        monkeypatch.setattr(*known, {})  # a call made before would not come to the operator
-    monkeypatch.setattr(functional.ops, "na_forward", lambda *_: "compiled")
-    monkeypatch.setattr(functional.reference, "neighborhood_attention", lambda *_: ("reference", None))
-    for backend, who in (("auto", "compiled"), ("compiled", "compiled"), ("reference", "reference")):
-        assert na2d(query, query, query, 3, backend=backend) == who
+    forget_calls()
+    monkeypatch.setattr(attend, "launcher_for", lambda *_: lambda *_: ["compiled"])
+    monkeypatch.setattr(attend.reference, "neighborhood_attention", lambda *_: ("reference", None))
+    for name, who in (("auto", "compiled"), ("compiled", "compiled"), ("reference", "reference")):
+        assert na2d(query, query, query, 3, backend=name) == who
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -271,9 +270,9 @@ def test_additional_keys_and_values(extra: int, heads: tuple[int, int]) -> None:
 
 def test_merging_two_halves_of_the_keys_is_attention_to_all() -> None:
     query, keys, values = torch.randn(2, 5, 3, 4), torch.randn(2, 8, 3, 4), torch.randn(2, 8, 3, 4)
-    parts = [functional._dense_attention(query, keys[:, a:b], values[:, a:b], 0.5) for a, b in ((0, 3), (3, 8))]
+    parts = [attend._dense_attention(query, keys[:, a:b], values[:, a:b], 0.5) for a, b in ((0, 3), (3, 8))]
     out, lse = merge_attentions([p[0] for p in parts], [p[1] for p in parts])
-    whole, whole_lse = functional._dense_attention(query, keys, values, 0.5)
+    whole, whole_lse = attend._dense_attention(query, keys, values, 0.5)
     assert relative_error(out, whole) <= TOLERANCE["float32"]
     assert relative_error(lse, whole_lse) <= TOLERANCE["float32"]
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from tests.conftest import TOLERANCE
-from tests.helpers import random_inputs, reference64, relative_error
+from tests.helpers import forget_calls, random_inputs, reference64, relative_error
 from tests.ops.test_cuda_launch import PretendedGpu
-from tvm_na import functional, na2d
+from tvm_na import na2d
 from tvm_na.cli import tune as cli_tune
 from tvm_na.jit import build
 from tvm_na.ops import launch as launchers
@@ -84,18 +84,18 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> WatchedGpu:
 
 
 def test_by_default_nothing_is_rounded(gpu: WatchedGpu) -> None:
-    launchers._launcher_of(SERVED, GPU)(*random_inputs(SERVED, 1, 0), 0.5)
+    launchers.launcher_of(SERVED, GPU)(random_inputs(SERVED, 1, 0), 0.5)
     assert not tf32.is_allowed()
     assert [problem for problem, _ in gpu.built] == [SERVED] and gpu.ran == ["float32"]
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_setting_counts_at_each_call(gpu: WatchedGpu, way: Callable[[bool], None]) -> None:
-    launcher = launchers._launcher_of(SERVED, GPU)
+    launcher = launchers.launcher_of(SERVED, GPU)
     inputs = random_inputs(SERVED, 1, 0)
     for allow in (True, True, False, True):
         way(allow)
-        out, lse = launcher(*inputs, 0.5)
+        out, lse = launcher(inputs, 0.5)
         assert out.dtype == torch.float32 and lse.dtype == torch.float32
         assert relative_error(out, reference64(SERVED, inputs, 0.5)[0]) <= TOLERANCE["float32"]  # a pretended kernel
     assert gpu.ran == [TF32, TF32, "float32", TF32]
@@ -104,7 +104,7 @@ def test_the_setting_counts_at_each_call(gpu: WatchedGpu, way: Callable[[bool], 
 
 def test_only_what_is_wanted_is_built(gpu: WatchedGpu) -> None:
     _newer(True)
-    launchers._launcher_of(SERVED, GPU)
+    launchers.launcher_of(SERVED, GPU)
     assert [problem for problem, _ in gpu.built] == [dataclasses.replace(SERVED, dtype=TF32)]
 
 
@@ -114,24 +114,23 @@ def test_only_what_is_wanted_is_built(gpu: WatchedGpu) -> None:
 def test_what_tensor_cores_do_not_serve_stays_exact(gpu: WatchedGpu, change: dict[str, Any]) -> None:
     _newer(True)
     problem = dataclasses.replace(SERVED, **change)
-    launchers._launcher_of(problem, GPU)
+    launchers.launcher_of(problem, GPU)
     assert [built for built, _ in gpu.built] == [problem]
 
 
 def test_older_gpus_stay_exact(gpu: WatchedGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     _newer(True)
     monkeypatch.setattr(build, "target_for", lambda kind, index=None: parse_target("cuda-sm_75"))
-    launchers._launcher_of(SERVED, GPU)
+    launchers.launcher_of(SERVED, GPU)
     assert gpu.built == [(SERVED, "cuda-sm_75")]
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_calls_of_the_operator(gpu: WatchedGpu, monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
     """Also in compiled code, and through the way that a second call takes."""
-    make = launchers._launcher_of
-    monkeypatch.setattr(launchers, "_launcher_of", lambda problem, device: make(problem, GPU))
-    monkeypatch.setattr(launchers, "_launchers", {})
-    monkeypatch.setattr(functional, "_checked", {})
+    make = launchers.launcher_of
+    monkeypatch.setattr(launchers, "launcher_of", lambda problem, device: make(problem, GPU))
+    forget_calls()
     query, key, value, rpb = random_inputs(SERVED, 1, 0)
 
     def attend(query: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,8 @@ from tests.brute import dense
 from tests.conftest import TOLERANCE
 from tests.helpers import assert_says, random_inputs, relative_error
 from tests.ops.gradients import assert_close
-from tvm_na import functional, na1d_av, na1d_qk, na2d, na2d_av, na2d_qk, na3d_av, na3d_qk, unfused
+from tvm_na import functional, na1d_av, na1d_qk, na2d, na2d_av, na2d_qk, na3d_av, na3d_qk
+from tvm_na.ops import backend
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.unfused import qk_problem_of
 
@@ -114,11 +115,11 @@ def test_halves_are_computed_in_float32(dtype: str) -> None:
 def test_autocast_takes_tensors_in_its_dtype() -> None:
     query, key, value, rpb = inputs(PROBLEMS["2d"], "float32")
     window = (PROBLEMS["2d"].kernel_size, (1, 2), (2, 1), (False, True))
-    for backend in ("compiled", "reference"):
+    for name in ("compiled", "reference"):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            scores = na2d_qk(query, key, *window, rpb=rpb, backend=backend)
-            out = na2d_av(scores.softmax(-1), value, *window, backend=backend)
-            kept = na2d_qk(query.double(), key.double(), *window, backend=backend)
+            scores = na2d_qk(query, key, *window, rpb=rpb, backend=name)
+            out = na2d_av(scores.softmax(-1), value, *window, backend=name)
+            kept = na2d_qk(query.double(), key.double(), *window, backend=name)
         assert (scores.dtype, out.dtype, kept.dtype) == (torch.bfloat16, torch.bfloat16, torch.float64)
 
 
@@ -269,7 +270,7 @@ def test_nested_tensors_are_refused() -> None:
 
 
 def test_auto_says_once_why_it_takes_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(functional, "_warned", set())
+    monkeypatch.setattr("tvm_na.ops.backend._warned", set())
     query = torch.randn(1, 6, 7, 1, 4)
 
     def dual() -> Any:
@@ -291,9 +292,8 @@ def test_auto_says_once_why_it_takes_the_reference(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(("device", "says"), [("cuda", "no such GPU"), ("xpu", "the device xpu"), ("cpu", None)])
 def test_where_there_are_kernels(device: str, says: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unfused.ops_unfused, "why_no_kernel", lambda problem, device: "no such GPU")
+    monkeypatch.setattr(backend, "why_no_kernel", lambda problem, device: "no such GPU")
     query, key, *_ = inputs(PROBLEMS["k 1"])
     window = (1, 1, 1, False)
-    checked = unfused._Checked(qk_problem_of(query, key, window, None, 2), window)
-    reason = unfused._why_not_compiled(checked, torch.device(device), False)
+    reason = backend.why_not_compiled(qk_problem_of(query, key, window, None, 2), torch.device(device))
     assert reason is None if says is None else says in str(reason)

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from tests.conftest import TOLERANCE
-from tests.helpers import relative_error
+from tests.helpers import forget_calls, relative_error
 from tests.ops.test_attention import channels, expanded, misaligned, negated, sliced, strided, subclass
 from tvm_na import na2d_av, na2d_qk
 from tvm_na.ops import launch as launchers
-from tvm_na.ops import launch_unfused as launchers_unfused
-from tvm_na.ops import unfused as ops_unfused
+from tvm_na.ops import table as ops_unfused
 from tvm_na.problems.unfused import UnfusedProblem
 
 WINDOW: tuple[Any, ...] = ([3, 2], [1, 2], [2, 1], [False, True])
@@ -83,8 +82,8 @@ def test_torch_func_sees_the_derivatives() -> None:
 
 def test_there_are_no_kernels_for_other_devices() -> None:
     problem = UnfusedProblem.make("qk", (6, 7), 3, 2, 8)
-    with pytest.raises(NotImplementedError, match="no kernel for qk of 6x7.* none for xpu"):
-        launchers_unfused._launcher_of(problem, torch.device("xpu", 0))
+    with pytest.raises(NotImplementedError, match="no kernel for qk of 6x7.* none for the device xpu"):
+        launchers.launcher_of(problem, torch.device("xpu", 0))
 
 
 def test_meta_tensors_give_shapes() -> None:
@@ -120,16 +119,16 @@ def test_batches_that_are_too_large_and_empty(name: str, monkeypatch: pytest.Mon
     operator, arguments = calls(tensors)[name]
     right = operator(*arguments)
     problem = UnfusedProblem.make("qk", (7, 6), (3, 2), 4, 8, heads_kv=2, dilation=(2, 1))
-    monkeypatch.setattr(launchers, "MAX_ELEMENTS", 2 * launchers_unfused._elements_per_sample(problem))
-    monkeypatch.setattr(launchers_unfused, "_launchers", {})
+    monkeypatch.setattr("tvm_na.problems.base.MAX_ELEMENTS", 2 * problem.largest_copy)
+    forget_calls()
     assert relative_error(finite(operator(*arguments)), finite(right)) <= TOLERANCE["float64"]
     none = {n: t if n == "rpb" else t[:0] for n, t in tensors.items()}
     operator, arguments = calls(none)[name]
     out = operator(*arguments)
     assert out.shape == (right.shape if name == "bias" else (0, *right.shape[1:]))
     assert (out == 0).all()
-    monkeypatch.setattr(launchers, "MAX_ELEMENTS", 100)
-    monkeypatch.setattr(launchers_unfused, "_launchers", {})
+    monkeypatch.setattr("tvm_na.problems.base.MAX_ELEMENTS", 100)
+    forget_calls()
     first = "query" if name in ("qk", "qk rpb", "dots") else "attn"
     with pytest.raises(ValueError, match=rf"{first}: required fewer than 2\^31 elements per sample"):
         operator(*arguments)
@@ -137,10 +136,10 @@ def test_batches_that_are_too_large_and_empty(name: str, monkeypatch: pytest.Mon
 
 def test_scores_count_for_the_bound_of_elements() -> None:
     few, many = (UnfusedProblem.make("qk", (64, 64), k, 1, 1) for k in (3, 63))
-    assert launchers_unfused.largest_batch(few) > launchers_unfused.largest_batch(many)
-    assert launchers_unfused.largest_batch(many) * 64 * 64 * 63 * 63 < 2**31
+    assert few.largest_batch("llvm") > many.largest_batch("llvm")
+    assert many.largest_batch("llvm") * 64 * 64 * 63 * 63 < 2**31
     wide = UnfusedProblem.make("qk", (256, 256), 255, 1, 1)
-    assert launchers_unfused.largest_batch(wide) == 0
+    assert wide.largest_batch("llvm") == 0
 
 
 def test_the_operators_check_their_arguments() -> None:

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from tests.helpers import assert_says, bad, random_problem
-from tvm_na.problems.attention import NAProblem, check_scale, per_axis_ints
+from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.checks import check_scale, per_axis_ints
 
 GOOD: dict[str, Any] = {"spatial": (8, 9), "kernel_size": 3, "heads": 4, "head_dim": 8}
 FULL = NAProblem((8, 9), (3, 2), (1, 2), (2, 1), (False, True), 4, 2, 8, 6, "float16", True, True)
@@ -235,11 +236,11 @@ def test_bad_scale(scale: Any, error: type[Exception], says: str) -> None:
     assert_says(caught, "scale", error, [says])
 
 
-def test_fields_make_the_same_problem() -> None:
+def test_fields_and_values_make_the_same_problem() -> None:
     """All of them: every one is other than its default."""
     problem = NAProblem.make(
         (9, 8), 3, 4, 6, stride=2, dilation=2, is_causal=True, heads_kv=2, head_dim_v=5, dtype="float64", bias=True
     )
     problem = dataclasses.replace(problem, return_lse=True)
-    assert NAProblem(*problem.fields()) == problem
+    assert NAProblem.of_fields(problem.fields()) == NAProblem.of_values(*problem.values()) == problem
     assert len(problem.fields()) == len(dataclasses.fields(NAProblem))

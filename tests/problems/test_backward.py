@@ -13,7 +13,7 @@ from tests.helpers import random_problem
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.backward import BackwardProblem
 from tvm_na.problems.dense import DenseProblem
-from tvm_na.problems.registry import PROBLEMS, arguments_with_batch, problem_from_json
+from tvm_na.problems.registry import PROBLEMS, problem_from_json
 from tvm_na.problems.unfused import UnfusedProblem
 from tvm_na.reference.cases import make_case
 
@@ -108,7 +108,9 @@ def test_arguments_with_a_batch_are_those_of_the_kernel(bias: bool, lse: bool) -
     for problem in (forward, BackwardProblem(forward)):
         case = make_case(problem, batch, "cpu")
         tensors = [*case.inputs, *case.outputs()]
-        assert arguments_with_batch(problem) == tuple(len(t) == batch for t in tensors)
+        described = problem.arguments()
+        assert [a.shape_for(batch) for a in described] == [tuple(t.shape) for t in tensors]
+        assert [a.dtype for a in described] == [str(t.dtype).removeprefix("torch.") for t in tensors]
         (space,) = spaces_for(problem, detect_target())
         func = space.formulations(problem, detect_target(), batch)[0]
         arguments = import_metaschedule().arg_info.ArgInfo.from_prim_func(func)

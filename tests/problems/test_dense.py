@@ -16,8 +16,8 @@ import torch
 from tests.helpers import assert_says, bad
 from tests.te.dense_kernels import random_problem
 from tvm_na.problems.attention import NAProblem
-from tvm_na.problems.dense import DenseProblem, dense_distance, elements_of
-from tvm_na.problems.registry import arguments_with_batch, problem_from_json
+from tvm_na.problems.dense import DenseProblem
+from tvm_na.problems.registry import problem_from_json
 from tvm_na.records import select as choose
 
 CONV = DenseProblem.make((14, 15), 3, 10, kernel_size=3, stride=(2, 1), padding=(1, 0), activation="gelu")
@@ -90,35 +90,32 @@ def test_bad_arguments(argument: str, arguments: dict[str, Any], error: type[Exc
 
 
 def test_arguments_and_their_sizes() -> None:
-    assert arguments_with_batch(LINEAR) == (True, False, False, True, True)
-    assert arguments_with_batch(dataclasses.replace(CONV, bias=False)) == (True, False, True)
+    assert [a.has_batch for a in LINEAR.arguments()] == [True, False, False, True, True]
+    assert [a.has_batch for a in dataclasses.replace(CONV, bias=False).arguments()] == [True, False, True]
     attention = NAProblem.make((9, 9), 3, 1, 8, bias=True, return_lse=True)
-    assert arguments_with_batch(attention) == (True, True, True, False, False, True, True)
-    outputs = 49 * 192
-    assert elements_of(LINEAR) == {"x": 49 * 64, "weight": 64 * 192, "bias": 192, "residual": outputs, "out": outputs}
+    assert [a.has_batch for a in attention.arguments()] == [True, True, True, False, False, True, True]
+    elements, outputs = {a.name: a.elements for a in LINEAR.arguments()}, 49 * 192
+    assert elements == {"x": 49 * 64, "weight": 64 * 192, "bias": 192, "residual": outputs, "out": outputs}
 
 
 def test_the_distance() -> None:
     rng = random.Random(2)
     problems = [random_problem(rng) for _ in range(30)]
     for one, other in itertools.combinations(problems, 2):
-        a, b = json.loads(one.to_json()), json.loads(other.to_json())
-        there, back = choose.distance(a, b), choose.distance(b, a)
+        there, back = one.distance(other), other.distance(one)
         assert there == pytest.approx(back) if there is not None else back is None
         assert (there is None) == (one.rank != other.rank)
-        assert choose.distance(a, a) == 0
-    fields = json.loads(LINEAR.to_json())
-    assert dense_distance(fields, fields | {"dtype": "float64"}) is None
-    near = dense_distance(fields, fields | {"residual": False})
-    far = dense_distance(fields, fields | {"spatial": [196], "in_channels": 128})
+        assert one.distance(one) == 0
+    assert LINEAR.distance(LINEAR.with_dtype("float64")) is None
+    near = LINEAR.distance(dataclasses.replace(LINEAR, residual=False))
+    far = LINEAR.distance(dataclasses.replace(LINEAR, spatial=(196,), in_channels=128))
     assert near is not None and far is not None and 0 < near < 1 < far < choose.FARTHEST
 
 
 def test_attention_and_dense_are_never_near() -> None:
-    attention = json.loads(NAProblem.make((14, 15), 3, 1, 8).to_json())
-    dense = json.loads(CONV.to_json())
-    assert choose.distance(attention, dense) is None
-    assert choose.distance(dense, attention) is None
+    attention = NAProblem.make((14, 15), 3, 1, 8)
+    assert attention.distance(CONV) is None
+    assert CONV.distance(attention) is None
 
 
 def test_it_is_there_without_torch_and_tvm() -> None:

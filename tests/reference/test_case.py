@@ -29,7 +29,7 @@ def test_a_case_has_what_the_reference_computes(seed: int) -> None:
 
 def test_a_case_refuses_wrong_numbers_and_nan() -> None:
     right = torch.rand(3, dtype=torch.float64)
-    case = Case((), (right,))
+    case = Case(NAProblem.make(3, 1, 1, 1), (), (right,))
     case.check([right.float()], 1e-6)
     with pytest.raises(WrongNumbers, match="out: required a relative error <= 1e-06, got"):
         case.check([right.float() + 1e-3], 1e-6)

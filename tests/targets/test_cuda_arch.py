@@ -197,14 +197,12 @@ def test_records_of_a_gpu_are_written_and_read(tmp_path: Path) -> None:
     from tvm import s_tir
     from tvm.s_tir.meta_schedule.arg_info import TensorInfo
 
-    from tvm_na.problems.registry import arguments_with_batch
-
     known = parse_target("cuda-sm_90")
     attributes = {"tvm_na.problem": PROBLEM.to_json(), "tvm_na.formulation": "{}"}
     module = row_sums(attributes=attributes)
     with TuningDatabase(tmp_path, known) as opened:
         workload = opened.register(module)
-        arguments = [TensorInfo("float32", [1, 4]) for _ in arguments_with_batch(PROBLEM)]
+        arguments = [TensorInfo("float32", [1, 4]) for _ in PROBLEM.arguments()]
         opened.commit(workload, s_tir.Schedule(module).trace, [1e-5, 2e-5], threads=4, args_info=arguments)
     (record,) = records.records_in(tmp_path)
     assert (record.target, record.threads, record.run_secs) == ("cuda-sm_90", 1, (1e-5, 2e-5))

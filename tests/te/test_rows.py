@@ -10,7 +10,6 @@ import pytest
 
 from tests import brute
 from tests.helpers import random_problem
-from tvm_na.ops import launch as launchers
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.backward import BackwardProblem
 from tvm_na.schedules.cpu import attention as cpu
@@ -74,7 +73,7 @@ def test_packed_copies_are_within_the_bound_that_guards_32_bits() -> None:
         for tile in [*cpu.tiles(problem, target), *with_sums]:
             geometry = Geometry(problem, tile)
             packed = prod(geometry.rows.groups) * geometry.dilation * geometry.packed_width
-            assert packed <= launchers.padded_tokens(problem), (problem, tile)
+            assert packed <= problem.padded_tokens, (problem, tile)
         for tile in with_sums:
             chunks = Chunks.of(Rows(problem), tile.chunks)
             assert chunks.count * chunks.reach <= 2 * chunks.map_rows, (problem, tile)
@@ -83,4 +82,4 @@ def test_packed_copies_are_within_the_bound_that_guards_32_bits() -> None:
 def test_a_bound_of_padding_is_near_the_map() -> None:
     for spatial in (100_000, (400, 500), (50, 60, 70)):
         problem = NAProblem.make(spatial, 5, 2, 16, dilation=2)
-        assert launchers.padded_tokens(problem) < 8 * prod(problem.spatial)
+        assert problem.padded_tokens < 8 * prod(problem.spatial)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import random
 from pathlib import Path
@@ -109,12 +110,10 @@ def test_a_near_problem_gets_it_too(users: Path) -> None:
 
 
 def test_attention_and_its_gradients_do_not_mix(users: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fields = [json.loads(p.to_json()) for p in (FORWARD, BACKWARD, DenseProblem.make(7, 4, 4))]
-    for one in fields:
-        for other in fields:
-            assert (choose.distance(one, other) is None) == (one is not other)
-    near = json.loads(NEAR.to_json())
-    assert choose.distance(fields[1], near) == choose.distance(fields[0], json.loads(NEAR.forward.to_json())) == 1.0
+    problems = (FORWARD, BACKWARD, DenseProblem.make(7, 4, 4))
+    for one, other in itertools.product(problems, problems):
+        assert (one.distance(other) is None) == (one is not other)
+    assert BACKWARD.distance(NEAR) == FORWARD.distance(NEAR.forward) == 1.0
     lse = dataclasses.replace(FORWARD, return_lse=True)
     found = choose.choose(lse, TARGET)
     assert found.kind == "nearest" and found.record is not None and found.record.problem == FORWARD

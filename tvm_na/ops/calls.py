@@ -1,0 +1,106 @@
+"""Calls of public functions that were checked before: a check costs as much as a small kernel."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from tvm_na.ops.dispatch_state import any_requires_grad, is_watched
+from tvm_na.ops.fast_path import Differentiable
+from tvm_na.ops.launch import Launcher
+from tvm_na.ops.register import signature
+from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.unfused import UnfusedProblem
+
+P = TypeVar("P", NAProblem, UnfusedProblem)
+Window = tuple[Any, Any, Any, Any]
+
+# Other classes see their calls through PyTorch's dispatcher.
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+@dataclasses.dataclass
+class Checked(Generic[P]):
+    """A call that was checked.
+
+    Attributes:
+        problem: What it poses.
+        window: kernel_size, stride, dilation and is_causal, one value per axis.
+        is_plain: Whether such calls are remembered: of plain tensors, outside of a trace.
+        launch: What it calls directly, without gradients; None before the first time.
+        differentiable: The same with gradients.
+        served: Whether it is known that there is a compiled kernel for it.
+    """
+
+    problem: P
+    window: Window
+    is_plain: bool = False
+    launch: Launcher | None = None
+    differentiable: Differentiable | None = None
+    served: bool = False
+
+
+_checked: dict[tuple[Any, ...], Checked[Any]] = {}
+
+
+def forget() -> None:
+    """Check every kind of call again when it next comes."""
+    _checked.clear()
+
+
+def checked(
+    name: str, rank: int, tensors: tuple[Any, ...], axes: Window, option: bool, check: Callable[..., P], *args: Any
+) -> Checked[P]:
+    """A call of the function ``name`` with such arguments, checked now unless such a one has been before.
+
+    Args:
+        name: Of the function.
+        rank: The number of spatial axes.
+        tensors: Its tensors, None for one that did not come.
+        axes: kernel_size, stride, dilation and is_causal as they were given.
+        option: What else it depends on.
+        check: ``check(*args)`` makes the problem, with every check.
+        args: For ``check``.
+
+    Raises:
+        TypeError, ValueError: name the argument, what was required and what came.
+    """
+    if torch.compiler.is_compiling():
+        return _check(check, args)
+    try:
+        for tensor in tensors:
+            if tensor is not None and tensor.__class__ not in _PLAIN:
+                return _check(check, args)
+        at = (name, rank, signature(tensors), axes, _classes(axes), option, option.__class__)
+        found = _checked.get(at)
+    except (TypeError, RuntimeError):  # a list cannot be looked up, nor can much that the check will refuse
+        return _check(check, args)
+    if found is None:
+        found = _checked[at] = _check(check, args)
+        found.is_plain = True
+    return found
+
+
+def _classes(axes: Sequence[Any]) -> tuple[Any, ...]:
+    """Of the values and their elements: True equals 1, but is no kernel size."""
+    return tuple([(type(axis), *map(type, axis)) if isinstance(axis, tuple) else type(axis) for axis in axes])
+
+
+def _check(check: Callable[..., P], args: tuple[Any, ...]) -> Checked[P]:
+    problem = check(*args)
+    p = problem.forward if isinstance(problem, UnfusedProblem) else problem
+    return Checked(problem, (p.kernel_size, p.stride, p.dilation, p.is_causal))
+
+
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Whether a call of these tensors is recorded."""
+    return torch.is_grad_enabled() and any_requires_grad(*tensors)
+
+
+def is_direct(call: Checked[Any], first: Tensor) -> bool:
+    """Whether a kernel may be launched without PyTorch's dispatcher: nothing wants to see the call."""
+    return call.is_plain and not first.is_meta and not is_watched()
