@@ -1,4 +1,4 @@
-"""The numbers and pictures of docs/PROPERTIES.md: ``python -m benchmarks.properties [--no-cost]``.
+"""The numbers and pictures of docs/guide/properties.md: ``python -m benchmarks.properties [--no-cost]``.
 
 What neighborhood attention costs over the size of the map beside self-attention, how its output nears that of
 self-attention as the window grows, and what a shift by one pixel does to it and to attention within blocks. The last
@@ -127,7 +127,7 @@ def markdown_of(costs: list[Cost], rounds: int, threads: int) -> str:
     header, *rows = _rows(costs)
     lines = [header, ["---"] * len(header), *rows]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    picture = "![Cost over the size of the map](pictures/cost.png)"
+    picture = "![Cost over the size of the map](../pictures/cost.png)"
     return f"{picture}\n\n{table}\n\nMedians of {rounds} rounds, {threads} threads.\n"
 
 
@@ -173,7 +173,7 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="Samples of every candidate.")] = 9,
     output: Annotated[Path, typer.Option(help="JSON file to write of the costs.")] = RESULTS / "properties.json",
     pictures: Annotated[Path, typer.Option(help="Folder to draw into.")] = DOCS / "pictures",
-    page: Annotated[Path, typer.Option(help="Page whose table of costs is replaced.")] = DOCS / "PROPERTIES.md",
+    page: Annotated[Path, typer.Option(help="Page whose table of costs is replaced.")] = DOCS / "guide/properties.md",
 ) -> None:
     """Measure the three properties and draw them."""
     console = Console()

@@ -1,4 +1,4 @@
-"""The pictures of docs/PROPERTIES.md."""
+"""The pictures of docs/guide/properties.md."""
 
 from __future__ import annotations
 

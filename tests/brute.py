@@ -25,7 +25,7 @@ def nearest(i: int, length: int, kernel_size: int, dilation: int) -> list[int]:
 
 
 def by_formula(i: int, length: int, kernel_size: int, stride: int, dilation: int, is_causal: bool) -> list[int]:
-    """The neighbors of ``i`` by the formulas of docs/DESIGN.md."""
+    """The neighbors of ``i`` by the formulas of docs/design/expressions.md."""
     group = same_residue(i, length, dilation)
     j = group.index(i)
     first = j - j % stride

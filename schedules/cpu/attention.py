@@ -1,6 +1,6 @@
 """CPUs (LLVM): every float32 and float64 problem, through the lanes formulation.
 
-Which formulations and structures there are; ``cpu_lanes.py`` schedules them. See ``docs/DESIGN.md`` for what was
+Which formulations and structures there are; ``cpu_lanes.py`` schedules them. See ``docs/design/cpu.md`` for what was
 measured.
 """
 

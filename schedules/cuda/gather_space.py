@@ -1,6 +1,6 @@
 """GPUs (CUDA): every problem, on every architecture, in every dtype, without tensor cores.
 
-Which formulations there are; ``cuda_gather.py`` schedules them. See ``docs/DESIGN.md``.
+Which formulations there are; ``cuda_gather.py`` schedules them. See ``docs/design/cuda.md``.
 """
 
 from __future__ import annotations

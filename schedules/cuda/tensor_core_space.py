@@ -1,6 +1,6 @@
 """GPUs (CUDA) with tensor cores, in 16 bits or TF32: two-dimensional problems, through the band formulation.
 
-Which formulations and structures there are; ``cuda_band.py`` schedules them. See ``docs/DESIGN.md``.
+Which formulations and structures there are; ``cuda_band.py`` schedules them. See ``docs/design/cuda.md``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """GPUs (CUDA): the unfused operators, on every architecture, in every dtype, without tensor cores.
 
-Which formulations there are; ``cuda_unfused_loops.py`` schedules them. See ``docs/DESIGN.md``.
+Which formulations there are; ``cuda_unfused_loops.py`` schedules them. See ``docs/design/cuda.md``.
 """
 
 from __future__ import annotations

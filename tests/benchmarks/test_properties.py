@@ -219,7 +219,7 @@ def cost(size: int, seconds: float, error: float = 0.0) -> properties.Cost:
 
 
 def test_the_page_gets_its_numbers_between_its_marks(tmp_path: Path) -> None:
-    page = Path(__file__).parents[2] / "docs" / "PROPERTIES.md"
+    page = Path(__file__).parents[2] / "docs" / "guide" / "properties.md"
     copy = tmp_path / "page.md"
     copy.write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
     for _ in range(2):

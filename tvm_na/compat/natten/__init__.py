@@ -1,7 +1,7 @@
 """NATTEN's programming interface, 0.14 to 0.21, served by tvm_na: change one import, or call :func:`install`.
 
-``from tvm_na.compat import natten`` gives what ``import natten`` gave. docs/NATTEN.md says what is accepted, ignored,
-different and missing.
+``from tvm_na.compat import natten`` gives what ``import natten`` gave. docs/guide/natten.md says what is accepted,
+ignored, different and missing.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 An axis of ``length`` positions with dilation d falls into d groups; group r holds the positions r, r + d,
 r + 2d, ... In the coordinates of its group a window is a contiguous range, whatever the dilation.
-Source: arXiv 2204.07143 and 2209.15001; stride and causal masking as in NATTEN (``docs/DESIGN.md``).
+Source: arXiv 2204.07143 and 2209.15001; stride and causal masking as in NATTEN (``docs/design/expressions.md``).
 """
 
 from __future__ import annotations
