@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from tests.serve.serving import color_classifier, picture
+from tvm_na.serve.app import run_server
 from tvm_na.serve.limits import Limits
-from tvm_na.serve.server import run_server
 from tvm_na.serve.service import Service
 
 ROOT = Path(__file__).parents[2]
