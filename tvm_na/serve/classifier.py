@@ -14,14 +14,12 @@ import torch
 from torch import Tensor
 
 from tvm_na.deploy.artifact import Artifact, load
-from tvm_na.deploy.artifact_tvm import VMArtifact
 from tvm_na.models import NAModel, attention_maps
 from tvm_na.models.registry import Preprocessing
 
 TOP = 5
 #: One class: its ``index``, its ``label`` (None without labels), its ``probability``.
 Prediction = dict[str, Any]
-AnyArtifact = Artifact | VMArtifact
 #: How far the logits of an artifact and of an eager copy of its model may differ, relative to the largest.
 _SAME_MODEL = 1e-3
 
@@ -143,7 +141,7 @@ def artifact_classifier(
     return Classifier(**classifier, attention=partial(attention_maps, copy))
 
 
-def _preprocessing(artifact: AnyArtifact) -> Preprocessing:
+def _preprocessing(artifact: Artifact) -> Preprocessing:
     if artifact.manifest.preprocessing is None:
         raise ValueError(f"artifact: required one that knows its preprocessing, got {artifact.path} without")
     preprocessing = Preprocessing(**artifact.manifest.preprocessing)
@@ -153,7 +151,7 @@ def _preprocessing(artifact: AnyArtifact) -> Preprocessing:
     return preprocessing
 
 
-def _classes(artifact: AnyArtifact) -> int:
+def _classes(artifact: Artifact) -> int:
     outputs = artifact.manifest.outputs
     if artifact.manifest.returns_list or len(outputs[0].shape) != 2 or outputs[0].shape[1] is None:
         got = ", ".join(str(output) for output in outputs)
@@ -161,7 +159,7 @@ def _classes(artifact: AnyArtifact) -> int:
     return int(outputs[0].shape[1])
 
 
-def _logits(artifact: AnyArtifact) -> Callable[[Tensor], Tensor]:
+def _logits(artifact: Artifact) -> Callable[[Tensor], Tensor]:
     """The artifact for any batch: one for a fixed batch is called with as many images, the last ones zero."""
     batch, dtype = artifact.manifest.batch, getattr(torch, artifact.manifest.input.dtype)
 
@@ -178,7 +176,7 @@ def _logits(artifact: AnyArtifact) -> Callable[[Tensor], Tensor]:
     return logits
 
 
-def _check_same(artifact: AnyArtifact, copy: NAModel, size: int) -> None:
+def _check_same(artifact: Artifact, copy: NAModel, size: int) -> None:
     """ValueError unless artifact and copy are the same function of a random image."""
     x = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

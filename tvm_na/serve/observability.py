@@ -68,9 +68,7 @@ class Metrics:
         self._batch_size = self._histogram("tvm_na_batch_size", "Images computed at once", _IMAGES)
         self._batch_seconds = self._histogram("tvm_na_batch_seconds", "Computing a batch", _SECONDS)
 
-    def _histogram(
-        self, name: str, text: str, buckets: tuple[float, ...], labels: list[str] | None = None
-    ) -> Histogram:
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], labels: Sequence[str] = ()) -> Histogram:
         return Histogram(name, text, labels, buckets=buckets, registry=self._registry)
 
     def request(self, endpoint: str, outcome: str, seconds: float) -> None:
