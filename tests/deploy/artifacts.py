@@ -44,11 +44,12 @@ def invoke(*arguments: object, code: int = 0) -> Any:
     return result
 
 
-def small_model(seed: int = 1, backend: str = "reference") -> NAModel:
-    """A model of ``SMALL`` whose every bias and norm counts; the same for the same seed."""
+def small_model(seed: int = 1, backend: str = "reference", levels: int = 2) -> NAModel:
+    """A model of ``SMALL``, or of its first level, whose every bias and norm counts; the same for the same seed."""
+    sizes = {"depths": SMALL.depths[:levels], "num_heads": SMALL.num_heads[:levels]}
     with mock.patch.dict(registry.SPECS, {SMALL.name: SMALL}):
         torch.manual_seed(seed)
-        model = create_model(SMALL.name, num_classes=CLASSES, backend=backend).eval()
+        model = create_model(SMALL.name, num_classes=CLASSES, backend=backend, **sizes).eval()
     for parameter in model.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     return model
@@ -80,13 +81,13 @@ def by_command(*options: object) -> Callable[[Path], list[str]]:
 
 
 def for_target(target: str) -> Callable[[Path], list[str]]:
-    """Makes an artifact of the format ``tvm`` for a target; says what the compiler warned of."""
+    """Makes an artifact of the first level, of the format ``tvm``, for a target; says what the compiler warned of."""
 
     def make(output: Path) -> list[str]:
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always", UserWarning)
             compiler.compile(
-                small_model(),
+                small_model(levels=1),
                 torch.zeros(1, 3, SIZE, SIZE),
                 target,
                 output=output,
@@ -99,16 +100,17 @@ def for_target(target: str) -> Callable[[Path], list[str]]:
     return make
 
 
-def add_expected(folder: Path, wrong_by: float = 0.0) -> None:
+def add_expected(folder: Path, wrong_by: float = 0.0, levels: int = 2) -> None:
     """Put an input and its outputs into an artifact, as the compiler does where it cannot run it.
 
     Args:
         folder: The artifact.
         wrong_by: What is added to one output, relative to the largest.
+        levels: Of the model that the artifact was made of.
     """
     images = torch.randn(1, 3, SIZE, SIZE)
     with torch.no_grad():
-        right = small_model()(images).numpy()
+        right = small_model(levels=levels)(images).numpy()
     right[0, 0] += wrong_by * np.abs(right).max()
     write_weights(folder / manifest.EXPECTED, {"input": images.numpy(), "output_0": right})
     seal(folder)

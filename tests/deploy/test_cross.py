@@ -20,7 +20,7 @@ import torch
 from typer.testing import CliRunner
 
 import tvm_na
-from tests.deploy.artifacts import LIMIT, SIZE, Made, add_expected, for_target, once, seal
+from tests.deploy.artifacts import LIMIT, SIZE, Made, add_expected, for_target, once, seal, small_model
 from tests.helpers import relative_error
 from tvm_na.cli import app
 from tvm_na.deploy import manifest
@@ -158,7 +158,8 @@ def test_other_cpus_artifacts_are_refused(request: pytest.FixtureRequest, which:
     assert str(path) not in Path("/proc/self/maps").read_text()
 
 
-def test_sse4_artifact_gives_what_the_model_gives(sse4: Path, model) -> None:
+def test_sse4_artifact_gives_what_the_model_gives(sse4: Path) -> None:
+    model = small_model(levels=1)
     for batch in (1, 3):
         images = torch.randn(batch, 3, SIZE, SIZE)
         with torch.no_grad():
@@ -176,11 +177,11 @@ def test_check_of_an_artifact_that_was_checked(sse4: Path) -> None:
 
 def test_check_of_an_artifact_from_elsewhere(sse4: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(sse4, tmp_path / "copy"))
-    add_expected(path)
+    add_expected(path, levels=1)
     code, said, _ = check(path)
     assert code == 0 and "right: relative error" in said and manifest.EXPECTED in said
     for wrong_by in (1e-3, float("nan")):
-        add_expected(path, wrong_by)
+        add_expected(path, wrong_by, levels=1)
         code, _, error = check(path)
         assert code == 1 and "outputs: required those of expected.safetensors within 1e-04" in error
 
@@ -244,6 +245,6 @@ def test_aarch64_artifact_runs_under_qemu(aarch64, tmp_path: Path) -> None:
     assert (done.returncode, "right" in done.stdout) == (0, True), done.stdout + done.stderr
     done = classify("noise", SIZE)
     assert (done.returncode, done.stdout.count("class")) == (0, 5), done.stderr
-    add_expected(path, wrong_by=1e-3)
+    add_expected(path, wrong_by=1e-3, levels=1)
     done = classify("check")
     assert (done.returncode, "WRONG" in done.stdout) == (1, True), done.stdout + done.stderr

@@ -34,6 +34,7 @@ MAKE = {
 DILATIONS = {"nat": (4, 2), "dinat_s": (4, 2), "nat_isotropic": (1, 2)}
 FAMILIES = pytest.mark.parametrize("family", MAKE)
 SIZE = 48
+WEIGHTS = ("weight", "bias")
 
 
 def small(family: str, **arguments) -> NAModel:
@@ -162,3 +163,56 @@ def test_problems_of_named_models(name, expected):
     assert {p.kernel_size[0] for p in found} == ({14} if name == "vitrpb_small" else {7})
     assert all(p.head_dim == 32 and p.bias for p in found)
     assert sum(training_problems_of(model, size).values()) == 2 * sum(expected.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "more", "shapes"),
+    [
+        (
+            "nat_small",
+            "levels.2.blocks.17.",
+            ["attn.rpb", "gamma1", "gamma2"],
+            {"levels.2.blocks.17.attn.rpb": (12, 13, 13), "levels.0.downsample.reduction.weight": (192, 96, 3, 3)},
+        ),
+        (
+            "dinat_s_tiny",
+            "layers.2.blocks.5.",
+            ["attn.rpb"],
+            {
+                "patch_embed.proj.weight": (96, 3, 4, 4),
+                "layers.1.downsample.reduction.weight": (384, 768),
+                "layers.1.downsample.norm.weight": (768,),
+                "layers.3.blocks.1.attn.rpb": (24, 13, 13),
+                "layers.3.blocks.1.mlp.fc1.weight": (3072, 768),
+            },
+        ),
+        (
+            "dinat_isotropic_small",
+            "layers.11.",
+            ["attn.rpb"],
+            {"patch_embed.proj.weight": (384, 3, 16, 16), "layers.11.attn.rpb": (12, 13, 13)},
+        ),
+        (
+            "vitrpb_small",
+            "layers.11.",
+            ["attn.rpb", "attn.relative_position_index"],
+            {"layers.11.attn.rpb": (12, 27, 27), "layers.0.attn.relative_position_index": (196, 196)},
+        ),
+    ],
+)
+def test_official_keys(name, block, more, shapes):
+    with torch.device("meta"):
+        state = create_model(name).state_dict()
+    stages = block.partition(".")[0]
+    convolutions = ["patch_embed.proj.0", "patch_embed.proj.1"] if name == "nat_small" else ["patch_embed.proj"]
+    around = [*convolutions, "patch_embed.norm", "norm", "head"]
+    assert {k for k in state if not k.startswith(f"{stages}.")} == {f"{m}.{p}" for m in around for p in WEIGHTS}
+    inside = [f"{m}.{p}" for m in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2") for p in WEIGHTS]
+    assert {k.removeprefix(block) for k in state if k.startswith(block)} == {*inside, *more}
+    downsamplers = range(3) if "blocks" in block else ()
+    parts = ("reduction.weight", "norm.weight", "norm.bias")
+    assert {k for k in state if "downsample" in k} == {
+        f"{stages}.{i}.downsample.{p}" for i in downsamplers for p in parts
+    }
+    assert {key: tuple(state[key].shape) for key in shapes} == shapes
+    assert all(value.dtype == torch.int64 for key, value in state.items() if key.endswith("index"))

@@ -70,23 +70,6 @@ def test_parameters_layer_scale_and_drop_path(name):
     assert rates == pytest.approx(torch.linspace(0, spec.drop_path_rate, sum(spec.depths)).tolist(), abs=1e-6)
 
 
-def test_official_keys():
-    with torch.device("meta"):
-        keys = create_model("nat_small").state_dict()
-    names = {key.split(".", 4)[4] for key in keys if key.startswith("levels.2.blocks.17.")}
-    linear_and_norm = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
-    assert names == {f"{m}.{p}" for m in linear_and_norm for p in ("weight", "bias")} | {"attn.rpb", "gamma1", "gamma2"}
-    assert {k for k in keys if not k.startswith("levels.")} == {
-        f"{m}.{p}" for m in ("patch_embed.proj.0", "patch_embed.proj.1", "patch_embed.norm", "norm", "head")
-        for p in ("weight", "bias")
-    }  # fmt: skip
-    assert {k for k in keys if "downsample" in k} == {
-        f"levels.{i}.downsample.{p}" for i in range(3) for p in ("reduction.weight", "norm.weight", "norm.bias")
-    }
-    assert keys["levels.2.blocks.17.attn.rpb"].shape == (12, 13, 13)
-    assert keys["levels.0.downsample.reduction.weight"].shape == (192, 96, 3, 3)
-
-
 def test_unknown_name():
     with pytest.raises(ValueError, match=r"^name: required one of nat_pico,.*got 'nat-tiny' \(.* 'nat_tiny'\?\)$"):
         create_model("nat-tiny")

@@ -244,3 +244,8 @@ natten1dav, natten2dav, natten3dav = _dav(1), _dav(2), _dav(3)
 na1d_qk_with_bias, na2d_qk_with_bias, na3d_qk_with_bias = _qk_with_bias(1), _qk_with_bias(2), _qk_with_bias(3)
 na1d_qk, na2d_qk, na3d_qk = _qk(1), _qk(2), _qk(3)
 na1d_av, na2d_av, na3d_av = _av(1), _av(2), _av(3)
+
+__all__ = [
+    *(f"natten{rank}d{part}" for rank in (1, 2, 3) for part in ("qkrpb", "qk", "av")),
+    *(f"na{rank}d_{part}" for rank in (1, 2, 3) for part in ("qk", "av", "qk_with_bias")),
+]
