@@ -26,7 +26,6 @@ from benchmarks.model import replaced, with_masked_sdpa
 from benchmarks.photographs import crops
 from benchmarks.report import RESULTS, load_before, use_all_cores, write_json
 from tvm_na.deploy.artifact import Artifact
-from tvm_na.deploy.artifact_tvm import VMArtifact
 from tvm_na.deploy.manifest import WEIGHTS
 from tvm_na.functional import Backend
 from tvm_na.measure.timing import Timing, format_time, measure, ratio_in_turns
@@ -134,7 +133,7 @@ def _errors_on_crops(reference: nn.Module, artifacts: dict[str, Any], name: str,
 
 def _compiled(
     model: nn.Module, x: torch.Tensor, batch: int | str, format: Any, output: Path, report: Any
-) -> tuple[Artifact | VMArtifact, dict[str, Any]]:
+) -> tuple[Artifact, dict[str, Any]]:
     start = time.perf_counter()
     tvm_na.compile(model, x, batch=batch, output=output, format=format, report=report)
     compiled = time.perf_counter()

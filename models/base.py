@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from tvm_na.functional import Backend
-from tvm_na.models.layers import check_backend, check_bool, check_int, check_ints, check_rate, init_weights
+from tvm_na.models.layers import NABlock, check_bool, check_ints, check_positive, check_rate, init_weights
 from tvm_na.nn import NeighborhoodAttention2D
+from tvm_na.problems.checks import check_int
 
 
 def check_out_indices(out_indices: Any, stages: int) -> tuple[int, ...]:
@@ -27,24 +30,85 @@ class NAModel(nn.Module):
     Takes ``[B, in_chans, H, W]`` in the dtype and on the device of the parameters. Returns ``[B, num_classes]``, or
     with ``features_only`` a list of contiguous ``[B, C_i, H_i, W_i]``, one per entry of ``out_indices``.
 
-    A subclass sets ``patch_embed`` and ``pos_drop``, puts its stages up to the last output into a ModuleList of the
-    name ``stages_name``, and then calls ``_add_outputs``.
+    A subclass says what its tokenizer and its stages are, and has arguments of its own for ``num_heads`` and
+    ``dilations``. All take these:
+
+    Args:
+        embed_dim: Channels of the tokens.
+        num_heads: Heads per stage.
+        dilations: One dilation per layer, by stage.
+        mlp_ratio: Hidden channels of the MLP over its channels.
+        num_classes: Outputs of the head; 0 makes the head the identity.
+        in_chans: Channels of the image.
+        kernel_size: Window, an integer or ``(height, width)``.
+        drop_path_rate: Stochastic depth of the last layer; rises linearly from 0 at the first.
+        layer_scale: Initial LayerScale, or None for none.
+        drop_rate: Dropout after the tokenizer, the attention's projection and both layers of the MLP.
+        features_only: Be a dense-prediction backbone: a LayerNorm ``norm{i}`` per output in place of ``norm``
+            and ``head``, and no stage after the last output.
+        out_indices: Stages whose maps a backbone returns, ascending; None for all. Unused without ``features_only``.
+        backend: ``auto``, ``compiled`` or ``reference``, for every attention.
+
+    Raises:
+        TypeError, ValueError: name the argument, what was required and what came.
     """
 
     #: The attribute that holds the stages, as the authors call it.
     stages_name: ClassVar[str] = "levels"
-    patch_embed: nn.Module
-    pos_drop: nn.Module
+    attention: ClassVar[type[NeighborhoodAttention2D]] = NeighborhoodAttention2D
 
     def __init__(
-        self, embed_dim: int, in_chans: int, stages: int, features_only: bool, out_indices: Any, drop_rate: float
+        self,
+        *,
+        embed_dim: int,
+        num_heads: Sequence[int],
+        dilations: Sequence[Sequence[int]],
+        mlp_ratio: float,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        kernel_size: int | tuple[int, int] = 7,
+        drop_path_rate: float = 0.0,
+        layer_scale: float | None = None,
+        drop_rate: float = 0.0,
+        features_only: bool = False,
+        out_indices: Sequence[int] | None = None,
+        backend: Backend | str = Backend.AUTO,
     ) -> None:
         super().__init__()
-        self.embed_dim, self.in_chans = check_int("embed_dim", embed_dim), check_int("in_chans", in_chans)
+        self.embed_dim, self.in_chans = check_int("embed_dim", embed_dim, 1), check_int("in_chans", in_chans, 1)
         self.features_only = check_bool("features_only", features_only)
-        self.out_indices = check_out_indices(out_indices if features_only else None, stages)
+        self.out_indices = check_out_indices(out_indices if features_only else None, len(dilations))
         self.num_classes, self.num_features = 0, self._channels(self.out_indices[-1])
         self.drop_rate = check_rate("drop_rate", drop_rate)
+        block = partial(
+            NABlock,
+            kernel_size=kernel_size,
+            mlp_ratio=check_positive("mlp_ratio", mlp_ratio),
+            drop=self.drop_rate,
+            layer_scale=None if layer_scale is None else check_positive("layer_scale", layer_scale),
+            backend=Backend.of(backend),
+            attention=self.attention,
+        )
+        self.patch_embed = self._tokenizer()
+        self.pos_drop = nn.Dropout(self.drop_rate)
+        layers = sum(len(stage) for stage in dilations)
+        step = check_rate("drop_path_rate", drop_path_rate) / max(layers - 1, 1)
+        rates = (step * layer for layer in range(layers))  # of the whole model, though a backbone may end before
+        stages = nn.ModuleList()
+        for stage in range(self.out_indices[-1] + 1):
+            dim, heads = self._channels(stage), num_heads[stage]
+            blocks = [block(dim, heads, dilation=dilation, drop_path=next(rates)) for dilation in dilations[stage]]
+            stages.append(self._stage(stage, blocks))
+        self.add_module(self.stages_name, stages)
+        self._add_outputs(num_classes)
+
+    def _tokenizer(self) -> nn.Module:
+        """``[B, in_chans, H, W]`` to ``[B, H', W', embed_dim]``."""
+        raise NotImplementedError
+
+    def _stage(self, stage: int, blocks: list[NABlock]) -> nn.Module:
+        """The stage of some blocks."""
+        raise NotImplementedError
 
     def _channels(self, stage: int) -> int:
         """Channels of a stage's map."""
@@ -68,11 +132,6 @@ class NAModel(nn.Module):
         found = self.get_submodule(self.stages_name)
         assert isinstance(found, nn.ModuleList)
         return found
-
-    def _drop_path_rates(self, rate: Any, layers: int) -> list[float]:
-        """The stochastic depth of each layer: from 0 at the first to ``rate`` at the last."""
-        step = check_rate("drop_path_rate", rate) / max(layers - 1, 1)
-        return [step * layer for layer in range(layers)]
 
     def _add_outputs(self, num_classes: int) -> None:
         num_classes = check_int("num_classes", num_classes, minimum=0)
@@ -162,7 +221,7 @@ class NAModel(nn.Module):
 
     def set_backend(self, backend: Backend | str) -> None:
         """Let every attention use ``auto``, ``compiled`` or ``reference``."""
-        backend = check_backend(backend)
+        backend = Backend.of(backend)
         for module in self.modules():
             if isinstance(module, NeighborhoodAttention2D):
                 module.backend = backend

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from tvm_na.models.checkpoint_hf import from_hf
 from tvm_na.models.isotropic import relative_position_index
+from tvm_na.models.layers import init_weights
 
 #: Keys under which training scripts keep the weights; of several, the first is taken (averaged weights before raw).
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -41,11 +42,11 @@ class _Notes:
     adapted: list[tuple[str, str]] = field(default_factory=list)
     excused: set[str] = field(default_factory=set)
 
-    def add(self, key: str, deed: str) -> None:
-        self.adapted.append((key, deed))
+    def add(self, key: str, action: str) -> None:
+        self.adapted.append((key, action))
 
-    def excuse(self, key: str, deed: str) -> None:
-        self.add(key, deed)
+    def excuse(self, key: str, action: str) -> None:
+        self.add(key, action)
         self.excused.add(key)
 
 
@@ -73,12 +74,12 @@ class LoadReport:
     def __str__(self) -> str:
         lines = [f"{kind}: {', '.join(keys)}" for kind in ("missing", "unexpected") if (keys := getattr(self, kind))]
         lines += [f"misshapen: {key}: required {wanted}, got {came}" for key, wanted, came in self.misshapen]
-        by_deed: dict[str, list[str]] = {}
-        for key, deed in self.adapted:
-            by_deed.setdefault(deed, []).append(key)
-        for deed, keys in by_deed.items():
+        by_action: dict[str, list[str]] = {}
+        for key, action in self.adapted:
+            by_action.setdefault(action, []).append(key)
+        for action, keys in by_action.items():
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            lines.append(f"adapted: {', '.join(keys[:3])}{more}: {deed}")
+            lines.append(f"adapted: {', '.join(keys[:3])}{more}: {action}")
         return "\n".join(lines) or "every key matches"
 
 
@@ -123,7 +124,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, strict: b
     misshapen = {key for key, _, _ in report.misshapen}
     model.load_state_dict({k: v for k, v in state.items() if k in wanted and k not in misshapen}, strict=False)
     if reset_head:
-        _initialise_head(model)
+        model.get_submodule("head").apply(init_weights)
     return report
 
 
@@ -225,15 +226,6 @@ def _adapt_head(wanted: State, state: State, notes: _Notes) -> bool:
     for key in ("head.weight", "head.bias"):
         notes.excuse(key, f"{why}: dropped and initialised again")
     return True
-
-
-def _initialise_head(model: nn.Module) -> None:
-    head = model.get_submodule("head")
-    for name, parameter in head.named_parameters():
-        if name == "bias":
-            nn.init.zeros_(parameter)
-        else:
-            nn.init.trunc_normal_(parameter, std=0.02)
 
 
 def _adapt_backbone(wanted: State, state: State, notes: _Notes) -> None:

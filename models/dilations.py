@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tvm_na.models.layers import check_int, check_ints
-from tvm_na.problems.checks import per_axis_ints
+from tvm_na.models.layers import check_ints
+from tvm_na.problems.checks import check_int, per_axis_ints
 
 
 def layer_dilations(dilations: Any, depth: int, argument: str = "dilations") -> tuple[int, ...]:
@@ -63,7 +63,7 @@ def alternating_dilations(
         TypeError, ValueError: name the argument, what was required and what came.
     """
     window, dilations = max(per_axis_ints("kernel_size", kernel_size, 2)), []
-    size = -(-check_int("input_size", input_size) // check_int("reduction", reduction))
+    size = -(-check_int("input_size", input_size, 1) // check_int("reduction", reduction, 1))
     for depth in check_ints("depths", depths):
         largest = max(1, size // window)
         dilations.append(tuple(largest if layer % 2 else 1 for layer in range(depth)))

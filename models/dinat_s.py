@@ -5,14 +5,13 @@ Attribute names are those of the authors' checkpoints, so that their keys are th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tvm_na.functional import Backend
 from tvm_na.models.layers import PatchEmbed
-from tvm_na.models.pyramid import Pyramid
+from tvm_na.models.nat import Pyramid
 
 
 class PatchMerging(nn.Module):
@@ -39,42 +38,12 @@ class PatchMerging(nn.Module):
 class DiNATs(Pyramid):
     """DiNAT_s, "DiNAT simple" (arXiv 2209.15001): patches as tokens and merged patches, no LayerScale.
 
-    Arguments, inputs and outputs are those of :class:`Pyramid`. An image is padded with zeros, right and bottom, to
-    whole patches of 4x4 pixels.
+    Arguments, inputs and outputs are those of :class:`Pyramid`, without ``layer_scale``. An image is padded with
+    zeros, right and bottom, to whole patches of 4x4 pixels.
     """
 
     stages_name = "layers"
     tokenizer, downsampler = PatchEmbed, PatchMerging
 
-    def __init__(
-        self,
-        *,
-        embed_dim: int,
-        depths: Sequence[int],
-        num_heads: Sequence[int],
-        num_classes: int = 1000,
-        in_chans: int = 3,
-        kernel_size: int | tuple[int, int] = 7,
-        dilations: int | Sequence[int | Sequence[int]] | None = None,
-        mlp_ratio: float = 4.0,
-        drop_path_rate: float = 0.0,
-        drop_rate: float = 0.0,
-        features_only: bool = False,
-        out_indices: Sequence[int] | None = None,
-        backend: Backend | str = Backend.AUTO,
-    ) -> None:
-        super().__init__(
-            embed_dim=embed_dim,
-            depths=depths,
-            num_heads=num_heads,
-            num_classes=num_classes,
-            in_chans=in_chans,
-            kernel_size=kernel_size,
-            dilations=dilations,
-            mlp_ratio=mlp_ratio,
-            drop_path_rate=drop_path_rate,
-            drop_rate=drop_rate,
-            features_only=features_only,
-            out_indices=out_indices,
-            backend=backend,
-        )
+    def __init__(self, *, mlp_ratio: float = 4.0, **others: Any) -> None:
+        super().__init__(mlp_ratio=mlp_ratio, layer_scale=None, **others)

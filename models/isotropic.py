@@ -6,16 +6,16 @@ Attribute names are those of the authors' checkpoints, so that their keys are th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tvm_na.functional import Backend
 from tvm_na.models.base import NAModel
 from tvm_na.models.dilations import layer_dilations
-from tvm_na.models.layers import NABlock, PatchEmbed, check_backend, check_int, check_positive
+from tvm_na.models.layers import NABlock, PatchEmbed
 from tvm_na.nn import NeighborhoodAttention2D
+from tvm_na.problems.checks import check_int
 
 
 class NATIsotropic(NAModel):
@@ -25,69 +25,44 @@ class NATIsotropic(NAModel):
     padded and cropped by the attention. With ``features_only`` each layer is a stage.
 
     Args:
-        embed_dim: Channels.
         num_heads: Attention heads.
         depth: Layers.
         patch_size: Pixels of a token in height and width.
-        num_classes: Outputs of the head; 0 makes the head the identity.
-        in_chans: Channels of the image.
-        kernel_size: Window, an integer or ``(height, width)``.
         dilations: None (1 everywhere), an integer, or one integer per layer.
-        mlp_ratio: Hidden channels of the MLP over its channels.
-        drop_path_rate: Stochastic depth of the last layer; rises linearly from 0 at the first.
-        drop_rate: Dropout after the tokenizer, the attention's projection and both layers of the MLP.
-        features_only: Be a dense-prediction backbone: a LayerNorm ``norm{i}`` per output in place of ``norm``
-            and ``head``, and no layer after the last output.
-        out_indices: Layers whose maps a backbone returns, ascending; None for all. Unused without ``features_only``.
-        backend: ``auto``, ``compiled`` or ``reference``, for every attention.
+        Others: those of :class:`NAModel`, but for ``layer_scale``.
 
     Raises:
         TypeError, ValueError: name the argument, what was required and what came.
     """
 
     stages_name = "layers"
-    attention: ClassVar[type[NeighborhoodAttention2D]] = NeighborhoodAttention2D
 
     def __init__(
         self,
         *,
-        embed_dim: int,
         num_heads: int,
         depth: int = 12,
         patch_size: int = 16,
-        num_classes: int = 1000,
-        in_chans: int = 3,
-        kernel_size: int | tuple[int, int] = 7,
         dilations: int | Sequence[int] | None = None,
         mlp_ratio: float = 4.0,
-        drop_path_rate: float = 0.0,
-        drop_rate: float = 0.0,
-        features_only: bool = False,
-        out_indices: Sequence[int] | None = None,
-        backend: Backend | str = Backend.AUTO,
+        **others: Any,
     ) -> None:
-        depth = check_int("depth", depth)
-        super().__init__(embed_dim, in_chans, depth, features_only, out_indices, drop_rate)
-        self.depth, self.num_heads = depth, check_int("num_heads", num_heads)
-        self.patch_size = check_int("patch_size", patch_size)
-        mlp_ratio, backend = check_positive("mlp_ratio", mlp_ratio), check_backend(backend)
-        self.patch_embed = PatchEmbed(self.in_chans, embed_dim, self.patch_size)
-        self.pos_drop = nn.Dropout(self.drop_rate)
+        self.depth, self.num_heads = check_int("depth", depth, 1), check_int("num_heads", num_heads, 1)
+        self.patch_size = check_int("patch_size", patch_size, 1)
         per_layer = layer_dilations(1 if dilations is None else dilations, depth)
-        rates = self._drop_path_rates(drop_path_rate, depth)
-        self.layers = nn.ModuleList(
-            NABlock(
-                *(embed_dim, self.num_heads, kernel_size),
-                dilation=per_layer[layer],
-                mlp_ratio=mlp_ratio,
-                drop=self.drop_rate,
-                drop_path=rates[layer],
-                backend=backend,
-                attention=self.attention,
-            )
-            for layer in range(self.out_indices[-1] + 1)
+        super().__init__(
+            num_heads=(num_heads,) * depth,
+            dilations=[(dilation,) for dilation in per_layer],
+            mlp_ratio=mlp_ratio,
+            layer_scale=None,
+            **others,
         )
-        self._add_outputs(num_classes)
+
+    def _tokenizer(self) -> nn.Module:
+        return PatchEmbed(self.in_chans, self.embed_dim, self.patch_size)
+
+    def _stage(self, stage: int, blocks: list[NABlock]) -> nn.Module:
+        return blocks[0]
 
     def _channels(self, stage: int) -> int:
         return self.embed_dim
@@ -101,7 +76,7 @@ class NATIsotropic(NAModel):
 
     def last_layers(self) -> list[nn.Module]:
         """The last layer."""
-        return [self.layers[-1]]
+        return [self.stages[-1]]
 
 
 def relative_position_index(side: int) -> Tensor:
@@ -151,39 +126,9 @@ class ViTRPB(NATIsotropic):
 
     attention = FullAttention2D
 
-    def __init__(
-        self,
-        *,
-        embed_dim: int,
-        num_heads: int,
-        depth: int = 12,
-        img_size: int = 224,
-        patch_size: int = 16,
-        num_classes: int = 1000,
-        in_chans: int = 3,
-        mlp_ratio: float = 4.0,
-        drop_path_rate: float = 0.0,
-        drop_rate: float = 0.0,
-        features_only: bool = False,
-        out_indices: Sequence[int] | None = None,
-        backend: Backend | str = Backend.AUTO,
-    ) -> None:
-        side = -(-check_int("img_size", img_size) // check_int("patch_size", patch_size))
-        super().__init__(
-            embed_dim=embed_dim,
-            num_heads=num_heads,
-            depth=depth,
-            patch_size=patch_size,
-            num_classes=num_classes,
-            in_chans=in_chans,
-            kernel_size=side,
-            mlp_ratio=mlp_ratio,
-            drop_path_rate=drop_path_rate,
-            drop_rate=drop_rate,
-            features_only=features_only,
-            out_indices=out_indices,
-            backend=backend,
-        )
+    def __init__(self, *, img_size: int = 224, patch_size: int = 16, **others: Any) -> None:
+        side = -(-check_int("img_size", img_size, 1) // check_int("patch_size", patch_size, 1))
+        super().__init__(patch_size=patch_size, kernel_size=side, dilations=None, **others)
         self.img_size, self.side = img_size, side
 
     def _tokens(self, x: Tensor) -> Tensor:

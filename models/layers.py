@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from tvm_na.functional import Backend
 from tvm_na.nn import NeighborhoodAttention2D
+from tvm_na.problems.checks import check_int
 
 
 def check_ints(argument: str, values: Any, length: int | None = None, minimum: int = 1) -> tuple[int, ...]:
@@ -22,31 +23,24 @@ def check_ints(argument: str, values: Any, length: int | None = None, minimum: i
     return tuple(check_int(argument, value, minimum) for value in values)
 
 
-def check_int(argument: str, value: Any, minimum: int = 1) -> int:
-    """``value`` if it is an integer of at least ``minimum``; a bool is none."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{argument}: required an integer, got {type(value).__name__} {value!r}")
-    if value < minimum:
-        raise ValueError(f"{argument}: required an integer >= {minimum}, got {value}")
-    return value
-
-
 def check_rate(argument: str, value: Any) -> float:
     """``value`` as a float if it is a probability below 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{argument}: required a number, got {type(value).__name__} {value!r}")
-    if not 0.0 <= value < 1.0:
+    if not 0.0 <= _check_number(argument, value) < 1.0:
         raise ValueError(f"{argument}: required 0 <= {argument} < 1, got {value}")
     return float(value)
 
 
 def check_positive(argument: str, value: Any) -> float:
     """``value`` as a float if it is finite and above 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{argument}: required a number, got {type(value).__name__} {value!r}")
-    if not 0.0 < value < float("inf"):
+    if not 0.0 < _check_number(argument, value) < float("inf"):
         raise ValueError(f"{argument}: required a finite number > 0, got {value}")
     return float(value)
+
+
+def _check_number(argument: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{argument}: required a number, got {type(value).__name__} {value!r}")
+    return value
 
 
 def check_bool(argument: str, value: Any) -> bool:
@@ -54,15 +48,6 @@ def check_bool(argument: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{argument}: required a bool, got {type(value).__name__} {value!r}")
     return value
-
-
-def check_backend(backend: Any) -> Backend:
-    """``backend`` as a :class:`Backend`."""
-    try:
-        return Backend(backend)
-    except ValueError:
-        names = ", ".join(b.value for b in Backend)
-        raise ValueError(f"backend: required one of {names}, got {backend!r}") from None
 
 
 def init_weights(module: nn.Module) -> None:

@@ -39,18 +39,18 @@ def visit_layers(model: nn.Module, input_size: int | tuple[int, int], visit: Vis
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: required a torch.nn.Module, got {type(model).__name__}")
     height, width = per_axis_ints("input_size", input_size, 2)
-    shadow = _without_storage(model)
-    for module in shadow.modules():
+    traced = _without_storage(model)
+    for module in traced.modules():
         if isinstance(module, ATTENTION):
             # Attention keeps the shape, which is all that the layers after it need.
             vars(module)["forward"] = functools.partial(_attend, visit, module)
-    inside = {id(child) for m in shadow.modules() if isinstance(m, ATTENTION) for child in m.modules()}
-    for module in shadow.modules():
+    inside = {id(child) for m in traced.modules() if isinstance(m, ATTENTION) for child in m.modules()}
+    for module in traced.modules():
         if id(module) not in inside and next(module.children(), None) is None:
             module.register_forward_hook(functools.partial(_visit_leaf, visit))
-    dtype = next((p.dtype for p in shadow.parameters() if p.is_floating_point()), torch.float32)
+    dtype = next((p.dtype for p in traced.parameters() if p.is_floating_point()), torch.float32)
     with torch.no_grad():
-        shadow(torch.empty(1, getattr(model, "in_chans", 3), height, width, dtype=dtype, device="meta"))
+        traced(torch.empty(1, getattr(model, "in_chans", 3), height, width, dtype=dtype, device="meta"))
 
 
 def _attend(visit: Visit, module: nn.Module, x: Tensor) -> Tensor:

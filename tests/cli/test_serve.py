@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from tvm_na.cli import app
 from tvm_na.models import create_model, registry
-from tvm_na.serve import server
+from tvm_na.serve import app as served_app
 
 TINY = registry.ModelSpec("tiny_for_tests", 16, (1, 1), (2, 4), 2.0, 0.0, parameters=0, kernel_size=3)
 
@@ -31,7 +31,7 @@ def served(monkeypatch):
         assert service.close(10)
         return 0
 
-    monkeypatch.setattr(server, "run_server", run_server)
+    monkeypatch.setattr(served_app, "run_server", run_server)
     return calls
 
 

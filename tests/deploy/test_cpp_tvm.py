@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import tvm_na
-from tests.deploy.small_artifact import SIZE, add_expected, compiled, seal
+from tests.deploy.artifacts import SIZE, Made, add_expected, seal
 from tvm_na.deploy import manifest
 from tvm_na.models import registry
 from tvm_na.models.preprocessing import to_tensor
@@ -49,59 +49,45 @@ def classify(tmp_path_factory: pytest.TempPathFactory) -> Classify:
     return run
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An artifact for this machine."""
-    folder = tmp_path_factory.mktemp("deploy_cpp_tvm") / "small.artifact"
-    compiled("native", folder)
-    return folder
-
-
-@pytest.fixture
-def copy(made: Path, tmp_path: Path) -> Path:
-    """A copy of the artifact, to be changed."""
-    return Path(shutil.copytree(made, tmp_path / "copy.artifact"))
-
-
 def classes_in(text: str) -> list[tuple[int, float]]:
     return [(int(number), float(percent)) for number, percent in re.findall(r"class +(\d+) +([\d.]+)%", text)]
 
 
-def test_an_image_has_the_classes_that_python_finds(classify: Classify, made: Path, tmp_path: Path) -> None:
+def test_an_image_has_the_classes_that_python_finds(classify: Classify, tvm: Made, tmp_path: Path) -> None:
     pixels = torch.randint(0, 256, (SIZE, SIZE, 3), dtype=torch.uint8)
     file = tmp_path / "image.ppm"
     file.write_bytes(HEADER + bytes(pixels.flatten().tolist()))
     image = pytest.importorskip("PIL.Image").open(file)
-    right = tvm_na.load(made)(to_tensor(image, registry.IMAGENET_224)[None])[0].softmax(-1).topk(5)
-    done = classify(made, file)
+    right = tvm_na.load(tvm.path)(to_tensor(image, registry.IMAGENET_224)[None])[0].softmax(-1).topk(5)
+    done = classify(tvm.path, file)
     assert done.returncode == 0, done.stderr
     found = classes_in(done.stdout)
     assert [number for number, _ in found] == right.indices.tolist()
     assert [percent for _, percent in found] == pytest.approx((100 * right.values).tolist(), abs=0.006)
 
 
-def test_noise(classify: Classify, made: Path) -> None:
-    done = classify(made, "noise", SIZE)
+def test_noise(classify: Classify, tvm: Made) -> None:
+    done = classify(tvm.path, "noise", SIZE)
     assert done.returncode == 0, done.stderr
     assert len(classes_in(done.stdout)) == 5
 
 
-def test_a_process_without_pytorch(classify: Classify, made: Path) -> None:
+def test_a_process_without_pytorch(classify: Classify, tvm: Made) -> None:
     """Nothing of PyTorch's, of Python's or of TVM's compiler is linked or comes in the artifact."""
     if shutil.which("ldd") is None:
         pytest.skip("test_a_process_without_pytorch needs ldd")
-    program = Path(classify(made).args[0])
-    for file in (program, made / "model.so"):
+    program = Path(classify(tvm.path).args[0])
+    for file in (program, tvm.path / "model.so"):
         lines = subprocess.run(["ldd", file], check=True, capture_output=True, text=True).stdout.splitlines()
         libraries = " ".join(line.split()[0] for line in lines)  # their names without their folders
         assert not re.search(r"torch|python|tvm_compiler|libc10", libraries), libraries
 
 
 @pytest.mark.parametrize(("wrong_by", "code", "says"), [(0.0, 0, "right"), (1e-3, 1, "WRONG"), (float("nan"), 1, "")])
-def test_check(classify: Classify, copy: Path, wrong_by: float, code: int, says: str) -> None:
+def test_check(classify: Classify, tvm_copy: Path, wrong_by: float, code: int, says: str) -> None:
     """Right outputs, one that is off by ten times the budget, and one with which nothing can be compared."""
-    add_expected(copy, wrong_by)
-    done = classify(copy, "check")
+    add_expected(tvm_copy, wrong_by)
+    done = classify(tvm_copy, "check")
     assert (done.returncode, says in done.stdout) == (code, True), done.stdout + done.stderr
 
 
@@ -118,18 +104,18 @@ def test_check(classify: Classify, copy: Path, wrong_by: float, code: int, says:
     ],
 )
 def test_wrong_arguments(
-    classify: Classify, made: Path, tmp_path: Path, arguments: tuple[object, ...], says: str
+    classify: Classify, tvm: Made, tmp_path: Path, arguments: tuple[object, ...], says: str
 ) -> None:
     (tmp_path / "cut.ppm").write_bytes(HEADER + b"0")
     (tmp_path / "classes.txt").write_text("cat\n")
     (tmp_path / "large.ppm").write_bytes(b"P6\n1 1\n255\n000")
     first, *rest = arguments
-    done = classify(made, tmp_path / str(first) if "." in str(first) else first, *rest)
+    done = classify(tvm.path, tmp_path / str(first) if "." in str(first) else first, *rest)
     assert (done.returncode, says in done.stderr) == (1, True), done.stderr
 
 
-def test_usage(classify: Classify, made: Path) -> None:
-    assert classify(made).returncode == classify().returncode == 2
+def test_usage(classify: Classify, tvm: Made) -> None:
+    assert classify(tvm.path).returncode == classify().returncode == 2
 
 
 # --- damaged artifacts, and those of other machines
@@ -167,8 +153,8 @@ def cut(folder: Path, name: str, seal_it: bool) -> None:
         (lambda f: seal(f, kind="aoti", code={"namespace": ""}), "required an artifact of the format tvm, got aoti"),
     ],
 )
-def test_damaged_artifacts(classify: Classify, copy: Path, damage: Callable[[Path], object], says: str) -> None:
-    damage(copy)
-    done = classify(copy, "noise", SIZE)
+def test_damaged_artifacts(classify: Classify, tvm_copy: Path, damage: Callable[[Path], object], says: str) -> None:
+    damage(tvm_copy)
+    done = classify(tvm_copy, "noise", SIZE)
     assert (done.returncode, says in done.stderr) == (1, True), done.stderr
     assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr

@@ -18,7 +18,7 @@ import pytest
 
 import tvm_na
 from tvm_na.deploy import manifest
-from tvm_na.deploy.artifact import Artifact
+from tvm_na.deploy.artifact import Artifact, TorchArtifact
 from tvm_na.targets.target import cpu_features, detect_target
 
 MODEL_LIBRARY = "model/data/aotinductor/model/abc.wrapper.so"
@@ -57,7 +57,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     manifest.write_manifest(path, found)
     assert manifest.read_manifest(path) == found
     manifest.verify(path, found)
-    monkeypatch.setattr(Artifact, "__init__", _must_not_run)
+    monkeypatch.setattr(TorchArtifact, "__init__", _must_not_run)
     return path
 
 

@@ -1,6 +1,6 @@
-"""Artifacts of the format ``tvm``: what they compute, without PyTorch and TVM, and what cannot be compiled.
+"""Artifacts of the format ``tvm``: without PyTorch and TVM, in parts, and what cannot be compiled.
 
-One model is compiled, by the command line.
+test_deploy.py tests what both formats have in common.
 """
 
 from __future__ import annotations
@@ -8,13 +8,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import shutil
 import subprocess
 import sys
 import textwrap
 import threading
 import venv
-from collections.abc import Iterator
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -25,60 +23,29 @@ import torch
 from torch import nn
 
 import tvm_na
-from benchmarks.photographs import crops
-from tests.deploy.made_artifact import LIMIT, SIZE, SMALL, invoke, made_by_command
+from tests.deploy.artifacts import LIMIT, SIZE
 from tests.helpers import relative_error
 from tvm_na.deploy import manifest
-from tvm_na.deploy.artifact_tvm import VMArtifact
+from tvm_na.deploy.artifact import VMArtifact
 from tvm_na.nn import NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, nn.Module, str]]:
-    """An artifact, the model that it was made of (on the reference backend), and what the command line said."""
-    with made_by_command(tmp_path_factory.mktemp("deploy_tvm"), "--format", "tvm", "--records", "off") as made:
-        yield made
-
-
-@pytest.mark.parametrize("batch", [1, 2, 5, 64])
-def test_any_batch_gives_what_the_model_gives(made, batch: int) -> None:
-    path, model, _ = made
-    images = torch.randn(batch, 3, SIZE, SIZE)
-    artifact = tvm_na.load(path)
+def test_arrays_give_arrays(tvm) -> None:
+    artifact = tvm_na.load(tvm.path)
     assert isinstance(artifact, VMArtifact)
-    with torch.no_grad():
-        assert relative_error(artifact(images), model(images)) <= LIMIT
-
-
-def test_crops_of_photographs(made) -> None:
-    """Each of 50 on its own: what they look like is not noise."""
-    path, model, _ = made
-    artifact, images = tvm_na.load(path), crops(50, SMALL.preprocessing, SIZE)
-    with torch.no_grad():
-        outs, rights = artifact(images), model(images)
-    assert all(relative_error(out, right) <= LIMIT for out, right in zip(outs, rights, strict=True))
-
-
-def test_arrays_give_arrays_and_any_memory_will_do(made) -> None:
-    artifact = tvm_na.load(made[0])
     images = torch.randn(2, 3, SIZE, SIZE)
     right = artifact(images)
-    found = artifact(images.numpy())
-    assert isinstance(found, np.ndarray) and np.array_equal(found, right.numpy())
-    odd = torch.empty(images.numel() + 1)[1:].view_as(images).copy_(images)
-    strided = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-    negated = torch.complex(torch.zeros_like(images), -images).conj().imag
     read_only = images.numpy().copy()
     read_only.flags.writeable = False
-    for x in (odd, strided, negated, images.clone().requires_grad_()):
-        assert torch.equal(artifact(x), right)
-    assert np.array_equal(artifact(read_only), right.numpy())
+    for array in (images.numpy(), read_only):
+        found = artifact(array)
+        assert isinstance(found, np.ndarray) and np.array_equal(found, right.numpy())
 
 
-def test_results_stay_and_threads_wait_for_each_other(made) -> None:
-    artifact = tvm_na.load(made[0])
+def test_results_stay_and_threads_wait_for_each_other(tvm) -> None:
+    artifact = tvm_na.load(tvm.path)
     images = [torch.randn(2, 3, SIZE, SIZE) for _ in range(8)]
     rights = [artifact(x) for x in images]  # kept while later calls compute
     found: dict[int, torch.Tensor] = {}
@@ -90,47 +57,24 @@ def test_results_stay_and_threads_wait_for_each_other(made) -> None:
     assert all(torch.equal(found[i], right) for i, right in enumerate(rights))
 
 
-def test_batches_too_large_for_a_kernel_are_computed_in_parts(made) -> None:
-    artifact = tvm_na.load(made[0])
+def test_batches_too_large_for_a_kernel_are_computed_in_parts(tvm) -> None:
+    artifact = tvm_na.load(tvm.path)
     images = torch.randn(7, 3, SIZE, SIZE)
     code = {**artifact.manifest.code, "largest_batch": 3}
-    parts = VMArtifact(made[0], dataclasses.replace(artifact.manifest, code=code))
+    parts = VMArtifact(tvm.path, dataclasses.replace(artifact.manifest, code=code))
     assert relative_error(parts(images), artifact(images)) <= 1e-6
     largest = 3 * 33 * 33  # elements of a sample: the padded image, whose last row and column no window reaches
     assert artifact.manifest.code["largest_batch"] == (2**31 - 1) // largest
 
 
-@pytest.mark.parametrize(
-    ("images", "says"),
-    [
-        (torch.randn(2, 3, SIZE, SIZE + 1), "required float32 [batch, 3, 32, 32], got shape (2, 3, 32, 33)"),
-        (torch.randn(0, 3, SIZE, SIZE), "got shape (0, 3, 32, 32)"),
-        (torch.randn(3, SIZE, SIZE), "got shape (3, 32, 32)"),
-        (torch.randn(1, 3, SIZE, SIZE).double(), "required dtype float32, got float64"),
-        (torch.randn(1, 3, SIZE, SIZE).bfloat16(), "got torch.bfloat16"),
-        (torch.randn(1, 3, SIZE, SIZE).to("meta"), "on the CPU, got one on meta"),
-        ([[1.0]], "required a NumPy array or a PyTorch tensor, got list"),
-    ],
-    ids=range(7),
-)
-def test_bad_input(made, images: Any, says: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=re.escape(says)):
-        tvm_na.load(made[0])(images)
-
-
-def test_the_command_says_what_was_made(made) -> None:
-    path, _, said = made
-    found = manifest.read_manifest(path)
+def test_the_command_says_what_was_made(tvm) -> None:
+    found, said = manifest.read_manifest(tvm.path), tvm.said[0]
     assert found.kind == "tvm" and found.requires == {"apache-tvm-ffi": metadata.version("apache-tvm-ffi")}
     assert found.check["relative_error"] <= 1e-5
     assert len(found.code["untuned"]) == len(found.problems) > 10
     assert "UNTUNED" in said and "relative error" in said
     assert sum(p["layers"] for p in found.problems if "operator" not in p["problem"] and "heads" in p["problem"]) == 2
-
-
-def test_code_is_small(made) -> None:
-    found = manifest.read_manifest(made[0]).files
-    assert sum(about["bytes"] for name, about in found.items() if name != "weights.safetensors") <= 5_000_000
+    assert sum(about["bytes"] for name, about in found.files.items() if name != "weights.safetensors") <= 5_000_000
 
 
 @pytest.fixture(scope="module")
@@ -146,9 +90,8 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin" / "python"
 
 
-def test_a_process_without_pytorch_and_tvm(made, bare_python: Path, tmp_path: Path) -> None:
-    path, model, _ = made
-    images = torch.randn(2, 3, SIZE, SIZE)
+def test_a_process_without_pytorch_and_tvm(tvm, model, bare_python: Path, tmp_path: Path) -> None:
+    path, images = tvm.path, torch.randn(2, 3, SIZE, SIZE)
     np.save(tmp_path / "images.npy", images.numpy())
     code = f"""
         import importlib.util, sys
@@ -168,11 +111,11 @@ def test_a_process_without_pytorch_and_tvm(made, bare_python: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("before", ["", "import tvm", "artifact = tvm_na.load(PATH)"])
-def test_it_lives_beside_kernels_of_this_process(made, tmp_path: Path, before: str) -> None:
+def test_it_lives_beside_kernels_of_this_process(tvm, before: str) -> None:
     """In whatever order TVM's runtime, the artifact and compiled attention come."""
     code = f"""
         import torch, tvm_na
-        PATH = {str(made[0])!r}
+        PATH = {str(tvm.path)!r}
         {before}
         q = torch.randn(1, 8, 8, 2, 8)
         right = tvm_na.na2d(q, q, q, 3, backend="reference")
@@ -188,27 +131,16 @@ def test_it_lives_beside_kernels_of_this_process(made, tmp_path: Path, before: s
     assert done.returncode == 0, done.stderr
 
 
-def test_run_and_bench_take_it(made, tmp_path: Path) -> None:
-    pytest.importorskip("PIL.Image").effect_noise((80, 60), 60).save(tmp_path / "photo.png")
-    assert "class " in invoke("run", made[0], tmp_path / "photo.png", "--top", 2).output
-    assert "first call" in invoke("bench", "artifact", made[0], "--rounds", 1).output
-
-
 @pytest.mark.parametrize("name", ["model.so", "weights.safetensors", "libtvm_runtime.so"])
-@pytest.mark.parametrize("how", ["flip", "cut", "remove"])
-def test_damage_is_found_before_anything_is_loaded(made, tmp_path: Path, monkeypatch, name: str, how: str) -> None:
-    copy = Path(shutil.copytree(made[0], tmp_path / "copy.artifact"))
-    content = bytearray((copy / name).read_bytes())
-    if how == "flip":
-        content[len(content) // 2] ^= 1
-        (copy / name).write_bytes(content)
-    elif how == "cut":
-        (copy / name).write_bytes(content[:-1])
-    else:
-        (copy / name).unlink()
+def test_damage_is_found_before_anything_is_loaded(tvm_copy, monkeypatch, name: str) -> None:
+    file, content = tvm_copy / name, (tvm_copy / name).read_bytes()
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
     monkeypatch.setattr(VMArtifact, "__init__", lambda *_: pytest.fail("a damaged artifact was loaded"))
-    with pytest.raises(ValueError, match=re.escape(str(copy / name))):
-        tvm_na.load(copy)
+    for damaged in (flipped, content[:-1], None):
+        file.write_bytes(damaged) if damaged is not None else file.unlink()
+        with pytest.raises(ValueError, match=re.escape(str(file))):
+            tvm_na.load(tvm_copy)
 
 
 class Backbone(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
 import os
@@ -10,46 +9,29 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from typer import Typer
-from typer.testing import CliRunner
 
+from tests.examples.running import EXAMPLES, imported, run
 from tests.helpers import relative_error
-from tvm_na.models import NAT, create_model, problems_of, registry
+from tvm_na.models import NAT, create_model, problems_of
 from tvm_na.models.registry import ModelSpec
 from tvm_na.reference.accuracy import LOGITS_BUDGET
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 TINY = ModelSpec("nat_test", 32, (1, 1, 1, 1), (1, 2, 4, 8), 2.0, 0.0, 0, layer_scale=0.5, kernel_size=3)
 SIZE = (64, 96)
-
-
-@pytest.fixture(autouse=True)
-def _tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A model by name, and one thread: on busy cores two wait for each other much longer than they work."""
-    monkeypatch.setitem(registry.SPECS, TINY.name, TINY)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
 def ex() -> SimpleNamespace:
     """The four modules of the examples. Imported here, since transformers takes seconds in every process."""
     pytest.importorskip("transformers", reason="tests/examples/test_backbone.py needs transformers")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXAMPLES))
-        names = ("hf_backbone", "shapes", "detect", "segment")
-        return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+    return imported(("hf_backbone", "shapes", "detect", "segment"))
 
 
 @pytest.fixture
@@ -272,14 +254,6 @@ def test_masks_are_compared_and_drawn(ex):
 # --- the scripts
 
 
-def run(module: Any, *options: object, code: int = 0) -> Any:
-    app = Typer()
-    app.command()(module.main)
-    result = CliRunner().invoke(app, [str(option) for option in options])
-    assert result.exit_code == code, result.output
-    return result
-
-
 @pytest.mark.parametrize("name", ["detect", "segment"])
 @pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
 def test_an_example(ex, tmp_path, name, frozen):
@@ -288,7 +262,7 @@ def test_an_example(ex, tmp_path, name, frozen):
     weights, output = tmp_path / "nat.pth", tmp_path / "new" / "picture.png"
     torch.save(create_model(TINY.name).state_dict(), weights)
     options = ("--model", TINY.name, "--weights", weights, "--size", "64x96", "--output", output)
-    out = run(getattr(ex, name), *options, *(["--freeze-backbone"] if frozen else ["--steps", 2])).output
+    out = run(getattr(ex, name), *options, *(["--freeze-backbone"] if frozen else ["--steps", 2]))
     shown = r"loss \d+\.\d+; 1 step of \d" if frozen else r"loss \d+\.\d+ to \d+\.\d+; 2 steps of \d"
     assert re.search(shown, out)
     assert re.search(r"inference at 64x96: \d+\.\d\d s; peak memory so far \d+\.\d GB", out)
@@ -298,15 +272,15 @@ def test_an_example(ex, tmp_path, name, frozen):
 
 
 def test_an_example_without_training(ex, tmp_path):
-    out = run(ex.detect, "--model", TINY.name, "--size", "64x96", "--steps", 0, "--output", tmp_path / "p.png").output
+    out = run(ex.detect, "--model", TINY.name, "--size", "64x96", "--steps", 0, "--output", tmp_path / "p.png")
     assert "no training" in out and "NAT has random weights" in out and "p.png has the picture" in out
 
 
 def test_errors_of_an_example(ex, tmp_path):
-    assert "error: size: required" in run(ex.detect, "--size", "20x20", code=2).output
-    assert "error: name: required one of nat_pico, nat_mini" in run(ex.segment, "--model", "nat", code=2).output
+    assert "error: size: required" in run(ex.detect, "--size", "20x20", code=2)
+    assert "error: name: required one of nat_pico, nat_mini" in run(ex.segment, "--model", "nat", code=2)
     missing = run(ex.detect, "--model", TINY.name, "--weights", tmp_path / "none.pth", code=2)
-    assert "required an existing file" in missing.output
+    assert "required an existing file" in missing
 
 
 # --- large: TVM_NA_TEST_LARGE=1

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import random
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,35 +17,22 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
-from typer import Typer
 from typer.testing import CliRunner
 
+from tests.examples.running import imported, run
 from tvm_na import cli
-from tvm_na.models import create_model, registry
+from tvm_na.models import create_model
 from tvm_na.models.registry import SMALL_32, ModelSpec
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
 MODULES = ("guards", "recipe", "saving", "training", "photos", "train_digits", "finetune_photos")
 #: The first stages of nat_pico, whose kernels are built anyway, with drop path.
 TINY = ModelSpec("nat_test", 32, (1, 1), (1, 2), 2.0, 0.2, 0, kernel_size=3, preprocessing=SMALL_32)
 QUIET = Console(quiet=True)
 
 
-@pytest.fixture(autouse=True)
-def _tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A model by name, and one thread: on busy cores two wait for each other much longer than they work."""
-    monkeypatch.setitem(registry.SPECS, TINY.name, TINY)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
-def ex() -> Iterator[SimpleNamespace]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(EXAMPLES))
-        yield SimpleNamespace(**{name: importlib.import_module(name) for name in MODULES})
+def ex() -> SimpleNamespace:
+    return imported(MODULES)
 
 
 @pytest.fixture
@@ -83,14 +69,6 @@ def interrupt_after(steps: int, ex: SimpleNamespace, patch: pytest.MonkeyPatch) 
             signal.raise_signal(signal.SIGINT)
 
     patch.setattr(ex.training.Learner, "step", interrupted)
-
-
-def run(module: Any, *options: object, code: int = 0) -> str:
-    app = Typer()
-    app.command()(module.main)
-    result = CliRunner().invoke(app, [str(option) for option in options])
-    assert result.exit_code == code, result.output
-    return result.output
 
 
 def state_of(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -6,27 +6,9 @@ import re
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from tvm_na.models import NAT, load_checkpoint
-
-SMALL = {"embed_dim": 8, "depths": (1, 2, 1, 1), "num_heads": (1, 2, 4, 4), "kernel_size": 3, "backend": "reference"}
-
-
-def small(seed: int, **arguments) -> NAT:
-    """A model whose every parameter is random, so that a value in the wrong place shows."""
-    model = NAT(**{**SMALL, "num_classes": 10, **arguments}).eval()
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        parameter.data.normal_(generator=generator)
-    return model
-
-
-def assert_same(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    assert list(state) == list(wanted)
-    for key, value in wanted.items():
-        assert torch.equal(state[key], value), key
+from tests.models.random_models import assert_same, loaded, small
 
 
 def hf_state(state: dict[str, Tensor], family: str = "nat", backbone: bool = False) -> dict[str, Tensor]:
@@ -76,36 +58,32 @@ def test_hf_round_trip(tmp_path, family, layer_scale):
     theirs = hf_state(source.state_dict(), family)
     assert f"{family}.encoder.levels.1.layers.1.attention.self.query.bias" in theirs
     assert f"{family}.layernorm.weight" in theirs and "classifier.weight" in theirs
-    torch.save(theirs, file)
-    report = load_checkpoint(target, file)
+    report = loaded(target, theirs, file)
     assert report.complete and report.adapted == ()
-    assert_same(target.state_dict(), source.state_dict())
+    assert_same(target, source)
 
 
 def test_hf_without_the_models_prefix(tmp_path):
     source, target, file = small(1, num_classes=0), small(2, num_classes=0), tmp_path / "model.safetensors"
     state = {key.removeprefix("nat."): value.clone() for key, value in hf_state(source.state_dict()).items()}
-    save_file(state, file)
-    load_checkpoint(target, file)
-    assert_same(target.state_dict(), source.state_dict())
+    loaded(target, state, file)
+    assert_same(target, source)
 
 
 def test_hf_backbone(tmp_path):
     source, target, file = small(1, features_only=True), small(2, features_only=True), tmp_path / "backbone.pth"
     theirs = hf_state(source.state_dict(), backbone=True)
     assert "hidden_states_norms.stage4.weight" in theirs
-    torch.save(theirs, file)
-    report = load_checkpoint(target, file)
+    report = loaded(target, theirs, file)
     assert report.complete and report.adapted == ()
-    assert_same(target.state_dict(), source.state_dict())
+    assert_same(target, source)
 
 
 def test_hf_downsampler_norm_under_either_name(tmp_path):
     source, target, file = small(1), small(2), tmp_path / "weights.pth"
     theirs = {k.replace("downsample.norm", "downsample.layernorm"): v for k, v in hf_state(source.state_dict()).items()}
-    torch.save(theirs, file)
-    load_checkpoint(target, file)
-    assert_same(target.state_dict(), source.state_dict())
+    loaded(target, theirs, file)
+    assert_same(target, source)
 
 
 def test_hf_parts_that_do_not_join_are_reported_by_name(tmp_path):
@@ -114,8 +92,7 @@ def test_hf_parts_that_do_not_join_are_reported_by_name(tmp_path):
     del theirs["nat.encoder.levels.0.layers.0.attention.self.key.weight"]
     scales = "nat.encoder.levels.3.layers.0.layer_scale_parameters"
     theirs[scales] = theirs[scales][:1]
-    torch.save(theirs, file)
-    report = load_checkpoint(target, file, strict=False)
+    report = loaded(target, theirs, file, strict=False)
     block = "levels.3.blocks.0."
     assert report.missing == ("levels.0.blocks.0.attn.qkv.weight", block + "gamma1", block + "gamma2")
     assert set(report.unexpected) == {

@@ -9,6 +9,7 @@ from torch import nn
 from tests.helpers import relative_error
 from tvm_na.deploy.relax.problems import problems_of_whole
 from tvm_na.models import (
+    NAT,
     DiNATs,
     NAModel,
     NATIsotropic,
@@ -25,13 +26,15 @@ from tvm_na.problems.attention import NAProblem
 
 ISOTROPIC = {"embed_dim": 16, "num_heads": 2, "depth": 2, "patch_size": 8}
 MAKE = {
+    "nat": (NAT, {"embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "kernel_size": 3, "layer_scale": 0.5}),
     "dinat_s": (DiNATs, {"embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "kernel_size": 3}),
     "nat_isotropic": (NATIsotropic, {**ISOTROPIC, "kernel_size": 3}),
     "vitrpb": (ViTRPB, {**ISOTROPIC, "img_size": 48}),
 }
-DILATIONS = {"dinat_s": (4, 2), "nat_isotropic": (1, 2)}
+DILATIONS = {"nat": (4, 2), "dinat_s": (4, 2), "nat_isotropic": (1, 2)}
 FAMILIES = pytest.mark.parametrize("family", MAKE)
 SIZE = 48
+WEIGHTS = ("weight", "bias")
 
 
 def small(family: str, **arguments) -> NAModel:
@@ -73,16 +76,22 @@ def test_compiled_logits_and_gradients_are_those_of_the_reference(family):
 def test_backend_classifier_and_weight_decay(family):
     model = small(family, backend="auto")
     model.set_backend("reference")
+    with pytest.raises(ValueError, match="^backend: required one of auto, compiled, reference, got 'cuda'"):
+        model.set_backend("cuda")
     assert {a.backend for a in attentions(model)} == {"reference"}
     rpbs = {name for name, _ in model.named_parameters() if name.endswith("attn.rpb")}
     assert model.no_weight_decay() == rpbs and len(rpbs) == len(attentions(model)) > 1
     model.double().reset_classifier(7)
     x = torch.randn(1, 3, SIZE, SIZE, dtype=torch.float64)
     assert model(x).shape == (1, 7) and model.get_classifier().out_features == model.num_classes == 7
+    assert model.head.weight.dtype == torch.float64 and model.head.weight.std() < 0.04 and not model.head.bias.any()
     model.reset_classifier(0)
+    assert isinstance(model.get_classifier(), nn.Identity)
     torch.testing.assert_close(model(x), model.forward_features(x).mean((1, 2)))
+    backbone = small(family, features_only=True)
+    backbone.reset_classifier(0)
     with pytest.raises(ValueError, match="^num_classes: required 0 .*got 5"):
-        small(family, features_only=True).reset_classifier(5)
+        backbone.reset_classifier(5)
 
 
 @FAMILIES
@@ -115,23 +124,23 @@ def test_the_last_map_of_a_backbone_is_that_of_the_classifier(family):
 def test_attention_maps(family):
     model = small(family)
     maps = attention_maps(model, torch.randn(3, SIZE, SIZE), (SIZE - 1, 0))
-    sides = {"dinat_s": [12, 6], "nat_isotropic": [6], "vitrpb": [6]}[family]
+    sides = {"nat": [12, 6], "dinat_s": [12, 6], "nat_isotropic": [6], "vitrpb": [6]}[family]
     assert [tuple(m.shape) for m in maps] == [(n, n) for n in sides]
     assert all(m.sum().item() == pytest.approx(1.0, abs=1e-6) for m in maps)
-    seen = {"dinat_s": [9, 9], "nat_isotropic": [9], "vitrpb": [36]}[family]
+    seen = {"nat": [9, 9], "dinat_s": [9, 9], "nat_isotropic": [9], "vitrpb": [36]}[family]
     assert [int((m > 0).sum()) for m in maps] == seen
 
 
 @FAMILIES
 def test_the_whole_model_is_products_norms_and_attention(family):
-    """As an artifact without PyTorch computes it: a convolution, six products for a layer (of query, key and value, one
-    each), one for a merging and one for the head."""
+    """As an artifact without PyTorch computes it: the convolutions of the tokens, six products for a layer (of query,
+    key and value, one each), one for a smaller map and one for the head."""
     model = small(family)
     found = problems_of_whole(model, torch.zeros(1, 3, SIZE, SIZE))
     attention = {problem: count for problem, count in found.items() if isinstance(problem, NAProblem)}
     assert attention == problems_of(model, SIZE)
-    merges = 1 if family == "dinat_s" else 0
-    assert sum(found.values()) - sum(attention.values()) == 1 + 6 * len(attentions(model)) + merges + 1
+    others = {"nat": 2 + 1, "dinat_s": 1 + 1}.get(family, 1) + 1
+    assert sum(found.values()) - sum(attention.values()) == 6 * len(attentions(model)) + others
 
 
 @pytest.mark.parametrize(
@@ -154,3 +163,56 @@ def test_problems_of_named_models(name, expected):
     assert {p.kernel_size[0] for p in found} == ({14} if name == "vitrpb_small" else {7})
     assert all(p.head_dim == 32 and p.bias for p in found)
     assert sum(training_problems_of(model, size).values()) == 2 * sum(expected.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "more", "shapes"),
+    [
+        (
+            "nat_small",
+            "levels.2.blocks.17.",
+            ["attn.rpb", "gamma1", "gamma2"],
+            {"levels.2.blocks.17.attn.rpb": (12, 13, 13), "levels.0.downsample.reduction.weight": (192, 96, 3, 3)},
+        ),
+        (
+            "dinat_s_tiny",
+            "layers.2.blocks.5.",
+            ["attn.rpb"],
+            {
+                "patch_embed.proj.weight": (96, 3, 4, 4),
+                "layers.1.downsample.reduction.weight": (384, 768),
+                "layers.1.downsample.norm.weight": (768,),
+                "layers.3.blocks.1.attn.rpb": (24, 13, 13),
+                "layers.3.blocks.1.mlp.fc1.weight": (3072, 768),
+            },
+        ),
+        (
+            "dinat_isotropic_small",
+            "layers.11.",
+            ["attn.rpb"],
+            {"patch_embed.proj.weight": (384, 3, 16, 16), "layers.11.attn.rpb": (12, 13, 13)},
+        ),
+        (
+            "vitrpb_small",
+            "layers.11.",
+            ["attn.rpb", "attn.relative_position_index"],
+            {"layers.11.attn.rpb": (12, 27, 27), "layers.0.attn.relative_position_index": (196, 196)},
+        ),
+    ],
+)
+def test_official_keys(name, block, more, shapes):
+    with torch.device("meta"):
+        state = create_model(name).state_dict()
+    stages = block.partition(".")[0]
+    convolutions = ["patch_embed.proj.0", "patch_embed.proj.1"] if name == "nat_small" else ["patch_embed.proj"]
+    around = [*convolutions, "patch_embed.norm", "norm", "head"]
+    assert {k for k in state if not k.startswith(f"{stages}.")} == {f"{m}.{p}" for m in around for p in WEIGHTS}
+    inside = [f"{m}.{p}" for m in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2") for p in WEIGHTS]
+    assert {k.removeprefix(block) for k in state if k.startswith(block)} == {*inside, *more}
+    downsamplers = range(3) if "blocks" in block else ()
+    parts = ("reduction.weight", "norm.weight", "norm.bias")
+    assert {k for k in state if "downsample" in k} == {
+        f"{stages}.{i}.downsample.{p}" for i in downsamplers for p in parts
+    }
+    assert {key: tuple(state[key].shape) for key in shapes} == shapes
+    assert all(value.dtype == torch.int64 for key, value in state.items() if key.endswith("index"))

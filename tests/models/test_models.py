@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
 from tvm_na.models import NAT, create_model, list_models
 from tvm_na.models.dilations import alternating_dilations, per_layer_dilations
@@ -60,43 +59,15 @@ def test_listed_models_are_those_counted():
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_parameter_count(name):
-    with torch.device("meta"):
-        model = create_model(name)
-    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name] == SPECS[name].parameters
-
-
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_layer_scale_where_the_original_has_it(name):
-    with torch.device("meta"):
-        state = create_model(name).state_dict()
-    gammas = [key for key in state if "gamma" in key]
-    assert len(gammas) == (2 * sum(SPECS[name].depths) if name in WITH_LAYER_SCALE else 0)
-
-
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_drop_path_rises_linearly(name):
+def test_parameters_layer_scale_and_drop_path(name):
     spec = SPECS[name]
     with torch.device("meta"):
-        rates = [m.rate for m in create_model(name).modules() if isinstance(m, DropPath)]
+        model = create_model(name)
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name] == spec.parameters
+    gammas = [key for key in model.state_dict() if "gamma" in key]
+    assert len(gammas) == (2 * sum(spec.depths) if name in WITH_LAYER_SCALE else 0)
+    rates = [m.rate for m in model.modules() if isinstance(m, DropPath)]
     assert rates == pytest.approx(torch.linspace(0, spec.drop_path_rate, sum(spec.depths)).tolist(), abs=1e-6)
-
-
-def test_official_keys():
-    with torch.device("meta"):
-        keys = create_model("nat_small").state_dict()
-    names = {key.split(".", 4)[4] for key in keys if key.startswith("levels.2.blocks.17.")}
-    linear_and_norm = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
-    assert names == {f"{m}.{p}" for m in linear_and_norm for p in ("weight", "bias")} | {"attn.rpb", "gamma1", "gamma2"}
-    assert {k for k in keys if not k.startswith("levels.")} == {
-        f"{m}.{p}" for m in ("patch_embed.proj.0", "patch_embed.proj.1", "patch_embed.norm", "norm", "head")
-        for p in ("weight", "bias")
-    }  # fmt: skip
-    assert {k for k in keys if "downsample" in k} == {
-        f"levels.{i}.downsample.{p}" for i in range(3) for p in ("reduction.weight", "norm.weight", "norm.bias")
-    }
-    assert keys["levels.2.blocks.17.attn.rpb"].shape == (12, 13, 13)
-    assert keys["levels.0.downsample.reduction.weight"].shape == (192, 96, 3, 3)
 
 
 def test_unknown_name():
@@ -122,7 +93,7 @@ def test_overrides_reach_the_model():
 # --- forward
 
 
-@pytest.mark.parametrize("size", [(224, 224), (32, 32), (97, 131), (1, 1), (33, 240)])
+@pytest.mark.parametrize("size", [(224, 224), (97, 131), (1, 1)])
 def test_forward_shape(size):
     model = small()
     x = torch.randn(2, 3, *size)
@@ -139,13 +110,6 @@ def test_forward_shape(size):
 def test_forward_refuses_other_layouts(shape):
     with pytest.raises(ValueError, match=r"^x: required shape \[batch, 3, height, width\], got"):
         small()(torch.zeros(shape))
-
-
-def test_gradients_reach_every_parameter():
-    model = small(layer_scale=1e-5).train()
-    model(torch.randn(2, 3, 64, 64)).square().sum().backward()
-    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
-    assert without == []
 
 
 def test_dilations_reach_the_layers():
@@ -263,25 +227,6 @@ def test_wrong_out_indices(out_indices):
         small(features_only=True, out_indices=out_indices)
 
 
-# --- what timm's users expect
-
-
-def test_classifier():
-    model = small(num_classes=0)
-    assert isinstance(model.get_classifier(), nn.Identity) and model.num_features == 128
-    assert model(torch.randn(1, 3, 32, 32)).shape == (1, 128)
-    model.double().reset_classifier(5)
-    assert model.num_classes == 5 and model.get_classifier().weight.dtype == torch.float64
-    assert model(torch.randn(1, 3, 32, 32, dtype=torch.float64)).shape == (1, 5)
-    assert model.head.weight.std() < 0.03 and not model.head.bias.any()
-    model.reset_classifier(0)
-    assert isinstance(model.get_classifier(), nn.Identity)
-    backbone = small(features_only=True)
-    backbone.reset_classifier(0)
-    with pytest.raises(ValueError, match="^num_classes: required 0 .*got 5"):
-        backbone.reset_classifier(5)
-
-
 def test_initialisation():
     model = small(embed_dim=64, layer_scale=1e-5)
     block = model.levels[3].blocks[0]
@@ -291,26 +236,6 @@ def test_initialisation():
     assert not block.attn.qkv.bias.any() and not block.mlp.fc2.bias.any()
     assert (block.gamma1 == 1e-5).all() and (block.gamma2 == 1e-5).all()
     assert block.norm1.eps == 1e-5
-
-
-def test_no_weight_decay():
-    assert small().no_weight_decay() == {f"levels.{i}.blocks.0.attn.rpb" for i in range(4)}
-
-
-def test_set_backend():
-    model = small(backend="auto")
-    model.set_backend("reference")
-    assert {a.backend for a in attentions(model)} == {"reference"}
-    with pytest.raises(ValueError, match="^backend: required one of auto, compiled, reference, got 'cuda'"):
-        model.set_backend("cuda")
-    assert {a.backend for a in attentions(model)} == {"reference"}
-
-
-def test_drop_path_and_dropout_act_in_training_alone():
-    model, x = small(drop_path_rate=0.5, drop_rate=0.1), torch.randn(4, 3, 32, 32)
-    torch.testing.assert_close(model(x), model(x), rtol=0, atol=0)
-    model.train()
-    assert not torch.equal(model(x), model(x))
 
 
 # --- arguments

@@ -22,10 +22,9 @@ from PIL import Image
 from torch import Tensor
 
 from tvm_na.models.registry import Preprocessing
-from tvm_na.serve.app import create_app
+from tvm_na.serve.app import create_app, run_server
 from tvm_na.serve.classifier import Classifier
 from tvm_na.serve.limits import Limits
-from tvm_na.serve.server import run_server
 from tvm_na.serve.service import Service
 
 CLASSES = 256

@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.serve.serving import CLASSES, color_classifier, color_logits, picture, served, wait_until
 from tvm_na.serve.limits import MOST_PIXELS, Limits
-from tvm_na.serve.logs import log, log_to
+from tvm_na.serve.observability import log, log_to
 from tvm_na.serve.overlay import GAP
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from tests.serve.serving import color_classifier, picture
+from tvm_na.serve.app import run_server
 from tvm_na.serve.limits import Limits
-from tvm_na.serve.server import run_server
 from tvm_na.serve.service import Service
 
 ROOT = Path(__file__).parents[2]
@@ -161,19 +161,8 @@ def test_where_it_cannot_listen():
 
 def test_the_command_serves_a_model(tmp_path):
     (tmp_path / "labels.txt").write_text("cat\ndog\nfox\n", encoding="utf-8")
-    options = (
-        "--backend",
-        "reference",
-        "--input-size",
-        32,
-        "--max-batch",
-        2,
-        "--labels",
-        tmp_path / "labels.txt",
-        "--port",
-        0,
-    )
-    with process("tvm_na", "serve", "nat_mini", *options) as server:
+    options = ["--backend", "reference", "--input-size", "32", "--max-batch", "2", "--port", "0"]
+    with process("tvm_na", "serve", "nat_mini", *options, "--labels", tmp_path / "labels.txt") as server:
         assert "RANDOM" in server.lines[0]
         connection = server.connect()
         connection.request("POST", "/classify", picture(3), IMAGE)

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from tvm_na.deploy.artifact import Artifact
-    from tvm_na.deploy.artifact_tvm import VMArtifact
     from tvm_na.deploy.manifest import Manifest
 
     Array = np.ndarray[Any, Any]
@@ -107,7 +106,7 @@ def _case(folder: Path, manifest: Manifest) -> _Case:
     return _Case(EXPECTED, tensors["input"], [tensors[name] for name in names[1:]])
 
 
-def _run(artifact: Artifact | VMArtifact, images: Array) -> list[Array]:
+def _run(artifact: Artifact, images: Array) -> list[Array]:
     """The artifact's outputs, of whichever format it is."""
     import numpy as np
 

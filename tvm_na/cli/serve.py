@@ -46,8 +46,8 @@ def serve(
 ) -> None:
     """Classify images that come over HTTP, and serve a page to drop them on."""
     try:
+        from tvm_na.serve.app import run_server
         from tvm_na.serve.limits import Limits
-        from tvm_na.serve.server import run_server
         from tvm_na.serve.service import Service
     except ModuleNotFoundError as error:
         raise fail(f"serve: required the extra 'serve' (pip install 'tvm_na[serve]'), got {error}") from error
@@ -73,7 +73,7 @@ def _eager(
     from tvm_na.jit.build import is_supported
     from tvm_na.models import problems_of
     from tvm_na.models.registry import get_spec
-    from tvm_na.serve.sources import eager_classifier
+    from tvm_na.serve.classifier import eager_classifier
 
     preprocessing = replace(get_spec(name).preprocessing, input_size=size)
     if labels and num_classes not in (None, len(labels)):
@@ -88,7 +88,7 @@ def _eager(
 def _artifact(
     path: str, weights: Path | None, model: str | None, labels: tuple[str, ...] | None, settled: dict[str, object]
 ) -> Classifier:
-    from tvm_na.serve.sources import artifact_classifier
+    from tvm_na.serve.classifier import artifact_classifier
 
     for option, value in settled.items():
         if value is not None:

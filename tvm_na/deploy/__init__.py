@@ -1,5 +1,5 @@
-"""Models compiled into artifacts: folders that run with PyTorch alone, without TVM and without this package.
+"""Models compiled into artifacts: folders that run with PyTorch or TVM's runtime alone, without this package.
 
-Making one: :mod:`.compiler`, with :mod:`.program` (the exported model), :mod:`.kernels` (its attention as a library of
-operators) and :mod:`.aoti` (the rest). Using one: :mod:`.artifact`, which :mod:`.manifest` guards.
+Making one: :mod:`.compiler`, with :mod:`.export` (the exported model) and a folder for each format. Using one:
+:mod:`.artifact`, which :mod:`.manifest` guards.
 """

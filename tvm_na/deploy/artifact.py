@@ -1,27 +1,31 @@
-"""Using an artifact: verified, loaded, called. Imports neither TVM nor Inductor."""
+"""Using an artifact: verified, loaded, called. Imports neither TVM nor Inductor, and PyTorch only if it needs that."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import sys
+import threading
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvm_na.deploy.manifest import MODEL, OPERATORS, Manifest, read_manifest, verify
+from tvm_na.deploy import weights
+from tvm_na.deploy.manifest import LIBRARY, MODEL, OPERATORS, RUNTIME, WEIGHTS, Manifest, read_manifest, verify
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import numpy as np
 
-    from tvm_na.deploy.artifact_tvm import VMArtifact
+    Array = np.ndarray[Any, Any]
 
 # Namespaces of operators that this process has, by the library that it keeps. Equal namespaces are equal code.
 _loaded: dict[str, ctypes.CDLL] = {}
+# Of Relax's virtual machine: the device's kind and number, and an allocator that keeps memory for the next call.
+_CPU, _POOLED = (1, 0), 2
 
 
-class Artifact:
-    """A compiled model of the format ``aoti``: ``artifact(images)`` gives what the model gives.
-
-    It needs PyTorch, has no gradients, and computes on the threads that ``torch.set_num_threads`` allows.
+class Artifact(ABC):
+    """A compiled model: ``artifact(images)`` gives what the model gives.
 
     Attributes:
         path: Its folder.
@@ -29,14 +33,10 @@ class Artifact:
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
-        import torch
-
         self.path, self.manifest = path, manifest
-        load_operators(path / OPERATORS, manifest.code["namespace"])
-        # What torch._inductor.aoti_load_package makes after seconds of imports; C++ has it under this name.
-        self._loader = torch._C._aoti.AOTIModelPackageLoader(str(path / MODEL), "model", False, 1, -1)
 
-    def __call__(self, images: Tensor) -> Any:
+    @abstractmethod
+    def __call__(self, images: Any) -> Any:
         """The model's output, one tensor or a list of them, for a batch of inputs.
 
         Args:
@@ -45,27 +45,109 @@ class Artifact:
         Raises:
             TypeError, ValueError: ``images`` is not of that kind; names what was required and what came.
         """
-        import torch
 
-        self._check(images)
-        # The compiled code reads memory in the order of the example's, whatever the strides say.
-        plain = images.detach().resolve_neg().contiguous()
-        with torch.no_grad():
-            outputs = self._loader.boxed_run([plain])
-        return list(outputs) if self.manifest.returns_list else outputs[0]
+    def __repr__(self) -> str:
+        return f"<artifact {self.path.name}: {self.manifest.model['name']}, {self.manifest.input}>"
 
-    def _check(self, images: Tensor) -> None:
-        import torch
-
-        if not isinstance(images, torch.Tensor):
-            raise TypeError(f"images: required a torch.Tensor, got {type(images).__name__}")
-        if images.device.type != "cpu" or images.layout != torch.strided:
+    def _check(self, images: Any) -> None:
+        """TypeError or ValueError for a tensor or an array that the model does not take."""
+        if _is_tensor(images) and (images.device.type != "cpu" or str(images.layout) != "torch.strided"):
             got = f"one on {images.device} with layout {images.layout}"
             raise ValueError(f"images: required a dense tensor on the CPU, got {got}")
         self.manifest.check_input(tuple(images.shape), str(images.dtype).removeprefix("torch."))
 
-    def __repr__(self) -> str:
-        return f"<artifact {self.path.name}: {self.manifest.model['name']}, {self.manifest.input}>"
+    def _returned(self, outputs: list[Any]) -> Any:
+        return outputs if self.manifest.returns_list else outputs[0]
+
+
+class TorchArtifact(Artifact):
+    """An artifact of the format ``aoti``, which takes and gives tensors.
+
+    It needs PyTorch, has no gradients, and computes on the threads that ``torch.set_num_threads`` allows.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        import torch
+
+        super().__init__(path, manifest)
+        load_operators(path / OPERATORS, manifest.code["namespace"])
+        # What torch._inductor.aoti_load_package makes after seconds of imports; C++ has it under this name.
+        self._loader = torch._C._aoti.AOTIModelPackageLoader(str(path / MODEL), "model", False, 1, -1)
+
+    def __call__(self, images: Any) -> Any:
+        import torch
+
+        if not isinstance(images, torch.Tensor):
+            raise TypeError(f"images: required a torch.Tensor, got {type(images).__name__}")
+        self._check(images)
+        # The compiled code reads memory in the order of the example's, whatever the strides say.
+        plain = images.detach().resolve_neg().contiguous()
+        with torch.no_grad():
+            return self._returned(list(self._loader.boxed_run([plain])))
+
+
+class VMArtifact(Artifact):
+    """An artifact of the format ``tvm``, which takes NumPy arrays and gives them, or tensors where one came.
+
+    It needs NumPy and TVM's runtime of 4 MB, not PyTorch or the rest of TVM. It computes on TVM_NA_NUM_THREADS threads,
+    or as many as the process has cores. Calls from several threads wait for each other.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        from tvm_na.jit import runtime
+
+        runtime.load_for_artifact(path / RUNTIME)
+        import tvm_ffi
+
+        super().__init__(path, manifest)
+        mapped = weights.map_weights(path / WEIGHTS)
+        self._weights = [tvm_ffi.from_dlpack(mapped[name]) for name in manifest.code["weights"]]
+        machine = tvm_ffi.load_module(str(path / LIBRARY))["vm_load_executable"]()
+        machine["vm_initialization"](*_CPU, _POOLED)
+        self._main, self._machine = machine["main"], machine
+        self._one_at_a_time = threading.Lock()
+
+    def __call__(self, images: Any) -> Any:
+        import numpy as np
+
+        is_tensor = _is_tensor(images)
+        if not is_tensor and not isinstance(images, np.ndarray):
+            raise TypeError(f"images: required a NumPy array or a PyTorch tensor, got {type(images).__name__}")
+        self._check(images)
+        outputs = self._in_parts(images.detach().resolve_neg().numpy() if is_tensor else images)
+        if is_tensor:
+            import torch
+
+            return self._returned([torch.from_numpy(np.ascontiguousarray(out)) for out in outputs])
+        return self._returned(outputs)
+
+    def _in_parts(self, images: Array) -> list[Array]:
+        """Outputs for a batch of any size, of which kernels can count the elements of so many samples."""
+        import numpy as np
+
+        most = self.manifest.code["largest_batch"]
+        if len(images) <= most:
+            return self._run(images)
+        parts = [self._run(images[first : first + most]) for first in range(0, len(images), most)]
+        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+
+    def _run(self, images: Array) -> list[Array]:
+        import numpy as np
+        import tvm_ffi
+
+        from tvm_na.jit import runtime
+
+        with self._one_at_a_time:
+            runtime.use_all_threads()
+            found = self._main(tvm_ffi.from_dlpack(weights.aligned(images)), *self._weights)
+            outputs = [found] if isinstance(found, tvm_ffi.Tensor) else list(found)
+            return [np.from_dlpack(out) for out in outputs]
+
+
+def _is_tensor(images: Any) -> bool:
+    """Whether it is PyTorch's, which nobody has if nobody imported that."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(images, torch.Tensor)
 
 
 def load_operators(library: Path, namespace: str) -> None:
@@ -75,7 +157,7 @@ def load_operators(library: Path, namespace: str) -> None:
         _loaded[namespace] = ctypes.CDLL(str(library))
 
 
-def load(path: str | os.PathLike[str]) -> Artifact | VMArtifact:
+def load(path: str | os.PathLike[str]) -> Artifact:
     """The artifact in the folder ``path``, after its manifest and every file were verified.
 
     An artifact is code, which runs with the rights of this process. The verification finds accidents (a damaged copy,
@@ -95,10 +177,7 @@ def load(path: str | os.PathLike[str]) -> Artifact | VMArtifact:
     return made_of(folder, manifest)
 
 
-def made_of(folder: Path, manifest: Manifest) -> Artifact | VMArtifact:
+def made_of(folder: Path, manifest: Manifest) -> Artifact:
     """The artifact in a folder, of whichever format, which nobody has verified."""
-    if manifest.kind == "aoti":
-        return Artifact(folder, manifest)
-    from tvm_na.deploy.artifact_tvm import VMArtifact
-
-    return VMArtifact(folder, manifest)
+    kind = TorchArtifact if manifest.kind == "aoti" else VMArtifact
+    return kind(folder, manifest)

@@ -18,12 +18,22 @@ from torch import Tensor, nn
 from tvm_na.deploy import weights as weight_files
 from tvm_na.deploy.aoti import build as route_aoti
 from tvm_na.deploy.artifact import Artifact, load, made_of
-from tvm_na.deploy.artifact_tvm import VMArtifact
 from tvm_na.deploy.check import BUDGETS, Expected, name_of, reference_of
 from tvm_na.deploy.manifest import EXPECTED, Manifest, TensorSpec, describe_files, write_manifest
 from tvm_na.deploy.relax import build as route_tvm
-from tvm_na.deploy.request import Format, Report, Request, checked
+from tvm_na.deploy.request import (
+    Format,
+    Report,
+    Request,
+    check_format,
+    checked_batch,
+    checked_model,
+    checked_output,
+    checked_runtime,
+    checked_target,
+)
 from tvm_na.measure.timing import versions
+from tvm_na.models.layers import check_bool
 from tvm_na.models.registry import Preprocessing
 from tvm_na.targets.target import cpu_features
 
@@ -47,7 +57,7 @@ def compile(
     runtime: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     report: Report | None = None,
-) -> Artifact | VMArtifact | None:
+) -> Artifact | None:
     """Compile a model into an artifact: a folder that runs without the compiler and without tvm_na.
 
     The model is traced in evaluation mode and is not changed. Every attention of tvm_na in it becomes a kernel, made
@@ -88,9 +98,21 @@ def compile(
         NotImplementedError: the model has no attention, or one for which there is no kernel.
         RuntimeError: a compiler is missing or fails, or the artifact's numbers are wrong.
     """
-    request = checked(
-        *(model, example_input, target, batch, precision, format, records, autotune),
-        *(output, overwrite, runtime, report or (lambda line: None)),
+    check_format(format)
+    model, example = checked_model(model, example_input, precision)
+    chosen, runs_here = checked_target(target, format)
+    request = Request(
+        model=model,
+        example=example,
+        target=chosen,
+        runs_here=runs_here,
+        batch=checked_batch(batch),
+        format=format,
+        records=records,
+        autotune=check_bool("autotune", autotune),
+        folder=checked_output(output, overwrite),
+        runtime=checked_runtime(runtime, chosen, format),
+        report=report or (lambda line: None),
     )
     with _in_place(request.folder, overwrite) as (folder, scratch):
         facts = _ROUTES[request.format](request, folder, scratch)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +89,7 @@ def attentions_of(program: ExportedProgram) -> list[Attention]:
 def call_kernels(program: ExportedProgram, attentions: list[Attention], namespace: str) -> dict[NAProblem, int]:
     """Let a program call the kernels of an artifact: kernel i computes the i-th distinct problem.
 
-    Its operators are looked up in PyTorch's ``namespace``, where :class:`Operators` must have put them.
+    Its operators are looked up in PyTorch's ``namespace``, where :func:`known_operators` must have put them.
 
     Returns:
         How many calls each problem has, the problems in the order of their kernels.
@@ -105,30 +107,35 @@ def call_kernels(program: ExportedProgram, attentions: list[Attention], namespac
     return calls
 
 
-class Operators:
-    """Shapes of an artifact's operators for PyTorch's compiler, while it is used as a context.
+@contextmanager
+def known_operators(
+    namespace: str, fakes: dict[str, Callable[..., Any]], schemas: Sequence[str] = ()
+) -> Iterator[None]:
+    """Operators that PyTorch's compilers know meanwhile, by what gives the shapes of their outputs.
 
-    Their implementation is registered by the artifact's library.
+    Args:
+        namespace: Where they are in ``torch.ops``.
+        fakes: By an operator's name, the function that makes its outputs for inputs without content.
+        schemas: Of those that no library defines.
     """
+    library = torch.library.Library(namespace, "FRAGMENT")
+    for schema in schemas:
+        library.define(schema)
+    for name, fake in fakes.items():
+        torch.library.register_fake(f"{namespace}::{name}", fake, lib=library)
+    try:
+        yield
+    finally:
+        library._destroy()
 
-    def __init__(self, namespace: str, problems: list[NAProblem]) -> None:
-        self._library = torch.library.Library(namespace, "FRAGMENT")
-        self._problems = problems
-        for name, fake in (("attend", self._attend), ("attend_lse", self._attend_lse)):
-            torch.library.register_fake(f"{namespace}::{name}", fake, lib=self._library)
 
-    def __enter__(self) -> Operators:
-        return self
+def fakes_of(problems: list[NAProblem]) -> dict[str, Callable[..., Any]]:
+    """For :func:`known_operators`: the operators of an artifact, which its library defines."""
 
-    def __exit__(self, *_: object) -> None:
-        self._library._destroy()
+    def attend(query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, scale: float, kernel: int) -> Tensor:
+        return query.new_empty((*query.shape[:-1], problems[kernel].head_dim_v))
 
-    def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, scale: float, kernel: int
-    ) -> Tensor:
-        return query.new_empty((*query.shape[:-1], self._problems[kernel].head_dim_v))
+    def attend_lse(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+        return attend(query, *others), query.new_empty(query.shape[:-1])
 
-    def _attend_lse(
-        self, query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, scale: float, kernel: int
-    ) -> tuple[Tensor, Tensor]:
-        return self._attend(query, key, value, rpb, scale, kernel), query.new_empty(query.shape[:-1])
+    return {"attend": attend, "attend_lse": attend_lse}

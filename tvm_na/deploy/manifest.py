@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path, PurePosixPath
@@ -114,6 +114,11 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
+def describe_kernel(problem: Any, layers: int, schedule: object) -> dict[str, Any]:
+    """What a manifest says of a kernel: the fields of its problem, that in words, and its schedule in words."""
+    return {"problem": asdict(problem), "text": str(problem), "layers": layers, "schedule": str(schedule)}
+
+
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """``sha256`` and ``bytes`` of every file of an artifact but its manifest."""
     files = {name: folder / name for name in sorted(_names(folder)) if name != MANIFEST}
@@ -191,11 +196,9 @@ def check_machine(folder: Path, manifest: Manifest) -> None:
         raise ValueError(f"{folder}: required {wanted}, got one without {', '.join(missing)}")
     for package, wanted in manifest.requires.items():
         got = _installed(package)
-        if package == "torch" and got is not None and torch_interface(got) == wanted:
-            continue
-        if got != wanted:
-            name = "PyTorch" if package == "torch" else package
-            raise ValueError(f"{folder}: required {name} {wanted}, got {got or 'none'}")
+        is_torch = package == "torch"
+        if got is None or (torch_interface(got) if is_torch else got) != wanted:
+            raise ValueError(f"{folder}: required {'PyTorch' if is_torch else package} {wanted}, got {got or 'none'}")
 
 
 def _installed(package: str) -> str | None:
@@ -230,14 +233,8 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
 
 
 def _names(folder: Path) -> set[str]:
-    def walk(inside: Path) -> Iterator[str]:
-        for entry in inside.iterdir():
-            if entry.is_dir():
-                yield from walk(entry)
-            else:
-                yield entry.relative_to(folder).as_posix()
-
-    return set(walk(folder))
+    walk = os.walk(folder, followlinks=True)
+    return {(Path(at) / name).relative_to(folder).as_posix() for at, _, names in walk for name in names}
 
 
 def _digest_of(content: dict[str, Any]) -> str:

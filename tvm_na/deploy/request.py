@@ -1,4 +1,7 @@
-"""What is asked of the compiler: its arguments, checked before anything that takes long."""
+"""What is asked of the compiler: its arguments, checked before anything that takes long.
+
+Each check raises a TypeError or ValueError that names the argument, what was required and what came.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,10 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from tvm_na.deploy.check import BUDGETS, name_of
+from tvm_na.deploy.export import Attention, attentions_of, export_model
 from tvm_na.deploy.manifest import MANIFEST, torch_interface
 from tvm_na.jit import openmp
 from tvm_na.jit.runtime import runtime_library
@@ -57,26 +62,8 @@ class Request:
     report: Report
 
 
-def checked(
-    model: Any,
-    example: Any,
-    target: Any,
-    batch: Any,
-    precision: Any,
-    format: Any,
-    records: str | None,
-    autotune: Any,
-    output: Any,
-    overwrite: bool,
-    runtime: Any,
-    report: Report,
-) -> Request:
-    """The request that these arguments make.
-
-    Raises:
-        TypeError, ValueError: name the argument, what was required and what came.
-        RuntimeError: a compiler is missing.
-    """
+def checked_model(model: Any, example: Any, precision: Any) -> tuple[nn.Module, Tensor]:
+    """A model and its example input in the precision that is wanted."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: required a torch.nn.Module, got {type(model).__name__}")
     elsewhere = sorted({str(p.device) for p in model.parameters() if p.device.type != "cpu"})
@@ -91,31 +78,39 @@ def checked(
     if example.device.type != "cpu" or example.ndim < 2 or example.shape[0] < 1:
         got = f"shape {tuple(example.shape)} on {example.device}"
         raise ValueError(f"example_input: required [batch, ...] on the CPU with a batch of at least 1, got {got}")
-    if batch != "dynamic" and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
+    if precision is None:
+        return model, example
+    dtype = getattr(torch, precision)
+    return copy.deepcopy(model).to(dtype), example.to(dtype)
+
+
+def checked_batch(batch: Any) -> int | None:
+    """The only batch that an artifact takes; None for any."""
+    if batch == "dynamic":
+        return None
+    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise ValueError(f"batch: required 'dynamic' or an integer >= 1, got {batch!r}")
+    return batch
+
+
+def traced(request: Request) -> tuple[ExportedProgram, list[Attention]]:
+    """The exported program of a request's model, and its calls of attention, of which there are some."""
+    request.report("tracing the model")
+    program = export_model(request.model, request.example, request.batch)
+    return program, attentions_of(program)
+
+
+def check_format(format: Any) -> None:
+    """ValueError for an unknown format, RuntimeError if a compiler for it is missing."""
     if format not in get_args(Format):
         raise ValueError(f"format: required one of {', '.join(get_args(Format))}, got {format!r}")
-    if not isinstance(autotune, bool):
-        raise TypeError(f"autotune: required bool, got {type(autotune).__name__} {autotune!r}")
-    folder = _checked_output(output, overwrite)
-    _require_tools(format)
-    chosen, runs_here = _checked_target(target, format)
-    only = None if batch == "dynamic" else batch
-    if precision is not None:
-        dtype = getattr(torch, precision)
-        model, example = copy.deepcopy(model).to(dtype), example.to(dtype)
-    library = _checked_runtime(runtime, chosen, format)
-    return Request(model, example, chosen, runs_here, only, format, records, autotune, folder, library, report)
-
-
-def _require_tools(format: Format) -> None:
     openmp.cxx_compiler()
     if format == "aoti" and tuple(map(int, torch_interface(torch.__version__).split("."))) < _OLDEST_TORCH:
         wanted = ".".join(map(str, _OLDEST_TORCH))
         raise RuntimeError(f"compile: required PyTorch {wanted} or newer, got {torch.__version__}")
 
 
-def _checked_target(name: str | None, format: Format) -> tuple[NATarget, bool]:
+def checked_target(name: Any, format: Format) -> tuple[NATarget, bool]:
     """The target, and whether this machine can run it."""
     from tvm_na.jit.build import target_for
 
@@ -133,7 +128,8 @@ def _checked_target(name: str | None, format: Format) -> tuple[NATarget, bool]:
     return target, True
 
 
-def _checked_output(output: Any, overwrite: bool) -> Path:
+def checked_output(output: Any, overwrite: bool) -> Path:
+    """The folder to make."""
     if not isinstance(output, (str, os.PathLike)):
         raise TypeError(f"output: required a path, got {type(output).__name__} {output!r}")
     folder = Path(output).absolute()
@@ -146,7 +142,8 @@ def _checked_output(output: Any, overwrite: bool) -> Path:
     return folder
 
 
-def _checked_runtime(file: Any, target: NATarget, format: Format) -> Path | None:
+def checked_runtime(file: Any, target: NATarget, format: Format) -> Path | None:
+    """TVM's runtime library for an artifact: the one that was named, or the one at hand; None for none."""
     if file is not None:
         if not isinstance(file, (str, os.PathLike)):
             raise TypeError(f"runtime: required a path, got {type(file).__name__} {file!r}")

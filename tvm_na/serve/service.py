@@ -18,15 +18,11 @@ from torch import Tensor
 
 from tvm_na.models.preprocessing import resize_and_crop, to_tensor
 from tvm_na.serve.batcher import Batcher
-from tvm_na.serve.body import read_image
 from tvm_na.serve.classifier import Classifier, Prediction
-from tvm_na.serve.decode import BrokenImageError, TooManyPixelsError, UnknownFormatError, decode_image
-from tvm_na.serve.limits import Limits
-from tvm_na.serve.logs import log
-from tvm_na.serve.metrics import Metrics
+from tvm_na.serve.limits import Deadline, Gate, Limits
+from tvm_na.serve.observability import Metrics, log
 from tvm_na.serve.overlay import draw_overlay
-from tvm_na.serve.refusal import Refusal
-from tvm_na.serve.waiting import Deadline, Gate
+from tvm_na.serve.uploads import HttpError, decode_image, read_image
 
 #: From the bytes of an upload to the response.
 Work = Callable[[bytes], Coroutine[Any, Any, Response]]
@@ -86,7 +82,7 @@ class Service:
         """The best classes of the image in a request, as JSON."""
 
         async def work(data: bytes) -> Response:
-            seen = await self._decode(data, (0, 0))
+            seen = await self._decoded(data, (0, 0))
             predictions = await asyncio.wrap_future(self._predictions.submit(seen))
             return JSONResponse(
                 {
@@ -107,12 +103,10 @@ class Service:
             pixel = tuple(size // 2 if value is None else value for value in (row, column))
             for name, value in zip(("row", "column"), pixel, strict=True):
                 if not 0 <= value < size:
-                    raise Refusal(400, "invalid", f"{name}: required 0 to {size - 1}, got {value}")
+                    raise HttpError(400, f"{name}: required 0 to {size - 1}, got {value}")
             if self.classifier.attention is None:
-                raise Refusal(
-                    501, "not_offered", f"overlay: not offered by this server: {self.classifier.no_attention}"
-                )
-            seen = await self._decode(data, (pixel[0], pixel[1]))
+                raise HttpError(501, f"overlay: not offered by this server: {self.classifier.no_attention}")
+            seen = await self._decoded(data, (pixel[0], pixel[1]))
             png = await asyncio.wrap_future(self._overlays.submit(seen))
             return Response(png, media_type="image/png")
 
@@ -150,9 +144,7 @@ class Service:
         closed = [batcher.close(timeout) for batcher in (self._predictions, self._overlays)]
         return all(closed)
 
-    async def _answer(
-        self, request: Request, endpoint: str, work: Callable[[bytes], Coroutine[Any, Any, Response]]
-    ) -> Response:
+    async def _answer(self, request: Request, endpoint: str, work: Work) -> Response:
         self.requests += 1
         start, size = time.perf_counter(), 0
         deadline = Deadline(self.limits.timeout)
@@ -162,8 +154,8 @@ class Service:
                 size = len(data)
                 response = await deadline.compute(request, work(data))
             outcome = "ok"
-        except Refusal as refusal:
-            outcome, response = refusal.outcome, refusal.response()
+        except HttpError as error:
+            outcome, response = error.outcome, error.response()
         except ClientDisconnect:
             outcome, response = "disconnected", Response(status_code=_CLIENT_GONE)
         except Exception as error:  # the model's or ours; the next request may do better
@@ -182,15 +174,8 @@ class Service:
         )
         return response
 
-    async def _decode(self, data: bytes, pixel: tuple[int, int]) -> Seen:
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._decoders, self._see, data, pixel)
-        except UnknownFormatError as error:
-            raise Refusal(415, "invalid", str(error)) from error
-        except TooManyPixelsError as error:
-            raise Refusal(413, "too_large", str(error)) from error
-        except BrokenImageError as error:
-            raise Refusal(400, "invalid", str(error)) from error
+    def _decoded(self, data: bytes, pixel: tuple[int, int]) -> asyncio.Future[Seen]:
+        return asyncio.get_running_loop().run_in_executor(self._decoders, self._see, data, pixel)
 
     def _see(self, data: bytes, pixel: tuple[int, int]) -> Seen:
         preprocessing = self.classifier.preprocessing

@@ -1,13 +1,22 @@
-"""``natten.context``: switches of NATTEN's kernels, which keep what is set and change nothing here."""
+"""``natten.context``: switches of NATTEN's kernels, which keep what is set and change nothing here.
+
+Most of its functions are made from the tables below.
+"""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tvm_na.compat.natten.ignored import ignore
+
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any: ...
 
 
 class MemoryUsagePreference(Enum):
@@ -18,19 +27,58 @@ class MemoryUsagePreference(Enum):
     Unrestricted = 2
 
 
-_DEFAULTS: dict[str, Any] = {
-    "deterministic": False,
-    "kv_parallelism": True,
-    "fused_na": True,
-    "flex_attention": False,
-    "flex_forced": False,
-    "flex_compile": False,
-    "flex_compile_backprop": False,
-    "tf32": False,
-    "tiled_na": False,
-    "gemm_na": False,
-    "memory": MemoryUsagePreference.Default,
+#: By switch: what it is at first, the function that sets it, the function that says what it is. Modules take the fused
+#: operator wherever it serves; compiled kernels are deterministic and never round float32 to TF32.
+_SWITCHES: dict[str, tuple[bool, str | None, str]] = {
+    "deterministic": (False, "use_deterministic_algorithms", "are_deterministic_algorithms_enabled"),
+    "kv_parallelism": (True, "use_kv_parallelism_in_fused_na", "is_kv_parallelism_in_fused_na_enabled"),
+    "fused_na": (True, None, "is_fused_na_enabled"),
+    "flex_attention": (False, None, "should_use_flex_attention"),
+    "flex_forced": (False, None, "should_force_flex_attention"),
+    "flex_compile": (False, None, "is_flex_compile_allowed"),
+    "flex_compile_backprop": (False, "allow_flex_compile_backprop", "is_flex_compile_backprop_allowed"),
+    "tf32": (False, "use_tf32_in_gemm_na", "is_tf32_in_gemm_na_enabled"),
+    "tiled_na": (False, "use_tiled_na", "is_tiled_na_enabled"),
+    "gemm_na": (False, "use_gemm_na", "is_gemm_na_enabled"),
 }
+
+#: By function without arguments: the switches that it sets.
+_SETTERS = {
+    "use_flex_attention": {"fused_na": True, "flex_attention": True},
+    "force_flex_attention": {"fused_na": True, "flex_attention": True, "flex_forced": True},
+    "disable_flex_compile": {"flex_compile": False, "flex_compile_backprop": False},
+    "disable_flex_compile_backprop": {"flex_compile_backprop": False},
+    "enable_gemm_na": {"gemm_na": True},
+    "disable_gemm_na": {"gemm_na": False},
+    "enable_tiled_na": {"tiled_na": True},
+    "disable_tiled_na": {"tiled_na": False},
+}
+
+#: By function: what it always gives, and why. Those that ask whether a device has something take its index.
+_ANSWERS = {
+    "has_half": (True, "float16 works on every device"),
+    "has_bfloat": (True, "bfloat16 works on every device"),
+    "has_fna": (True, "``na1d``, ``na2d`` and ``na3d`` work on every device"),
+    "has_fused_na": (True, "``na1d``, ``na2d`` and ``na3d`` work on every device"),
+    **dict.fromkeys(
+        ("has_gemm", "has_tf32_gemm", "has_fp32_gemm", "has_fp64_gemm"),
+        (False, "NATTEN's kernels for unfused attention on tensor cores are not here"),
+    ),
+    **dict.fromkeys(("enable_tf32", "disable_tf32"), (False, "there are no kernels for TF32")),
+    **dict.fromkeys(
+        (
+            "is_autotuner_enabled",
+            "is_autotuner_enabled_for_forward",
+            "is_autotuner_enabled_for_backward",
+            "is_autotuner_thorough_for_forward",
+            "is_autotuner_thorough_for_backward",
+        ),
+        (False, "nothing is tuned while a model runs"),
+    ),
+}
+
+_DEFAULTS: dict[str, Any] = {switch: first for switch, (first, _, _) in _SWITCHES.items()}
+_DEFAULTS["memory"] = MemoryUsagePreference.Default
 _state = dict(_DEFAULTS)
 
 
@@ -51,6 +99,22 @@ def _set(**values: Any) -> None:
     _state.update(values)
 
 
+def use_fused_na(
+    mode: bool = True,
+    kv_parallel: bool = True,
+    use_flex_attention: bool = False,
+    force_flex_attention: bool = False,
+) -> None:
+    """Keep the switches. Modules take the fused operator wherever it serves, whatever they say."""
+    flex = {"flex_attention": use_flex_attention, "flex_forced": force_flex_attention}
+    _set(fused_na=mode, kv_parallelism=kv_parallel, **flex)
+
+
+def allow_flex_compile(mode: bool = True, backprop: bool = False) -> None:
+    """Keep whether FlexAttention may be compiled, and for gradients too."""
+    _set(flex_compile=mode, flex_compile_backprop=mode and backprop)
+
+
 def set_memory_usage_preference(pref: str = "default") -> None:
     """Keep ``default``, ``strict`` or ``unrestricted``; ValueError for anything else."""
     names = {member.name.lower(): member for member in MemoryUsagePreference}
@@ -66,114 +130,6 @@ def get_memory_usage_preference() -> MemoryUsagePreference:
     return found
 
 
-def is_memory_usage_default() -> bool:
-    """Whether the preference is ``default``."""
-    return get_memory_usage_preference() is MemoryUsagePreference.Default
-
-
-def is_memory_usage_strict() -> bool:
-    """Whether the preference is ``strict``."""
-    return get_memory_usage_preference() is MemoryUsagePreference.Strict
-
-
-def is_memory_usage_unrestricted() -> bool:
-    """Whether the preference is ``unrestricted``."""
-    return get_memory_usage_preference() is MemoryUsagePreference.Unrestricted
-
-
-def use_deterministic_algorithms(mode: bool = True) -> None:
-    """Keep ``mode``. Compiled kernels write each element of an output once and are deterministic in any case."""
-    _set(deterministic=mode)
-
-
-def are_deterministic_algorithms_enabled() -> bool:
-    """What :func:`use_deterministic_algorithms` kept."""
-    return bool(_state["deterministic"])
-
-
-def use_kv_parallelism_in_fused_na(mode: bool = True) -> None:
-    """Keep ``mode``."""
-    _set(kv_parallelism=mode)
-
-
-def is_kv_parallelism_in_fused_na_enabled() -> bool:
-    """What :func:`use_kv_parallelism_in_fused_na` kept."""
-    return bool(_state["kv_parallelism"])
-
-
-def use_fused_na(
-    mode: bool = True,
-    kv_parallel: bool = True,
-    use_flex_attention: bool = False,
-    force_flex_attention: bool = False,
-) -> None:
-    """Keep the switches. Modules take the fused operator wherever it serves, whatever they say."""
-    _set(
-        fused_na=mode,
-        kv_parallelism=kv_parallel,
-        flex_attention=use_flex_attention,
-        flex_forced=force_flex_attention,
-    )
-
-
-def is_fused_na_enabled() -> bool:
-    """What :func:`use_fused_na` kept; True at first, unlike in NATTEN."""
-    return bool(_state["fused_na"])
-
-
-use_fna, is_fna_enabled = use_fused_na, is_fused_na_enabled
-
-
-def use_flex_attention() -> None:
-    """Keep that FlexAttention was wanted."""
-    _set(fused_na=True, flex_attention=True)
-
-
-def should_use_flex_attention() -> bool:
-    """Whether :func:`use_flex_attention` was called."""
-    return bool(_state["flex_attention"])
-
-
-def force_flex_attention() -> None:
-    """Keep that FlexAttention was wanted for everything."""
-    _set(fused_na=True, flex_attention=True, flex_forced=True)
-
-
-def should_force_flex_attention() -> bool:
-    """Whether :func:`force_flex_attention` was called."""
-    return bool(_state["flex_forced"])
-
-
-def allow_flex_compile(mode: bool = True, backprop: bool = False) -> None:
-    """Keep whether FlexAttention may be compiled, and for gradients too."""
-    _set(flex_compile=mode, flex_compile_backprop=mode and backprop)
-
-
-def allow_flex_compile_backprop(mode: bool = True) -> None:
-    """Keep whether FlexAttention may be compiled for gradients."""
-    _set(flex_compile_backprop=mode)
-
-
-def disable_flex_compile() -> None:
-    """Undo :func:`allow_flex_compile`."""
-    allow_flex_compile(False)
-
-
-def disable_flex_compile_backprop() -> None:
-    """Undo :func:`allow_flex_compile_backprop`."""
-    allow_flex_compile_backprop(False)
-
-
-def is_flex_compile_allowed() -> bool:
-    """Whether :func:`allow_flex_compile` was called."""
-    return bool(_state["flex_compile"])
-
-
-def is_flex_compile_backprop_allowed() -> bool:
-    """Whether :func:`allow_flex_compile_backprop` was called."""
-    return bool(_state["flex_compile_backprop"])
-
-
 def use_autotuner(*args: Any, **named: Any) -> None:
     """Nothing: ``tvm-na tune`` tunes, ahead of time."""
     ignore("natten.use_autotuner", (*args, *named))
@@ -183,101 +139,66 @@ def disable_autotuner() -> None:
     """Nothing: there is no tuning while a model runs."""
 
 
-def _no_autotuner() -> bool:
-    """False: nothing is tuned while a model runs."""
-    return False
-
-
-is_autotuner_enabled = is_autotuner_enabled_for_forward = is_autotuner_enabled_for_backward = _no_autotuner
-is_autotuner_thorough_for_forward = is_autotuner_thorough_for_backward = _no_autotuner
-
-
 def has_cuda() -> bool:
     """Whether PyTorch sees a GPU."""
     return torch.cuda.is_available()
 
 
-def has_half(device_index: Any = None) -> bool:
-    """True: float16 works on every device."""
-    return True
+def _keeper(switch: str) -> Callable[..., None]:
+    def keep(mode: bool = True) -> None:
+        _set(**{switch: mode})
+
+    keep.__doc__ = f"Keep ``mode`` as the switch {switch}, which changes nothing."
+    return keep
 
 
-def has_bfloat(device_index: Any = None) -> bool:
-    """True: bfloat16 works on every device."""
-    return True
+def _getter(switch: str, kept: Any = True) -> Callable[[], bool]:
+    def is_kept() -> bool:
+        return bool(_state[switch] == kept)
+
+    is_kept.__doc__ = f"Whether the switch {switch} is {kept}. It is {_DEFAULTS[switch]} at first."
+    return is_kept
 
 
-def has_fna(device_index: Any = None) -> bool:
-    """True: ``na1d``, ``na2d`` and ``na3d`` work on every device."""
-    return True
+def _setter(values: dict[str, bool]) -> Callable[[], None]:
+    def set_all() -> None:
+        _set(**values)
+
+    set_all.__doc__ = f"Keep {', '.join(f'{switch}={value}' for switch, value in values.items())}."
+    return set_all
 
 
-has_fused_na = has_fna
+def _answer(of_device: bool, answer: bool, why: str) -> Callable[..., bool]:
+    def tell() -> bool:
+        return answer
+
+    def tell_of_device(device_index: Any = None) -> bool:
+        return answer
+
+    function: Callable[..., bool] = tell_of_device if of_device else tell
+    function.__doc__ = f"{answer}: {why}."
+    return function
 
 
-def has_gemm(device_index: Any = None) -> bool:
-    """False: NATTEN's kernels for unfused attention on tensor cores are not here."""
-    return False
+def _made() -> dict[str, Callable[..., Any]]:
+    """The functions of the tables, by name."""
+    made: dict[str, Callable[..., Any]] = {name: _setter(values) for name, values in _SETTERS.items()}
+    for switch, (_, setter, getter) in _SWITCHES.items():
+        made[getter] = _getter(switch)
+        if setter is not None:
+            made[setter] = _keeper(switch)
+    for member in MemoryUsagePreference:
+        made[f"is_memory_usage_{member.name.lower()}"] = _getter("memory", member)
+    for name, (answer, why) in _ANSWERS.items():
+        made[name] = _answer(name.startswith("has_"), answer, why)
+    for name, function in made.items():
+        function.__name__ = function.__qualname__ = name
+    return made
 
 
-has_tf32_gemm = has_fp32_gemm = has_fp64_gemm = has_gemm
+globals().update(_made())
+use_fna, is_fna_enabled = use_fused_na, globals()["is_fused_na_enabled"]
 
-
-def use_tf32_in_gemm_na(mode: bool = True) -> None:
-    """Keep ``mode``."""
-    _set(tf32=mode)
-
-
-def is_tf32_in_gemm_na_enabled() -> bool:
-    """What :func:`use_tf32_in_gemm_na` kept. No kernel of ours rounds float32 to TF32."""
-    return bool(_state["tf32"])
-
-
-def use_tiled_na(mode: bool = True) -> None:
-    """Keep ``mode``."""
-    _set(tiled_na=mode)
-
-
-def is_tiled_na_enabled() -> bool:
-    """What :func:`use_tiled_na` kept."""
-    return bool(_state["tiled_na"])
-
-
-def use_gemm_na(mode: bool = True) -> None:
-    """Keep ``mode``."""
-    _set(gemm_na=mode)
-
-
-def is_gemm_na_enabled() -> bool:
-    """What :func:`use_gemm_na` kept."""
-    return bool(_state["gemm_na"])
-
-
-def enable_tf32() -> bool:
-    """False, as in NATTEN where there are no kernels for TF32."""
-    return False
-
-
-def disable_tf32() -> bool:
-    """False: TF32 is off."""
-    return False
-
-
-def enable_gemm_na() -> None:
-    """``use_gemm_na(True)``."""
-    use_gemm_na(True)
-
-
-def disable_gemm_na() -> None:
-    """``use_gemm_na(False)``."""
-    use_gemm_na(False)
-
-
-def enable_tiled_na() -> None:
-    """``use_tiled_na(True)``."""
-    use_tiled_na(True)
-
-
-def disable_tiled_na() -> None:
-    """``use_tiled_na(False)``."""
-    use_tiled_na(False)
+#: Every function of this module; the package offers them too.
+NAMES = [name for name, found in globals().items() if inspect.isfunction(found) and found.__module__ == __name__]
+NAMES = [name for name in NAMES if not name.startswith("_")]

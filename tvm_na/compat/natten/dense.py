@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tvm_na.compat.natten.ignored import DENSE_BACKENDS, DENSE_HINTS, backend_of, ignore_all
-from tvm_na.compat.natten.signatures import Meaning, Reading, read
+from tvm_na.compat.natten.signatures import Meaning, Reading, from_defaults, read, value_or
 from tvm_na.compat.natten.utils.varlen import bounds, check_packed, generate_varlen_parameters
 from tvm_na.functional import Backend
 from tvm_na.ops import autocast
@@ -20,50 +20,14 @@ from tvm_na.problems.checks import check_scale, require_like, require_shape, req
 
 _VARLEN = ("seqlens_Q", "seqlens_KV", "cumulative_seqlen_Q", "cumulative_seqlen_KV", "max_seqlen_Q", "max_seqlen_KV")
 
-
-def _0_21_5(
-    is_causal: Any = False,
-    scale: Any = None,
-    seqlens_Q: Any = None,
-    seqlens_KV: Any = None,
-    cumulative_seqlen_Q: Any = None,
-    cumulative_seqlen_KV: Any = None,
-    max_seqlen_Q: Any = None,
-    max_seqlen_KV: Any = None,
-    backend: Any = None,
-    q_tile_size: Any = None,
-    kv_tile_size: Any = None,
-    backward_q_tile_size: Any = None,
-    backward_kv_tile_size: Any = None,
-    backward_kv_splits: Any = None,
-    backward_use_pt_reduction: Any = False,
-    run_persistent_kernel: Any = True,
-    kernel_schedule: Any = None,
-    torch_compile: Any = False,
-    return_lse: Any = False,
-) -> Meaning:
-    return dict(locals())
-
-
-def _0_20(
-    scale: Any = None,
-    backend: Any = None,
-    q_tile_size: Any = None,
-    kv_tile_size: Any = None,
-    backward_q_tile_size: Any = None,
-    backward_kv_tile_size: Any = None,
-    backward_kv_splits: Any = None,
-    backward_use_pt_reduction: Any = False,
-    run_persistent_kernel: Any = True,
-    kernel_schedule: Any = None,
-    torch_compile: Any = False,
-    return_lse: Any = False,
-) -> Meaning:
-    return _0_21_5(**locals())
-
-
-_READINGS = (Reading("0.21.5", _0_21_5), Reading("0.20", _0_20))
-
+#: Arguments after ``value``, and what they are if nobody gives them.
+_OF_0_20 = ("scale", "backend", *DENSE_HINTS, "return_lse")
+_NEWEST = ("is_causal", "scale", *_VARLEN, "backend", *DENSE_HINTS, "return_lse")
+_DEFAULTS: Meaning = dict.fromkeys(_NEWEST) | {"is_causal": False, "return_lse": False, **DENSE_HINTS}
+_READINGS = (
+    Reading("0.21.5", from_defaults(_DEFAULTS, _NEWEST)),
+    Reading("0.20", from_defaults(_DEFAULTS, _OF_0_20)),
+)
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "is_causal": (bool,),
@@ -76,7 +40,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 def _check_kinds(meaning: Meaning) -> Meaning:
     """The same, with types that are those of the arguments; is_causal may be None."""
-    meaning = {**meaning, "is_causal": False if meaning["is_causal"] is None else meaning["is_causal"]}
+    meaning = {**meaning, "is_causal": value_or(meaning["is_causal"], False)}
     check_scale(meaning["scale"], 1)
     for name, kinds in _KINDS.items():
         value = meaning[name]
@@ -84,9 +48,6 @@ def _check_kinds(meaning: Meaning) -> Meaning:
             wanted = " or ".join(kind.__name__.replace("NoneType", "None") for kind in kinds)
             raise TypeError(f"{name}: required {wanted}, got {type(value).__name__} {value!r}")
     return meaning
-
-
-_DEFAULTS = _0_21_5()
 
 
 def _meaning(args: tuple[Any, ...], named: dict[str, Any]) -> Meaning:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from tvm_na import functional
+from tvm_na.compat.natten import unfused
 from tvm_na.compat.natten.context import (
     disable_gemm_na,
     disable_tf32,
@@ -25,26 +26,7 @@ from tvm_na.compat.natten.context import (
 from tvm_na.compat.natten.dense import attention
 from tvm_na.compat.natten.fused import na1d, na2d, na3d, neighborhood_attention_generic
 from tvm_na.compat.natten.ignored import ignore_all
-from tvm_na.compat.natten.unfused import (
-    na1d_av,
-    na1d_qk,
-    na1d_qk_with_bias,
-    na2d_av,
-    na2d_qk,
-    na2d_qk_with_bias,
-    na3d_av,
-    na3d_qk,
-    na3d_qk_with_bias,
-    natten1dav,
-    natten1dqk,
-    natten1dqkrpb,
-    natten2dav,
-    natten2dqk,
-    natten2dqkrpb,
-    natten3dav,
-    natten3dqk,
-    natten3dqkrpb,
-)
+from tvm_na.compat.natten.unfused import *  # noqa: F403
 
 
 def merge_attentions(
@@ -89,25 +71,8 @@ __all__ = [
     "has_tf32_gemm",
     "merge_attentions",
     "na1d",
-    "na1d_av",
-    "na1d_qk",
-    "na1d_qk_with_bias",
     "na2d",
-    "na2d_av",
-    "na2d_qk",
-    "na2d_qk_with_bias",
     "na3d",
-    "na3d_av",
-    "na3d_qk",
-    "na3d_qk_with_bias",
-    "natten1dav",
-    "natten1dqk",
-    "natten1dqkrpb",
-    "natten2dav",
-    "natten2dqk",
-    "natten2dqkrpb",
-    "natten3dav",
-    "natten3dqk",
-    "natten3dqkrpb",
     "neighborhood_attention_generic",
+    *unfused.__all__,
 ]

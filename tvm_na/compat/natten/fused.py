@@ -10,65 +10,41 @@ from torch import Tensor
 
 from tvm_na import functional
 from tvm_na.compat.natten.ignored import NA_BACKENDS, NA_HINTS, backend_of, ignore_all
-from tvm_na.compat.natten.signatures import Meaning, Reading, read
+from tvm_na.compat.natten.signatures import Meaning, Reading, from_defaults, read, signature_of, value_or
 from tvm_na.problems.checks import check_scale, per_axis_bools, per_axis_ints
 
 _FUNCTIONS = {1: functional.na1d, 2: functional.na2d, 3: functional.na3d}
 
-_DEFAULTS: Meaning = {
+#: Arguments after ``kernel_size``: those since 0.20, what 0.20.0 had besides, and what 0.17 had besides.
+_NEWEST = (
+    "stride",
+    "dilation",
+    "is_causal",
+    "scale",
+    "additional_keys",
+    "additional_values",
+    "attention_kwargs",
+    "backend",
+    *NA_HINTS,
+    "return_lse",
+)
+_OF_0_20 = ("try_fuse_additional_kv",)
+_OLDER = (*_OF_0_20, "rpb", "xformers_kwargs")
+_OF_0_17 = ("dilation", "is_causal", "rpb", "scale", "additional_keys", "additional_values", "xformers_kwargs")
+
+_IGNORED = {**NA_HINTS, "attention_kwargs": None, "xformers_kwargs": None, "try_fuse_additional_kv": False}
+_DEFAULTS: Meaning = dict.fromkeys((*_NEWEST, *_OLDER)) | {
     "stride": 1,
     "dilation": 1,
     "is_causal": False,
-    "scale": None,
-    "additional_keys": None,
-    "additional_values": None,
-    "attention_kwargs": None,
-    "backend": None,
-    **NA_HINTS,
     "return_lse": False,
+    **_IGNORED,
 }
-# What other releases had besides: 0.20.0, and 0.17.
-_OF_0_20: Meaning = {"try_fuse_additional_kv": False}
-_OLDER: Meaning = {**_OF_0_20, "rpb": None, "xformers_kwargs": None}
-_IGNORED = {**NA_HINTS, "attention_kwargs": None, "xformers_kwargs": None, "try_fuse_additional_kv": False}
-
-
-def _0_17(
-    dilation: Any = 1,
-    is_causal: Any = False,
-    rpb: Any = None,
-    scale: Any = None,
-    additional_keys: Any = None,
-    additional_values: Any = None,
-    xformers_kwargs: Any = None,
-) -> Meaning:
-    named = {"dilation": dilation, "is_causal": is_causal, "rpb": rpb, "scale": scale}
-    named |= {"additional_keys": additional_keys, "additional_values": additional_values}
-    return {**_DEFAULTS, **_OLDER, **named, "xformers_kwargs": xformers_kwargs}
-
-
-def _signature(plain: Meaning, by_name: Meaning) -> inspect.Signature:
-    """Arguments with these defaults, by position too, and by name."""
-    plain_kind, by_name_kind = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
-    parameters = [inspect.Parameter(name, plain_kind, default=default) for name, default in plain.items()]
-    parameters += [inspect.Parameter(name, by_name_kind, default=default) for name, default in by_name.items()]
-    return inspect.Signature(parameters)
-
-
-def _newer(by_name: Meaning) -> Callable[..., Meaning]:
-    """The meaning of a call with 0.20's arguments, and of more by name."""
-
-    def meaning(**named: Any) -> Meaning:
-        return {**_DEFAULTS, **_OLDER, **named}
-
-    meaning.__signature__ = _signature(_DEFAULTS, by_name)  # type: ignore[attr-defined]
-    return meaning
-
 
 _READINGS = (
-    Reading("0.20", _newer(_OF_0_20)),
-    Reading("0.17", _0_17),
-    Reading("0.20", _newer(_OLDER), last_resort=True),  # with rpb no release had it
+    Reading("0.20", from_defaults(_DEFAULTS, _NEWEST, _OF_0_20)),
+    Reading("0.17", from_defaults(_DEFAULTS, _OF_0_17)),
+    Reading("0.20", from_defaults(_DEFAULTS, _NEWEST, _OLDER), last_resort=True),  # with rpb no release had it
 )
 
 
@@ -76,9 +52,9 @@ def _check(rank: int) -> Callable[[Meaning], Meaning]:
     """One value per axis; a tensor where there may be one."""
 
     def check(meaning: Meaning) -> Meaning:
-        stride = per_axis_ints("stride", _or(meaning["stride"], 1), rank)
-        dilation = per_axis_ints("dilation", _or(meaning["dilation"], 1), rank)
-        is_causal = per_axis_bools("is_causal", _or(meaning["is_causal"], False), rank)
+        stride = per_axis_ints("stride", value_or(meaning["stride"], 1), rank)
+        dilation = per_axis_ints("dilation", value_or(meaning["dilation"], 1), rank)
+        is_causal = per_axis_bools("is_causal", value_or(meaning["is_causal"], False), rank)
         check_scale(meaning["scale"], 1)
         for name in ("rpb", "additional_keys", "additional_values"):
             if not isinstance(meaning[name], (Tensor, type(None))):
@@ -88,14 +64,10 @@ def _check(rank: int) -> Callable[[Meaning], Meaning]:
     return check
 
 
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value
-
-
 def _meaning(rank: int, args: tuple[Any, ...], named: dict[str, Any]) -> Meaning:
     """What follows ``kernel_size`` in a call."""
-    if not args and named.keys() <= _DEFAULTS.keys() | _OLDER.keys():  # all by name: no release reads it differently
-        return {**_DEFAULTS, **_OLDER, **named}
+    if not args and named.keys() <= _DEFAULTS.keys():  # all by name: no release reads it differently
+        return {**_DEFAULTS, **named}
     return read(f"na{rank}d", _READINGS, args, named, _check(rank))
 
 
@@ -110,9 +82,9 @@ def _attend(rank: int, query: Tensor, key: Tensor, value: Tensor, kernel_size: A
         key,
         value,
         kernel_size,
-        _or(meaning["stride"], 1),
-        _or(meaning["dilation"], 1),
-        _or(meaning["is_causal"], False),
+        value_or(meaning["stride"], 1),
+        value_or(meaning["dilation"], 1),
+        value_or(meaning["is_causal"], False),
         meaning["scale"],
         meaning["additional_keys"],
         meaning["additional_values"],
@@ -134,7 +106,7 @@ def _front(rank: int) -> Callable[..., Any]:
         inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         for name in ("query", "key", "value", "kernel_size")
     ]
-    others = list(_signature(_DEFAULTS, _OLDER).parameters.values())
+    others = list(signature_of(_DEFAULTS, _NEWEST, _OLDER).parameters.values())
     neighborhood_attention.__signature__ = inspect.Signature(plain + others)  # type: ignore[attr-defined]
     return neighborhood_attention
 

@@ -2,108 +2,79 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
-from tvm_na.compat.natten.signatures import Meaning, Reading
+from tvm_na.compat.natten.signatures import Meaning, Reading, signature_of
 from tvm_na.problems.checks import check_int, check_scale, per_axis_bools, per_axis_ints
 
-
-def _0_21(
-    embed_dim: Any,
-    num_heads: Any,
-    kernel_size: Any,
-    stride: Any = 1,
-    dilation: Any = 1,
-    is_causal: Any = False,
-    qkv_bias: Any = True,
-    qk_scale: Any = None,
-    proj_drop: Any = 0.0,
-) -> Meaning:
-    return {**locals(), "rel_pos_bias": False, "attn_drop": 0.0}
-
-
-def _0_20(
-    dim: Any,
-    num_heads: Any,
-    kernel_size: Any,
-    stride: Any = 1,
-    dilation: Any = 1,
-    is_causal: Any = False,
-    qkv_bias: Any = True,
-    qk_scale: Any = None,
-    proj_drop: Any = 0.0,
-) -> Meaning:
-    return _0_21(dim, num_heads, kernel_size, stride, dilation, is_causal, qkv_bias, qk_scale, proj_drop)
+_REQUIRED = inspect.Parameter.empty
+_DEFAULTS: Meaning = {
+    "embed_dim": _REQUIRED,
+    "num_heads": _REQUIRED,
+    "kernel_size": _REQUIRED,
+    "stride": 1,
+    "dilation": 1,
+    "is_causal": False,
+    "qkv_bias": True,
+    "qk_scale": None,
+    "proj_drop": 0.0,
+    "rel_pos_bias": False,
+    "attn_drop": 0.0,
+}
+# Arguments of older releases: other names, one of no effect, and numbers for the depth of a 3D map.
+_NAMES = {"dim": "embed_dim", "bias": "rel_pos_bias"}
+_OLDER: Meaning = {
+    "dim": _REQUIRED,
+    "bias": True,
+    "use_experimental_ops": False,
+    "kernel_size_d": None,
+    "dilation_d": None,
+}
 
 
-def _0_17(
-    dim: Any,
-    num_heads: Any,
-    kernel_size: Any,
-    dilation: Any = 1,
-    is_causal: Any = False,
-    rel_pos_bias: Any = False,
-    qkv_bias: Any = True,
-    qk_scale: Any = None,
-    attn_drop: Any = 0.0,
-    proj_drop: Any = 0.0,
-    use_experimental_ops: Any = False,
-) -> Meaning:
-    newer = _0_21(dim, num_heads, kernel_size, 1, dilation, is_causal, qkv_bias, qk_scale, proj_drop)
-    return {**newer, "rel_pos_bias": rel_pos_bias, "attn_drop": attn_drop}
+def _reading(era: str, arguments: str, last_resort: bool = False, **others: Any) -> Reading:
+    """A release that had these arguments; ``others`` are defaults that were different then."""
+    names, defaults = arguments.split(), {**_DEFAULTS, **others}
+
+    def meaning(**given: Any) -> Meaning:
+        given = {_NAMES.get(name, name): value for name, value in given.items() if name != "use_experimental_ops"}
+        if "kernel_size_d" in given:
+            kernel_size, dilation = given["kernel_size"], given["dilation"] or 1
+            given["kernel_size"] = (given.pop("kernel_size_d") or kernel_size, kernel_size, kernel_size)
+            given["dilation"] = (given.pop("dilation_d") or dilation, dilation, dilation)
+        return {**defaults, **given}
+
+    meaning.__signature__ = signature_of({**defaults, **_OLDER}, names)  # type: ignore[attr-defined]
+    return Reading(era, meaning, last_resort)
 
 
-def _0_14_5(
-    dim: Any,
-    num_heads: Any,
-    kernel_size: Any,
-    dilation: Any = 1,
-    bias: Any = True,
-    qkv_bias: Any = True,
-    qk_scale: Any = None,
-    attn_drop: Any = 0.0,
-    proj_drop: Any = 0.0,
-) -> Meaning:
-    return _0_17(dim, num_heads, kernel_size, dilation, False, bias, qkv_bias, qk_scale, attn_drop, proj_drop)
-
-
-def _0_15_3d(
-    dim: Any,
-    num_heads: Any,
-    kernel_size: Any,
-    kernel_size_d: Any = None,
-    dilation: Any = 1,
-    dilation_d: Any = None,
-    bias: Any = True,
-    qkv_bias: Any = True,
-    qk_scale: Any = None,
-    attn_drop: Any = 0.0,
-    proj_drop: Any = 0.0,
-) -> Meaning:
-    kernel_sizes = (kernel_size_d or kernel_size, kernel_size, kernel_size)
-    dilation = dilation or 1
-    dilations = (dilation_d or dilation, dilation, dilation)
-    return _0_14_5(dim, num_heads, kernel_sizes, dilations, bias, qkv_bias, qk_scale, attn_drop, proj_drop)
-
-
-def _0_14(
-    dim: Any,
-    kernel_size: Any,
-    num_heads: Any,
-    qkv_bias: Any = True,
-    qk_scale: Any = None,
-    attn_drop: Any = 0.0,
-    proj_drop: Any = 0.0,
-    dilation: Any = None,
-) -> Meaning:
-    return _0_14_5(dim, num_heads, kernel_size, dilation, True, qkv_bias, qk_scale, attn_drop, proj_drop)
-
-
-_SINCE_0_17 = (Reading("0.21", _0_21), Reading("0.20", _0_20), Reading("0.17", _0_17))
-READINGS: tuple[Reading, ...] = (*_SINCE_0_17, Reading("0.14.5", _0_14_5), Reading("0.14.1", _0_14, last_resort=True))
-READINGS_3D: tuple[Reading, ...] = (*_SINCE_0_17, Reading("0.14.5", _0_15_3d))
-READINGS_0_14: tuple[Reading, ...] = (Reading("0.14.1", _0_14),)
+_0_21 = "num_heads kernel_size stride dilation is_causal qkv_bias qk_scale proj_drop"
+_0_17 = "dilation is_causal rel_pos_bias qkv_bias qk_scale attn_drop proj_drop use_experimental_ops"
+_0_14_5 = "bias qkv_bias qk_scale attn_drop proj_drop"
+_SINCE_0_17 = (
+    _reading("0.21", f"embed_dim {_0_21}"),
+    _reading("0.20", f"dim {_0_21}"),
+    _reading("0.17", f"dim num_heads kernel_size {_0_17}"),
+)
+_0_14_1 = _reading(
+    "0.14.1",
+    "dim kernel_size num_heads qkv_bias qk_scale attn_drop proj_drop dilation",
+    last_resort=True,
+    rel_pos_bias=True,
+    dilation=None,
+)
+READINGS: tuple[Reading, ...] = (
+    *_SINCE_0_17,
+    _reading("0.14.5", f"dim num_heads kernel_size dilation {_0_14_5}"),
+    _0_14_1,
+)
+READINGS_3D: tuple[Reading, ...] = (
+    *_SINCE_0_17,
+    _reading("0.14.5", f"dim num_heads kernel_size kernel_size_d dilation dilation_d {_0_14_5}"),
+)
+READINGS_0_14: tuple[Reading, ...] = (_0_14_1,)
 
 
 def check(rank: int) -> Callable[[Meaning], Meaning]:

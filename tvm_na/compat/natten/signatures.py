@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,28 @@ class Reading:
         values = {**self.defaults, **by_position, **named}
         fits = len(args) <= len(self.positional) and not by_position.keys() & named.keys()
         return self.meaning(**values) if fits and set(values) == set(self.names) else None
+
+
+def signature_of(defaults: Meaning, positional: Iterable[str], by_name: Iterable[str] = ()) -> inspect.Signature:
+    """Arguments with these defaults, some by position too, some by name alone."""
+    plain = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=defaults[n]) for n in positional]
+    named = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=defaults[n]) for n in by_name]
+    return inspect.Signature(plain + named)
+
+
+def from_defaults(defaults: Meaning, positional: Iterable[str], by_name: Iterable[str] = ()) -> Callable[..., Meaning]:
+    """For a :class:`Reading`: a call with these arguments means the defaults of all others."""
+
+    def meaning(**named: Any) -> Meaning:
+        return {**defaults, **named}
+
+    meaning.__signature__ = signature_of(defaults, positional, by_name)  # type: ignore[attr-defined]
+    return meaning
+
+
+def value_or(value: Any, default: Any) -> Any:
+    """``value``, or ``default`` in place of None."""
+    return default if value is None else value
 
 
 @dataclass

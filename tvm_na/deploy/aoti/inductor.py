@@ -21,7 +21,7 @@ def compile_program(
 ) -> None:
     """Compile a program for ``target`` into ``folder``, in the form that PyTorch's AOTIModelPackageLoader takes.
 
-    Its operators must be known to PyTorch (:class:`tvm_na.deploy.export.Operators`). Takes from half a minute to
+    Its operators must be known to PyTorch (:func:`tvm_na.deploy.export.known_operators`). Takes from half a minute to
     minutes.
 
     Args:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tvm_na.deploy.kernels import require_a_sample, with_schedule
 from tvm_na.jit import build, openmp, runtime
 from tvm_na.problems.attention import NAProblem
 from tvm_na.records.select import Chosen, InapplicableError
@@ -28,7 +29,7 @@ def compile_objects(
     target: NATarget,
     folder: Path,
     records: str | None = None,
-    report: Callable[[NAProblem], None] | None = None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> list[Chosen]:
     """Compile the kernel of each problem into ``folder`` as an object file, numbered in their order.
 
@@ -37,7 +38,7 @@ def compile_objects(
         target: A CPU's.
         folder: Where ``kernel_<number>.o`` go.
         records: Which tuning records count, as for :func:`tvm_na.jit.build.kernel_for`.
-        report: Called before each kernel.
+        report: Called with a line before each kernel.
 
     Returns:
         The schedule of each.
@@ -48,18 +49,15 @@ def compile_objects(
     """
     chosen = []
     for number, problem in enumerate(problems):
-        if report is not None:
-            report(problem)
-        if not build.is_supported(problem, target):
-            raise NotImplementedError(f"no kernel for {problem}: {problem.unsupported(target.kind)}")
-        if problem.largest_batch(target.kind) == 0:
-            raise ValueError(f"model: required fewer than 2^31 elements per sample, got {problem}")
-        chosen.append(_compile_object(problem, target, f"na_{number}", folder / f"kernel_{number}.o", records))
+        report(f"compiling the kernel of {problem}")
+        compile_object = _compiler(problem, target, f"na_{number}", folder / f"kernel_{number}.o")
+        chosen.append(with_schedule(problem, target, records, compile_object))
     return chosen
 
 
-def _compile_object(problem: NAProblem, target: NATarget, name: str, file: Path, records: str | None) -> Chosen:
-    def compile_(chosen: Chosen) -> Chosen:
+def _compiler(problem: NAProblem, target: NATarget, name: str, file: Path) -> Callable[[Chosen], Chosen]:
+    def compile_object(chosen: Chosen) -> Chosen:
+        require_a_sample(problem.largest_batch(target.kind), problem)
         module, _ = build.scheduled_module(problem, target, chosen)
         try:
             _write_object(module, target, name, file)
@@ -69,7 +67,7 @@ def _compile_object(problem: NAProblem, target: NATarget, name: str, file: Path,
             raise InapplicableError(f"TVM cannot compile it: {type(error).__name__}: {error}") from error
         return chosen
 
-    return build.with_a_schedule(problem, target, records, compile_)
+    return compile_object
 
 
 def _write_object(module: Any, target: NATarget, name: str, file: Path) -> None:
@@ -119,12 +117,9 @@ def _compile_command(folder: Path, namespace: str) -> list[str]:
     includes = [folder, *cpp_extension.include_paths("cpu"), tvm_ffi.libinfo.find_include_path()]
     includes.append(tvm_ffi.libinfo.find_dlpack_include_path())
     abi = int(torch.compiled_with_cxx11_abi())
-    return [
-        *(openmp.cxx_compiler(), "-std=c++20", "-O2", "-shared", "-fPIC", "-fvisibility=hidden"),
-        *(f"-DTVM_NA_NAMESPACE={namespace}", f"-D_GLIBCXX_USE_CXX11_ABI={abi}"),
-        *(f"-I{path}" for path in includes),
-        *map(str, _SOURCES),
-    ]
+    flags = ["-std=c++20", "-O2", "-shared", "-fPIC", "-fvisibility=hidden"]
+    macros = [f"-DTVM_NA_NAMESPACE={namespace}", f"-D_GLIBCXX_USE_CXX11_ABI={abi}"]
+    return [openmp.cxx_compiler(), *flags, *macros, *(f"-I{path}" for path in includes), *map(str, _SOURCES)]
 
 
 def _torch_libraries() -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, fx
 
 from tvm_na.deploy.check import name_of
-from tvm_na.deploy.export import ATTENTION, attention_of
+from tvm_na.deploy.export import ATTENTION, attention_of, known_operators
+from tvm_na.deploy.kernels import require_a_sample, with_schedule
 from tvm_na.deploy.relax.rewrite import Node, constant_of, dense, new_constant, norm
 from tvm_na.jit import build
 from tvm_na.problems.attention import NAProblem
@@ -67,8 +69,6 @@ class Kernel:
 class Kernels:
     """The distinct kernels of a graph, and the operator by which its calls are known to PyTorch.
 
-    While it is used as a context, graphs with ``call(inputs, number) -> outputs`` can be exported.
-
     Attributes:
         all: The kernels, in the order of their numbers.
     """
@@ -79,15 +79,13 @@ class Kernels:
         self._numbers: dict[Hashable, int] = {}
         self._packed: dict[tuple[str, int], str] = {}
 
-    def __enter__(self) -> Kernels:
-        self._library = torch.library.Library(_NAMESPACE, "FRAGMENT")
-        self._library.define("call(Tensor[] inputs, int kernel) -> Tensor[]")
-        fake = lambda inputs, kernel: self.all[kernel].outputs(inputs[0])  # noqa: E731
-        torch.library.register_fake(f"{_NAMESPACE}::call", fake, lib=self._library)
-        return self
+    def known(self) -> AbstractContextManager[None]:
+        """While it is used, PyTorch can export graphs with ``call(inputs, number) -> outputs``."""
+        schema = "call(Tensor[] inputs, int kernel) -> Tensor[]"
+        return known_operators(_NAMESPACE, {"call": self._fake}, [schema])
 
-    def __exit__(self, *_: object) -> None:
-        self._library._destroy()
+    def _fake(self, inputs: list[Tensor], kernel: int) -> list[Tensor]:
+        return self.all[kernel].outputs(inputs[0])
 
     def call_in(self, module: fx.GraphModule) -> None:
         """Let a graph of :func:`tvm_na.deploy.relax.rewrite.layered` call kernels for all that there are kernels for.
@@ -155,8 +153,6 @@ class Kernels:
         self._replace(module, node, [query, key, value, factor, rpb], number, single=not problem.return_lse)
 
     def _scheduled(self, problem: NAProblem | DenseProblem) -> Kernel:
-        if not build.is_supported(problem, self._target):
-            raise NotImplementedError(f"no kernel for {problem}: {problem.unsupported(self._target.kind)}")
         self._report(f"scheduling the kernel of {problem}")
 
         def schedule(chosen: Chosen) -> Kernel:
@@ -164,14 +160,13 @@ class Kernels:
             name = f"{space.name.replace('-', '_')}_{len(self.all)}"
             return Kernel(name, str(problem), module[ENTRY], problem, chosen)
 
-        return build.with_a_schedule(problem, self._target, self._records, schedule)
+        return with_schedule(problem, self._target, self._records, schedule)
 
     def _number(self, key: Hashable, make: Callable[[], Kernel]) -> int:
         """The number of a kernel, which is made if there is none, for one more call."""
         if key not in self._numbers:
             kernel = make()
-            if kernel.largest_batch == 0:
-                raise ValueError(f"model: required fewer than 2^31 elements per sample, got {kernel.text}")
+            require_a_sample(kernel.largest_batch, kernel.text)
             self._numbers[key] = len(self.all)
             self.all.append(kernel)
         self.all[self._numbers[key]].calls += 1

@@ -14,9 +14,9 @@ from tests.serve.serving import picture, served
 from tvm_na.deploy.manifest import TensorSpec
 from tvm_na.models import NAT, attention_maps
 from tvm_na.models.registry import Preprocessing
-from tvm_na.serve import sources
+from tvm_na.serve import classifier as classifiers
+from tvm_na.serve.classifier import artifact_classifier, eager_classifier
 from tvm_na.serve.overlay import GAP, draw_overlay, map_size
-from tvm_na.serve.sources import artifact_classifier, eager_classifier
 
 SIZE = 40
 PREPROCESSING = Preprocessing(input_size=SIZE)
@@ -54,7 +54,7 @@ def artifact(monkeypatch):
                     return model(images.float()).to(images.dtype)
 
         Pretended.manifest = manifest
-        monkeypatch.setattr(sources, "load", lambda path: Pretended())
+        monkeypatch.setattr(classifiers, "load", lambda path: Pretended())
         return calls
 
     return make

@@ -1,0 +1,48 @@
+"""Artifacts that several files test."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.artifacts import Made, by_command, once, small_model
+from tvm_na.models import NAModel
+
+
+@pytest.fixture(scope="session")
+def aoti(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """An artifact of the format ``aoti`` for this machine."""
+    return once(tmp_path_factory, "aoti", by_command())
+
+
+@pytest.fixture(scope="session")
+def tvm(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """An artifact of the format ``tvm`` for this machine."""
+    return once(tmp_path_factory, "tvm", by_command("--format", "tvm", "--records", "off"))
+
+
+@pytest.fixture(params=["aoti", "tvm"])
+def either(request: pytest.FixtureRequest) -> Made:
+    """An artifact of each format."""
+    made: Made = request.getfixturevalue(request.param)
+    return made
+
+
+@pytest.fixture(scope="session")
+def model() -> NAModel:
+    """What the artifacts were made of, on the reference backend."""
+    return small_model()
+
+
+@pytest.fixture
+def aoti_copy(aoti: Made, tmp_path: Path) -> Path:
+    """A copy, to be changed."""
+    return Path(shutil.copytree(aoti.path, tmp_path / "copy.artifact"))
+
+
+@pytest.fixture
+def tvm_copy(tvm: Made, tmp_path: Path) -> Path:
+    """A copy, to be changed."""
+    return Path(shutil.copytree(tvm.path, tmp_path / "copy.artifact"))
