@@ -13,9 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tvm_na.problems.backward import BackwardProblem
 from tvm_na.problems.registry import Problem, problem_from_json
-from tvm_na.problems.unfused import UnfusedProblem
 from tvm_na.records.read import Record, read_meta, records_in
 from tvm_na.report.ranking import found_of_best, spearman
 from tvm_na.targets.target import NATarget, parse_target
@@ -280,8 +278,8 @@ def short_names(problems: Sequence[Problem]) -> tuple[list[str], str]:
 
 def _parts(problem: Problem) -> list[str]:
     """The parts of a problem's text, each of which says one thing."""
-    if isinstance(problem, BackwardProblem):
-        return ["backward", *_parts(problem.forward)]
-    if isinstance(problem, UnfusedProblem):
-        return [problem.kind, *_parts(problem.forward)]
-    return re.findall(r"(?:heads|kv|dim|k|stride|dil|causal|channels|pad) \S+|\S+", str(problem))
+    return [
+        part
+        for part in re.findall(r"(?:heads|kv|dim|k|stride|dil|causal|channels|pad) \S+|\S+", str(problem))
+        if part != "of"
+    ]
