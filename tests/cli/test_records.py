@@ -254,13 +254,13 @@ def test_verify_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch
         assert os.environ.get("TVM_NA_NUM_THREADS") == value
 
 
-# --- contest
+# --- remeasure
 
 
-def test_contest_keeps_the_winners_with_their_times(user: Path, tmp_path: Path) -> None:
+def test_remeasure_keeps_the_winners_with_their_times(user: Path, tmp_path: Path) -> None:
     before = {record.digest for record in records_in(user)}
-    report = tmp_path / "contest.json"
-    out = records("contest", "--count", "2", "--rounds", "5", "--yes", "--output", str(report))
+    report = tmp_path / "times.json"
+    out = records("remeasure", "--count", "2", "--rounds", "5", "--yes", "--output", str(report))
     assert "2 records kept" in out and out.count("by default") == 2
     after = records_in(user)
     assert {record.problem for record in after} == {PROBLEM, OTHER}
@@ -273,8 +273,8 @@ def test_contest_keeps_the_winners_with_their_times(user: Path, tmp_path: Path) 
     assert best == {record.digest: record.seconds for record in after}
 
 
-def test_contest_asks_and_leaves_wrong_numbers_out(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "Replace all records" in records("contest", code=1)
+def test_remeasure_asks_and_leaves_wrong_numbers_out(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "Replace all records" in records("remeasure", code=1)
     right = case.Case.check
     seen = []
 
@@ -285,6 +285,6 @@ def test_contest_asks_and_leaves_wrong_numbers_out(user: Path, monkeypatch: pyte
             raise case.WrongNumbers("out: off")
 
     monkeypatch.setattr(case.Case, "check", check)
-    result = invoke("records", "contest", "--count", "1", "--rounds", "3", "--yes")
+    result = invoke("records", "remeasure", "--count", "1", "--rounds", "3", "--yes")
     assert "wrong numbers: out: off" in result.stderr
     assert len(records_in(user)) == (1 if "1 records kept" in result.stdout else 2)

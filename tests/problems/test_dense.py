@@ -18,7 +18,7 @@ from tests.te.dense_kernels import random_problem
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.dense import DenseProblem, dense_distance, elements_of
 from tvm_na.problems.registry import arguments_with_batch, problem_from_json
-from tvm_na.records import select as choose
+from tvm_na.records import select
 
 CONV = DenseProblem.make((14, 15), 3, 10, kernel_size=3, stride=(2, 1), padding=(1, 0), activation="gelu")
 LINEAR = DenseProblem.make(49, 64, 192, residual=True)
@@ -103,22 +103,22 @@ def test_the_distance() -> None:
     problems = [random_problem(rng) for _ in range(30)]
     for one, other in itertools.combinations(problems, 2):
         a, b = json.loads(one.to_json()), json.loads(other.to_json())
-        there, back = choose.distance(a, b), choose.distance(b, a)
+        there, back = select.distance(a, b), select.distance(b, a)
         assert there == pytest.approx(back) if there is not None else back is None
         assert (there is None) == (one.rank != other.rank)
-        assert choose.distance(a, a) == 0
+        assert select.distance(a, a) == 0
     fields = json.loads(LINEAR.to_json())
     assert dense_distance(fields, fields | {"dtype": "float64"}) is None
     near = dense_distance(fields, fields | {"residual": False})
     far = dense_distance(fields, fields | {"spatial": [196], "in_channels": 128})
-    assert near is not None and far is not None and 0 < near < 1 < far < choose.FARTHEST
+    assert near is not None and far is not None and 0 < near < 1 < far < select.FARTHEST
 
 
 def test_attention_and_dense_are_never_near() -> None:
     attention = json.loads(NAProblem.make((14, 15), 3, 1, 8).to_json())
     dense = json.loads(CONV.to_json())
-    assert choose.distance(attention, dense) is None
-    assert choose.distance(dense, attention) is None
+    assert select.distance(attention, dense) is None
+    assert select.distance(dense, attention) is None
 
 
 def test_it_is_there_without_torch_and_tvm() -> None:

@@ -73,7 +73,7 @@ def test_a_file_of_tasks_may_name_it(tmp_path: Any) -> None:
     assert tasks_from_file(file) == [TuneTask(UnfusedProblem.make("av", (8, 9), 3, 4, 16), 2.0)]
 
 
-def test_records_are_carried_over_within_a_kind() -> None:
+def test_records_are_transferred_within_a_kind() -> None:
     fields = [json.loads(UnfusedProblem.make(kind, (8, 9), 3, 4, 16).to_json()) for kind in ("av", "qk")]
     larger = json.loads(UnfusedProblem.make("av", (16, 18), 3, 4, 16).to_json())
     assert distance(*fields) is None

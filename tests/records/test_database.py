@@ -18,7 +18,7 @@ import pytest
 from tests.records.tuned import commit_drawn, drawn, edit_line, edit_meta
 from tvm_na import fingerprint
 from tvm_na.problems.attention import NAProblem
-from tvm_na.records import maintain as upkeep
+from tvm_na.records import maintain
 from tvm_na.records import write as database
 from tvm_na.records.files import META, RECORDS, WORKLOADS, data_files, read_lines
 from tvm_na.records.write import TuningDatabase, records_in, shipped_folder, structural_hash, user_folder
@@ -212,7 +212,7 @@ def test_a_workload_that_is_there_twice_is_an_error(folder: Path, tmp_path: Path
     (folder / WORKLOADS).write_bytes(b"".join([*lines, lines[0]]))
     with pytest.raises(ValueError, match="required every workload once"), TuningDatabase(folder, detect_target()):
         pass
-    upkeep.merge([folder], tmp_path / "new")
+    maintain.merge([folder], tmp_path / "new")
     with TuningDatabase(tmp_path / "new", detect_target()):
         pass
 
@@ -236,21 +236,21 @@ def test_a_bare_database_is_named_and_repaired(folder: Path, caplog: pytest.LogC
     harm(folder / META)
     assert records_in(folder) == []
     assert f"tvm-na records repair {folder}" in caplog.text
-    assert upkeep.repair(folder) == 2
+    assert maintain.repair(folder) == 2
     after = records_in(folder)
     assert [(r.problem, r.formulation, r.digest) for r in after] == [
         (r.problem, r.formulation, r.digest) for r in before
     ]
-    assert upkeep.repair(folder) == 0
+    assert maintain.repair(folder) == 0
 
 
 def test_repair_refuses_what_it_cannot_know(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="required a JSONDatabase"):
-        upkeep.repair(tmp_path / "none")
+        maintain.repair(tmp_path / "none")
     edit_line(folder, 1, lambda record: record[1].__setitem__(2, json.loads(_target_json(foreign()))))
     (folder / META).unlink()
     with pytest.raises(ValueError, match="records of one known target"):
-        upkeep.repair(folder)
+        maintain.repair(folder)
 
 
 def _target_json(name: str) -> str:
@@ -266,7 +266,7 @@ def test_a_second_writer_is_refused(folder: Path) -> None:
         with pytest.raises(ValueError, match="nobody else writes"), TuningDatabase(folder, detect_target()):
             pass
         with pytest.raises(ValueError, match="nobody else writes"):
-            upkeep.prune(folder, 1)
+            maintain.prune(folder, 1)
     with TuningDatabase(folder, detect_target()):
         pass
 
@@ -305,7 +305,7 @@ def test_another_target_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="other features"):
         TuningDatabase(folder, detect_target()).__enter__()
     with pytest.raises(ValueError, match="other features"):
-        upkeep.merge([folder], tmp_path / "into")
+        maintain.merge([folder], tmp_path / "into")
 
 
 # --- merging and pruning
@@ -317,12 +317,12 @@ def test_merging_keeps_each_schedule_once_with_its_shortest_time(folder: Path, t
     edit_line(again, 1, lambda record: record[1].__setitem__(1, [0.25e-3]))
     commit_drawn(into, OTHER, (8,), formulation=0)
     known = {record.digest for record in [*records_in(folder), *records_in(into)]}
-    added = upkeep.merge([folder, again], into)
+    added = maintain.merge([folder, again], into)
     assert added == len(records_in(into)) - 1
     assert {record.digest for record in records_in(into)} == known
     assert min(milliseconds(into)) == 0.25
     assert {record.problem for record in records_in(into)} == {PROBLEM, OTHER}
-    assert upkeep.merge([again], into) == 0
+    assert maintain.merge([again], into) == 0
     with TuningDatabase(into, detect_target()) as database:
         assert len(database.database) == len(known)
 
@@ -331,20 +331,20 @@ def test_merging_refuses_other_targets(folder: Path, tmp_path: Path) -> None:
     with TuningDatabase(tmp_path / "foreign", parse_target(foreign())):
         pass
     with pytest.raises(ValueError, match="required records of"):
-        upkeep.merge([folder, tmp_path / "foreign"], tmp_path / "into")
+        maintain.merge([folder, tmp_path / "foreign"], tmp_path / "into")
     with pytest.raises(ValueError, match="required records of"):
-        upkeep.merge([folder], tmp_path / "foreign")
+        maintain.merge([folder], tmp_path / "foreign")
     with pytest.raises(ValueError, match="required a folder of records"):
-        upkeep.merge([tmp_path / "none"], tmp_path / "into")
+        maintain.merge([tmp_path / "none"], tmp_path / "into")
 
 
 def test_pruning_keeps_the_best_of_each_problem_and_number_of_threads(folder: Path) -> None:
     edit_line(folder, 5, lambda record: record[1].__setitem__(1, [1e10]))  # OTHER has a failure alone
     with (folder / RECORDS).open("ab") as file:
         file.write(b"[0,[[")
-    planned = upkeep.prune(folder, 2, dry_run=True)
+    planned = maintain.prune(folder, 2, dry_run=True)
     assert milliseconds(folder) == [2, 1, 3, 0.5]
-    removed = upkeep.prune(folder, 2)
+    removed = maintain.prune(folder, 2)
     assert removed == planned
     assert [round(record.seconds * 1e3, 6) for record in removed.records] == [3]
     assert (len(removed.workloads), removed.lines) == (1, 2)
@@ -352,17 +352,17 @@ def test_pruning_keeps_the_best_of_each_problem_and_number_of_threads(folder: Pa
     with TuningDatabase(folder, detect_target()) as database:
         assert len(database.database) == 3
     assert len(read_lines(folder)[0]) == len(json.loads((folder / META).read_text(encoding="utf-8"))["workloads"]) == 1
-    assert not upkeep.prune(folder, 2).records
+    assert not maintain.prune(folder, 2).records
 
 
 def test_pruning_renumbers_workloads(folder: Path) -> None:
-    upkeep.prune(folder, 1, is_current=lambda record: record.problem == OTHER)
+    maintain.prune(folder, 1, is_current=lambda record: record.problem == OTHER)
     (record,) = records_in(folder)
     assert (record.problem, record.line) == (OTHER, 1)
     commit_drawn(folder, PROBLEM, (9,))
     assert [record.problem for record in records_in(folder)] == [OTHER, PROBLEM]
     with pytest.raises(ValueError, match="keep: required"):
-        upkeep.prune(folder, 0)
+        maintain.prune(folder, 0)
 
 
 @pytest.mark.parametrize("step", range(5))
@@ -382,7 +382,7 @@ def test_a_rewriting_that_is_cut_short_is_whole_all_the_same(
     with monkeypatch.context() as patch:
         patch.setattr(database.Path, "replace", replace)
         with pytest.raises(KeyboardInterrupt):
-            upkeep.prune(folder, 1, is_current=lambda record: record.problem == OTHER)
+            maintain.prune(folder, 1, is_current=lambda record: record.problem == OTHER)
     expected = [r.digest for r in before if step < 2 or r.problem == OTHER]
     assert [record.digest for record in records_in(folder)] == expected
     with TuningDatabase(folder, detect_target()) as opened:  # goes on where it was

@@ -1,4 +1,4 @@
-"""``tvm-na records``: what was tuned, and its upkeep."""
+"""``tvm-na records``: what was tuned, and its maintain."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tvm_na.tune.remeasure import Outcome
     from tvm_na.tune.verify import Verified
 
-app = typer.Typer(help="The tuning records: what was measured, and their upkeep.", no_args_is_help=True)
+app = typer.Typer(help="The tuning records: what was measured, and their maintain.", no_args_is_help=True)
 
 Folders = Annotated[
     list[Path] | None, typer.Argument(metavar="[FOLDER]...", help="Of records; default: the user's and the shipped.")
@@ -104,7 +104,7 @@ def records_best(folders: Folders = None) -> None:
 
     from tvm_na.cli.common import rows_of
     from tvm_na.measure.timing import format_time
-    from tvm_na.records.select import conditions_in_words
+    from tvm_na.records.select import describe_conditions
 
     where = _folders(folders)
     groups = _groups(where)
@@ -113,7 +113,7 @@ def records_best(folders: Folders = None) -> None:
     out = console()
     for records in groups:
         best = records[0]
-        conditions = conditions_in_words(best.target, best.threads, best.batch)
+        conditions = describe_conditions(best.target, best.threads, best.batch)
         title = f"{best.problem}, {conditions}: {format_time(best.seconds)}"
         out.print(Text(title, style="bold cyan"), soft_wrap=True)
         rows: list[tuple[object, ...]] = [("record", f"{best.digest}, {best.folder}, line {best.line}")]
@@ -162,18 +162,18 @@ def records_prune(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Remove all but the fastest records, and workloads that none is left of."""
-    from tvm_na.records import maintain as upkeep
+    from tvm_na.records import maintain
 
     where = _users(folder)
     is_current = _is_current if stale else lambda record: True
-    removed = upkeep.prune(where, keep, is_current, dry_run=True)
+    removed = maintain.prune(where, keep, is_current, dry_run=True)
     if not (removed.records or removed.workloads or removed.lines):
         typer.echo(f"nothing to remove from {where}")
         return
     if not yes:
         _show_removed(removed, "would be removed")
         typer.confirm(f"Remove them from {where}?", abort=True)
-    _show_removed(upkeep.prune(where, keep, is_current), "removed")
+    _show_removed(maintain.prune(where, keep, is_current), "removed")
 
 
 def _is_current(record: Record) -> bool:
@@ -253,9 +253,9 @@ def _show_verified(results: Sequence[Verified], threshold: float) -> None:
     console().print(f"{len(results)} measured, {bad} wrong, inapplicable or more than {threshold:g} times slower")
 
 
-@app.command("contest")
+@app.command("remeasure")
 @reports_errors
-def records_contest(
+def records_remeasure(
     folder: Folder = None,
     count: Annotated[int, typer.Option(min=1, help="Records of each problem and number of threads.")] = 6,
     keep: Annotated[int, typer.Option(min=1, help="Records that are kept of them.")] = 1,
@@ -270,14 +270,14 @@ def records_contest(
     import statistics
 
     from tvm_na.measure.timing import format_speedup, format_time
-    from tvm_na.tune import remeasure as contest
+    from tvm_na.tune import remeasure
 
     where = _users(folder)
     if not yes:
         typer.confirm(f"Replace all records in {where} by the winners?", abort=True)
     outcomes = []
     try:
-        for outcome in contest.contest(where, count, rounds):
+        for outcome in remeasure.contest(where, count, rounds):
             outcomes.append(outcome)
             default = statistics.median(outcome.default)
             best = format_time(default / outcome.gain)
@@ -288,7 +288,7 @@ def records_contest(
                 warn(failure)
     except RuntimeError as error:
         raise fail(str(error)) from error
-    contest.keep(where, outcomes, keep)
+    remeasure.keep(where, outcomes, keep)
     if output is not None:
         output.write_text(json.dumps([_outcome(o) for o in outcomes], indent=1) + "\n", encoding="utf-8")
     typer.echo(f"{sum(min(keep, len(o.records)) for o in outcomes)} records kept in {where}")

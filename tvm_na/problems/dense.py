@@ -171,7 +171,7 @@ def elements_of(problem: DenseProblem) -> dict[str, int]:
 
 
 def dense_distance(problem: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
-    """How unlike two problems are to a schedule, given by the fields of their JSON; as ``choose.distance``.
+    """How unlike two problems are to a schedule, given by the fields of their JSON; as ``select.distance``.
 
     The window and the channels say how long a sum is and how many tiles share a block of weights.
     """

@@ -38,7 +38,7 @@ def data_files(folder: Path) -> tuple[Path, Path]:
     return (new_workloads if new_workloads.exists() else workloads), new_records
 
 
-def signature(folder: Path) -> tuple[Any, ...]:
+def file_stamp(folder: Path) -> tuple[Any, ...]:
     """What tells whether the folder's records changed: names, sizes, times of its files."""
     found = []
     for name in (META, WORKLOADS, RECORDS, RECORDS + NEW):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tvm_na import fingerprint
 from tvm_na.problems.registry import Problem, problem_from_json
-from tvm_na.records.files import indexes_dir, signature
+from tvm_na.records.files import file_stamp, indexes_dir
 
 if TYPE_CHECKING:
     from tvm_na.records.read import Record
@@ -30,7 +30,7 @@ _KEPT = 2
 #: By problem, as JSON: [[workload, formulation, versions of TVM, [[digest, threads, seconds, line, batch], ...]], ...]
 #: as JSON, of which a start needs one.
 _Index = dict[str, str]
-#: By folder: its signature and its index.
+#: By folder: the stamp of its files, and its index.
 _loaded: dict[Path, tuple[tuple[Any, ...], _Index]] = {}
 _warned: set[tuple[Path, tuple[str, ...]]] = set()
 
@@ -131,7 +131,7 @@ class FolderIndex:
 
 
 def _index(folder: Path, target_name: str) -> _Index:
-    files = signature(folder)
+    files = file_stamp(folder)
     if not files:
         return {}
     if folder in _loaded and _loaded[folder][0] == files:

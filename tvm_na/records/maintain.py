@@ -1,4 +1,4 @@
-"""Upkeep of tuning records: merging folders, pruning one, finding out what a bare JSONDatabase is about.
+"""Maintenance of tuning records: merging folders, pruning one, finding out what a bare JSONDatabase is about.
 
 Each writes all of a folder anew and puts it into place at once; the lines themselves are copied as they are.
 """

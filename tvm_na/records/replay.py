@@ -1,4 +1,4 @@
-"""A tuning record put on a function: replayed on its own problem, or carried over to another (imports TVM).
+"""A tuning record put on a function: replayed on its own problem, or transferred to another (imports TVM).
 
 Records are measured with a batch of 1, since MetaSchedule wants sizes; kernels are built with a symbolic batch.
 No schedule splits the batch, so the trace of the one applies to the other.
@@ -53,7 +53,7 @@ def with_trace(problem: Problem, formulation: str, trace: Any, target: NATarget)
     return _apply_trace(trace, *found, target).mod
 
 
-def carried_over(record: Record, problem: Problem, target: NATarget) -> Any:
+def transferred(record: Record, problem: Problem, target: NATarget) -> Any:
     """The IRModule of ``problem``, scheduled with the decisions of the record of another one.
 
     Raises:

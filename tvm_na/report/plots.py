@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tvm_na.records.select import threads_in_words
+from tvm_na.records.select import describe_threads
 from tvm_na.report.data import ReportData, Task, quality_of
 from tvm_na.report.roofline import Bound
 
@@ -135,10 +135,10 @@ def _curve(panel: Axes, task: Task, color: str) -> None:
         color=color,
         linewidth=1.4,
         drawstyle="steps-post",
-        label=f"best, {threads_in_words(task.threads)}",
+        label=f"best, {describe_threads(task.threads)}",
     )
     if task.default is not None:
-        label = f"default, {threads_in_words(task.threads)}"
+        label = f"default, {describe_threads(task.threads)}"
         panel.axhline(task.default * 1e3, color=color, linewidth=1, linestyle=(0, (4, 3)), label=label)
 
 
@@ -176,7 +176,7 @@ def bounds(bounded: Sequence[tuple[Task, Bound]]) -> Draw:
         axes.scatter(*_coordinates(points, "best"), facecolors=blue, label="best", **dot)
         axes.set_xlim(left=0)
         axes.set_xlabel("time / bound")
-        axes.set_yticks(range(len(bounded)), [f"{task.name}, {threads_in_words(task.threads)}" for task, _ in bounded])
+        axes.set_yticks(range(len(bounded)), [f"{task.name}, {describe_threads(task.threads)}" for task, _ in bounded])
         axes.set_ylim(len(bounded) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         _legend(figure, [axes])
@@ -207,7 +207,7 @@ def predictions(data: ReportData) -> Draw:
                     "markeredgewidth": 0,
                     "color": colors[task.threads],
                 }
-                panel.plot(x, y, "o", label=threads_in_words(task.threads), **style)
+                panel.plot(x, y, "o", label=describe_threads(task.threads), **style)
             said = [quality_of(task).correlation for task in tasks]
             text = ", ".join("unknown" if rho is None else f"{rho:.2f}" for rho in said)
             panel.text(0.04, 0.96, f"\N{GREEK SMALL LETTER RHO} {text}", transform=panel.transAxes, va="top")

@@ -17,11 +17,10 @@ from tvm_na.jit import build
 from tvm_na.measure.local import Conditions, Kernel, Measured, checked_call, plan, stopwatch
 from tvm_na.problems.registry import Problem
 from tvm_na.records.files import read_lines
-from tvm_na.records.index import ref_of
 from tvm_na.records.maintain import best_of
 from tvm_na.records.read import Record, read_meta, records_in, workload_hash
 from tvm_na.records.rejections import InapplicableError
-from tvm_na.records.select import Chosen
+from tvm_na.records.select import Selection
 from tvm_na.records.write import replace_files, write_meta, writing
 from tvm_na.reference.case import WrongNumbers
 from tvm_na.targets.target import NATarget, parse_target
@@ -97,7 +96,7 @@ def _measured(records: Sequence[Record], target: NATarget, conditions: Condition
     calls, failures = {"default": _call(default, batch, conditions, formulation)}, []
     for record in records:
         try:
-            kernel = build.kernel_with(Chosen("record", ref_of(record, shipped=False), "in a contest"), problem, target)
+            kernel = build.kernel_with(Selection.of(record, "to be measured again"), problem, target)
             calls[record.digest] = _call(kernel, batch, conditions, record.formulation)
         except (InapplicableError, ValueError) as error:
             failures.append(f"{record.digest}: {error}")
@@ -140,7 +139,7 @@ def _samples(
 
 
 def keep(folder: Path, outcomes: Sequence[Outcome], count: int) -> None:
-    """Leave only the ``count`` fastest records of each outcome in ``folder``, with the times of the contest.
+    """Leave only the ``count`` fastest records of each outcome in ``folder``, with these times.
 
     Raises:
         ValueError: there is no meta.json, or another process writes to the folder.

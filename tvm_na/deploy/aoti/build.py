@@ -23,7 +23,7 @@ def build(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
     program = export_model(request.model, request.example, request.batch)
     attentions = attentions_of(program)
     problems = list(dict.fromkeys(attention.problem for attention in attentions))
-    chosen = kernels.compile_objects(
+    selections = kernels.compile_objects(
         problems,
         request.target,
         scratch,
@@ -43,6 +43,6 @@ def build(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
         "requires": {"torch": torch_interface(torch.__version__)},
         "problems": [
             {"problem": asdict(problem), "text": str(problem), "layers": calls[problem], "schedule": str(schedule)}
-            for problem, schedule in zip(problems, chosen, strict=True)
+            for problem, schedule in zip(problems, selections, strict=True)
         ],
     }

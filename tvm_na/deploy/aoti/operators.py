@@ -11,7 +11,7 @@ from typing import Any
 from tvm_na.jit import build, openmp, runtime
 from tvm_na.ops import launch as launchers
 from tvm_na.problems.attention import NAProblem
-from tvm_na.records.select import Chosen, InapplicableError
+from tvm_na.records.select import InapplicableError, Selection
 from tvm_na.targets.target import NATarget
 from tvm_na.te import ENTRY
 
@@ -30,7 +30,7 @@ def compile_objects(
     folder: Path,
     records: str | None = None,
     report: Callable[[NAProblem], None] | None = None,
-) -> list[Chosen]:
+) -> list[Selection]:
     """Compile the kernel of each problem into ``folder`` as an object file, numbered in their order.
 
     Args:
@@ -47,7 +47,7 @@ def compile_objects(
         NotImplementedError: a problem has no kernel on the target.
         ValueError: a sample of a problem is too large.
     """
-    chosen = []
+    selections = []
     for number, problem in enumerate(problems):
         if report is not None:
             report(problem)
@@ -55,20 +55,20 @@ def compile_objects(
             raise NotImplementedError(f"no kernel for {problem}: {build.unsupported(problem, target)}")
         if launchers.largest_batch(problem) == 0:
             raise ValueError(f"model: required fewer than 2^31 elements per sample, got {problem}")
-        chosen.append(_compile_object(problem, target, f"na_{number}", folder / f"kernel_{number}.o", records))
-    return chosen
+        selections.append(_compile_object(problem, target, f"na_{number}", folder / f"kernel_{number}.o", records))
+    return selections
 
 
-def _compile_object(problem: NAProblem, target: NATarget, name: str, file: Path, records: str | None) -> Chosen:
-    def compile_(chosen: Chosen) -> Chosen:
-        module, _ = build.scheduled_module(problem, target, chosen)
+def _compile_object(problem: NAProblem, target: NATarget, name: str, file: Path, records: str | None) -> Selection:
+    def compile_(selection: Selection) -> Selection:
+        module, _ = build.scheduled_module(problem, target, selection)
         try:
             _write_object(module, target, name, file)
         except Exception as error:  # TVM's errors have no class in common
-            if chosen.record is None:
+            if selection.record is None:
                 raise
             raise InapplicableError(f"TVM cannot compile it: {type(error).__name__}: {error}") from error
-        return chosen
+        return selection
 
     return build.with_a_schedule(problem, target, records, compile_)
 

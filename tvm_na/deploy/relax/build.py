@@ -54,8 +54,8 @@ def build(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
 
 def untuned_kernels(kernels: list[Kernel]) -> list[str]:
     """The problems whose kernels have the default schedule."""
-    chosen = ((kernel.text, kernel.chosen) for kernel in kernels)
-    return [text for text, schedule in chosen if schedule is not None and schedule.record is None]
+    schedules = ((kernel.text, kernel.selection) for kernel in kernels)
+    return [text for text, schedule in schedules if schedule is not None and schedule.record is None]
 
 
 def in_words(untuned: list[str], kernels: int) -> str:
@@ -68,4 +68,4 @@ def in_words(untuned: list[str], kernels: int) -> str:
 def _describe(kernel: Kernel) -> dict[str, Any]:
     assert kernel.problem is not None
     fields = asdict(kernel.problem)
-    return {"problem": fields, "text": kernel.text, "layers": kernel.calls, "schedule": str(kernel.chosen)}
+    return {"problem": fields, "text": kernel.text, "layers": kernel.calls, "schedule": str(kernel.selection)}
