@@ -24,7 +24,8 @@ from tvm_na.cli.tune import parse_duration, parse_size
 from tvm_na.cli.tune_progress import in_words, observer, print_summary, progress_line
 from tvm_na.measure.rpc_devices import Farm
 from tvm_na.problems.attention import NAProblem
-from tvm_na.records.read import records_in, user_folder
+from tvm_na.records.files import user_folder
+from tvm_na.records.read import records_in
 from tvm_na.targets.target import detect_target
 from tvm_na.tune.run import TuneResult
 from tvm_na.tune.state import FormulationState, ProblemState, TuneState

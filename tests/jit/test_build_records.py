@@ -289,7 +289,7 @@ def test_a_formulation_that_is_gone_gives_way_to_the_default(user: Path, caplog:
     kernel = build.kernel_for(PROBLEM)
     assert kernel.schedule.kind == "default"
     assert is_right(kernel)
-    assert "no longer offered" in caplog.text
+    assert "has no formulation" in caplog.text
     caplog.clear()
     kernel = build.kernel_for(NEAR)  # that others cannot be transferred is nothing to warn of
     assert kernel.schedule.kind == "default"
@@ -350,7 +350,7 @@ def test_a_record_that_is_removed_meanwhile(user: Path, monkeypatch: pytest.Monk
     another_process(monkeypatch)
     cache.clear()
     (user / RECORDS).write_text("".join(line for line in lines if "0.001" not in line), encoding="utf-8")
-    with pytest.raises(select.InapplicableError, match="no more") as caught:
+    with pytest.raises(rejections.InapplicableError, match="no more") as caught:
         build.kernel_with(found, PROBLEM, NATIVE)
     assert not caught.value.lasting
 

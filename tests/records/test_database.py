@@ -20,8 +20,9 @@ from tvm_na import fingerprint
 from tvm_na.problems.attention import NAProblem
 from tvm_na.records import maintain
 from tvm_na.records import write as database
-from tvm_na.records.files import META, RECORDS, WORKLOADS, data_files, read_lines
-from tvm_na.records.write import TuningDatabase, records_in, shipped_folder, structural_hash, user_folder
+from tvm_na.records.files import META, RECORDS, WORKLOADS, data_files, read_lines, shipped_folder, user_folder
+from tvm_na.records.read import records_in
+from tvm_na.records.write import TuningDatabase, structural_hash
 from tvm_na.targets.target import detect_target, list_targets, parse_target
 
 ROOT = Path(__file__).parents[2]
@@ -98,7 +99,7 @@ def test_reading_needs_no_tvm(folder: Path) -> None:
     code = f"""
         import sys
         from pathlib import Path
-        from tvm_na.records.write import records_in
+        from tvm_na.records.read import records_in
         print(len(records_in(Path({str(folder)!r}))))
         assert not {{"tvm", "tvm_ffi", "torch"}} & set(sys.modules)
     """

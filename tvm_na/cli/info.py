@@ -105,7 +105,8 @@ def _kernels() -> Rows:
 
 def _records() -> Rows:
     from tvm_na.jit.build import current_target
-    from tvm_na.records.read import records_in, shipped_folder, user_folder
+    from tvm_na.records.files import shipped_folder, user_folder
+    from tvm_na.records.read import records_in
 
     name, rows = current_target().name, []
     for whose, folder in (("user's", user_folder(name)), ("shipped", shipped_folder(name))):

@@ -29,7 +29,7 @@ def _folders(given: Sequence[Path] | None) -> list[Path]:
     """Existing folders: those that were given, or the user's and the shipped one, as far as TVM_NA_RECORDS has them."""
     from tvm_na import settings
     from tvm_na.jit.build import current_target
-    from tvm_na.records.read import shipped_folder, user_folder
+    from tvm_na.records.files import shipped_folder, user_folder
 
     if given:
         for folder in given:
@@ -44,7 +44,7 @@ def _folders(given: Sequence[Path] | None) -> list[Path]:
 def _users(given: Path | None) -> Path:
     """One existing folder: the one that was given, or the user's."""
     from tvm_na.jit.build import current_target
-    from tvm_na.records.read import user_folder
+    from tvm_na.records.files import user_folder
 
     return _folders([user_folder(current_target().name) if given is None else given])[0]
 
@@ -123,8 +123,8 @@ def records_best(folders: Folders = None) -> None:
 
 
 def _in_words(record: Record) -> list[str]:
+    from tvm_na.records.rejections import InapplicableError
     from tvm_na.records.replay import decisions_of
-    from tvm_na.records.select import InapplicableError
     from tvm_na.schedules.describe import formulation_in_words, in_words
     from tvm_na.targets.target import parse_target
 

@@ -45,7 +45,7 @@ def report(
 def _users(target: str | None) -> Path:
     """The folder of the user's records of a target; ValueError, with a hint, if there is none."""
     from tvm_na import settings
-    from tvm_na.records.read import shipped_folder, user_folder
+    from tvm_na.records.files import shipped_folder, user_folder
     from tvm_na.targets.target import parse_target
 
     name = parse_target(target or settings.target_name()).name

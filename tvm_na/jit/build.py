@@ -13,7 +13,8 @@ from tvm_na.jit import cache, openmp, runtime
 from tvm_na.problems.dense import DenseProblem
 from tvm_na.problems.registry import Problem
 from tvm_na.problems.unfused import UnfusedProblem
-from tvm_na.records.select import InapplicableError, Selection, reject, select
+from tvm_na.records.rejections import InapplicableError
+from tvm_na.records.select import Selection, reject, select
 from tvm_na.targets.target import NATarget, check_runs_here, detect_cuda_target, detect_target, parse_target
 from tvm_na.te import ENTRY
 

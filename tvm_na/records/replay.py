@@ -11,7 +11,7 @@ from typing import Any
 
 from tvm_na.problems.registry import Problem, problem_from_json
 from tvm_na.records.read import Record
-from tvm_na.records.select import InapplicableError
+from tvm_na.records.rejections import InapplicableError, Scope
 from tvm_na.records.write import structural_hash
 from tvm_na.schedules import SearchSpace, spaces_for
 from tvm_na.schedules.base import Choice, Plan, Scheduled, choices_of, structure_of
@@ -30,9 +30,7 @@ def replayed(record: Record, problem: Problem, target: NATarget) -> Any:
         InapplicableError: the expression is another than the one that was measured, or the trace fails.
     """
     _measured(record, problem, target)
-    found = _with_formulation(record.formulation, problem, target, None)
-    assert found is not None, "formulations depend on the batch"
-    return _apply_trace(record.trace, *found, target).mod
+    return with_trace(problem, record.formulation, record.trace, target)
 
 
 def with_trace(problem: Problem, formulation: str, trace: Any, target: NATarget) -> Any:
@@ -47,10 +45,7 @@ def with_trace(problem: Problem, formulation: str, trace: Any, target: NATarget)
     Raises:
         InapplicableError: there is no such formulation, or the trace fails.
     """
-    found = _with_formulation(formulation, problem, target, None)
-    if found is None:
-        raise InapplicableError(f"{problem} has no formulation {formulation}", "formulation")
-    return _apply_trace(trace, *found, target).mod
+    return _apply_trace(trace, *_with_formulation(formulation, problem, target, None), target).mod
 
 
 def transferred(record: Record, problem: Problem, target: NATarget) -> Any:
@@ -60,10 +55,7 @@ def transferred(record: Record, problem: Problem, target: NATarget) -> Any:
         InapplicableError: its formulation or structure is none of those of ``problem``, or it does not apply to
             its own problem.
     """
-    found = _with_formulation(record.formulation, problem, target, None)
-    if found is None:
-        raise InapplicableError(f"{problem} has no formulation {record.formulation}", "formulation")
-    space, func = found
+    space, func = _with_formulation(record.formulation, problem, target, None)
     structure, choices = decisions_of(record, target)
     if structure not in space.structures(func, target):
         raise InapplicableError(f"{problem} has no structure {structure!r}")
@@ -101,24 +93,22 @@ def _formulations(space: SearchSpace, problem: Problem, target: NATarget, batch:
 
 
 def _with_formulation(
-    formulation: str, problem: Problem, target: NATarget, batch: int | None
-) -> tuple[SearchSpace, Any] | None:
-    """The PrimFunc of ``problem`` with a formulation, and its space."""
+    formulation: str, problem: Problem, target: NATarget, batch: int | None, scope: Scope = "formulation"
+) -> tuple[SearchSpace, Any]:
+    """The PrimFunc of ``problem`` with a formulation, and its space; InapplicableError of ``scope`` if it has none."""
     for space in spaces_for(problem, target):
         for func in _formulations(space, problem, target, batch):
             if formulation_of(func) == formulation:
                 return space, func
-    return None
+    raise InapplicableError(f"{problem} has no formulation {formulation}", scope)
 
 
 def _measured(record: Record, problem: Problem, target: NATarget) -> tuple[SearchSpace, Any]:
     """The space and the PrimFunc that a record was measured with."""
-    found = _with_formulation(record.formulation, problem, target, 1)
-    if found is None:
-        raise InapplicableError(f"its formulation is no longer offered: {record.formulation}", "workload")
-    if structural_hash(_module(found[1])) != record.workload:
+    space, func = _with_formulation(record.formulation, problem, target, 1, "workload")
+    if structural_hash(_module(func)) != record.workload:
         raise InapplicableError("the expression has changed since it was measured", "workload")
-    return found
+    return space, func
 
 
 def _applied(space: SearchSpace, func: Any, target: NATarget, plan: Plan) -> Scheduled:
@@ -149,10 +139,9 @@ def _apply_trace(trace: Any, space: SearchSpace, func: Any, target: NATarget) ->
 
 @functools.lru_cache(maxsize=64)
 def _make_tensor_instructions(space: SearchSpace, formulation: str, problem: str, target: NATarget) -> None:
-    found = _with_formulation(formulation, problem_from_json(problem), target, 1)
-    assert found is not None, "a function of a space is one of its formulations"
-    for structure in space.structures(found[1], target):
-        space.apply(found[1], target, Plan(structure))
+    _, func = _with_formulation(formulation, problem_from_json(problem), target, 1)
+    for structure in space.structures(func, target):
+        space.apply(func, target, Plan(structure))
 
 
 def _tried(function: Any, *arguments: Any) -> Any:
@@ -160,9 +149,9 @@ def _tried(function: Any, *arguments: Any) -> Any:
     try:
         return function(*arguments)
     except Exception as error:
-        raise InapplicableError(f"{type(error).__name__}: {_first_line(error)}") from error
+        raise InapplicableError(f"{type(error).__name__}: {_last_line(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
+def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else "no message"

@@ -22,8 +22,6 @@ from tvm_na.targets.target import NATarget
 if TYPE_CHECKING:
     from tvm_na.records.read import Record
 
-__all__ = ["InapplicableError", "Selection", "candidates", "distance", "reject", "select"]
-
 #: The largest :func:`distance` at which a record is transferred.
 FARTHEST = 6.0
 

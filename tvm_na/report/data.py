@@ -257,8 +257,8 @@ def default_point(problem: Problem, target: NATarget) -> tuple[object, ...] | No
 
 def schedule_in_words(record: Record) -> str:
     """The schedule of a record, in words (imports TVM)."""
+    from tvm_na.records.rejections import InapplicableError
     from tvm_na.records.replay import decisions_of
-    from tvm_na.records.select import InapplicableError
     from tvm_na.schedules.describe import formulation_in_words, in_words
 
     try:

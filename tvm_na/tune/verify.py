@@ -16,7 +16,8 @@ from tvm_na.measure.devices import Here
 from tvm_na.measure.worker_pool import Last
 from tvm_na.records.maintain import best_of
 from tvm_na.records.read import Record
-from tvm_na.records.select import InapplicableError, Selection
+from tvm_na.records.rejections import InapplicableError
+from tvm_na.records.select import Selection
 from tvm_na.targets.target import NATarget, parse_target
 
 

@@ -11,7 +11,8 @@ from typing import Any
 from tvm_na.jit import build, openmp, runtime
 from tvm_na.ops import launch as launchers
 from tvm_na.problems.attention import NAProblem
-from tvm_na.records.select import InapplicableError, Selection
+from tvm_na.records.rejections import InapplicableError
+from tvm_na.records.select import Selection
 from tvm_na.targets.target import NATarget
 from tvm_na.te import ENTRY
 
