@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from tvm_na import __version__
 from tvm_na.cli import app
-from tvm_na.cli import run as cli_run
+from tvm_na.cli.classifiers import read_labels
 from tvm_na.jit import build, openmp
 from tvm_na.models import create_model, registry
 
@@ -252,7 +252,7 @@ def test_bench_model_refuses_wrong_logits(monkeypatch):
 
 def test_labels_keep_order_and_spaces_inside(tmp_path):
     (tmp_path / "labels.txt").write_text("a cat\r\n dog \nçà\n", encoding="utf-8")
-    assert cli_run.read_labels(tmp_path / "labels.txt") == ["a cat", "dog", "çà"]
+    assert read_labels(tmp_path / "labels.txt") == ("a cat", "dog", "çà")
 
 
 def test_cache_listing_is_sorted(monkeypatch):

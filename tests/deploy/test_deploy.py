@@ -359,8 +359,8 @@ def test_run_and_bench_take_an_artifact(made, photo, tmp_path) -> None:
     [
         (("--weights", "w.pth"), "weights: required"),
         (("--backend", "reference"), "backend: required"),
-        (("--input-size", 64), "input-size: required"),
-        (("--num-classes", 3), "num-classes: required"),
+        (("--input-size", 64), "input_size: required"),
+        (("--num-classes", 3), "num_classes: required"),
     ],
 )
 def test_run_refuses_options_of_models(made, photo, options, says) -> None:
@@ -370,10 +370,10 @@ def test_run_refuses_options_of_models(made, photo, options, says) -> None:
 def test_run_says_what_is_wrong(made, copy, photo, tmp_path) -> None:
     (tmp_path / "labels.txt").write_text("cat\ndog\n")
     labels = invoke("run", made[0], photo, "--labels", tmp_path / "labels.txt", code=2).stderr
-    assert f"required {CLASSES} labels" in labels
+    assert f"labels: required {CLASSES}, one per class, got 2" in labels
     assert "required an existing folder" in invoke("run", tmp_path / "no.artifact", photo, code=2).stderr
     edit(copy, preprocessing=None)
-    assert "required a classifier" in invoke("run", copy, photo, code=2).stderr
+    assert "required one that knows its preprocessing" in invoke("run", copy, photo, code=2).stderr
 
 
 def test_random_weights_are_said(copy, photo) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tvm_na.cli import options
 from tvm_na.cli.common import console, own_size, reports_errors, rows_of, size_of
 
 Rows = Sequence[tuple[object, ...]]
@@ -17,9 +18,7 @@ def info(
     model: Annotated[
         str | None, typer.Option(help="Show only which schedule each problem of this model gets, and why.")
     ] = None,
-    input_size: Annotated[
-        int | None, typer.Option(min=32, help="Height and width of the model's image in pixels; its own if not given.")
-    ] = None,
+    input_size: options.InputSize = None,
     training: Annotated[
         bool, typer.Option("--training", help="The problems of the model's training, with those of gradients.")
     ] = False,

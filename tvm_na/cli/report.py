@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tvm_na.cli.common import console, fail, reports_errors
+from tvm_na.cli.common import console, reports_errors, say
 
 
 @reports_errors
@@ -24,20 +24,16 @@ def report(
 
     The page needs nothing beside it; its pictures are also written as files.
     """
-    from tvm_na.report.page import check_packages, write_report
+    from tvm_na.report.page import write_report
 
     if target is not None and records is not None:
         raise ValueError(f"target: required without --records, got {target} and {records}")
     folder = _users(target) if records is None else records
     if not folder.is_dir():
         raise FileNotFoundError(f"records: required an existing folder, got {folder}")
-    try:
-        check_packages()
-    except RuntimeError as error:
-        raise fail(str(error)) from error
     with console().status("measuring and drawing" if measure else "drawing"):
         page = write_report(folder, output, measure)
-    console().print(f"written: {page}", markup=False, soft_wrap=True)
+    say(f"written: {page}")
     if open_page:
         typer.launch(str(page))
 

@@ -15,7 +15,7 @@ from tvm_na.records.rejections import InapplicableError, Scope
 from tvm_na.records.write import structural_hash
 from tvm_na.schedules import SearchSpace, spaces_for
 from tvm_na.schedules.base import Choice, Plan, Scheduled, choices_of, structure_of
-from tvm_na.targets.target import NATarget
+from tvm_na.targets.target import NATarget, parse_target
 
 
 def formulation_of(func: Any) -> str:
@@ -75,6 +75,17 @@ def decisions_of(record: Record, target: NATarget) -> tuple[str, tuple[Choice, .
     if structure is None or structure not in space.structures(func, target):
         raise InapplicableError(f"the search space has no structure {structure!r}")
     return structure, _tried(choices_of, trace, _applied(space, func, target, Plan(structure)))
+
+
+def describe_record(record: Record) -> str:
+    """What people read of a record's schedule; where it no longer applies, of its formulation, and why not."""
+    from tvm_na.schedules.describe import formulation_in_words, in_words
+
+    try:
+        structure, choices = decisions_of(record, parse_target(record.target))
+    except InapplicableError as error:
+        return f"{formulation_in_words(record.formulation)}; it no longer applies: {error}"
+    return in_words(record.formulation, structure, choices)
 
 
 def workloads_of(problem: Problem, target: NATarget) -> dict[str, str]:

@@ -13,12 +13,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tvm_na.problems.backward import BackwardProblem
 from tvm_na.problems.registry import Problem, problem_from_json
 from tvm_na.problems.unfused import UnfusedProblem
 from tvm_na.records.read import Record, read_meta, records_in
-from tvm_na.report.ranking import found_of_best, spearman
 from tvm_na.targets.target import NATarget, parse_target
+from tvm_na.tune.tasks import formulations_of
 from tvm_na.tune.trial_log import JOURNAL, Trial, point, trials_in
 
 _log = logging.getLogger(__name__)
@@ -243,29 +245,12 @@ def _trials(folder: Path) -> list[tuple[Problem, Trial]]:
 
 def default_point(problem: Problem, target: NATarget) -> tuple[object, ...] | None:
     """The point that a problem gets without records; None if no space serves it."""
-    from tvm_na.schedules import spaces_for
-    from tvm_na.schedules.base import Plan
-
-    for space in spaces_for(problem, target)[:1]:
-        func = space.formulations(problem, target, 1)[0]
-        scheduled = space.apply(func, target, Plan())
-        if scheduled is not None:
-            choices = {choice.name: choice.value for choice in scheduled.choices}
-            return point(str(func.attrs["tvm_na.formulation"]), scheduled.structure, choices)
-    return None
-
-
-def schedule_in_words(record: Record) -> str:
-    """The schedule of a record, in words (imports TVM)."""
-    from tvm_na.records.rejections import InapplicableError
-    from tvm_na.records.replay import decisions_of
-    from tvm_na.schedules.describe import formulation_in_words, in_words
-
     try:
-        structure, choices = decisions_of(record, parse_target(record.target))
-    except InapplicableError as error:
-        return f"{formulation_in_words(record.formulation)}; it no longer applies: {error}"
-    return in_words(record.formulation, structure, choices)
+        formulation = formulations_of(problem, target)[0]
+    except ValueError:
+        return None
+    choices = {choice.name: choice.value for choice in formulation.default.choices}
+    return point(formulation.text, formulation.default.structure, choices)
 
 
 def short_names(problems: Sequence[Problem]) -> tuple[list[str], str]:
@@ -285,3 +270,46 @@ def _parts(problem: Problem) -> list[str]:
     if isinstance(problem, UnfusedProblem):
         return [problem.kind, *_parts(problem.forward)]
     return re.findall(r"(?:heads|kv|dim|k|stride|dil|causal|channels|pad) \S+|\S+", str(problem))
+
+
+def ranks(values: Sequence[float]) -> np.ndarray:
+    """Ranks from 0, the smallest first; equal values share the mean of their ranks."""
+    _, inverse, counts = np.unique(np.asarray(values, "float64"), return_inverse=True, return_counts=True)
+    last = np.cumsum(counts) - 1
+    return (last - (counts - 1) / 2)[inverse]
+
+
+def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Spearman's rank correlation, from -1 to 1; None for fewer than two pairs, or where one side is constant.
+
+    Raises:
+        ValueError: there are not as many of the one as of the other.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"b: required {len(a)} values, as a has, got {len(b)}")
+    if len(set(a)) < 2 or len(set(b)) < 2:
+        return None
+    return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
+
+
+def found_of_best(predicted: Sequence[float], measured: Sequence[float], share: float) -> tuple[int, int]:
+    """How many of the best by measurement are among as many of the best by prediction, and how many that are.
+
+    Args:
+        predicted: Higher is better.
+        measured: Higher is better.
+        share: The part that counts as the best; at least one does, if there is any.
+
+    Raises:
+        ValueError: there are not as many of the one as of the other, or ``share`` is not in (0, 1].
+    """
+    if len(predicted) != len(measured):
+        raise ValueError(f"measured: required {len(predicted)} values, as predicted has, got {len(measured)}")
+    if not 0 < share <= 1:
+        raise ValueError(f"share: required a number in (0, 1], got {share}")
+    count = min(len(measured), max(1, math.ceil(share * len(measured))))
+
+    def best(values: Sequence[float]) -> set[int]:
+        return set(sorted(range(len(values)), key=lambda i: -values[i])[:count])
+
+    return len(best(predicted) & best(measured)), count

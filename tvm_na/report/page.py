@@ -11,8 +11,9 @@ from typing import Any
 
 from tvm_na import settings
 from tvm_na.measure.timing import versions
+from tvm_na.records.replay import describe_record
 from tvm_na.records.write import now
-from tvm_na.report.data import BEST_SHARE, MIN_PREDICTED, ReportData, Task, load, quality_of, schedule_in_words
+from tvm_na.report.data import BEST_SHARE, MIN_PREDICTED, ReportData, Task, load, quality_of
 from tvm_na.report.roofline import Bound, Rates, bound_of, measure_rates
 from tvm_na.targets.target import cpu_name
 
@@ -131,8 +132,7 @@ def page_of(data: ReportData, rates: Rates | str, out: Path) -> str:
         draw = plots.predictions(data)
         pictures["predictions"] = _picture("predictions.png", "Predicted score and measured time", draw, out)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    filters = {"ms": _ms, "seconds": _seconds, "times": _times, "giga": _giga, "percent": _percent, "minute": _minute}
-    environment.filters |= filters
+    environment.filters |= _FILTERS
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         data=data,
         rates=rates,
@@ -144,7 +144,7 @@ def page_of(data: ReportData, rates: Rates | str, out: Path) -> str:
         quality=[(task, quality_of(task)) for task in data.tasks if task.predictions],
         best_share=BEST_SHARE,
         min_predicted=MIN_PREDICTED,
-        words=[(task, schedule_in_words(task.best)) for task in data.tasks if task.best],
+        schedules=[(task, describe_record(task.best)) for task in data.tasks if task.best],
         sessions=[_session(facts) for facts in data.sessions],
         versions=versions(),
         date=now(),
@@ -176,13 +176,9 @@ def _session(facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _ms(seconds: float | None) -> str:
-    """Milliseconds without their unit, all with as many decimals; a dash for None."""
-    return _NONE if seconds is None else f"{seconds * 1e3:.4f}"
-
-
-def _seconds(seconds: float | None) -> str:
-    return _NONE if seconds is None else f"{seconds:.1f}"
+def _or_dash(form: str, unit: float = 1.0) -> Callable[[float | None], str]:
+    """How to write a number, in multiples of ``unit``; a dash for None."""
+    return lambda number: _NONE if number is None else form.format(number / unit)
 
 
 def _minute(date: str) -> str:
@@ -190,13 +186,12 @@ def _minute(date: str) -> str:
     return f"{date[:16].replace('T', ' ')} UTC" if date else _NONE
 
 
-def _times(ratio: float | None) -> str:
-    return _NONE if ratio is None else f"{ratio:.2f}"
-
-
-def _giga(number: float) -> str:
-    return f"{number / 1e9:.1f}"
-
-
-def _percent(part: float | None) -> str:
-    return _NONE if part is None else f"{part:.0%}"
+# All times of a table have as many decimals.
+_FILTERS = {
+    "ms": _or_dash("{:.4f}", 1e-3),
+    "seconds": _or_dash("{:.1f}"),
+    "times": _or_dash("{:.2f}"),
+    "giga": _or_dash("{:.1f}", 1e9),
+    "percent": _or_dash("{:.0%}"),
+    "minute": _minute,
+}
