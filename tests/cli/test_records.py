@@ -10,18 +10,10 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("typer")
-
-from typer.testing import CliRunner
-
+from tests.cli.invoking import TINY, error_of, invoke
 from tests.records.tuned import commit_drawn, edit_line, edit_meta
-from tvm_na.cli import app
-from tvm_na.jit import build
 from tvm_na.measure import local as measure
-from tvm_na.models import registry
 from tvm_na.problems.attention import NAProblem
-from tvm_na.records import index as record_index
-from tvm_na.records import rejections
 from tvm_na.records.files import META
 from tvm_na.records.read import records_in
 from tvm_na.reference import case
@@ -31,7 +23,6 @@ from tvm_na.tune import verify
 PROBLEM = NAProblem.make((9, 9), 3, 1, 8)
 OTHER = NAProblem.make((9, 9), 3, 1, 8, bias=True)
 NATIVE = detect_target().name
-TINY = registry.ModelSpec("tiny_for_records", 8, (1, 1), (1, 2), 2.0, 0.0, parameters=0, kernel_size=3)
 
 
 @pytest.fixture(scope="module")
@@ -42,36 +33,14 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TVM_NA_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("TVM_NA_RECORDS_DIR", str(tmp_path / "user"))
-    monkeypatch.setenv("TVM_NA_RECORDS", "user")
-    monkeypatch.setenv("COLUMNS", "250")
-    monkeypatch.setitem(registry.SPECS, TINY.name, TINY)
-    for owner, name in ((build, "_kernels"), (rejections, "_rejected"), (record_index, "_loaded")):
-        monkeypatch.setattr(owner, name, {})
-
-
 @pytest.fixture
 def user(original: Path, tmp_path: Path) -> Path:
     """The user's folder, which commands take by themselves."""
     return Path(shutil.copytree(original, tmp_path / "user" / NATIVE))
 
 
-def invoke(*arguments: object, code: int = 0, stdin: str | None = None) -> Any:
-    result = CliRunner().invoke(app, [str(a) for a in arguments], input=stdin)
-    assert result.exit_code == code, result.output + repr(result.exception)
-    return result
-
-
-def records(*arguments: object, code: int = 0, stdin: str | None = None) -> str:
-    return str(invoke("records", *arguments, code=code, stdin=stdin).stdout)
-
-
-def error_of(*arguments: object) -> str:
-    (line,) = [x for x in invoke("records", *arguments, code=2).stderr.splitlines() if x.startswith("error: ")]
-    return line.removeprefix("error: ")
+def records(*arguments: object, code: int = 0) -> str:
+    return invoke("records", *arguments, code=code).stdout
 
 
 # --- looking
@@ -90,8 +59,8 @@ def test_without_records(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for command in ("ls", "best", "verify"):
         assert records(command, tmp_path / "empty").startswith("no tuning records in ")
-    assert error_of("ls", tmp_path / "none").startswith("records: required an existing folder")
-    assert error_of("prune").startswith("records: required an existing folder")
+    assert error_of("records", "ls", tmp_path / "none").startswith("records: required an existing folder")
+    assert error_of("records", "prune").startswith("records: required an existing folder")
 
 
 def test_best_tells_the_schedule_in_words(user: Path) -> None:
@@ -122,7 +91,7 @@ def test_info_shows_folders_and_counts(user: Path) -> None:
     assert re.search(r"TVM_NA_RECORDS +user", out)
 
 
-def test_info_shows_the_schedules_of_a_model(user: Path) -> None:
+def test_info_shows_the_schedules_of_a_model(user: Path, cache: Path) -> None:
     from tvm_na.models import create_model, problems_of
 
     first, *others = problems_of(create_model(TINY.name), 36)
@@ -145,7 +114,7 @@ def test_merge(user: Path, tmp_path: Path) -> None:
     assert records("merge", user, "--into", into) == f"0 records added to {into}\n"
     assert {r.digest for r in records_in(into)} == {r.digest for r in records_in(user)}
     (user / META).unlink()
-    assert "tvm-na records repair" in error_of("merge", user, "--into", into)
+    assert "tvm-na records repair" in error_of("records", "merge", user, "--into", into)
 
 
 def test_prune_asks(user: Path) -> None:
@@ -239,7 +208,9 @@ def test_verify_refuses_another_target(user: Path) -> None:
 
     for line in range(1, 5):
         edit_line(user, line, move)
-    assert error_of("verify").startswith(f"records: required records of {NATIVE} to measure here, got {other.name}")
+    assert error_of("records", "verify").startswith(
+        f"records: required records of {NATIVE} to measure here, got {other.name}"
+    )
 
 
 def test_verify_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
