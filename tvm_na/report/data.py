@@ -280,13 +280,7 @@ def ranks(values: Sequence[float]) -> np.ndarray:
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Spearman's rank correlation, from -1 to 1; None for fewer than two pairs, or where one side is constant.
-
-    Raises:
-        ValueError: there are not as many of the one as of the other.
-    """
-    if len(a) != len(b):
-        raise ValueError(f"b: required {len(a)} values, as a has, got {len(b)}")
+    """Spearman's rank correlation of as many values, from -1 to 1; None where one side has no two of them."""
     if len(set(a)) < 2 or len(set(b)) < 2:
         return None
     return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
@@ -295,18 +289,8 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
 def found_of_best(predicted: Sequence[float], measured: Sequence[float], share: float) -> tuple[int, int]:
     """How many of the best by measurement are among as many of the best by prediction, and how many that are.
 
-    Args:
-        predicted: Higher is better.
-        measured: Higher is better.
-        share: The part that counts as the best; at least one does, if there is any.
-
-    Raises:
-        ValueError: there are not as many of the one as of the other, or ``share`` is not in (0, 1].
+    Higher is better. A ``share`` in (0, 1] counts as the best; at least one does, if there is any.
     """
-    if len(predicted) != len(measured):
-        raise ValueError(f"measured: required {len(predicted)} values, as predicted has, got {len(measured)}")
-    if not 0 < share <= 1:
-        raise ValueError(f"share: required a number in (0, 1], got {share}")
     count = min(len(measured), max(1, math.ceil(share * len(measured))))
 
     def best(values: Sequence[float]) -> set[int]:

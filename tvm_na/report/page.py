@@ -6,6 +6,7 @@ import base64
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from tvm_na import settings
 from tvm_na.measure.timing import versions
 from tvm_na.records.replay import describe_record
 from tvm_na.records.write import now
+from tvm_na.report import plots
 from tvm_na.report.data import BEST_SHARE, MIN_PREDICTED, ReportData, Task, load, quality_of
+from tvm_na.report.plots import DARK, LIGHT, Draw
 from tvm_na.report.roofline import Bound, Rates, bound_of, measure_rates
 from tvm_na.targets.target import cpu_name
 
@@ -28,12 +31,10 @@ class Picture:
     """A picture of the page.
 
     Attributes:
-        file: The name of its PNG file.
         alt: What it shows, for who cannot see it.
         light, dark: As data URIs.
     """
 
-    file: str
     alt: str
     light: str
     dark: str
@@ -121,22 +122,19 @@ def page_of(data: ReportData, rates: Rates | str, out: Path) -> str:
     """The page, of what :func:`rates_for` gave; writes the pictures into ``out``."""
     from jinja2 import Environment, StrictUndefined
 
-    from tvm_na.report import plots
-
     incomparable = rates if isinstance(rates, str) else None
     bounded = [] if isinstance(rates, str) else bounds_of(data, rates)
-    pictures = {"curves": _picture("curves.png", "Best time so far over the trials", plots.curves(data), out)}
+    draw: dict[str, tuple[str, Draw]] = {"curves": ("Best time so far over the trials", partial(plots.curves, data))}
     if bounded:
-        pictures["bounds"] = _picture("bounds.png", "Bound, best and default time", plots.bounds(bounded), out)
+        draw["bounds"] = "Bound, best and default time", partial(plots.bounds, bounded)
     if any(task.predictions for task in data.tasks):
-        draw = plots.predictions(data)
-        pictures["predictions"] = _picture("predictions.png", "Predicted score and measured time", draw, out)
+        draw["predictions"] = "Predicted score and measured time", partial(plots.predictions, data)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= _FILTERS
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         data=data,
         rates=rates,
-        pictures=pictures,
+        pictures={name: _picture(out / f"{name}.png", *described) for name, described in draw.items()},
         incomparable=incomparable,
         bounded=bounded,
         beaten=[task for task, bound in bounded if task.best and task.best.seconds < 0.98 * bound.seconds],
@@ -151,16 +149,10 @@ def page_of(data: ReportData, rates: Rates | str, out: Path) -> str:
     )
 
 
-def _picture(file: str, alt: str, draw: Callable[..., Any], out: Path) -> Picture:
-    from tvm_na.report.plots import DARK, LIGHT, png_of
-
-    light, dark = png_of(draw, LIGHT), png_of(draw, DARK)
-    (out / file).write_bytes(light)
-    return Picture(file, alt, _data_uri(light), _data_uri(dark))
-
-
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+def _picture(file: Path, alt: str, draw: Draw) -> Picture:
+    light, dark = plots.png_of(draw, LIGHT), plots.png_of(draw, DARK)
+    file.write_bytes(light)
+    return Picture(alt, *(f"data:image/png;base64,{base64.b64encode(png).decode()}" for png in (light, dark)))
 
 
 def _session(facts: Mapping[str, Any]) -> dict[str, Any]:
