@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 import tvm
-from typer.testing import CliRunner
 
-from tvm_na.cli import app
+from tests.cli.invoking import invoke
 from tvm_na.measure import local as measure
 from tvm_na.measure.devices import Here
 from tvm_na.measure.local import Conditions, Measured
@@ -50,9 +49,7 @@ def _as_the_users(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 def run(*arguments: object, code: int = 0) -> str:
-    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
-    assert result.exit_code == code, result.output
-    return " ".join(result.output.split())
+    return " ".join(invoke(*arguments, code=code).output.split())
 
 
 def test_the_shortest_time_per_sample_counts(folder: Path) -> None:

@@ -124,9 +124,7 @@ def test_the_records_of_one_workload(folder: Path, caplog: pytest.LogCaptureFixt
 
 
 def test_opening_replays_no_trace(folder: Path) -> None:
-    with (folder / RECORDS).open("ab") as file:
-        for line in read_lines(folder)[1] * 200:
-            file.write(line + b"\n")
+    append(folder / RECORDS, (folder / RECORDS).read_bytes() * 200)
     start = time.perf_counter()
     with TuningDatabase(folder, detect_target()):
         pass
@@ -162,30 +160,36 @@ def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # --- damage
 
 
-def test_a_torn_last_line_is_left_out_and_cut_off(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING)
+def append(file: Path, data: bytes) -> None:
+    with file.open("ab") as out:
+        out.write(data)
+
+
+def tear_record(folder: Path) -> None:
     whole = (folder / RECORDS).read_bytes()
-    (folder / RECORDS).write_bytes(whole + whole[: len(whole) // 7])
+    append(folder / RECORDS, whole[: len(whole) // 7])
+
+
+def tear_workload(folder: Path) -> None:
+    append(folder / WORKLOADS, read_lines(folder)[0][0][:1000])
+
+
+def lose_the_last_end(folder: Path) -> None:
+    (folder / RECORDS).write_bytes((folder / RECORDS).read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(("harm", "torn"), [(tear_record, 1), (tear_workload, 1), (lose_the_last_end, 0)])
+@pytest.mark.parametrize("problem", [PROBLEM, NAProblem.make((7, 9), 3, 1, 8)], ids=["known", "new"])
+def test_a_torn_end_is_left_out_and_cut_off(
+    folder: Path, caplog: pytest.LogCaptureFixture, harm: Any, torn: int, problem: NAProblem
+) -> None:
+    caplog.set_level(logging.WARNING)
+    harm(folder)
     assert len(records_in(folder)) == 5
     assert not caplog.messages  # its writer may be at it
-    commit_drawn(folder, PROBLEM, (9,))
+    commit_drawn(folder, problem, (9,))
     assert milliseconds(folder) == [2, 1, 3, 0.5, 4, 9]
-    assert "cut off 1 torn lines" in caplog.text
-
-
-def test_a_line_without_its_end_is_kept(folder: Path) -> None:
-    (folder / RECORDS).write_bytes((folder / RECORDS).read_bytes()[:-1])
-    assert len(records_in(folder)) == 5
-    commit_drawn(folder, PROBLEM, (9,))
-    assert milliseconds(folder) == [2, 1, 3, 0.5, 4, 9]
-
-
-def test_a_torn_workload_is_cut_off(folder: Path) -> None:
-    with (folder / WORKLOADS).open("ab") as file:
-        file.write(read_lines(folder)[0][0][:1000])
-    assert len(records_in(folder)) == 5
-    commit_drawn(folder, NAProblem.make((7, 9), 3, 1, 8), (9,))
-    assert milliseconds(folder) == [2, 1, 3, 0.5, 4, 9]
+    assert caplog.text.count("cut off 1 torn lines") == torn
 
 
 @pytest.mark.parametrize("line", [b"", b"[]", b"{}", b"null", b'[0,["trace"]]', b"[99,[[[],[]],[1.0],{},[]]]"])
@@ -218,17 +222,20 @@ def test_a_workload_that_is_there_twice_is_an_error(folder: Path, tmp_path: Path
         pass
 
 
-@pytest.mark.parametrize("run_secs", [None, [], [1e10]])
-def test_failures_are_no_records(folder: Path, caplog: pytest.LogCaptureFixture, run_secs: Any) -> None:
-    edit_line(folder, 2, lambda record: record[1].__setitem__(1, run_secs))
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda entry: entry.__setitem__(1, None), ""),
+        (lambda entry: entry.__setitem__(1, []), ""),
+        (lambda entry: entry.__setitem__(1, [1e10]), ""),
+        (lambda entry: entry[2].__setitem__("mcpu", "z80"), "line 2: skipped, an unknown target"),
+    ],
+    ids=["none", "empty", "failed", "unknown target"],
+)
+def test_what_is_no_record_is_left_out(folder: Path, caplog: pytest.LogCaptureFixture, change: Any, says: str) -> None:
+    edit_line(folder, 2, lambda record: change(record[1]))
     assert milliseconds(folder) == [2, 3, 0.5, 4]
-    assert not caplog.messages
-
-
-def test_records_of_an_unknown_target_are_left_out(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    edit_line(folder, 2, lambda record: record[1][2].__setitem__("mcpu", "z80"))
-    assert milliseconds(folder) == [2, 3, 0.5, 4]
-    assert "line 2: skipped, an unknown target" in caplog.text
+    assert says in caplog.text and bool(says) == bool(caplog.messages)
 
 
 @pytest.mark.parametrize("harm", [lambda f: f.unlink(), lambda f: f.write_text("{", encoding="utf-8")])
@@ -238,25 +245,19 @@ def test_a_bare_database_is_named_and_repaired(folder: Path, caplog: pytest.LogC
     assert records_in(folder) == []
     assert f"tvm-na records repair {folder}" in caplog.text
     assert maintain.repair(folder) == 2
-    after = records_in(folder)
-    assert [(r.problem, r.formulation, r.digest) for r in after] == [
-        (r.problem, r.formulation, r.digest) for r in before
-    ]
+    about = [[(r.problem, r.formulation, r.digest) for r in found] for found in (before, records_in(folder))]
+    assert about[0] == about[1]
     assert maintain.repair(folder) == 0
 
 
 def test_repair_refuses_what_it_cannot_know(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="required a JSONDatabase"):
         maintain.repair(tmp_path / "none")
-    edit_line(folder, 1, lambda record: record[1].__setitem__(2, json.loads(_target_json(foreign()))))
+    other = parse_target(foreign())
+    edit_line(folder, 1, lambda record: record[1][2].update(mcpu=other.cpu, mattr=list(other.features)))
     (folder / META).unlink()
     with pytest.raises(ValueError, match="records of one known target"):
         maintain.repair(folder)
-
-
-def _target_json(name: str) -> str:
-    target = parse_target(name)
-    return json.dumps({"kind": target.kind, "mcpu": target.cpu, "mattr": list(target.features), "num-cores": 1})
 
 
 # --- one writer
@@ -341,8 +342,7 @@ def test_merging_refuses_other_targets(folder: Path, tmp_path: Path) -> None:
 
 def test_pruning_keeps_the_best_of_each_problem_and_number_of_threads(folder: Path) -> None:
     edit_line(folder, 5, lambda record: record[1].__setitem__(1, [1e10]))  # OTHER has a failure alone
-    with (folder / RECORDS).open("ab") as file:
-        file.write(b"[0,[[")
+    append(folder / RECORDS, b"[0,[[")
     planned = maintain.prune(folder, 2, dry_run=True)
     assert milliseconds(folder) == [2, 1, 3, 0.5]
     removed = maintain.prune(folder, 2)

@@ -356,7 +356,7 @@ def test_a_killed_session_and_a_folder_without_a_journal(folder: Path, out: Path
 @pytest.mark.usefixtures("no_pictures")
 def test_the_command_takes_the_users_records(folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TVM_NA_RECORDS_DIR", str(folder.parent))
-    assert "records: required records of" in error_of("report", "-o", out, "--no-measure")
+    assert "records: required an existing folder" in error_of("report", "-o", out, "--no-measure")
     folder.rename(folder.parent / detect_target().name)
     result = invoke("report", "-o", out, "--no-measure")
     assert result.stdout.strip() == f"written: {out / 'report.html'}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import typer
@@ -92,3 +93,28 @@ def rows_of(pairs: list[tuple[Any, ...]]) -> Any:
     for pair in pairs:
         table.add_row(*(Text(str(cell)) for cell in pair))
     return table
+
+
+def section(title: str, rows: list[tuple[Any, ...]]) -> None:
+    """Rows under a title, and an empty line."""
+    say(title, style="bold cyan")
+    console().print(rows_of(rows), "")
+
+
+def records_folder(given: Path | None, target: str | None = None) -> Path:
+    """An existing folder of records: the one that was given, or the user's for a target (None: the current one).
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        ValueError: there is no such target.
+    """
+    from tvm_na import settings
+    from tvm_na.records.files import shipped_folder, user_folder
+    from tvm_na.targets.target import parse_target
+
+    name = parse_target(target or settings.target_name()).name
+    folder, shipped = given or user_folder(name), shipped_folder(name)
+    if not folder.is_dir():
+        hint = "" if given or not shipped.is_dir() else f" (those that came with tvm_na are in {shipped})"
+        raise FileNotFoundError(f"records: required an existing folder, got {folder}{hint}")
+    return folder

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tvm_na.cli import options
-from tvm_na.cli.common import console, reports_errors, rows_of, say, warn
+from tvm_na.cli.common import console, records_folder, reports_errors, say, section, warn
 
 if TYPE_CHECKING:
     from tvm_na.records.maintain import Removed
@@ -35,21 +35,10 @@ def _folders(given: Sequence[Path] | None) -> list[Path]:
     from tvm_na.records.files import shipped_folder, user_folder
 
     if given:
-        for folder in given:
-            if not folder.is_dir():
-                raise FileNotFoundError(f"records: required an existing folder, got {folder}")
-        return list(given)
+        return [records_folder(folder) for folder in given]
     name, mode = current_target().name, settings.records_mode()
     folders = {"user": [user_folder(name)], "shipped": [shipped_folder(name)]}
     return [f for f in folders.get(mode, [*folders["user"], *folders["shipped"]]) if f.is_dir()]
-
-
-def _users(given: Path | None) -> Path:
-    """One existing folder: the one that was given, or the user's."""
-    from tvm_na.jit.build import current_target
-    from tvm_na.records.files import user_folder
-
-    return _folders([user_folder(current_target().name) if given is None else given])[0]
 
 
 def _records(folders: Sequence[Path]) -> list[Record]:
@@ -104,10 +93,9 @@ def records_best(folders: Folders = None) -> None:
 
     for best, *_ in _groups(_records(_folders(folders))):
         conditions = describe_conditions(best.target, best.threads, best.batch)
-        say(f"{best.problem}, {conditions}: {format_time(best.seconds)}", style="bold cyan")
         rows: list[tuple[object, ...]] = [("record", f"{best.digest}, {best.folder}, line {best.line}")]
         rows += [("" if number else "schedule", part) for number, part in enumerate(describe_record(best).split("; "))]
-        console().print(rows_of(rows), "")
+        section(f"{best.problem}, {conditions}: {format_time(best.seconds)}", rows)
 
 
 @app.command("merge")
@@ -139,7 +127,7 @@ def records_prune(
     """Remove all but the fastest records, and workloads that none is left of."""
     from tvm_na.records import maintain
 
-    where = _users(folder)
+    where = records_folder(folder)
     is_current = _is_current if stale else lambda record: True
     removed = maintain.prune(where, keep, is_current, dry_run=True)
     if not (removed.records or removed.workloads or removed.lines):
@@ -171,7 +159,7 @@ def records_repair(folder: Folder = None) -> None:
     """Find out what the records of a JSONDatabase without a meta.json are about. Needs TVM."""
     from tvm_na.records.maintain import repair
 
-    where = _users(folder)
+    where = records_folder(folder)
     typer.echo(f"{repair(where)} workloads of {where} are known now that were not")
 
 
@@ -238,7 +226,7 @@ def records_remeasure(
     from tvm_na.measure.timing import format_speedup, format_time
     from tvm_na.tune import remeasure
 
-    where = _users(folder)
+    where = records_folder(folder)
     if not yes:
         typer.confirm(f"Replace all records in {where} by the winners?", abort=True)
     outcomes = []

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -31,29 +31,16 @@ MIN_PREDICTED = 8
 BEST_SHARE = 0.2
 
 
-@dataclass(frozen=True)
-class Predictions:
+class Predictions(NamedTuple):
     """What the cost model said of one formulation's trials before they were measured, and what came out.
 
     Attributes:
-        formulation: Canonical JSON.
         predicted: Its scores, higher is better.
         measured: The formulation's best time over the trial's: 1 is its best.
     """
 
-    formulation: str
     predicted: tuple[float, ...]
     measured: tuple[float, ...]
-
-    @property
-    def rank_correlation(self) -> float | None:
-        """Spearman's, of predicted and measured."""
-        return spearman(self.predicted, self.measured)
-
-    @property
-    def found(self) -> tuple[int, int]:
-        """How many of the best by measurement are among as many of the best by prediction, and how many that are."""
-        return found_of_best(self.predicted, self.measured, BEST_SHARE)
 
 
 @dataclass(frozen=True)
@@ -119,7 +106,7 @@ class Task:
             pairs = [(t.predicted, best / t.seconds) for t in measured if t.predicted is not None and t.seconds]
             if pairs:
                 predicted, relative = zip(*pairs, strict=True)
-                found.append(Predictions(formulation, predicted, relative))
+                found.append(Predictions(predicted, relative))
         return tuple(found)
 
 
@@ -142,13 +129,12 @@ class ModelQuality:
 def quality_of(task: Task) -> ModelQuality:
     """How well the cost model ordered the trials of ``task``."""
     enough = [p for p in task.predictions if len(p.predicted) >= MIN_PREDICTED]
-    ranked = [(p.rank_correlation, len(p.predicted)) for p in enough]
-    pairs = [(rho, count) for rho, count in ranked if rho is not None]
-    weight = sum(count for _, count in pairs)
-    found = [p.found for p in enough]
+    ranked = [(rho, len(p.predicted)) for p in enough if (rho := spearman(*p)) is not None]
+    weight = sum(count for _, count in ranked)
+    found = [found_of_best(*p, BEST_SHARE) for p in enough]
     return ModelQuality(
         sum(len(p.predicted) for p in enough),
-        sum(rho * count for rho, count in pairs) / weight if weight else None,
+        sum(rho * count for rho, count in ranked) / weight if weight else None,
         sum(hits for hits, _ in found),
         sum(count for _, count in found),
     )
