@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from tvm_na.measure import local as measure
 from tvm_na.problems.attention import NAProblem
 from tvm_na.records.files import META
 from tvm_na.records.read import records_in
+from tvm_na.records.replay import describe_record
 from tvm_na.reference import case
 from tvm_na.targets.target import detect_target, list_targets
 from tvm_na.tune import verify
@@ -63,16 +65,13 @@ def test_without_records(tmp_path: Path) -> None:
     assert error_of("records", "prune").startswith("records: required an existing folder")
 
 
-def test_best_tells_the_schedule_in_words(user: Path) -> None:
-    from tvm_na.records.replay import decisions_of
-    from tvm_na.schedules.describe import in_words
-
+def test_best_describes_the_schedule(user: Path) -> None:
     out = records("best")
     best = min(records_in(user), key=lambda record: record.seconds)
     assert "9x9 heads 1 dim 8 k 3 float32, 1 thread: 1.00 ms" in out
     assert re.search(rf"record +{best.digest}, .*line 2", out)
-    for words in in_words(best.formulation, *decisions_of(best, detect_target())).split("; "):
-        assert words in out
+    for part in describe_record(best).split("; "):
+        assert part in out
     assert out.count("schedule ") == 2
 
 
@@ -182,19 +181,14 @@ def test_verify_finds_drift_and_wrong_numbers(user: Path, monkeypatch: pytest.Mo
     assert records("verify", code=1).count("wrong numbers: 1e-3 instead of 2e-6") == 2
 
 
-def test_verify_finds_what_does_not_apply(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured(monkeypatch, 1e-6)
-    edit_line(user, 2, lambda record: record[1][0][0][0].__setitem__(2, ["no_such_block", "main"]))
-    out = records("verify", code=1)
-    assert "does not apply" in out and "no_such_block" in out
-
-
-def test_verify_draws(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_draws_and_finds_what_does_not_apply(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured(monkeypatch, 1e-6)
     assert "1 measured" in records("verify", "--sample", 1)
     commit_drawn(user, PROBLEM, (1,), threads=4096)
-    result = invoke("records", "verify")
+    edit_line(user, 2, lambda record: record[1][0][0][0].__setitem__(2, ["no_such_block", "main"]))
+    result = invoke("records", "verify", code=1)
     assert "2 measured" in result.stdout
+    assert "does not apply" in result.stdout and "no_such_block" in result.stdout
     assert "warning: 1 records with more threads" in result.stderr
 
 
@@ -214,15 +208,13 @@ def test_verify_refuses_another_target(user: Path) -> None:
 
 
 def test_verify_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
-    for value in ("3", None):
-        monkeypatch.delenv("TVM_NA_NUM_THREADS", raising=False)
-        if value is not None:
-            monkeypatch.setenv("TVM_NA_NUM_THREADS", value)
+    monkeypatch.delenv("TVM_NA_NUM_THREADS", raising=False)
+    for before in (None, "3"):
+        if before:
+            monkeypatch.setenv("TVM_NA_NUM_THREADS", before)
         with verify.running_on(7):
             assert os.environ["TVM_NA_NUM_THREADS"] == "7"
-        assert os.environ.get("TVM_NA_NUM_THREADS") == value
+        assert os.environ.get("TVM_NA_NUM_THREADS") == before
 
 
 # --- remeasure

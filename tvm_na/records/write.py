@@ -160,13 +160,6 @@ class TuningDatabase:
         """Let other processes write to the folder."""
         self._closing.close()
 
-    @property
-    def database(self) -> Any:
-        """TVM's JSONDatabase of all that is there now, to read; takes 20 ms or more per record."""
-        from tvm.s_tir.meta_schedule.database import JSONDatabase
-
-        return JSONDatabase(str(self.folder / WORKLOADS), str(self.folder / RECORDS))
-
     def register(self, mod: Any) -> Any:
         """MetaSchedule's Workload of an IRModule, which is now known by name.
 
