@@ -57,13 +57,7 @@ def test_errors(served, tmp_path):
     (tmp_path / "two.txt").write_text("a\nb\n")
     cases = [
         (("serve", "nat_min"), "did you mean 'nat_mini'"),
-        (
-            (
-                "serve",
-                tmp_path / "none.artifact",
-            ),
-            "artifact: required an existing folder",
-        ),
+        (("serve", tmp_path / "none.artifact"), "artifact: required an existing folder"),
         (("serve", tmp_path / "none.artifact", "--backend", "auto"), "backend: required a model's name with it"),
         (("serve", tmp_path / "none.artifact", "--model", "nat_mini"), "weights: required those of the artifact"),
         ((*SMALL, "--model", "nat_mini"), "model: required an artifact with it"),
