@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from tvm_na.models.base import NAModel
 from tvm_na.nn import NeighborhoodAttention2D
-from tvm_na.problems.attention import per_axis_ints
+from tvm_na.problems.checks import per_axis_ints
 from tvm_na.reference.attention import axis_neighbors
 
 

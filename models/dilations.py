@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tvm_na.models.layers import check_int, check_ints
-from tvm_na.problems.attention import per_axis_ints
+from tvm_na.problems.checks import per_axis_ints
 
 
 def layer_dilations(dilations: Any, depth: int, argument: str = "dilations") -> tuple[int, ...]:

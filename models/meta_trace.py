@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tvm_na.nn import NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D
-from tvm_na.problems.attention import per_axis_ints
+from tvm_na.problems.checks import per_axis_ints
 
 #: The modules that attend.
 ATTENTION = (NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D)

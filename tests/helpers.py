@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tvm_na.problems.attention import NAProblem, per_axis_ints
+from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.checks import per_axis_ints
 from tvm_na.reference import attention as reference
 
 HEAD_DIMS = (4, 12, 24, 32, 40, 64, 128)

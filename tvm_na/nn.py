@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from tvm_na import unfused
 from tvm_na.functional import Backend, na1d, na2d, na3d
-from tvm_na.problems.attention import check_scale, per_axis_bools, per_axis_ints
+from tvm_na.problems.checks import check_scale, per_axis_bools, per_axis_ints
 
 _ATTENTION = {1: na1d, 2: na2d, 3: na3d}
 _QK = {1: unfused.na1d_qk, 2: unfused.na2d_qk, 3: unfused.na3d_qk}

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from tests.helpers import assert_says, bad, random_problem
-from tvm_na.problems.attention import NAProblem, check_scale, per_axis_ints
+from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.checks import check_scale, per_axis_ints
 
 GOOD: dict[str, Any] = {"spatial": (8, 9), "kernel_size": 3, "heads": 4, "head_dim": 8}
 FULL = NAProblem((8, 9), (3, 2), (1, 2), (2, 1), (False, True), 4, 2, 8, 6, "float16", True, True)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tests.helpers import assert_says, bad, random_additional, random_inputs, random_problem
-from tvm_na.problems.attention import DTYPES, NAProblem, check_additional, problem_of
+from tvm_na.problems.attention import DTYPES, NAProblem, problem_of
+from tvm_na.problems.checks import check_additional
 
 CALL = NAProblem.make((8, 9), 3, 4, 8, heads_kv=2, head_dim_v=6)
 

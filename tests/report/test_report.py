@@ -20,7 +20,6 @@ pytest.importorskip("jinja2")
 from tests.cli.invoking import error_of, invoke
 from tests.records.tuned import commit_drawn, drawn, edit_meta
 from tvm_na.problems.attention import NAProblem
-from tvm_na.problems.registry import bytes_of
 from tvm_na.records.replay import describe_record
 from tvm_na.records.write import TuningDatabase
 from tvm_na.report import page as report
@@ -120,19 +119,19 @@ def test_found_of_the_best() -> None:
 def test_bytes_count_each_tensor_once() -> None:
     problem = NAProblem.make((4, 5), 3, 6, 8, heads_kv=2, head_dim_v=16, dtype="float64")
     query, key, value, out = 6 * 8, 2 * 8, 2 * 16, 6 * 16
-    assert bytes_of(problem) == 20 * (query + key + value + out) * 8
+    assert problem.bytes == 20 * (query + key + value + out) * 8
 
 
 def test_the_bound_is_the_longer_of_products_and_transfers() -> None:
     large = NAProblem.make((56, 56), 7, 2, 32)  # 3.2 MB: more than the caches of RATES hold
     bound = bound_of(large, 2, RATES)
     assert bound.products == pytest.approx(large.useful_flops / 100e9)
-    assert bound.transfers == bound.from_memory == pytest.approx(bytes_of(large) / 15e9)
+    assert bound.transfers == bound.from_memory == pytest.approx(large.bytes / 15e9)
     assert (bound.seconds, bound.binds) == (bound.products, "products")
     small = NAProblem.make((8, 8), 1, 2, 32)
     bound = bound_of(small, 1, RATES)
-    assert bound.transfers == pytest.approx(bytes_of(small) / 40e9)
-    assert bound.from_memory == pytest.approx(bytes_of(small) / 10e9)
+    assert bound.transfers == pytest.approx(small.bytes / 40e9)
+    assert bound.from_memory == pytest.approx(small.bytes / 10e9)
     assert (bound.seconds, bound.binds) == (bound.transfers, "transfers")
     assert bound_of(small, 1, RATES, cold=True).transfers == bound.from_memory
 

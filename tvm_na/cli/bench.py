@@ -80,19 +80,19 @@ def _bench_problem(problem: NAProblem, batch: int, rounds: int) -> None:
 
     torch.manual_seed(0)
     shape = (batch, *problem.spatial, problem.heads, problem.head_dim)
-    tensors = [torch.randn(shape, dtype=getattr(torch, problem.dtype)) for _ in range(3)]
-    bias = torch.randn(problem.bias_shape, dtype=tensors[0].dtype) if problem.bias else None
+    query, key, value = (torch.randn(shape, dtype=getattr(torch, problem.dtype)) for _ in range(3))
+    bias = torch.randn(problem.bias_shape, dtype=query.dtype) if problem.bias else None
     window = (problem.kernel_size, problem.stride, problem.dilation, problem.is_causal)
 
     def attend(backend: str) -> Tensor:
-        out: Tensor = na2d(*tensors, *window, rpb=bias, backend=backend)
-        return out
+        return na2d(query, key, value, *window, rpb=bias, backend=backend)
 
     build([problem])
     say(f"kernel: {explain(problem)}")
     with torch.inference_mode():
         exact_bias = None if bias is None else bias.double()
-        exact = na2d(*(t.double() for t in tensors), *window, rpb=exact_bias, backend="reference")
+        doubles = partial(na2d, query.double(), key.double(), value.double())
+        exact = doubles(*window, rpb=exact_bias, backend="reference")
         error = relative_error(attend("compiled"), exact)
         candidates = {backend: partial(attend, backend) for backend in ("compiled", "reference")}
         _compare(f"{problem}, batch {batch}", candidates, rounds, error, ERROR_BUDGET[problem.dtype])

@@ -113,7 +113,7 @@ def _schedules(name: str, input_size: int, training: bool) -> Rows:
     """A row for each problem: the layers that pose it, the problem, its schedule."""
     import torch
 
-    from tvm_na.jit.build import current_target, explain, is_supported, unsupported
+    from tvm_na.jit.build import current_target, explain, is_supported
     from tvm_na.models import create_model, problems_of, training_problems_of
 
     target = current_target()
@@ -123,6 +123,6 @@ def _schedules(name: str, input_size: int, training: bool) -> Rows:
     problems = (training_problems_of if training else problems_of)(model, input_size)
     for problem, layers in problems.items():
         supported = is_supported(problem, target)
-        schedule = explain(problem, target) if supported else f"no kernel: {unsupported(problem, target)}"
+        schedule = explain(problem, target) if supported else f"no kernel: {problem.unsupported(target.kind)}"
         rows.append((f"{layers} layer{'s' * (layers != 1)}", problem, schedule))
     return rows

@@ -42,22 +42,13 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def _in_dtype(problem: Problem, dtype: str, target: NATarget) -> Problem:
     """The problem in another dtype; in TF32 where tensor cores serve it, and else in float32, as calls are."""
-    from dataclasses import replace
-
-    from tvm_na.problems.backward import BackwardProblem
-    from tvm_na.problems.unfused import UnfusedProblem
-
     if dtype == "tf32":
         from tvm_na.ops.tf32 import in_tf32
         from tvm_na.problems.attention import NAProblem
 
         exact = _in_dtype(problem, "float32", target)
         return (in_tf32(exact, target) or exact) if isinstance(exact, NAProblem) else exact
-    if isinstance(problem, BackwardProblem):
-        return BackwardProblem(replace(problem.forward, dtype=dtype))
-    if isinstance(problem, UnfusedProblem):
-        return replace(problem, forward=replace(problem.forward, dtype=dtype))
-    return replace(problem, dtype=dtype)
+    return problem.with_dtype(dtype)
 
 
 def _tasks_of_model(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
 from tvm_na.functional import Backend
-from tvm_na.ops import attention as ops
+from tvm_na.ops import table as ops
 from tvm_na.problems.attention import NAProblem, problem_of
 
 #: The operators of attention, and whether each gives the log-sum-exp.

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tvm_na import fingerprint, settings
 from tvm_na.jit import cache, openmp, runtime
-from tvm_na.problems.dense import DenseProblem
 from tvm_na.problems.registry import Problem
-from tvm_na.problems.unfused import UnfusedProblem
 from tvm_na.records.rejections import InapplicableError
 from tvm_na.records.select import Selection, reject, select
 from tvm_na.targets.target import NATarget, check_runs_here, detect_cuda_target, detect_target, parse_target
@@ -180,21 +178,8 @@ def _space(problem: Problem, target: NATarget) -> SearchSpace:
 
     spaces = spaces_for(problem, target)
     if not spaces:
-        raise NotImplementedError(f"no kernel for {problem} on {target.name}: {unsupported(problem, target)}")
+        raise NotImplementedError(f"no kernel for {problem} on {target.name}: {problem.unsupported(target.kind)}")
     return spaces[0]
-
-
-def unsupported(problem: Problem, target: NATarget) -> str:
-    """What of ``problem`` has no compiled kernel on ``target``, in words."""
-    if isinstance(problem, DenseProblem):
-        return f"linear layers and convolutions are compiled for CPUs, not for {target.kind}"
-    if target.kind == "cuda":
-        if isinstance(problem, UnfusedProblem):
-            return "on GPUs sums for a bias are compiled in parts, as the kind bias_parts"
-        return "no search space for GPUs serves it"
-    if isinstance(problem, UnfusedProblem) and problem.kind == "bias_parts":
-        return "on CPUs sums for a bias are compiled as a whole, as the kind bias_sums"
-    return f"compiled kernels are float32 and float64, the problem is {problem.dtype}"
 
 
 def explain(problem: Problem, target: NATarget | None = None, records: str | None = None) -> str:

@@ -23,7 +23,7 @@ from tvm_na.jit import openmp
 
 
 @dataclass(frozen=True)
-class Way:
+class LaunchSpec:
     """How kernels run on a device: what differs between launchers.
 
     Attributes:

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tvm_na.problems.backward import BackwardProblem, scratch_shapes
 from tvm_na.problems.registry import Problem
 
 
@@ -17,16 +16,16 @@ def with_scratch(function: Callable[..., None], problem: Problem) -> Callable[..
         function: The kernel of ``problem``, whose last arguments are scratch memory, where it needs any.
         problem: What it computes.
     """
-    if not isinstance(problem, BackwardProblem):
+    scratch = problem.scratch()
+    if not scratch:
         return function
     import torch
 
-    dtype = getattr(torch, problem.accum_dtype)
-    per_sample = [shape[1:] for shape in scratch_shapes(problem, 1)]
+    dtypes = [getattr(torch, argument.dtype) for argument in scratch]
 
     def call(*args: Any) -> None:
-        query = args[0]
-        batch, device = query.shape[0], query.device
-        function(*args, *(torch.empty((batch, *shape), dtype=dtype, device=device) for shape in per_sample))
+        batch, device = args[0].shape[0], args[0].device
+        memory = zip(scratch, dtypes, strict=True)
+        function(*args, *(torch.empty(a.shape_for(batch), dtype=dtype, device=device) for a, dtype in memory))
 
     return call

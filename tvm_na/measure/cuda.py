@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_na.jit.scratch import with_scratch
-from tvm_na.problems.registry import Problem, arguments_with_batch
+from tvm_na.problems.registry import Problem
 from tvm_na.reference.case import Case
 from tvm_na.reference.cases import budget_of, make_case
 
@@ -87,7 +87,7 @@ class Sets:
     def of(cls, problem: Problem, case: Case) -> Sets:
         """Copies of the inputs of a case of ``problem``, each with outputs of its own; what has no batch is shared."""
         outputs = case.outputs()
-        inputs = list(zip(case.inputs, arguments_with_batch(problem), strict=False))
+        inputs = [(t, a.has_batch) for t, a in zip(case.inputs, problem.arguments(), strict=False)]
         rotated = [*(t for t, has_batch in inputs if has_batch), *outputs]
         count = copies_for(sum(t.numel() * t.element_size() for t in rotated))
         others = [

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvm_na.measure.cuda import ROTATED_BYTES
 from tvm_na.measure.local import Conditions, Kernel, Measured, plan
-from tvm_na.problems.backward import BackwardProblem, scratch_shapes
-from tvm_na.problems.registry import Problem, arguments_with_batch
+from tvm_na.problems.registry import Problem
 from tvm_na.reference.case import DISTINCT, Case
 from tvm_na.reference.cases import budget_of, case_of
 
@@ -112,8 +111,8 @@ def _drawn(session: Any, device: Any, kernel: Kernel, case: Case) -> list[Any]:
     fill = session.get_function("tvm.contrib.random.random_fill_for_measure")
     found = []
     every = (*case.inputs, *case.outputs())
-    for like, has_batch in zip(every, arguments_with_batch(kernel.problem), strict=True):
-        shape = (kernel.batch, *like.shape[1:]) if has_batch else tuple(like.shape)
+    for like, argument in zip(every, kernel.problem.arguments(), strict=True):
+        shape = (kernel.batch, *like.shape[1:]) if argument.has_batch else tuple(like.shape)
         there = tvm.runtime.empty(shape, str(like.dtype).removeprefix("torch."), device)
         fill(there)
         found.append(there)
@@ -124,9 +123,8 @@ def _scratch(device: Any, problem: Problem, batch: int, conditions: Conditions) 
     """Memory for what a kernel of gradients for GPUs keeps between its parts, its last arguments."""
     import tvm.runtime
 
-    if not (conditions.on_gpu and isinstance(problem, BackwardProblem)):
-        return []
-    return [tvm.runtime.empty(shape, problem.accum_dtype, device) for shape in scratch_shapes(problem, batch)]
+    scratch = problem.scratch() if conditions.on_gpu else ()
+    return [tvm.runtime.empty(argument.shape_for(batch), argument.dtype, device) for argument in scratch]
 
 
 def _flushing(conditions: Conditions, arguments: Sequence[Any]) -> Conditions:

@@ -1,6 +1,6 @@
 """Gradients of a call that nothing watches: kernels are launched without PyTorch's dispatcher.
 
-Every other call (``torch.compile``, transforms, modes, tracing) goes through the operators of ``attention.py``,
+Every other call (``torch.compile``, transforms, modes, tracing) goes through the operators of ``table.py``,
 which have the same derivatives.
 """
 
@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tvm_na.ops import attention as ops
-from tvm_na.ops import autocast
+from tvm_na.ops import autocast, table
 from tvm_na.ops.dispatch_state import is_watched
-from tvm_na.ops.launch import BackwardLauncher, Launcher, Window, backward_launcher_of
+from tvm_na.ops.launch import Launcher, launcher_for
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.backward import BackwardProblem
 from tvm_na.reference import attention as reference
@@ -34,22 +33,25 @@ class Differentiable:
     """One kind of call, and what it launches.
 
     Attributes:
-        problem: The attention.
-        window: Its window, one value per axis.
-        forward: The launcher of output and log-sum-exp.
+        problem: The attention, with a log-sum-exp.
+        forward: Its launcher.
         backward: The launchers of the gradients, by whether the log-sum-exp has one.
     """
 
     problem: NAProblem
-    window: Window
     forward: Launcher
-    backward: dict[bool, BackwardLauncher] = dataclasses.field(default_factory=dict)
+    backward: dict[bool, Launcher] = dataclasses.field(default_factory=dict)
 
-    def __call__(
-        self, query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, scale: float, return_lse: bool
-    ) -> Any:
+    @classmethod
+    def of(cls, problem: NAProblem, device: torch.device) -> Differentiable:
+        """That of an attention; its kernel is built now if need be."""
+        with_lse = dataclasses.replace(problem, return_lse=True)
+        return cls(with_lse, launcher_for(with_lse, device))
+
+    def __call__(self, tensors: tuple[Any, ...], scale: float, return_lse: bool) -> Any:
         """The output, with return_lse also the log-sum-exp, of tensors that the call was checked for."""
         # What Function.apply does where there are no transforms, which takes half as long as the kernel's call.
+        query, key, value, rpb = tensors
         rpb = None if rpb is None else _unwrapped(rpb)
         return _apply(_unwrapped(query), _unwrapped(key), _unwrapped(value), rpb, self, scale, return_lse)
 
@@ -65,12 +67,15 @@ class Differentiable:
                 return reference.gradients(self.problem, query, key, value, scale, rpb, None, d_out, d_lse)
         has_d_lse = d_lse is not None
         if torch.compiler.is_compiling() or is_watched() or _is_special(d_out) or (has_d_lse and _is_special(d_lse)):
-            return ops.na_backward(query, key, value, rpb, lse, d_out, d_lse, *self.window, scale)
+            p = self.problem
+            window = (p.kernel_size, p.stride, p.dilation, p.is_causal)
+            return table.na_backward(query, key, value, rpb, lse, d_out, d_lse, *window, scale)
         launch = self.backward.get(has_d_lse)
         if launch is None:
             problem = BackwardProblem(dataclasses.replace(self.problem, return_lse=has_d_lse))
-            launch = self.backward[has_d_lse] = backward_launcher_of(problem, query.device)
-        return launch(query, key, value, rpb, scale, lse, d_out, d_lse)
+            launch = self.backward[has_d_lse] = launcher_for(problem, query.device)
+        found = launch((query, key, value, rpb, lse, d_out, d_lse), scale)
+        return found[0], found[1], found[2], None if rpb is None else found[3]
 
 
 class _Attention(torch.autograd.Function):
@@ -85,7 +90,7 @@ class _Attention(torch.autograd.Function):
         scale: float,
         return_lse: bool,
     ) -> Any:
-        out, lse = call.forward(query, key, value, rpb, scale)
+        out, lse = call.forward((query, key, value, rpb), scale)
         ctx.save_for_backward(query, key, value, rpb, lse)
         ctx.set_materialize_grads(False)
         ctx.call, ctx.scale = call, scale

@@ -1,125 +1,57 @@
 """Launching compiled kernels on torch tensors: outputs, guards of what kernels assume, batches that are too large.
 
 TVM is not imported here; a kernel that is on disk runs without it. A launcher belongs to one problem on one device,
-is made at its first call, and knows neither gradients nor who watches the call.
+and knows neither gradients nor who watches the call.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from tvm_na.jit import runtime
-from tvm_na.problems.attention import NAProblem, problem_of
-from tvm_na.problems.backward import BackwardProblem, backward_problem_of
-from tvm_na.problems.registry import Problem
+from tvm_na.jit.runtime import LaunchSpec
+from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.base import Argument, Problem
+from tvm_na.problems.unfused import UnfusedProblem
 
 _ALIGNMENT = 64  # bytes; TVM's kernels for CPUs assume it and do not check
-MAX_ELEMENTS = 2**31 - 1  # kernels count elements in 32 bits
 HALVES = ("float16", "bfloat16")
 
-#: kernel_size, stride, dilation and is_causal, one value per axis.
-Window = tuple[Any, Any, Any, Any]
-#: ``launcher(query, key, value, rpb, scale)`` gives out and lse, None unless the problem has it.
-Launcher = Callable[..., tuple[Tensor, "Tensor | None"]]
-#: ``launcher(query, key, value, rpb, scale, lse, d_out, d_lse)`` gives d_query, d_key, d_value and d_rpb, None without
-#: rpb; d_lse is None unless the problem has it.
-BackwardLauncher = Callable[..., tuple[Tensor, Tensor, Tensor, "Tensor | None"]]
+#: ``launcher(tensors, scale)`` gives the outputs of the kernel in their order. Tensors are its inputs but the scale;
+#: None stands for one that the problem does not have.
+Launcher = Callable[[Sequence["Tensor | None"], float], list[Tensor]]
 
-# Calls that were checked before, by everything the check depends on.
-_launchers: dict[tuple[Any, ...], Launcher] = {}
-_backward_launchers: dict[tuple[Any, ...], BackwardLauncher] = {}
+_launchers: dict[tuple[Problem, torch.device], Launcher] = {}
 
 
-def signature(query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None) -> tuple[Any, ...]:
-    """All of a call's tensors that its check depends on."""
-    shapes = (query.shape, key.shape, value.shape, query.dtype, key.dtype, value.dtype)
-    places = (query.device, key.device, value.device, query.layout, key.layout, value.layout)
-    bias = None if rpb is None else (rpb.__class__, rpb.shape, rpb.dtype, rpb.device, rpb.layout)
-    return shapes, places, bias
-
-
-def _call(query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, window: Window, lse: bool) -> tuple[Any, ...]:
-    kernel_size, stride, dilation, is_causal = window
-    kind = (tuple(kernel_size), tuple(stride), tuple(dilation), tuple(is_causal), lse)
-    return signature(query, key, value, rpb), kind
-
-
-def known_launcher(
-    query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, window: Window, lse: bool
-) -> Launcher | None:
-    """What the operator calls for such tensors, if it has been called with such before."""
-    return _launchers.get(_call(query, key, value, rpb, window, lse))
-
-
-def launcher_for(query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, window: Window, lse: bool) -> Launcher:
-    """The launcher of a call, which is checked unless such a one has been before.
+def launcher_for(problem: Problem, device: torch.device) -> Launcher:
+    """The launcher of a problem on a device, made once; its kernel is built now if need be.
 
     Raises:
-        TypeError, ValueError: name the argument, what was required and what came.
         NotImplementedError: there is no kernel for it.
+        ValueError: one sample is too large for a kernel.
     """
-    at = _call(query, key, value, rpb, window, lse)
-    launcher = _launchers.get(at)
+    launcher = _launchers.get((problem, device))
     if launcher is None:
-        problem = problem_of(query, key, value, *window, rpb, lse, rank=query.ndim - 3)
-        launcher = _launchers[at] = _launcher_of(problem, query.device)
+        launcher = _launchers[problem, device] = launcher_of(problem, device)
     return launcher
 
 
-def backward_launcher_for(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    rpb: Tensor | None,
-    window: Window,
-    lse: Tensor,
-    d_out: Tensor,
-    d_lse: Tensor | None,
-) -> BackwardLauncher:
-    """As :func:`launcher_for`, of a call for the gradients."""
-    more = tuple((t.shape, t.dtype, t.device, t.layout) for t in (lse, d_out, d_lse) if t is not None)
-    at = (_call(query, key, value, rpb, window, d_lse is not None), more)
-    launcher = _backward_launchers.get(at)
-    if launcher is None:
-        problem = backward_problem_of(query, key, value, window, rpb, lse, d_out, d_lse)
-        launcher = _backward_launchers[at] = backward_launcher_of(problem, query.device)
-    return launcher
+def forget() -> None:
+    """Make every launcher anew when it is next wanted: with the records that count then, for one."""
+    _launchers.clear()
 
 
-def outputs(problem: NAProblem, query: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Uninitialised out and lse (None unless the problem has it)."""
-    tokens = query.shape[:-1]
-    if problem.head_dim_v == problem.head_dim and query.is_contiguous():
-        out = torch.empty_like(query)  # the fastest way to an output
-    else:
-        out = torch.empty((*tokens, problem.head_dim_v), dtype=query.dtype, device=query.device)
-    if not problem.return_lse:
-        return out, None
-    if problem.dtype in HALVES:
-        return out, query.new_empty(tokens, dtype=torch.float32)
-    return out, query.new_empty(tokens)
-
-
-def gradient_outputs(*inputs: Tensor | None) -> list[Tensor]:
-    """Uninitialised contiguous gradients of the inputs that are there."""
-    return [
-        torch.empty_like(t) if t.is_contiguous() else torch.empty(t.shape, dtype=t.dtype, device=t.device)
-        for t in inputs
-        if t is not None
-    ]
-
-
-@functools.lru_cache(maxsize=256)
-def _scale_tensor(scale: float, dtype: torch.dtype) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor([scale], dtype=dtype, device="cpu")
+def empty_outputs(problem: Problem, first: Tensor) -> list[Tensor]:
+    """Uninitialised outputs for a call whose first tensor is ``first``."""
+    batch = first.shape[0]
+    return [first.new_empty(o.shape_for(batch), dtype=getattr(torch, o.dtype)) for o in _outputs(problem)]
 
 
 def aligned(tensor: Tensor, alignment: int) -> Tensor:
@@ -129,183 +61,173 @@ def aligned(tensor: Tensor, alignment: int) -> Tensor:
     return tensor if tensor.data_ptr() % alignment == 0 else tensor.clone(memory_format=torch.contiguous_format)
 
 
-def padded_tokens(problem: NAProblem) -> int:
-    """A bound on the positions of a packed copy: dilation groups of rows have one length, those of columns vectors."""
-    rows = math.prod(size + d for size, d in zip(problem.spatial[:-1], problem.dilation[:-1], strict=True))
-    return rows * (problem.spatial[-1] + 2 * problem.dilation[-1] * 64)
+def _outputs(problem: Problem) -> list[Argument]:
+    return [argument for argument in problem.arguments() if argument.role == "output"]
 
 
-def _elements_per_sample(problem: NAProblem) -> int:
-    """A bound on the elements per sample of the largest tensor of a kernel, packed copies included."""
-    return padded_tokens(problem) * problem.heads * max(problem.head_dim, problem.head_dim_v)
+@functools.lru_cache(maxsize=256)
+def _scale_tensor(scale: float, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor([scale], dtype=dtype, device="cpu")
 
 
-def _elements_of_bias(problem: NAProblem) -> int:
-    """A bound on the elements of the bias as kernels for CPUs pad it, more than the map has if head_dim is small."""
-    rows = math.prod(2 * k - 1 for k in problem.kernel_size[:-1])
-    return problem.heads * rows * 2 * (problem.spatial[-1] + 64) if problem.bias else 0
+def launch_spec(problem: Problem, device: torch.device) -> LaunchSpec:
+    """How the kernel of ``problem``, which is built now if need be, runs on a device."""
+    # Before a kernel is built: where it cannot count, the compiler fails in its own words, after minutes.
+    samples = problem.largest_batch("cuda" if device.type == "cuda" else "llvm")
+    if samples == 0:
+        name = problem.arguments()[0].name
+        raise ValueError(f"{name}: required fewer than 2^31 elements per sample, got {problem}")
+    if device.type == "cuda":
+        from tvm_na.ops import launch_cuda
 
-
-def largest_batch(problem: NAProblem | BackwardProblem) -> int:
-    """The samples that a kernel for CPUs takes at once: it counts elements in 32 bits. 0 if one is too large."""
-    if isinstance(problem, BackwardProblem):  # sums of chunks have up to twice the rows, see schedules/cpu_backward.py
-        return largest_batch(problem.forward) // 2
-    if _elements_of_bias(problem) > MAX_ELEMENTS:
-        return 0
-    return MAX_ELEMENTS // _elements_per_sample(problem)
-
-
-def way_on_cpu(problem: Problem, samples: int) -> runtime.Way:
-    """How the kernel of ``problem``, which is built now if need be, runs on this CPU, ``samples`` at once."""
+        return launch_cuda.launch_spec(problem, device.index, samples)
     from tvm_na.jit.build import kernel_for, target_for
 
     kernel = kernel_for(problem, target_for("cpu")).function
-    return runtime.Way(kernel, _scale_tensor, runtime.use_threads, _ALIGNMENT, samples)
+    return LaunchSpec(kernel, _scale_tensor, runtime.use_threads, _ALIGNMENT, samples)
 
 
-def _on_cpu(problem: NAProblem | BackwardProblem) -> runtime.Way:
-    # Before a kernel is built: where it cannot count, the compiler fails in its own words, after minutes.
-    return way_on_cpu(problem, _require_samples(largest_batch(problem), problem))
+class _Plan:
+    """What a launcher does for each argument of a kernel, worked out once.
+
+    Attributes:
+        scale_at: Where the scale is among the inputs; None without one.
+        outputs: Of each output, the place of an input like it, or None with its shape and dtype.
+        has_batch: Of each input but the scale, whether it has a batch.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        arguments = problem.arguments()
+        inputs = [argument for argument in arguments if argument.role == "input"]
+        self.accum = getattr(torch, problem.accum_dtype)
+        self.scale_at = next((i for i, argument in enumerate(arguments) if argument.role == "scale"), None)
+        self.has_batch = [argument.has_batch for argument in inputs]
+        self.outputs = [(_place_of_like(o, inputs), o, getattr(torch, o.dtype)) for o in _outputs(problem)]
+
+    def empty_outputs(self, ready: Sequence[Tensor]) -> list[Tensor]:
+        """Uninitialised outputs for contiguous inputs."""
+        first = ready[0]
+        return [
+            first.new_empty(output.shape_for(first.shape[0]), dtype=dtype)
+            if like is None
+            else torch.empty_like(ready[like])  # the fastest way to an output
+            for like, output, dtype in self.outputs
+        ]
 
 
-def _on_cuda(problem: NAProblem | BackwardProblem, index: int) -> runtime.Way:
-    from tvm_na.ops import launch_cuda as launch
-
-    return launch.way(problem, index, _require_samples(launch.largest_batch(problem, MAX_ELEMENTS), problem))
-
-
-def _require_samples(samples: int, problem: NAProblem | BackwardProblem) -> int:
-    """``samples``, the largest batch of a call; ValueError if not even one fits."""
-    if samples == 0:
-        raise ValueError(f"query: required fewer than 2^31 elements per sample, got {problem}")
-    return samples
+def _place_of_like(output: Argument, inputs: Sequence[Argument]) -> int | None:
+    for place, argument in enumerate(inputs):
+        if (argument.shape, argument.dtype, argument.has_batch) == (output.shape, output.dtype, output.has_batch):
+            return place
+    return None
 
 
-def _make_launcher(problem: NAProblem, device: torch.device) -> Launcher:
-    way = _on_cpu(problem) if device.type == "cpu" else _on_cuda(problem, device.index)
-    kernel, scale_tensor, before, alignment, samples = way.kernel, way.scale, way.before, way.alignment, way.samples
-    accum = torch.float64 if problem.dtype == "float64" else torch.float32
-    flops = problem.useful_flops
+def make_launcher(problem: Problem, spec: LaunchSpec) -> Launcher:
+    """The launcher of a kernel that reads and writes the dtypes of the problem."""
+    plan, flops = _Plan(problem), problem.useful_flops
+    kernel, scale_tensor, before = spec.kernel, spec.scale, spec.before
+    alignment, samples, scale_at, accum = spec.alignment, spec.samples, plan.scale_at, plan.accum
 
-    def launch(
-        query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, scale: float
-    ) -> tuple[Tensor, Tensor | None]:
-        out, lse = outputs(problem, query)
-        if query.shape[0] == 0:
-            return out, lse
-        batch = query.shape[0]
-        if before is not None:
-            before(flops * batch)
-        factor = scale_tensor(scale, accum)
-        constants = (factor,) if rpb is None else (factor, aligned(rpb, alignment))
-        if batch <= samples:
-            inputs = (aligned(query, alignment), aligned(key, alignment), aligned(value, alignment))
-            kernel(*inputs, *constants, out, *(() if lse is None else (lse,)))
-            return out, lse
-        for first in range(0, batch, samples):
-            part = slice(first, first + samples)
-            part_out, part_lse = outputs(problem, query[part])
-            lse_argument = [] if part_lse is None else [part_lse]
-            inputs = (aligned(query[part], alignment), aligned(key[part], alignment), aligned(value[part], alignment))
-            kernel(*inputs, *constants, part_out, *lse_argument)
-            out[part] = part_out
-            if lse is not None and part_lse is not None:
-                lse[part] = part_lse
-        return out, lse
-
-    return launch
-
-
-def _launcher_of(problem: NAProblem, device: torch.device) -> Launcher:
-    if device.type == "cuda" and problem.dtype == "float32":
-        from tvm_na.jit.build import target_for
-        from tvm_na.ops import tf32
-
-        target = target_for("cuda", device.index)
-        return tf32.either(lambda either: _make_launcher(either, device), problem, target)
-    if device.type != "cpu" or problem.dtype not in HALVES:
-        return _make_launcher(problem, device)
-    # Accumulation is float32 by contract, and CPUs have no faster arithmetic for halves at hand.
-    in_float32 = _make_launcher(dataclasses.replace(problem, dtype="float32"), device)
-
-    def launch(
-        query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, scale: float
-    ) -> tuple[Tensor, Tensor | None]:
-        inputs = [None if t is None else t.float() for t in (query, key, value, rpb)]
-        out, lse = in_float32(*inputs, scale)
-        return out.to(query.dtype), lse
-
-    return launch
-
-
-def _make_backward_launcher(problem: BackwardProblem, device: torch.device) -> BackwardLauncher:
-    way = _on_cpu(problem) if device.type == "cpu" else _on_cuda(problem, device.index)
-    kernel, scale_tensor, before, alignment, samples = way.kernel, way.scale, way.before, way.alignment, way.samples
-    accum = torch.float64 if problem.dtype == "float64" else torch.float32
-    flops = problem.useful_flops
-
-    def one(rpb: Tensor | None, scale: float, tensors: list[Tensor]) -> list[Tensor]:
-        """The gradients of a batch that is not too large; tensors are query, key, value, lse, d_out and maybe d_lse."""
+    def one(tensors: Sequence[Tensor], scale: float) -> list[Tensor]:
+        """The outputs of a batch that is not too large."""
         if before is not None:
             before(flops * tensors[0].shape[0])
         ready = [aligned(t, alignment) for t in tensors]
-        factor = scale_tensor(scale, accum)
-        constants = (factor,) if rpb is None else (factor, aligned(rpb, alignment))
-        gradients = gradient_outputs(*tensors[:3], rpb)
-        kernel(*ready[:3], *constants, *ready[3:], *gradients)
-        return gradients
+        outputs = plan.empty_outputs(ready)
+        if scale_at is not None:
+            ready.insert(scale_at, scale_tensor(scale, accum))
+        kernel(*ready, *outputs)
+        return outputs
 
-    def in_parts(rpb: Tensor | None, scale: float, tensors: list[Tensor]) -> list[Tensor]:
-        whole = gradient_outputs(*tensors[:3], rpb)
-        of_bias = None if rpb is None else torch.zeros(rpb.shape, dtype=accum, device=rpb.device)
-        for first in range(0, tensors[0].shape[0], samples):
-            part = slice(first, first + samples)
-            found = one(rpb, scale, [t[part] for t in tensors])
-            for into, gradient in zip(whole[:3], found, strict=False):
-                into[part] = gradient
-            if of_bias is not None:
-                of_bias += found[3]
-        if of_bias is not None:
-            whole[3].copy_(of_bias)
-        return whole
-
-    def launch(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        rpb: Tensor | None,
-        scale: float,
-        lse: Tensor,
-        d_out: Tensor,
-        d_lse: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        tensors = [query, key, value, lse, d_out] if d_lse is None else [query, key, value, lse, d_out, d_lse]
-        # An empty batch is no part at all, and its d_rpb zero.
-        found = (one if 0 < query.shape[0] <= samples else in_parts)(rpb, scale, tensors)
-        return found[0], found[1], found[2], None if rpb is None else found[3]
+    def launch(given: Sequence[Tensor | None], scale: float) -> list[Tensor]:
+        tensors = [t for t in given if t is not None]
+        if 0 < tensors[0].shape[0] <= samples:
+            return one(tensors, scale)
+        return _in_parts(one, plan, samples, tensors, scale)
 
     return launch
 
 
-def backward_launcher_of(problem: BackwardProblem, device: torch.device) -> BackwardLauncher:
-    """The launcher of the gradients of a problem on a device; its kernel is built now if need be.
+def _in_parts(
+    one: Callable[[Sequence[Tensor], float], list[Tensor]],
+    plan: _Plan,
+    samples: int,
+    tensors: Sequence[Tensor],
+    scale: float,
+) -> list[Tensor]:
+    """The outputs of any batch, an empty one too. What has no batch adds up over the parts."""
+    first = tensors[0]
+    whole = [
+        first.new_empty(output.shape_for(len(first)), dtype=dtype)
+        if output.has_batch
+        else first.new_zeros(output.shape, dtype=plan.accum)
+        for _, output, dtype in plan.outputs
+    ]
+    for start in range(0, len(first), samples):
+        part = slice(start, start + samples)
+        some = [t[part] if batched else t for t, batched in zip(tensors, plan.has_batch, strict=True)]
+        for into, found, (_, output, _) in zip(whole, one(some, scale), plan.outputs, strict=True):
+            if output.has_batch:
+                into[part] = found
+            else:
+                into += found
+    return [into.to(dtype) for into, (_, _, dtype) in zip(whole, plan.outputs, strict=True)]
 
-    Raises:
-        NotImplementedError: there is no kernel for it.
+
+def _in_float32(problem: Problem, device: torch.device) -> Launcher:
+    """A launcher for halves on a CPU: sums are float32 by contract, and CPUs have no faster arithmetic at hand."""
+    exact = problem.with_dtype("float32")
+    launch_exact = make_launcher(exact, launch_spec(exact, device))
+    dtypes = [getattr(torch, output.dtype) for output in _outputs(problem)]
+
+    def launch(tensors: Sequence[Tensor | None], scale: float) -> list[Tensor]:
+        found = launch_exact([None if t is None else t.float() for t in tensors], scale)
+        return [t.to(dtype) for t, dtype in zip(found, dtypes, strict=True)]
+
+    return launch
+
+
+def _bias_sums_in_parts(problem: UnfusedProblem, device: torch.device) -> Launcher:
+    """Sums of parts by a kernel, then of these by PyTorch: both in one order, so that runs are equal to the bit.
+
+    Parts are PyTorch's memory. A kernel that had its own would allocate it, which no CUDA graph can capture.
     """
-    if device.type != "cpu" or problem.dtype not in HALVES:
-        return _make_backward_launcher(problem, device)
-    like = BackwardProblem(dataclasses.replace(problem.forward, dtype="float32"))
-    in_float32 = _make_backward_launcher(like, device)
-    kind = getattr(torch, problem.dtype)
+    of_parts = dataclasses.replace(problem, kind="bias_parts")
+    spec = launch_spec(of_parts, device)
+    launch_parts = make_launcher(of_parts, spec)
 
-    def launch(
-        query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, scale: float, lse: Tensor, *more: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        inputs = [None if t is None else t.float() for t in (query, key, value, rpb)]
-        found = in_float32(*inputs, scale, lse, *[None if t is None else t.float() for t in more])
-        d_query, d_key, d_value, d_rpb = (None if t is None else t.to(kind) for t in found)
-        assert d_query is not None and d_key is not None and d_value is not None
-        return d_query, d_key, d_value, d_rpb
+    def launch(tensors: Sequence[Tensor | None], scale: float) -> list[Tensor]:
+        (attn,) = cast("Sequence[Tensor]", tensors)
+        total = attn.new_zeros(problem.forward.bias_shape, dtype=getattr(torch, problem.accum_dtype))
+        for start in range(0, len(attn), spec.samples):
+            (parts,) = launch_parts([attn[start : start + spec.samples]], scale)
+            total += parts.sum((0, 1))
+        return [total.to(attn.dtype)]
 
     return launch
+
+
+def launcher_of(problem: Problem, device: torch.device) -> Launcher:
+    """A new launcher, as :func:`launcher_for` keeps it."""
+    if device.type == "cpu":
+        if problem.dtype in HALVES:
+            return _in_float32(problem, device)
+        return make_launcher(problem, launch_spec(problem, device))
+    if device.type != "cuda":
+        raise NotImplementedError(f"no kernel for {problem}: there are none for the device {device.type} yet")
+    if isinstance(problem, UnfusedProblem) and problem.kind == "bias_sums":
+        return _bias_sums_in_parts(problem, device)
+    if isinstance(problem, NAProblem) and problem.dtype == "float32":
+        return _perhaps_in_tf32(problem, device)
+    return make_launcher(problem, launch_spec(problem, device))
+
+
+def _perhaps_in_tf32(problem: NAProblem, device: torch.device) -> Launcher:
+    from tvm_na.jit.build import target_for
+    from tvm_na.ops import tf32
+
+    def make(one: NAProblem) -> Callable[..., Any]:
+        return make_launcher(one, launch_spec(one, device))
+
+    return tf32.either(make, problem, target_for("cuda", device.index))

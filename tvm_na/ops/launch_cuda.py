@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tvm_na.jit.runtime import Way
+from tvm_na.jit.runtime import LaunchSpec
 from tvm_na.jit.scratch import with_scratch
-from tvm_na.problems.attention import NAProblem
-from tvm_na.problems.backward import BackwardProblem, scratch_shapes
+from tvm_na.problems.base import Problem
 
 #: Bytes. The widest load of a thread, and what PyTorch's allocator gives at least.
 ALIGNMENT = 16
@@ -27,31 +25,19 @@ _scales: dict[tuple[int, float, torch.dtype], Tensor] = {}
 _MOST_SCALES = 1024
 
 
-def largest_batch(problem: NAProblem | BackwardProblem, max_elements: int) -> int:
-    """The samples that a kernel takes at once, where no tensor may have more elements; 0 if one is too large."""
-    attention = problem.forward if isinstance(problem, BackwardProblem) else problem
-    if attention.bias and prod(attention.bias_shape) > max_elements:
-        return 0
-    largest = prod(attention.spatial) * attention.heads * max(attention.head_dim, attention.head_dim_v)
-    if isinstance(problem, BackwardProblem):
-        largest = max(largest, *(prod(shape) for shape in scratch_shapes(problem, 1)))
-    # Twice: the last blocks of a kernel count positions outside of the map, before they leave them out.
-    return max_elements // (2 * largest)
-
-
-def way(problem: NAProblem | BackwardProblem, index: int, samples: int) -> Way:
+def launch_spec(problem: Problem, index: int, samples: int) -> LaunchSpec:
     """How the kernel of ``problem``, built now if need be, runs on a CUDA device.
 
     Args:
         problem: What it computes.
         index: The device.
-        samples: The largest batch of one call, of :func:`largest_batch`.
+        samples: The largest batch of one call.
     """
     kernel = on_device(with_scratch(_kernel(problem, index), problem), index)
-    return Way(kernel, functools.partial(scale_tensor, index), None, ALIGNMENT, samples)
+    return LaunchSpec(kernel, functools.partial(scale_tensor, index), None, ALIGNMENT, samples)
 
 
-def _kernel(problem: NAProblem | BackwardProblem, index: int) -> Callable[..., None]:
+def _kernel(problem: Problem, index: int) -> Callable[..., None]:
     from tvm_na.jit.build import is_cached, kernel_for, target_for
 
     target = target_for("cuda", index)

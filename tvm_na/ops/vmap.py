@@ -8,22 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_RPB = 3  # where the bias is among the arguments of every operator
 
-
-def rule(operator: Any, tensors: int, sums_over_batch: bool) -> Callable[..., tuple[Any, Any]]:
+def rule(operator: Any, tensors: str, sums: int) -> Callable[..., tuple[Any, Any]]:
     """The rule of an operator, as ``torch.library.register_vmap`` wants it.
 
     Args:
-        operator: It takes query, key, value, rpb and others with a batch, then numbers.
-        tensors: How many arguments are tensors or None.
-        sums_over_batch: Whether there is a result without a batch, the last, where there is a bias.
+        operator: It takes tensors, all with a batch but a bias ``rpb``, then numbers.
+        tensors: Those of its schema.
+        sums: How many of its results, the last ones, add up over the batch; of an operator that takes a bias, where it
+            has one.
     """
+    names = [tensor.rpartition(" ")[2] for tensor in tensors.split(", ")]
+    rpb = names.index("rpb") if "rpb" in names else None
 
     def mapped(info: Any, dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-        values, numbers = arguments[:tensors], arguments[tensors:]
-        rpb = values[_RPB]
-        if dims[_RPB] is not None or (sums_over_batch and rpb is not None):
+        values, numbers = arguments[: len(names)], arguments[len(names) :]
+        has_bias, bias_is_mapped = (False, False) if rpb is None else (values[rpb] is not None, dims[rpb] is not None)
+        if bias_is_mapped or (sums and (has_bias or rpb is None)):
             return _one_by_one(operator, info.batch_size, dims, values, numbers)
 
         def joined(value: Tensor | None, dim: int | None) -> Tensor | None:
@@ -32,15 +33,15 @@ def rule(operator: Any, tensors: int, sums_over_batch: bool) -> Callable[..., tu
             whole = value.expand(info.batch_size, *value.shape) if dim is None else value.movedim(dim, 0)
             return whole.flatten(0, 1)
 
-        one = [rpb if i == _RPB else joined(value, dims[i]) for i, value in enumerate(values)]
-        query, found = one[0], operator(*one, *numbers)
-        assert query is not None
-        sizes = (info.batch_size, query.shape[0] // info.batch_size)
+        one = [value if i == rpb else joined(value, dims[i]) for i, value in enumerate(values)]
+        first, found = one[0], operator(*one, *numbers)
+        assert first is not None
+        sizes = (info.batch_size, first.shape[0] // info.batch_size)
         if isinstance(found, Tensor):
             return found.unflatten(0, sizes), 0
-        apart = [t.unflatten(0, sizes) for t in found[: len(found) - sums_over_batch]]
+        apart = [t.unflatten(0, sizes) for t in found[: len(found) - sums]]
         shared = found[len(apart) :]
-        return (*apart, *shared), (*[0] * len(apart), *[None] * len(shared))
+        return (*apart, *shared), (*(0 for _ in apart), *(None for _ in shared))
 
     return mapped
 

@@ -1,14 +1,21 @@
-"""``NAProblem``: the value that names a neighborhood attention workload, and every check of its parts.
-
-A kernel is specialised on all that is in a problem; the batch is not in it.
-"""
+"""``NAProblem``: the value that names a neighborhood attention workload."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from tvm_na.problems.base import Argument, Problem, axes_text, ratio
+from tvm_na.problems.checks import (
+    check_int,
+    per_axis_bools,
+    per_axis_ints,
+    require_like,
+    require_shape,
+    require_tensor,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,69 +29,9 @@ TF32 = "tf32"
 
 MAX_RANK = 3
 
-# Kernels multiply the scale by log2(e), which must be finite too.
-_SCALE_BITS = {"float32": 127, "float64": 1023}
-
-
-def check_int(argument: str, value: Any, minimum: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{argument}: required an integer, got {type(value).__name__} {value!r}")
-    if value < minimum:
-        raise ValueError(f"{argument}: required an integer >= {minimum}, got {value}")
-    return value
-
-
-def per_axis_ints(argument: str, value: Any, rank: int, minimum: int = 1) -> tuple[int, ...]:
-    """An integer or a sequence of ``rank`` integers as a tuple, one per spatial axis.
-
-    Raises TypeError for anything that is not an integer (a bool is none) and ValueError for a wrong
-    length or an element below ``minimum``.
-    """
-    if value.__class__ is int and value >= minimum:
-        return (value,) * rank
-    if isinstance(value, (tuple, list)):
-        if len(value) != rank:
-            raise ValueError(f"{argument}: required {rank} values, one per spatial axis, got {len(value)}: {value!r}")
-        return tuple(check_int(argument, v, minimum) for v in value)
-    return (check_int(argument, value, minimum),) * rank
-
-
-def per_axis_bools(argument: str, value: Any, rank: int) -> tuple[bool, ...]:
-    """A bool or a sequence of ``rank`` bools as a tuple, one per spatial axis."""
-    if value is True or value is False:
-        return (value,) * rank
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank
-    if len(values) != rank:
-        raise ValueError(f"{argument}: required {rank} values, one per spatial axis, got {len(values)}: {value!r}")
-    for v in values:
-        if not isinstance(v, bool):
-            raise TypeError(f"{argument}: required bool, got {type(v).__name__} {v!r}")
-    return values
-
-
-def check_scale(scale: Any, head_dim: int, accum_dtype: str = "float64") -> float:
-    """The factor of the scores: ``head_dim ** -0.5`` for None, else a finite float (zero is legal).
-
-    Raises:
-        TypeError: it is no number.
-        ValueError: it is not finite, or not small enough for ``accum_dtype``, float32 or float64.
-    """
-    if scale is None:
-        return head_dim**-0.5
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
-        raise TypeError(f"scale: required a number or None, got {type(scale).__name__} {scale!r}")
-    try:
-        number = float(scale)
-    except OverflowError:
-        number = math.inf
-    bits = _SCALE_BITS[accum_dtype]
-    if not abs(number) < 2.0**bits:
-        raise ValueError(f"scale: required a finite number below 2^{bits} in magnitude, got {scale}")
-    return number
-
 
 @dataclass(frozen=True)
-class NAProblem:
+class NAProblem(Problem):
     """One neighborhood attention workload.
 
     Attributes:
@@ -182,11 +129,6 @@ class NAProblem:
         )
 
     @property
-    def rank(self) -> int:
-        """The number of spatial axes."""
-        return len(self.spatial)
-
-    @property
     def tensor_dtype(self) -> str:
         """The dtype of query, key, value, bias and output."""
         return "float32" if self.dtype == TF32 else self.dtype
@@ -207,66 +149,105 @@ class NAProblem:
         pairs = math.prod(self.spatial) * self.heads * math.prod(self.kernel_size)
         return 2 * pairs * (self.head_dim + self.head_dim_v)
 
-    def fields(self) -> tuple[Any, ...]:
-        """The attributes in their order, of which ``NAProblem(*fields)`` makes the same problem."""
-        return (
-            *(self.spatial, self.kernel_size, self.stride, self.dilation, self.is_causal, self.heads, self.heads_kv),
-            *(self.head_dim, self.head_dim_v, self.dtype, self.bias, self.return_lse),
-        )
+    def arguments(self) -> tuple[Argument, ...]:
+        """query, key, value, scale, rpb with a bias; out, and lse where the problem has it."""
+        outputs = [Argument("out", (*self.spatial, self.heads, self.head_dim_v), self.tensor_dtype, "output")]
+        if self.return_lse:
+            outputs.append(Argument("lse", (*self.spatial, self.heads), self.accum_dtype, "output"))
+        return (*self.inputs(), *outputs)
 
-    def to_json(self) -> str:
-        """A canonical JSON text; equal problems give equal texts."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+    def inputs(self) -> tuple[Argument, ...]:
+        """query, key, value, scale and, with a bias, rpb: what the attention and its gradients read."""
+        kv, dtype = (*self.spatial, self.heads_kv), self.tensor_dtype
+        found = [
+            Argument("query", (*self.spatial, self.heads, self.head_dim), dtype),
+            Argument("key", (*kv, self.head_dim), dtype),
+            Argument("value", (*kv, self.head_dim_v), dtype),
+            Argument("scale", (1,), self.accum_dtype, "scale", has_batch=False),
+        ]
+        if self.bias:
+            found.append(Argument("rpb", self.bias_shape, dtype, has_batch=False))
+        return tuple(found)
+
+    def values(self) -> tuple[Any, ...]:
+        """What :meth:`of_values` makes the same problem of."""
+        return tuple(self.fields().values())
 
     @classmethod
-    def from_json(cls, text: str) -> NAProblem:
-        """The problem that :meth:`to_json` wrote."""
-        fields = json.loads(text)
-        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
-        return cls(**values)
+    def of_values(cls, *values: Any) -> NAProblem:
+        """The problem with these :meth:`values`."""
+        return cls(*values)
+
+    def fields(self) -> dict[str, Any]:
+        """The attributes by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @classmethod
+    def of_fields(cls, fields: dict[str, Any]) -> NAProblem:
+        """The problem with these attributes."""
+        return cls(**fields)
+
+    def with_dtype(self, dtype: str) -> NAProblem:
+        """The same attention in another dtype."""
+        return dataclasses.replace(self, dtype=dtype)
+
+    @property
+    def padded_tokens(self) -> int:
+        """A bound on the positions of a packed copy: dilation groups of rows have one length, of columns vectors."""
+        rows = math.prod(size + d for size, d in zip(self.spatial[:-1], self.dilation[:-1], strict=True))
+        return rows * (self.spatial[-1] + 2 * self.dilation[-1] * 64)
+
+    @property
+    def largest_copy(self) -> int:
+        """See :attr:`Problem.largest_copy`."""
+        return self.padded_tokens * self.heads * max(self.head_dim, self.head_dim_v)
+
+    @property
+    def largest_constant(self) -> int:
+        """The bias as kernels for CPUs pad it, which is more than the map has if head_dim is small."""
+        rows = math.prod(2 * k - 1 for k in self.kernel_size[:-1])
+        return self.heads * rows * 2 * (self.spatial[-1] + 64) if self.bias else 0
+
+    def reference_elements(self, samples: int) -> int:
+        """Outputs of the samples, and keys and values that are gathered for every query of one head."""
+        return samples * math.prod(self.spatial) * self.heads * self.head_dim_v + 2 * self.gathered
+
+    @property
+    def gathered(self) -> int:
+        """Elements of the keys and values of all windows of one head."""
+        return math.prod(self.spatial) * math.prod(self.kernel_size) * (self.head_dim + self.head_dim_v)
+
+    def distance(self, other: Problem) -> float | None:
+        """See :meth:`Problem.distance`. What decides how a tile fills the registers weighs the most: the window, the
+        channels and the columns of a dilation group."""
+        if not isinstance(other, NAProblem) or (self.rank, self.dtype) != (other.rank, other.dtype):
+            return None
+
+        def over_axes(name: str) -> float:
+            ratios = [ratio(a, b) for a, b in zip(getattr(self, name), getattr(other, name), strict=True)]
+            return sum(ratios) / len(ratios)
+
+        def columns(problem: NAProblem) -> int:
+            return -(-problem.spatial[-1] // problem.dilation[-1])
+
+        far = 4 * over_axes("kernel_size") + over_axes("stride") + 0.25 * over_axes("dilation")
+        far += 2 * ratio(self.head_dim, other.head_dim) + 2 * ratio(self.head_dim_v, other.head_dim_v)
+        far += 2 * ratio(columns(self), columns(other)) + 0.5 * ratio(self.spatial[0], other.spatial[0])
+        far += 0.5 * ratio(self.heads, other.heads) + 0.5 * ratio(self.heads_kv, other.heads_kv)
+        far += 0.5 * (self.bias != other.bias) + 0.5 * (self.return_lse != other.return_lse)
+        return far + (self.is_causal != other.is_causal)
 
     def __str__(self) -> str:
-        def axes(values: tuple[int, ...]) -> str:
-            return str(values[0]) if len(set(values)) == 1 else "x".join(map(str, values))
-
         parts = ["x".join(map(str, self.spatial)), f"heads {self.heads}"]
         if self.heads_kv != self.heads:
             parts.append(f"kv {self.heads_kv}")
         dims = f"{self.head_dim}" if self.head_dim == self.head_dim_v else f"{self.head_dim}/{self.head_dim_v}"
-        parts += [f"dim {dims}", f"k {axes(self.kernel_size)}"]
-        parts += [f"stride {axes(self.stride)}"] if set(self.stride) != {1} else []
-        parts += [f"dil {axes(self.dilation)}"] if set(self.dilation) != {1} else []
+        parts += [f"dim {dims}", f"k {axes_text(self.kernel_size)}"]
+        parts += [f"stride {axes_text(self.stride)}"] if set(self.stride) != {1} else []
+        parts += [f"dil {axes_text(self.dilation)}"] if set(self.dilation) != {1} else []
         parts += [f"causal {''.join('ny'[c] for c in self.is_causal)}"] if any(self.is_causal) else []
-        parts += [self.dtype] + ["rpb"] * self.bias + ["lse"] * self.return_lse
+        parts += [self.dtype, *(["rpb"] if self.bias else []), *(["lse"] if self.return_lse else [])]
         return " ".join(parts)
-
-
-def require_tensor(argument: str, value: Any, ndim: int, layout: str) -> None:
-    """TypeError unless ``value`` is a dense tensor, ValueError unless it has ``ndim`` dimensions."""
-    import torch
-
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{argument}: required a torch.Tensor, got {type(value).__name__}")
-    if value.layout != torch.strided:
-        raise TypeError(f"{argument}: required a dense (strided) tensor, got layout {value.layout}")
-    if value.is_nested:  # strided ones have no shape to speak of
-        raise TypeError(f"{argument}: required a dense (strided) tensor, got a nested tensor")
-    if value.ndim != ndim:
-        raise ValueError(f"{argument}: required {ndim} dimensions {layout}, got shape {tuple(value.shape)}")
-
-
-def require_like(argument: str, value: Tensor, query: Tensor) -> None:
-    """TypeError unless ``value`` has query's dtype, ValueError unless it is on its device."""
-    if value.dtype != query.dtype:
-        raise TypeError(f"{argument}: required query's dtype {query.dtype}, got {value.dtype}")
-    if value.device != query.device:
-        raise ValueError(f"{argument}: required query's device {query.device}, got {value.device}")
-
-
-def require_shape(argument: str, value: Tensor, shape: tuple[Any, ...], meaning: str) -> None:
-    """ValueError unless ``value`` has this shape."""
-    if tuple(value.shape) != tuple(shape):
-        raise ValueError(f"{argument}: required shape {tuple(shape)} {meaning}, got {tuple(value.shape)}")
 
 
 def problem_of(
@@ -330,24 +311,3 @@ def problem_of(
         require_like("rpb", rpb, query)
         require_shape("rpb", rpb, problem.bias_shape, "[heads, 2*kernel_size-1, ...]")
     return problem
-
-
-def check_additional(additional_keys: Any, additional_values: Any, query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether additional keys and values came, after checking them.
-
-    Shapes are ``[batch, extra, heads_kv, head_dim]`` and ``[batch, extra, heads_kv, head_dim_v]``.
-    """
-    if (additional_keys is None) != (additional_values is None):
-        missing = "additional_keys" if additional_keys is None else "additional_values"
-        raise ValueError(f"{missing}: required together with its counterpart, got None")
-    if additional_keys is None:
-        return False
-    for name, tensor, like in (
-        ("additional_keys", additional_keys, key),
-        ("additional_values", additional_values, value),
-    ):
-        require_tensor(name, tensor, 4, "[batch, extra, heads_kv, head_dim]")
-        require_like(name, tensor, query)
-        wanted = (like.shape[0], additional_keys.shape[1], *like.shape[-2:])
-        require_shape(name, tensor, wanted, "[batch, extra, heads_kv, head_dim]")
-    return True

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from tvm_na.problems.attention import NAProblem, problem_of, require_like, require_shape, require_tensor
+from tvm_na.problems.attention import NAProblem, problem_of
+from tvm_na.problems.base import Argument, Problem
+from tvm_na.problems.checks import require_like, require_shape, require_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: What tells the JSON of these problems from that of attention, under the key ``operator``.
-OPERATOR = "backward"
+# Tensors that autograd of the reference keeps or makes, as large as what the reference gathers.
+_KEPT = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class BackwardProblem:
+class BackwardProblem(Problem):
     """The gradients of query, key, value and bias of one neighborhood attention.
 
     Attributes:
         forward: The attention. Its ``return_lse`` says here whether the log-sum-exp has a gradient too.
     """
+
+    operator: ClassVar[str | None] = "backward"
 
     forward: NAProblem
 
@@ -39,11 +42,6 @@ class BackwardProblem:
     def spatial(self) -> tuple[int, ...]:
         """Sizes of the spatial axes."""
         return self.forward.spatial
-
-    @property
-    def rank(self) -> int:
-        """The number of spatial axes."""
-        return self.forward.rank
 
     @property
     def dtype(self) -> str:
@@ -63,18 +61,54 @@ class BackwardProblem:
         channels = forward.head_dim + forward.head_dim_v
         return forward.useful_flops // channels * (3 * forward.head_dim + 2 * forward.head_dim_v)
 
-    def to_json(self) -> str:
-        """A canonical JSON text; equal problems give equal texts, and none is that of another operator."""
-        fields = {"operator": OPERATOR, **dataclasses.asdict(self.forward)}
-        return json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    def arguments(self) -> tuple[Argument, ...]:
+        """The attention's inputs, lse, d_out, and d_lse where lse has a gradient; d_query, d_key, d_value, maybe d_rpb.
+
+        A gradient is like what it is the gradient of.
+        """
+        read, outputs = self.forward.inputs(), self.forward.arguments()[len(self.forward.inputs()) :]
+        lse = Argument("lse", (*self.spatial, self.forward.heads), self.accum_dtype)
+        of_results = [dataclasses.replace(a, name=f"d_{a.name}", role="input") for a in outputs]
+        gradients = [dataclasses.replace(a, name=f"d_{a.name}", role="output") for a in read if a.role != "scale"]
+        return (*read, lse, *of_results, *gradients)
+
+    def scratch(self) -> tuple[Argument, ...]:
+        """See :func:`scratch_shapes`."""
+        shapes = [shape[1:] for shape in scratch_shapes(self, 1)]
+        names = ("shift", "bias_sums")
+        return tuple(Argument(n, s, self.accum_dtype, "scratch") for n, s in zip(names, shapes, strict=False))
+
+    def fields(self) -> dict[str, Any]:
+        """Those of the attention."""
+        return self.forward.fields()
 
     @classmethod
-    def from_json(cls, text: str) -> BackwardProblem:
-        """The problem that :meth:`to_json` wrote."""
-        fields = json.loads(text)
-        if not isinstance(fields, dict) or fields.pop("operator", None) != OPERATOR:
-            raise ValueError(f'problem: required a JSON object with "operator":"{OPERATOR}", got {text}')
-        return cls(NAProblem.from_json(json.dumps(fields)))
+    def of_fields(cls, fields: dict[str, Any]) -> BackwardProblem:
+        """The gradients of the attention with these fields."""
+        return cls(NAProblem(**fields))
+
+    def with_dtype(self, dtype: str) -> BackwardProblem:
+        """The same gradients in another dtype."""
+        return BackwardProblem(self.forward.with_dtype(dtype))
+
+    @property
+    def largest_copy(self) -> int:
+        """See :attr:`Problem.largest_copy`: sums of chunks have up to twice the rows (schedules/cpu/backward.py)."""
+        return 2 * self.forward.largest_copy
+
+    @property
+    def largest_constant(self) -> int:
+        """That of the attention."""
+        return self.forward.largest_constant
+
+    def reference_elements(self, samples: int) -> int:
+        """Gradients of query, key and value, and what autograd of the reference keeps."""
+        outputs = samples * math.prod(self.spatial) * self.forward.heads * self.forward.head_dim_v
+        return 3 * outputs + 2 * _KEPT * self.forward.gathered
+
+    def distance(self, other: Problem) -> float | None:
+        """That of the attentions."""
+        return self.forward.distance(other.forward) if isinstance(other, BackwardProblem) else None
 
     def __str__(self) -> str:
         return f"backward of {self.forward}"

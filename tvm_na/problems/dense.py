@@ -7,22 +7,21 @@ a problem; the batch is not in it.
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from tvm_na.problems.attention import MAX_RANK, check_int, per_axis_ints
+from tvm_na.problems.attention import MAX_RANK
+from tvm_na.problems.base import Argument, Problem, axes_text, ratio
+from tvm_na.problems.checks import check_int, per_axis_ints
 
-#: What tells the JSON of these problems from that of attention, under the key ``operator``.
-OPERATOR = "dense"
 DTYPES = ("float32", "float64")
 ACTIVATIONS = ("none", "gelu")
 
 
 @dataclass(frozen=True)
-class DenseProblem:
+class DenseProblem(Problem):
     """One product with weights: ``activation(x * weight + bias) + residual``, channels last.
 
     A linear layer has one spatial axis, its tokens, and a kernel of 1; an image's convolution has two.
@@ -42,6 +41,8 @@ class DenseProblem:
     Raises:
         TypeError, ValueError: name the argument, what was required and what came.
     """
+
+    operator: ClassVar[str | None] = "dense"
 
     spatial: tuple[int, ...]
     in_channels: int
@@ -110,11 +111,6 @@ class DenseProblem:
         )
 
     @property
-    def rank(self) -> int:
-        """The number of spatial axes."""
-        return len(self.spatial)
-
-    @property
     def out_spatial(self) -> tuple[int, ...]:
         """Sizes of the spatial axes of the output."""
         axes = zip(self.spatial, self.kernel_size, self.stride, self.padding, strict=True)
@@ -135,55 +131,53 @@ class DenseProblem:
         """The shape of the weights before they are packed: output channels, window, input channels."""
         return (self.out_channels, *self.kernel_size, self.in_channels)
 
-    def to_json(self) -> str:
-        """A canonical JSON text; equal problems give equal texts, and none is one of attention."""
-        return json.dumps({"operator": OPERATOR, **asdict(self)}, sort_keys=True, separators=(",", ":"))
+    def arguments(self) -> tuple[Argument, ...]:
+        """x, weight, bias and residual where it has them; out."""
+        out = Argument("out", (*self.out_spatial, self.out_channels), self.dtype, "output")
+        found = [
+            Argument("x", (*self.spatial, self.in_channels), self.dtype),
+            Argument("weight", self.weight_shape, self.dtype, has_batch=False),
+        ]
+        if self.bias:
+            found.append(Argument("bias", (self.out_channels,), self.dtype, has_batch=False))
+        if self.residual:
+            found.append(dataclasses.replace(out, name="residual", role="input"))
+        return (*found, out)
+
+    def fields(self) -> dict[str, Any]:
+        """The attributes by name."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @classmethod
-    def from_json(cls, text: str) -> DenseProblem:
-        """The problem that :meth:`to_json` wrote."""
-        fields = json.loads(text)
-        if not isinstance(fields, dict) or fields.pop("operator", None) != OPERATOR:
-            raise ValueError(f'problem: required a JSON object with "operator":"{OPERATOR}", got {text}')
-        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
-        return cls(**values)
+    def of_fields(cls, fields: dict[str, Any]) -> DenseProblem:
+        """The problem with these attributes."""
+        return cls(**fields)
+
+    def with_dtype(self, dtype: str) -> DenseProblem:
+        """The same product in another dtype."""
+        return dataclasses.replace(self, dtype=dtype)
+
+    def distance(self, other: Problem) -> float | None:
+        """See :meth:`Problem.distance`. The window and the channels say how long a sum is and how many tiles share a
+        block of weights."""
+        if not isinstance(other, DenseProblem) or (self.rank, self.dtype) != (other.rank, other.dtype):
+            return None
+        far = ratio(math.prod(self.spatial), math.prod(other.spatial))
+        far += ratio(self.in_channels, other.in_channels) + ratio(self.out_channels, other.out_channels)
+        far += ratio(math.prod(self.kernel_size), math.prod(other.kernel_size))
+        far += 0.5 * ratio(math.prod(self.stride), math.prod(other.stride))
+        far += 0.5 * (any(self.padding) != any(other.padding)) + (self.activation != other.activation)
+        return far + 0.25 * (self.bias != other.bias) + 0.25 * (self.residual != other.residual)
+
+    def unsupported(self, kind: str) -> str:
+        """See :meth:`Problem.unsupported`."""
+        return f"linear layers and convolutions are compiled for CPUs, not for {kind}"
 
     def __str__(self) -> str:
-        def axes(values: tuple[int, ...]) -> str:
-            return str(values[0]) if len(set(values)) == 1 else "x".join(map(str, values))
-
         parts = ["x".join(map(str, self.spatial)), f"channels {self.in_channels}->{self.out_channels}"]
-        parts += [f"k {axes(self.kernel_size)}"] if set(self.kernel_size) != {1} else []
-        parts += [f"stride {axes(self.stride)}"] if set(self.stride) != {1} else []
-        parts += [f"pad {axes(self.padding)}"] if set(self.padding) != {0} else []
-        parts += [self.dtype] + ["bias"] * self.bias
+        parts += [f"k {axes_text(self.kernel_size)}"] if set(self.kernel_size) != {1} else []
+        parts += [f"stride {axes_text(self.stride)}"] if set(self.stride) != {1} else []
+        parts += [f"pad {axes_text(self.padding)}"] if set(self.padding) != {0} else []
+        parts += [self.dtype, *(["bias"] if self.bias else [])]
         parts += [self.activation] if self.activation != "none" else []
-        return " ".join(parts + ["residual"] * self.residual)
-
-
-def elements_of(problem: DenseProblem) -> dict[str, int]:
-    """Elements of each argument for a batch of one."""
-    outputs = math.prod(problem.out_spatial) * problem.out_channels
-    found = {"x": math.prod(problem.spatial) * problem.in_channels, "weight": math.prod(problem.weight_shape)}
-    found |= {"bias": problem.out_channels} if problem.bias else {}
-    found |= {"residual": outputs} if problem.residual else {}
-    return {**found, "out": outputs}
-
-
-def dense_distance(problem: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
-    """How unlike two problems are to a schedule, given by the fields of their JSON; as ``select.distance``.
-
-    The window and the channels say how long a sum is and how many tiles share a block of weights.
-    """
-    if len(problem["spatial"]) != len(other["spatial"]) or problem["dtype"] != other["dtype"]:
-        return None
-
-    def ratio(a: float, b: float) -> float:
-        return abs(math.log2(a / b))
-
-    far = ratio(math.prod(problem["spatial"]), math.prod(other["spatial"]))
-    far += ratio(problem["in_channels"], other["in_channels"]) + ratio(problem["out_channels"], other["out_channels"])
-    far += ratio(math.prod(problem["kernel_size"]), math.prod(other["kernel_size"]))
-    far += 0.5 * ratio(math.prod(problem["stride"]), math.prod(other["stride"]))
-    far += 0.5 * (any(problem["padding"]) != any(other["padding"])) + (problem["activation"] != other["activation"])
-    return far + 0.25 * (problem["bias"] != other["bias"]) + 0.25 * (problem["residual"] != other["residual"])
+        return " ".join([*parts, *(["residual"] if self.residual else [])])

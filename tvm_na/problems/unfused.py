@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from tvm_na.problems.attention import (
-    DTYPES,
-    NAProblem,
+from tvm_na.problems.attention import DTYPES, NAProblem, problem_of
+from tvm_na.problems.base import Argument, Problem
+from tvm_na.problems.checks import (
     check_int,
     per_axis_bools,
     per_axis_ints,
-    problem_of,
     require_like,
     require_shape,
     require_tensor,
@@ -21,9 +19,6 @@ from tvm_na.problems.attention import (
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-#: What tells the JSON of these problems from that of attention, under the key ``operator``.
-OPERATOR = "unfused"
 
 #: ``qk``: scores, minus infinity where there is no key. ``dots``: the same, but 0 there. ``av``: sums over the keys of
 #: a query. ``av_transposed``: sums over the queries of a key. ``bias_sums``: over the pairs with one index of a bias.
@@ -42,7 +37,7 @@ Window = tuple[Any, Any, Any, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class UnfusedProblem:
+class UnfusedProblem(Problem):
     """One step of a neighborhood attention that keeps its scores, or a derivative of one.
 
     Attributes:
@@ -53,6 +48,8 @@ class UnfusedProblem:
     Raises:
         TypeError, ValueError: name the argument, what was required and what came.
     """
+
+    operator: ClassVar[str | None] = "unfused"
 
     kind: str
     forward: NAProblem
@@ -79,11 +76,6 @@ class UnfusedProblem:
     def spatial(self) -> tuple[int, ...]:
         """Sizes of the spatial axes."""
         return self.forward.spatial
-
-    @property
-    def rank(self) -> int:
-        """The number of spatial axes."""
-        return self.forward.rank
 
     @property
     def dtype(self) -> str:
@@ -122,34 +114,74 @@ class UnfusedProblem:
         """Multiply-adds, times two, for a batch of one (causal not discounted)."""
         return self.forward.useful_flops // 2
 
-    @property
-    def elements(self) -> dict[str, int]:
-        """The elements of the arguments of a kernel, but the scale, for a batch of one."""
-        p, tokens = self.forward, math.prod(self.spatial)
-        attn, queries = tokens * p.heads * self.window, tokens * p.heads * self.channels
-        keys, bias = tokens * p.heads_kv * self.channels, math.prod(p.bias_shape)
-        return {
-            "qk": {"query": queries, "key": keys, "out": attn, **({"rpb": bias} if p.bias else {})},
-            "dots": {"query": queries, "key": keys, "out": attn},
-            "av": {"attn": attn, "value": keys, "out": queries},
-            "av_transposed": {"attn": attn, "query": queries, "out": keys},
-            "bias_sums": {"attn": attn, "d_rpb": bias},
-            "bias_parts": {"attn": attn, "out": self.parts * bias},
+    def arguments(self) -> tuple[Argument, ...]:
+        """Two tensors (attn alone for sums of a bias), scale, and rpb with a bias; the result."""
+        p = self.forward
+        tokens, kv = (*self.spatial, p.heads), (*self.spatial, p.heads_kv)
+        attn = Argument("attn", (*tokens, self.window), p.dtype)
+        of_query, of_key = (*tokens, self.channels), (*kv, self.channels)
+        if self.kind == "bias_sums":
+            return attn, Argument("d_rpb", p.bias_shape, p.dtype, "output", has_batch=False)
+        if self.kind == "bias_parts":
+            return attn, Argument("parts", (self.parts, *p.bias_shape), p.accum_dtype, "output")
+        query = Argument("query", of_query, p.dtype)
+        inputs, out = {
+            "qk": ([query, Argument("key", of_key, p.dtype)], attn.shape),
+            "dots": ([query, Argument("key", of_key, p.dtype)], attn.shape),
+            "av": ([attn, Argument("value", of_key, p.dtype)], of_query),
+            "av_transposed": ([attn, query], of_key),
         }[self.kind]
+        inputs.append(Argument("scale", (1,), p.accum_dtype, "scale", has_batch=False))
+        if p.bias:
+            inputs.append(Argument("rpb", p.bias_shape, p.dtype, has_batch=False))
+        return (*inputs, Argument("out", out, p.dtype, "output"))
 
-    def to_json(self) -> str:
-        """A canonical JSON text; equal problems give equal texts, and none is that of another operator."""
-        fields = {"operator": OPERATOR, "kind": self.kind, **dataclasses.asdict(self.forward)}
-        return json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    def values(self) -> tuple[Any, ...]:
+        """What :meth:`of_values` makes the same problem of."""
+        return (self.kind, *self.forward.values())
 
     @classmethod
-    def from_json(cls, text: str) -> UnfusedProblem:
-        """The problem that :meth:`to_json` wrote."""
-        fields = json.loads(text)
-        if not isinstance(fields, dict) or fields.pop("operator", None) != OPERATOR or "kind" not in fields:
-            raise ValueError(f'problem: required a JSON object with "operator":"{OPERATOR}" and a kind, got {text}')
-        kind = fields.pop("kind")
-        return cls(kind, NAProblem.from_json(json.dumps(fields)))
+    def of_values(cls, kind: str, *values: Any) -> UnfusedProblem:
+        """The problem with these :meth:`values`."""
+        return cls(kind, NAProblem(*values))
+
+    def fields(self) -> dict[str, Any]:
+        """The kind, and the attention's fields."""
+        return {"kind": self.kind, **self.forward.fields()}
+
+    @classmethod
+    def of_fields(cls, fields: dict[str, Any]) -> UnfusedProblem:
+        """The problem with these fields."""
+        attention = dict(fields)
+        return cls(attention.pop("kind", None), NAProblem(**attention))
+
+    def with_dtype(self, dtype: str) -> UnfusedProblem:
+        """The same step in another dtype."""
+        return dataclasses.replace(self, forward=self.forward.with_dtype(dtype))
+
+    @property
+    def largest_copy(self) -> int:
+        """See :attr:`Problem.largest_copy`: scores, or packed keys."""
+        p = self.forward
+        return max(math.prod(p.spatial) * p.heads * self.window, p.largest_copy)
+
+    def reference_elements(self, samples: int) -> int:
+        """As of the attention."""
+        return self.forward.reference_elements(samples)
+
+    def distance(self, other: Problem) -> float | None:
+        """That of the attentions, for steps of one kind."""
+        if not isinstance(other, UnfusedProblem) or other.kind != self.kind:
+            return None
+        return self.forward.distance(other.forward)
+
+    def unsupported(self, kind: str) -> str:
+        """See :meth:`Problem.unsupported`."""
+        if kind == "cuda":
+            return "on GPUs sums for a bias are compiled in parts, as the kind bias_parts"
+        if self.kind == "bias_parts":
+            return "on CPUs sums for a bias are compiled as a whole, as the kind bias_sums"
+        return super().unsupported(kind)
 
     def __str__(self) -> str:
         return f"{self.kind} of {self.forward}"

@@ -6,14 +6,11 @@ best records of each folder is kept in the cache folder (:mod:`tvm_na.records.in
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from math import log2
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tvm_na import fingerprint, settings
-from tvm_na.problems.dense import OPERATOR, dense_distance
-from tvm_na.problems.registry import Problem
+from tvm_na.problems.registry import Problem, problem_from_json
 from tvm_na.records.files import shipped_folder, user_folder
 from tvm_na.records.index import FolderIndex, RecordRef, ref_of
 from tvm_na.records.rejections import InapplicableError, Rejections
@@ -22,7 +19,7 @@ from tvm_na.targets.target import NATarget
 if TYPE_CHECKING:
     from tvm_na.records.read import Record
 
-#: The largest :func:`distance` at which a record is transferred.
+#: The largest :meth:`tvm_na.problems.base.Problem.distance` at which a record is transferred.
 FARTHEST = 6.0
 
 # From how many problems records are transferred at most, the nearest first.
@@ -153,7 +150,7 @@ def _near(problem: Problem, folders: list[FolderIndex], threads: int) -> Iterato
     own, found = problem.to_json(), []
     for place, folder in enumerate(folders):
         for key in folder.problems():
-            far = None if key == own else distance(json.loads(own), json.loads(key))
+            far = None if key == own else problem.distance(problem_from_json(key))
             if far is not None and far <= FARTHEST:
                 found.append((far, place, key))
     for far, place, key in sorted(found)[:_NEIGHBORS]:
@@ -162,37 +159,6 @@ def _near(problem: Problem, folders: list[FolderIndex], threads: int) -> Iterato
         for ref in refs:
             if ref.seconds_per_sample <= _NEARLY_BEST * best[ref.threads]:
                 yield far, ref
-
-
-def distance(problem: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
-    """How unlike two problems are to a schedule, given by the fields of their JSON; None if nothing is transferred.
-
-    Sizes count by the logarithm of their ratio. What decides how a tile fills the registers weighs the most: the
-    window, the channels and the columns of a dilation group.
-    """
-    if any(problem.get(name) != other.get(name) for name in ("operator", "kind")):
-        return None
-    if problem.get("operator") == OPERATOR:
-        return dense_distance(problem, other)
-    if len(problem["spatial"]) != len(other["spatial"]) or problem["dtype"] != other["dtype"]:
-        return None
-
-    def ratio(a: float, b: float) -> float:
-        return abs(log2(a / b))
-
-    def over_axes(name: str) -> float:
-        ratios = [ratio(a, b) for a, b in zip(problem[name], other[name], strict=True)]
-        return sum(ratios) / len(ratios)
-
-    def columns(fields: Mapping[str, Any]) -> int:
-        return -(-fields["spatial"][-1] // fields["dilation"][-1])
-
-    far = 4 * over_axes("kernel_size") + over_axes("stride") + 0.25 * over_axes("dilation")
-    far += 2 * ratio(problem["head_dim"], other["head_dim"]) + 2 * ratio(problem["head_dim_v"], other["head_dim_v"])
-    far += 2 * ratio(columns(problem), columns(other)) + 0.5 * ratio(problem["spatial"][0], other["spatial"][0])
-    far += 0.5 * ratio(problem["heads"], other["heads"]) + 0.5 * ratio(problem["heads_kv"], other["heads_kv"])
-    far += 0.5 * (problem["bias"] != other["bias"]) + 0.5 * (problem["return_lse"] != other["return_lse"])
-    return far + (list(problem["is_causal"]) != list(other["is_causal"]))
 
 
 def reject(selection: Selection, problem: Problem, target: NATarget, error: InapplicableError) -> None:

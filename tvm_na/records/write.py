@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_na import fingerprint, settings
-from tvm_na.problems.backward import BackwardProblem, scratch_shapes
-from tvm_na.problems.registry import Problem, arguments_with_batch, problem_from_json
+from tvm_na.problems.registry import Problem, problem_from_json
 from tvm_na.records.files import META, RECORDS, WORKLOADS, lines_of, write_atomically, writing
 from tvm_na.records.read import Meta, parse_line, read_meta, records_in, workload_hash
 from tvm_na.targets.target import NATarget, cpu_name
@@ -107,11 +106,9 @@ def _is_whole(line: bytes, workloads: int) -> bool:
 
 def _set_batch(arguments: list[Any], problem: Problem, batch: int) -> None:
     """Put a batch into MetaSchedule's description of a call's arguments, of those that have one."""
-    with_batch = arguments_with_batch(problem)
-    if isinstance(problem, BackwardProblem) and len(arguments) > len(with_batch):  # a GPU's, with scratch memory
-        with_batch += (True,) * len(scratch_shapes(problem, batch))
-    for (_, _, shape), has_batch in zip(arguments, with_batch, strict=True):
-        if has_batch:
+    known = (*problem.arguments(), *problem.scratch())  # scratch memory on GPUs alone
+    for (_, _, shape), argument in zip(arguments, known, strict=False):
+        if argument.has_batch:
             shape[0] = batch
 
 

@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING
 
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.backward import BackwardProblem
-from tvm_na.reference.case import DISTINCT, Case, draw_inputs
+from tvm_na.reference.case import DISTINCT, Case, draw, draw_inputs
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
-
-_NAMES = ("d_query", "d_key", "d_value", "d_rpb")
 
 
 def make_backward_case(problem: BackwardProblem, batch: int, device: str) -> Case:
@@ -28,27 +25,13 @@ def make_backward_case(problem: BackwardProblem, batch: int, device: str) -> Cas
     distinct = min(batch, DISTINCT)
     generator = torch.Generator().manual_seed(0)
     inputs = draw_inputs(problem.forward, distinct, device, generator)
-    d_results = _draw_gradients(problem, distinct, device, generator)
+    read = [a for a in problem.arguments() if a.role == "input"]
+    d_results = draw(read[len(inputs) :], distinct, device, generator)  # behind the attention's and lse
     counts = [len(range(sample, batch, distinct)) for sample in range(distinct)]
     lse, gradients = _expected(problem.forward, inputs, d_results, counts)
     samples = torch.arange(batch, device=device) % distinct
     per_sample = [t[samples] for t in (lse.to(inputs[3].dtype), *d_results)]
-    return Case((*(t[samples] for t in inputs[:3]), *inputs[3:], *per_sample), gradients, _NAMES)
-
-
-def _draw_gradients(
-    problem: BackwardProblem, batch: int, device: str, generator: torch.Generator
-) -> tuple[Tensor, ...]:
-    """Random gradients of the output and, where the problem has it, of the log-sum-exp."""
-    import torch
-
-    forward = problem.forward
-    tokens = (batch, *forward.spatial, forward.heads)
-    kinds = [((*tokens, forward.head_dim_v), forward.dtype)]
-    kinds += [(tokens, forward.accum_dtype)] if forward.return_lse else []
-    return tuple(
-        torch.randn(shape, generator=generator, dtype=getattr(torch, dtype)).to(device) for shape, dtype in kinds
-    )
+    return Case(problem, (*(t[samples] for t in inputs[:3]), *inputs[3:], *per_sample), gradients)
 
 
 def _expected(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.base import Argument, Problem
 
 if TYPE_CHECKING:
     import torch
@@ -16,10 +17,6 @@ if TYPE_CHECKING:
 #: Samples of a batch that differ; the others repeat them. No power of two, as strides of a kernel are: a kernel that
 #: takes one sample for another does not take it for its equal.
 DISTINCT = 3
-
-# Outputs that add up over the batch, and those that have the dtype of sums.
-_OF_THE_BATCH = {"d_rpb"}
-_ACCUMULATED = {"lse", "parts"}
 
 
 class WrongNumbers(Exception):
@@ -31,34 +28,32 @@ class Case:
     """Inputs of a problem, and what is right.
 
     Attributes:
-        inputs: Query, key, value, scale and, with a bias, rpb; of other operators, what their kernels read.
-        expected: Output and, where the problem has it, log-sum-exp, by the reference in float64, of the first samples;
-            those after them repeat them in turns. Of gradients, what the outputs ``names`` are.
-        names: Of what is expected; there may be more of them.
+        problem: What is computed.
+        inputs: What kernels read, in the order of ``problem.arguments()``.
+        expected: What is right, by the reference in float64, in the order of the outputs: of those with a batch the
+            first samples; the samples after them repeat them in turns.
     """
 
+    problem: Problem
     inputs: tuple[Tensor, ...]
     expected: tuple[Tensor, ...]
-    names: tuple[str, ...] = ("out", "lse")
 
     def outputs(self) -> list[Tensor]:
         """Outputs for a kernel to write, NaN before it does."""
         import torch
 
-        first = self.inputs[0]
-        accum = first.dtype if first.dtype is torch.float64 else torch.float32
-        found = []
-        for name, expected in zip(self.names, self.expected, strict=False):
-            shape = expected.shape if name in _OF_THE_BATCH else (len(first), *expected.shape[1:])
-            dtype = accum if name in _ACCUMULATED else first.dtype
-            found.append(torch.full(shape, math.nan, dtype=dtype, device=first.device))
-        return found
+        batch, device = len(self.inputs[0]), self.inputs[0].device
+        return [
+            torch.full(output.shape_for(batch), math.nan, dtype=getattr(torch, output.dtype), device=device)
+            for output in outputs_of(self.problem)
+        ]
 
     def check(self, outputs: Sequence[Tensor], budget: float) -> None:
         """WrongNumbers if ``outputs`` are farther than ``budget``, relative, from what is right."""
         from tvm_na.reference.accuracy import relative_error
 
-        for name, out, expected in zip(self.names, outputs, self.expected, strict=False):
+        for argument, out, expected in zip(outputs_of(self.problem), outputs, self.expected, strict=True):
+            name = argument.name
             for first in range(0, len(out), len(expected)):
                 some = out[first : first + len(expected)]
                 error = relative_error(*_without_same_infinities(some, expected[: len(some)]))
@@ -67,19 +62,31 @@ class Case:
                     raise WrongNumbers(f"{where}: required a relative error <= {budget:.0e}, got {error:.1e}")
 
 
+def outputs_of(problem: Problem) -> list[Argument]:
+    """The outputs among the arguments of a problem's kernels."""
+    return [argument for argument in problem.arguments() if argument.role == "output"]
+
+
 def _without_same_infinities(out: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
     """Both, 0 where what is right is infinite and ``out`` is equal to it."""
     same = expected.isinf() & (out == expected)
     return (out.masked_fill(same, 0.0), expected.masked_fill(same, 0.0)) if same.any() else (out, expected)
 
 
-def draw_inputs(problem: NAProblem, batch: int, device: str, generator: torch.Generator) -> tuple[Tensor, ...]:
-    """Random query, key and value, the scale and, with a bias, rpb, in the shapes of a kernel's arguments."""
+def draw(arguments: Iterable[Argument], batch: int, device: str, generator: torch.Generator) -> list[Tensor]:
+    """Random tensors for arguments, drawn on the CPU one after the other."""
     import torch
 
-    tokens, kv = ((batch, *problem.spatial, heads) for heads in (problem.heads, problem.heads_kv))
-    shapes = [(*tokens, problem.head_dim), (*kv, problem.head_dim), (*kv, problem.head_dim_v)]
-    shapes += [problem.bias_shape] if problem.bias else []
-    dtype, accum = getattr(torch, problem.tensor_dtype), getattr(torch, problem.accum_dtype)
-    query, key, value, *rpb = (torch.randn(s, generator=generator, dtype=dtype).to(device) for s in shapes)
-    return query, key, value, torch.tensor([problem.head_dim**-0.5], dtype=accum).to(device), *rpb
+    return [
+        torch.randn(a.shape_for(batch), generator=generator, dtype=getattr(torch, a.dtype)).to(device)
+        for a in arguments
+    ]
+
+
+def draw_inputs(problem: NAProblem, batch: int, device: str, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Random query, key and value, the scale and, with a bias, rpb, as a kernel takes them."""
+    import torch
+
+    drawn = draw((a for a in problem.inputs() if a.role != "scale"), batch, device, generator)
+    scale = torch.tensor([problem.head_dim**-0.5], dtype=getattr(torch, problem.accum_dtype)).to(device)
+    return (*drawn[:3], scale, *drawn[3:])

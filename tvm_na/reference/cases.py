@@ -12,7 +12,10 @@ from tvm_na.problems.dense import DenseProblem
 from tvm_na.problems.registry import Problem
 from tvm_na.problems.unfused import UnfusedProblem
 from tvm_na.reference.accuracy import ERROR_BUDGET
+from tvm_na.reference.backward_case import make_backward_case
 from tvm_na.reference.case import DISTINCT, Case, draw_inputs
+from tvm_na.reference.dense_case import make_dense_case
+from tvm_na.reference.unfused_case import make_unfused_case
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,40 +25,44 @@ if TYPE_CHECKING:
 GRADIENT_BUDGET = {"float32": 5e-6}
 
 
+@functools.lru_cache(maxsize=2)
 def case_of(problem: Problem, batch: int = 1, formulation: str = "") -> Case:
     """:func:`make_case` on the CPU, the last of which are kept."""
-    return _kept(problem, batch, formulation if isinstance(problem, DenseProblem) else "")
-
-
-@functools.lru_cache(maxsize=2)
-def _kept(problem: Problem, batch: int, formulation: str) -> Case:
     return make_case(problem, batch, "cpu", formulation)
 
 
+@functools.singledispatch
 def make_case(problem: Problem, batch: int, device: str, formulation: str = "") -> Case:
     """Random inputs for ``problem``, the same every time, on a device of PyTorch's.
 
     A kernel's formulation, as canonical JSON, says how its weights are packed, where it has any.
     """
+    raise TypeError(f"problem: required one with random inputs, got {type(problem).__name__}")
+
+
+@make_case.register
+def _(problem: NAProblem, batch: int, device: str, formulation: str = "") -> Case:
     import torch
-
-    if isinstance(problem, DenseProblem):
-        from tvm_na.reference.dense_case import make_dense_case
-
-        return make_dense_case(problem, batch, formulation)
-    if isinstance(problem, BackwardProblem):
-        from tvm_na.reference.backward_case import make_backward_case
-
-        return make_backward_case(problem, batch, device)
-    if isinstance(problem, UnfusedProblem):
-        from tvm_na.reference.unfused_case import make_unfused_case
-
-        return make_unfused_case(problem, batch, device)
 
     distinct = min(batch, DISTINCT)
     drawn = draw_inputs(problem, distinct, device, torch.Generator().manual_seed(0))
     samples = torch.arange(batch, device=device) % distinct
-    return Case((*(t[samples] for t in drawn[:3]), *drawn[3:]), _expected(problem, drawn))
+    return Case(problem, (*(t[samples] for t in drawn[:3]), *drawn[3:]), _expected(problem, drawn))
+
+
+@make_case.register
+def _(problem: BackwardProblem, batch: int, device: str, formulation: str = "") -> Case:
+    return make_backward_case(problem, batch, device)
+
+
+@make_case.register
+def _(problem: UnfusedProblem, batch: int, device: str, formulation: str = "") -> Case:
+    return make_unfused_case(problem, batch, device)
+
+
+@make_case.register
+def _(problem: DenseProblem, batch: int, device: str, formulation: str = "") -> Case:
+    return make_dense_case(problem, batch, formulation)
 
 
 def budget_of(problem: Problem) -> float:

@@ -34,7 +34,7 @@ def make_dense_case(problem: DenseProblem, batch: int, formulation: str) -> Case
     inputs = [x[samples], packed.clone()]  # clones start where kernels want tensors to
     inputs += [] if bias is None else [bias]
     inputs += [] if residual is None else [residual[samples]]
-    return Case(tuple(inputs), (expected,))
+    return Case(problem, tuple(inputs), (expected,))
 
 
 @functools.lru_cache(maxsize=2)

@@ -6,10 +6,9 @@ import math
 from typing import TYPE_CHECKING
 
 from tvm_na.problems.unfused import UnfusedProblem
-from tvm_na.reference.case import DISTINCT, Case
+from tvm_na.reference.case import DISTINCT, Case, draw
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 _SCALE = 0.6
@@ -25,7 +24,7 @@ def make_unfused_case(problem: UnfusedProblem, batch: int, device: str) -> Case:
 
     distinct = min(batch, DISTINCT)
     generator = torch.Generator().manual_seed(0)
-    tensors = _draw(problem, distinct, generator)
+    tensors = draw((a for a in problem.arguments() if a.role == "input"), distinct, "cpu", generator)
     samples = torch.arange(batch) % distinct
     # Sums of a bias add up over the batch.
     expected = _expected(problem, [t[samples] for t in tensors] if problem.kind == "bias_sums" else tensors)
@@ -33,26 +32,7 @@ def make_unfused_case(problem: UnfusedProblem, batch: int, device: str) -> Case:
     inputs = [t[samples] for t in tensors[:2]]
     inputs += [] if problem.kind in ("bias_sums", "bias_parts") else [scale]
     inputs += tensors[2:]
-    name = {"bias_sums": "d_rpb", "bias_parts": "parts"}.get(problem.kind, "out")
-    return Case(tuple(t.to(device) for t in inputs), (expected.to(device),), (name,))
-
-
-def _draw(problem: UnfusedProblem, batch: int, generator: torch.Generator) -> list[Tensor]:
-    """The tensors of a kernel's arguments, a bias last."""
-    import torch
-
-    p = problem.forward
-    tokens, kv = (batch, *p.spatial, p.heads), (batch, *p.spatial, p.heads_kv)
-    attn, of_query, of_key = (*tokens, problem.window), (*tokens, problem.channels), (*kv, problem.channels)
-    shapes = {
-        "qk": [of_query, of_key, *[p.bias_shape] * p.bias],
-        "dots": [of_query, of_key],
-        "av": [attn, of_key],
-        "av_transposed": [attn, of_query],
-        "bias_sums": [attn],
-        "bias_parts": [attn],
-    }[problem.kind]
-    return [torch.randn(shape, generator=generator, dtype=getattr(torch, p.dtype)) for shape in shapes]
+    return Case(problem, tuple(t.to(device) for t in inputs), (expected.to(device),))
 
 
 def _expected(problem: UnfusedProblem, tensors: list[Tensor]) -> Tensor:

@@ -15,9 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tvm_na.problems.backward import BackwardProblem
 from tvm_na.problems.registry import Problem, problem_from_json
-from tvm_na.problems.unfused import UnfusedProblem
 from tvm_na.records.read import Record, read_meta, records_in
 from tvm_na.targets.target import NATarget, parse_target
 from tvm_na.tune.tasks import formulations_of
@@ -251,11 +249,11 @@ def short_names(problems: Sequence[Problem]) -> tuple[list[str], str]:
 
 def _parts(problem: Problem) -> list[str]:
     """The parts of a problem's text, each of which says one thing."""
-    if isinstance(problem, BackwardProblem):
-        return ["backward", *_parts(problem.forward)]
-    if isinstance(problem, UnfusedProblem):
-        return [problem.kind, *_parts(problem.forward)]
-    return re.findall(r"(?:heads|kv|dim|k|stride|dil|causal|channels|pad) \S+|\S+", str(problem))
+    return [
+        part
+        for part in re.findall(r"(?:heads|kv|dim|k|stride|dil|causal|channels|pad) \S+|\S+", str(problem))
+        if part != "of"
+    ]
 
 
 def ranks(values: Sequence[float]) -> np.ndarray:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tvm_na.measure.timing import measure
-from tvm_na.problems.registry import Problem, bytes_of
+from tvm_na.problems.registry import Problem
 from tvm_na.records.write import now
 from tvm_na.targets.target import cpu_name
 
@@ -89,7 +89,7 @@ class Bound:
 
     Attributes:
         flops: Its useful operations.
-        bytes: What :func:`bytes_of` counts.
+        bytes: Of all tensors but the scale, each once.
         products: Seconds of a matrix product of as many operations.
         transfers: Seconds to move the bytes, within the caches if they hold them.
         from_memory: Seconds to move the bytes from and to memory, as if no cache held them.
@@ -127,7 +127,7 @@ def bound_of(problem: Problem, threads: int, rates: Rates, cold: bool = False, b
     """
     if not rates.covers(problem, threads):
         raise ValueError(f"rates: required rates of {problem.accum_dtype} with {threads} threads, got {rates}")
-    flops, moved, bandwidth = problem.useful_flops * batch, bytes_of(problem) * batch, rates.bandwidth[threads]
+    flops, moved, bandwidth = problem.useful_flops * batch, problem.bytes * batch, rates.bandwidth[threads]
     memory = bandwidth[max(bandwidth)]
     # What holds a larger working set holds this one.
     within = memory if cold else max((rate for size, rate in bandwidth.items() if size >= moved), default=memory)

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import prod
 
 from tvm_na import settings
-from tvm_na.problems.backward import BackwardProblem
-from tvm_na.problems.dense import DenseProblem, elements_of
-from tvm_na.problems.registry import Problem, bytes_of
-from tvm_na.problems.unfused import UnfusedProblem
+from tvm_na.problems.registry import Problem
 from tvm_na.reference.case import DISTINCT
 from tvm_na.targets.target import NATarget
 from tvm_na.tune.search import Strategy
@@ -18,12 +14,7 @@ from tvm_na.tune.search import Strategy
 GPU_BATCH = 128
 #: The part of a GPU's free memory that inputs, outputs and the reference may take.
 _PART = 4
-_MAX_ELEMENTS = 2**31 - 1  # kernels count elements in 32 bits
 _DOUBLE = 8  # bytes
-# Sums of gradients of keys and values: so many parts of the map at most have some of their own, as large as it at most.
-_PARTS = 8
-# Tensors that autograd of the reference keeps or makes, as large as what the reference gathers.
-_KEPT = 3
 
 
 @dataclass(frozen=True)
@@ -64,17 +55,6 @@ class Options:
         return replace(self, jobs=jobs, threads=threads, candidates=self.candidates or candidates)
 
 
-def _largest_tensor(problem: Problem) -> int:
-    """Elements of a sample's largest tensor, of those that a kernel allocates too."""
-    if isinstance(problem, DenseProblem):
-        return max(elements_of(problem).values())
-    if isinstance(problem, UnfusedProblem):
-        return max(problem.elements.values())
-    if isinstance(problem, BackwardProblem):
-        return _PARTS * _largest_tensor(problem.forward)
-    return prod(problem.spatial) * problem.heads * max(problem.head_dim, problem.head_dim_v)
-
-
 def batch_for(problem: Problem, target: NATarget, wanted: int, before: int | None, free: int | None) -> int:
     """The batch that a problem is measured with.
 
@@ -88,7 +68,7 @@ def batch_for(problem: Problem, target: NATarget, wanted: int, before: int | Non
     Raises:
         ValueError: what the user wants does not fit.
     """
-    most = _MAX_ELEMENTS // (2 * _largest_tensor(problem))
+    most = problem.largest_batch(target.kind)
     if wanted:
         if wanted > most:
             raise ValueError(f"batch: required at most {most} (kernels count in 32 bits) for {problem}, got {wanted}")
@@ -108,12 +88,4 @@ def batch_for(problem: Problem, target: NATarget, wanted: int, before: int | Non
 
 def bytes_needed(problem: Problem, batch: int) -> int:
     """Bytes of a GPU's memory that measuring takes: two sets of inputs and outputs, what is right, making that."""
-    if isinstance(problem, DenseProblem):  # what is right is made on the CPU
-        return 2 * batch * bytes_of(problem)
-    attention = problem.forward if isinstance(problem, (BackwardProblem, UnfusedProblem)) else problem
-    gathered = prod(attention.spatial) * prod(attention.kernel_size) * (attention.head_dim + attention.head_dim_v)
-    expected = DISTINCT * prod(attention.spatial) * attention.heads * attention.head_dim_v
-    if isinstance(problem, BackwardProblem):
-        expected *= 3  # gradients of query, key and value
-        gathered *= _KEPT
-    return 2 * batch * bytes_of(problem) + (expected + 2 * gathered) * _DOUBLE
+    return 2 * batch * problem.bytes + problem.reference_elements(DISTINCT) * _DOUBLE

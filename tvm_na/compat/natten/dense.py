@@ -15,7 +15,8 @@ from tvm_na.compat.natten.signatures import Meaning, Reading, read
 from tvm_na.compat.natten.utils.varlen import bounds, check_packed, generate_varlen_parameters
 from tvm_na.functional import Backend
 from tvm_na.ops import autocast
-from tvm_na.problems.attention import DTYPES, check_scale, require_like, require_shape, require_tensor
+from tvm_na.problems.attention import DTYPES
+from tvm_na.problems.checks import check_scale, require_like, require_shape, require_tensor
 
 _VARLEN = ("seqlens_Q", "seqlens_KV", "cumulative_seqlen_Q", "cumulative_seqlen_KV", "max_seqlen_Q", "max_seqlen_KV")
 

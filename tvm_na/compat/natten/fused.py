@@ -11,7 +11,7 @@ from torch import Tensor
 from tvm_na import functional
 from tvm_na.compat.natten.ignored import NA_BACKENDS, NA_HINTS, backend_of, ignore_all
 from tvm_na.compat.natten.signatures import Meaning, Reading, read
-from tvm_na.problems.attention import check_scale, per_axis_bools, per_axis_ints
+from tvm_na.problems.checks import check_scale, per_axis_bools, per_axis_ints
 
 _FUNCTIONS = {1: functional.na1d, 2: functional.na2d, 3: functional.na3d}
 

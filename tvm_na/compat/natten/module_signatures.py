@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tvm_na.compat.natten.signatures import Meaning, Reading
-from tvm_na.problems.attention import check_int, check_scale, per_axis_bools, per_axis_ints
+from tvm_na.problems.checks import check_int, check_scale, per_axis_bools, per_axis_ints
 
 
 def _0_21(

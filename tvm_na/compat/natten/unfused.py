@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tvm_na import unfused
-from tvm_na.problems.attention import require_like, require_shape, require_tensor
+from tvm_na.problems.checks import require_like, require_shape, require_tensor
 
 _QK = {1: unfused.na1d_qk, 2: unfused.na2d_qk, 3: unfused.na3d_qk}
 _AV = {1: unfused.na1d_av, 2: unfused.na2d_av, 3: unfused.na3d_av}

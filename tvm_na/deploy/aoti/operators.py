@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from tvm_na.jit import build, openmp, runtime
-from tvm_na.ops import launch as launchers
 from tvm_na.problems.attention import NAProblem
 from tvm_na.records.rejections import InapplicableError
 from tvm_na.records.select import Selection
@@ -53,8 +52,8 @@ def compile_objects(
         if report is not None:
             report(problem)
         if not build.is_supported(problem, target):
-            raise NotImplementedError(f"no kernel for {problem}: {build.unsupported(problem, target)}")
-        if launchers.largest_batch(problem) == 0:
+            raise NotImplementedError(f"no kernel for {problem}: {problem.unsupported(target.kind)}")
+        if problem.largest_batch(target.kind) == 0:
             raise ValueError(f"model: required fewer than 2^31 elements per sample, got {problem}")
         selections.append(_compile_object(problem, target, f"na_{number}", folder / f"kernel_{number}.o", records))
     return selections
@@ -141,7 +140,7 @@ def _table(problems: list[NAProblem], features: tuple[str, ...]) -> str:
     """The C++ that says which kernels there are, and what CPU they need."""
     kernels = (
         f"X({number}, {p.rank + 3}, {p.head_dim_v}, {_CPP_DTYPES[p.dtype]}, {p.useful_flops}, "
-        f'{launchers.largest_batch(p)}, "{p}")'
+        f'{p.largest_batch("llvm")}, "{p}")'
         for number, p in enumerate(problems)
     )
     names = (_BUILTIN_NAMES.get(feature, feature) for feature in features)

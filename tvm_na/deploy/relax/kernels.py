@@ -156,7 +156,7 @@ class Kernels:
 
     def _scheduled(self, problem: NAProblem | DenseProblem) -> Kernel:
         if not build.is_supported(problem, self._target):
-            raise NotImplementedError(f"no kernel for {problem}: {build.unsupported(problem, self._target)}")
+            raise NotImplementedError(f"no kernel for {problem}: {problem.unsupported(self._target.kind)}")
         self._report(f"scheduling the kernel of {problem}")
 
         def schedule(selection: Selection) -> Kernel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tvm_na.problems.attention import check_int, per_axis_bools, per_axis_ints
+from tvm_na.problems.checks import check_int, per_axis_bools, per_axis_ints
 
 Ints = tuple[int, ...]
 Bools = tuple[bool, ...]
