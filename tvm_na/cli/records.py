@@ -1,4 +1,4 @@
-"""``tvm-na records``: what was tuned, and its maintain."""
+"""``tvm-na records``: what was tuned, and its maintenance."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tvm_na.tune.remeasure import Outcome
     from tvm_na.tune.verify import Verified
 
-app = typer.Typer(help="The tuning records: what was measured, and their maintain.", no_args_is_help=True)
+app = typer.Typer(help="The tuning records: what was measured, and their maintenance.", no_args_is_help=True)
 
 Folders = Annotated[
     list[Path] | None,
@@ -217,7 +217,7 @@ def records_remeasure(
     output: Annotated[Path | None, typer.Option(help="JSON file to write the times to.")] = None,
     yes: options.Yes = False,
 ) -> None:
-    """Measure the fastest records of each problem in turns, with the default; keep the winners, with these times.
+    """Measure the fastest records of each problem, interleaved with the default; keep the winners, with these times.
 
     Of many that are about as fast, the first is the one whose measurement erred the most; measured again, it is not.
     """
