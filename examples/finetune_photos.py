@@ -23,7 +23,8 @@ from saving import Checkpoints, save_weights
 from torch.utils.checkpoint import checkpoint
 from training import Learner, Loop, accuracy_of, begin, build_for
 
-from tvm_na.cli.common import BackendName, console, reports_errors, warn
+from tvm_na.cli.common import console, reports_errors, warn
+from tvm_na.cli.options import BackendName
 from tvm_na.models import NAModel, create_model, load_checkpoint
 from tvm_na.models.layers import NABlock
 from tvm_na.models.registry import Preprocessing, get_spec

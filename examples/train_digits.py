@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from training import Batch, Learner, Loop, accuracy_of, begin, build_for
 
-from tvm_na.cli.common import BackendName, console, errors, reports_errors
+from tvm_na.cli.common import console, errors, reports_errors
+from tvm_na.cli.options import BackendName
 from tvm_na.models import create_model
 from tvm_na.models.preprocessing import resize_and_crop
 from tvm_na.models.registry import get_spec

@@ -161,7 +161,7 @@ def test_an_installation_offers_every_package(tmp_path: Path, editable: bool) ->
         import importlib.resources, importlib.util, models, torch
         import tvm_na.models, tvm_na.schedules, tvm_na.te
         from tvm_na import na2d
-        from tvm_na.records.read import shipped_folder
+        from tvm_na.records.files import shipped_folder
         assert models.owner == "user"
         assert (importlib.resources.files("tvm_na") / "serve" / "page.html").is_file()
         assert importlib.util.find_spec("schedules") is None

@@ -1,4 +1,4 @@
-"""The command line, run in this process; what must be quick or must not import, in a fresh one."""
+"""The commands about kernels and models: run, info, bench, cache; and what importing the command line costs."""
 
 from __future__ import annotations
 
@@ -8,30 +8,18 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-pytest.importorskip("typer")
-
-from typer.testing import CliRunner
-
+from tests.cli.invoking import TINY, error_of, invoke
 from tvm_na import __version__
-from tvm_na.cli import app
-from tvm_na.cli import run as cli_run
-from tvm_na.jit import build, openmp
+from tvm_na.cli.classifiers import read_labels
+from tvm_na.jit import openmp
 from tvm_na.models import create_model, registry
 
-TINY = registry.ModelSpec("tiny_for_tests", 16, (1, 1), (2, 4), 2.0, 0.0, parameters=0, kernel_size=3)
-
-
-@pytest.fixture(autouse=True)
-def _private(monkeypatch, tmp_path):
-    """A cache, kernels and a model of this test's own; output wide enough not to wrap."""
-    monkeypatch.setattr(build, "_kernels", {})
-    monkeypatch.setenv("TVM_NA_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setitem(registry.SPECS, TINY.name, TINY)
+ON_REFERENCE = ("--backend", "reference")
 
 
 @pytest.fixture
@@ -41,49 +29,30 @@ def photo(tmp_path) -> Path:
     return tmp_path / "photo.png"
 
 
-def invoke(*arguments: object, code: int = 0, stdin: str | None = None):
-    result = CliRunner().invoke(app, [str(a) for a in arguments], input=stdin)
-    assert result.exit_code == code, result.output + repr(result.exception)
-    return result
-
-
-def run(*arguments: object, code: int = 0):
-    return invoke("run", TINY.name, *arguments, "--input-size", 32, code=code)
-
-
-def one_error(result) -> str:
-    """The only line on standard error that is an error, without its mark; there is no traceback."""
-    assert "Traceback" not in result.output
-    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    return line.removeprefix("error: ")
+def run(*arguments: object, command=invoke):
+    return command("run", TINY.name, *arguments, "--input-size", 32)
 
 
 # --- about itself
 
 
-def test_version():
-    assert invoke("--version").stdout == f"tvm-na {__version__}\n"
-
-
-def test_help_imports_nothing_slow():
+def test_the_module_runs_and_imports_nothing_slow_for_help():
     script = (
-        "import sys; from typer.testing import CliRunner; from tvm_na.cli import app\n"
-        "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"
+        "import runpy, sys; sys.argv = ['tvm-na', sys.argv[1]]\n"
+        "try: runpy.run_module('tvm_na', run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code\n"
         "slow = {'torch', 'tvm', 'tvm_ffi', 'numpy', 'matplotlib', 'PIL'} & set(sys.modules)\n"
         "assert not slow, slow"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[2])
-
-
-def test_module_is_runnable():
-    command = [sys.executable, "-m", "tvm_na", "--version"]
+    command = [sys.executable, "-c", script, "--help"]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert done.stdout.strip() == f"tvm-na {__version__}"
+    assert "compiled by TVM for the hardware at hand" in done.stdout
+    assert invoke("--version").stdout == f"tvm-na {__version__}\n"
 
 
-def test_info(tmp_path):
+def test_info(cache):
     out = invoke("info").stdout
-    for wanted in (__version__, torch.__version__, "tvm_ffi", "TVM_NA_", str(tmp_path / "cache")):
+    for wanted in (__version__, torch.__version__, "tvm_ffi", "TVM_NA_", str(cache)):
         assert wanted in out
     assert re.search(r"kernels +0, 0 B", out)
     assert re.search(r"user's +none +.*shipped +", out, re.DOTALL)
@@ -91,13 +60,6 @@ def test_info(tmp_path):
 
 
 # --- run
-
-
-def test_run_classifies(photo):
-    result = run(photo, "--backend", "reference", "--top", 3)
-    assert photo.name in result.stdout
-    assert len(re.findall(r"class \d+ .*\d\.\d\d%", result.stdout)) == 3
-    assert "RANDOM" in result.stderr
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -111,7 +73,7 @@ def test_run_with_weights_and_labels(photo, tmp_path, suffix):
     else:
         pytest.importorskip("safetensors.torch").save_file(model.state_dict(), weights)
     (tmp_path / "labels.txt").write_text("cat\n[red]dog[/red]\nfox\n")
-    result = run(photo, photo, "--backend", "reference", "--weights", weights, "--labels", tmp_path / "labels.txt")
+    result = run(photo, photo, *ON_REFERENCE, "--weights", weights, "--labels", tmp_path / "labels.txt")
     shown = re.findall(r"(cat|\[red\]dog\[/red\]|fox) .*?([\d.]+)%", result.stdout)
     expected = torch.tensor([5.0, 1.0, 0.0]).softmax(0) * 100
     assert [name for name, _ in shown] == ["[red]dog[/red]", "fox", "cat"] * 2
@@ -120,13 +82,16 @@ def test_run_with_weights_and_labels(photo, tmp_path, suffix):
 
 
 def test_run_says_what_of_the_weights_is_random(photo, tmp_path):
+    result = run(photo, *ON_REFERENCE, "--top", 3)
+    assert photo.name in result.stdout and "RANDOM" in result.stderr
+    assert len(re.findall(r"class \d+ .*\d\.\d\d%", result.stdout)) == 3
     torch.save(create_model(TINY.name, num_classes=3).state_dict(), tmp_path / "w.pth")
-    result = run(photo, "--backend", "reference", "--weights", tmp_path / "w.pth", "--num-classes", 7)
+    result = run(photo, *ON_REFERENCE, "--weights", tmp_path / "w.pth", "--num-classes", 7)
     assert "warning: " in result.stderr
     assert "3 classes came, the model has 7: dropped and initialised again" in result.stderr
 
 
-def test_run_errors(photo, tmp_path):
+def test_run_errors(photo, tmp_path, monkeypatch):
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "two.txt").write_text("a\nb\n")
     (tmp_path / "gap.txt").write_text("a\n\nb\n")
@@ -145,11 +110,8 @@ def test_run_errors(photo, tmp_path):
         ([photo, "--labels", tmp_path / "two.txt", "--num-classes", 3], "labels: required 3 labels"),
     ]
     for arguments, message in cases:
-        assert one_error(run(*arguments, code=2)).startswith(message)
-
-
-def test_an_unknown_model_has_a_hint(photo):
-    assert "did you mean 'nat_mini'" in one_error(invoke("run", "nat_min", photo, code=2))
+        assert run(*arguments, command=error_of).startswith(message)
+    assert "did you mean 'nat_mini'" in error_of("run", "nat_min", photo)
 
 
 @pytest.mark.parametrize("arguments", [["--backend", "fast"], ["--top", 0], ["--input-size", 31]])
@@ -157,24 +119,19 @@ def test_options_out_of_range(photo, arguments):
     assert arguments[0] in invoke("run", TINY.name, photo, *arguments, code=2).stderr
 
 
-def test_no_compiler_is_an_error(photo, monkeypatch):
+def test_no_compiler_is_an_error(photo, cache, monkeypatch):
     monkeypatch.setattr(openmp.shutil, "which", lambda name: None)
-    assert one_error(run(photo, "--backend", "compiled", code=2)).startswith("required a C++ compiler")
+    assert run(photo, "--backend", "compiled", command=error_of).startswith("required a C++ compiler")
 
 
 # --- compiled: kernels, benchmarks, the cache
 
 
-def test_compiled_run_fills_the_cache_and_agrees(photo):
-    reference = run(photo, "--backend", "reference").stdout
-    first = run(photo, "--backend", "compiled").stdout
-    assert "building kernels" in first
-    listed = invoke("cache", "ls").stdout
-    assert len(re.findall(r"heads \d+ dim 8 k 3 float32 rpb", listed)) == 2
-    again = run(photo).stdout
-    assert "building kernels" not in again
-    rows = [re.findall(r"class \d+ .*?([\d.]+)%", out) for out in (reference, first, again)]
-    expected, *shown = [[float(percent) for percent in row] for row in rows]
+def test_compiled_run_fills_the_cache_and_agrees(photo, cache):
+    outputs = [run(photo, *backend).stdout for backend in (ON_REFERENCE, ("--backend", "compiled"), ())]
+    assert ["building kernels" in out for out in outputs] == [False, True, False]
+    assert len(re.findall(r"heads \d+ dim 8 k 3 float32 rpb", invoke("cache", "ls").stdout)) == 2
+    expected, *shown = [[float(percent) for percent in re.findall(r"class \d+ .*?([\d.]+)%", out)] for out in outputs]
     assert len(expected) == 5
     assert shown == [pytest.approx(expected, abs=0.011)] * 2
     assert re.search(r"kernels +2, ", invoke("info").stdout)
@@ -185,13 +142,16 @@ def test_compiled_run_fills_the_cache_and_agrees(photo):
 
 
 OP = ("bench", "op", "--size", 6, 7, "--heads", 2, "--head-dim", 4, "--kernel-size", 3, "--rounds", 2)
+MODEL = ("bench", "model", TINY.name, "--input-size", 32, "--rounds", 2)
 
 
 @pytest.mark.parametrize(
-    "options", [(), ("--rpb", "--stride", 2, "--dtype", "float64"), ("--causal", "--batch", 2)], ids=str
+    "command",
+    [OP, (*OP, "--rpb", "--stride", 2, "--dtype", "float64"), (*OP, "--causal", "--batch", 2), MODEL],
+    ids=["plain", "float64", "causal", "model"],
 )
-def test_bench_op(options):
-    out = invoke(*OP, *options).stdout
+def test_bench(command):
+    out = invoke(*command).stdout
     assert re.search(r"compiled .* ms .*\n.*reference .* ms", out)
     assert re.search(r"speedup \d+\.\d\dx", out)
     assert "relative error" in out
@@ -212,23 +172,6 @@ def test_bench_refuses_wrong_numbers(monkeypatch):
     assert not re.search(r"speedup \d", out)
 
 
-def test_bench_op_errors():
-    assert one_error(invoke(*OP, "--dilation", 4, code=2)).startswith("kernel_size: required kernel_size * dilation")
-    assert one_error(invoke(*OP, "--heads", 0, code=2)) == "heads: required an integer >= 1, got 0"
-
-
-def test_bench_model():
-    out = invoke("bench", "model", TINY.name, "--input-size", 32, "--rounds", 2).stdout
-    assert re.search(r"speedup \d+\.\d\dx", out)
-
-
-def test_a_models_own_size_is_taken_where_none_is_given(monkeypatch):
-    monkeypatch.setitem(registry.SPECS, TINY.name, replace(TINY, preprocessing=registry.SMALL_32))
-    out = invoke("info", "--model", TINY.name).stdout
-    assert f"{TINY.name}, 32x32" in out and "8x8 heads 2" in out
-    assert "16x16 heads 2" in invoke("info", "--model", TINY.name, "--input-size", 64).stdout
-
-
 def test_bench_model_refuses_wrong_logits(monkeypatch):
     from tvm_na.functional import Backend
     from tvm_na.jit import progress
@@ -243,8 +186,19 @@ def test_bench_model_refuses_wrong_logits(monkeypatch):
     monkeypatch.setattr(progress, "build_kernels", lambda problems, console: 0)
     on_reference = replace(TINY, architecture=lambda **k: NAT(**{**k, "backend": Backend.REFERENCE}))
     monkeypatch.setitem(registry.SPECS, TINY.name, on_reference)
-    out = invoke("bench", "model", TINY.name, "--input-size", 32, "--rounds", 2, code=1).stdout
-    assert "wrong numbers" in out
+    assert "wrong numbers" in invoke(*MODEL, code=1).stdout
+
+
+def test_bench_op_errors():
+    assert error_of(*OP, "--dilation", 4).startswith("kernel_size: required kernel_size * dilation")
+    assert error_of(*OP, "--heads", 0) == "heads: required an integer >= 1, got 0"
+
+
+def test_a_models_own_size_is_taken_where_none_is_given(monkeypatch):
+    monkeypatch.setitem(registry.SPECS, TINY.name, replace(TINY, preprocessing=registry.SMALL_32))
+    out = invoke("info", "--model", TINY.name).stdout
+    assert f"{TINY.name}, 32x32" in out and "8x8 heads 1" in out
+    assert "16x16 heads 1" in invoke("info", "--model", TINY.name, "--input-size", 64).stdout
 
 
 # --- parts
@@ -252,18 +206,15 @@ def test_bench_model_refuses_wrong_logits(monkeypatch):
 
 def test_labels_keep_order_and_spaces_inside(tmp_path):
     (tmp_path / "labels.txt").write_text("a cat\r\n dog \nçà\n", encoding="utf-8")
-    assert cli_run.read_labels(tmp_path / "labels.txt") == ["a cat", "dog", "çà"]
+    assert read_labels(tmp_path / "labels.txt") == ("a cat", "dog", "çà")
 
 
 def test_cache_listing_is_sorted(monkeypatch):
-    from types import SimpleNamespace
-
-    from tvm_na.jit import cache
-
+    modified = datetime.datetime(2026, 1, 2, 3, 4)
     entries = [
-        SimpleNamespace(path=Path(p), bytes=n, modified=datetime.datetime(2026, 1, 2, 3, 4), problem=p, target="t")
+        SimpleNamespace(path=Path(p), bytes=n, modified=modified, problem=p, target="t")
         for p, n in (("b", 1500), ("a", 20))
     ]
-    monkeypatch.setattr(cache, "entries", lambda: entries)
+    monkeypatch.setattr("tvm_na.jit.cache.entries", lambda: entries)
     out = invoke("cache", "ls").stdout
     assert re.search(r"a +│ t +│ 20 B +│ 2026-01-02 03:04.*\n.*b +│ t +│ 1\.5 kB", out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -10,20 +11,13 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("typer")
-
-from typer.testing import CliRunner
-
+from tests.cli.invoking import TINY, error_of, invoke
 from tests.records.tuned import commit_drawn, edit_line, edit_meta
-from tvm_na.cli import app
-from tvm_na.jit import build
 from tvm_na.measure import local as measure
-from tvm_na.models import registry
 from tvm_na.problems.attention import NAProblem
-from tvm_na.records import index as record_index
-from tvm_na.records import rejections
 from tvm_na.records.files import META
 from tvm_na.records.read import records_in
+from tvm_na.records.replay import describe_record
 from tvm_na.reference import case
 from tvm_na.targets.target import detect_target, list_targets
 from tvm_na.tune import verify
@@ -31,7 +25,6 @@ from tvm_na.tune import verify
 PROBLEM = NAProblem.make((9, 9), 3, 1, 8)
 OTHER = NAProblem.make((9, 9), 3, 1, 8, bias=True)
 NATIVE = detect_target().name
-TINY = registry.ModelSpec("tiny_for_records", 8, (1, 1), (1, 2), 2.0, 0.0, parameters=0, kernel_size=3)
 
 
 @pytest.fixture(scope="module")
@@ -42,36 +35,14 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TVM_NA_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setenv("TVM_NA_RECORDS_DIR", str(tmp_path / "user"))
-    monkeypatch.setenv("TVM_NA_RECORDS", "user")
-    monkeypatch.setenv("COLUMNS", "250")
-    monkeypatch.setitem(registry.SPECS, TINY.name, TINY)
-    for owner, name in ((build, "_kernels"), (rejections, "_rejected"), (record_index, "_loaded")):
-        monkeypatch.setattr(owner, name, {})
-
-
 @pytest.fixture
 def user(original: Path, tmp_path: Path) -> Path:
     """The user's folder, which commands take by themselves."""
     return Path(shutil.copytree(original, tmp_path / "user" / NATIVE))
 
 
-def invoke(*arguments: object, code: int = 0, stdin: str | None = None) -> Any:
-    result = CliRunner().invoke(app, [str(a) for a in arguments], input=stdin)
-    assert result.exit_code == code, result.output + repr(result.exception)
-    return result
-
-
-def records(*arguments: object, code: int = 0, stdin: str | None = None) -> str:
-    return str(invoke("records", *arguments, code=code, stdin=stdin).stdout)
-
-
-def error_of(*arguments: object) -> str:
-    (line,) = [x for x in invoke("records", *arguments, code=2).stderr.splitlines() if x.startswith("error: ")]
-    return line.removeprefix("error: ")
+def records(*arguments: object, code: int = 0) -> str:
+    return invoke("records", *arguments, code=code).stdout
 
 
 # --- looking
@@ -90,20 +61,17 @@ def test_without_records(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for command in ("ls", "best", "verify"):
         assert records(command, tmp_path / "empty").startswith("no tuning records in ")
-    assert error_of("ls", tmp_path / "none").startswith("records: required an existing folder")
-    assert error_of("prune").startswith("records: required an existing folder")
+    assert error_of("records", "ls", tmp_path / "none").startswith("records: required an existing folder")
+    assert error_of("records", "prune").startswith("records: required an existing folder")
 
 
-def test_best_tells_the_schedule_in_words(user: Path) -> None:
-    from tvm_na.records.replay import decisions_of
-    from tvm_na.schedules.describe import in_words
-
+def test_best_describes_the_schedule(user: Path) -> None:
     out = records("best")
     best = min(records_in(user), key=lambda record: record.seconds)
     assert "9x9 heads 1 dim 8 k 3 float32, 1 thread: 1.00 ms" in out
     assert re.search(rf"record +{best.digest}, .*line 2", out)
-    for words in in_words(best.formulation, *decisions_of(best, detect_target())).split("; "):
-        assert words in out
+    for part in describe_record(best).split("; "):
+        assert part in out
     assert out.count("schedule ") == 2
 
 
@@ -122,7 +90,7 @@ def test_info_shows_folders_and_counts(user: Path) -> None:
     assert re.search(r"TVM_NA_RECORDS +user", out)
 
 
-def test_info_shows_the_schedules_of_a_model(user: Path) -> None:
+def test_info_shows_the_schedules_of_a_model(user: Path, cache: Path) -> None:
     from tvm_na.models import create_model, problems_of
 
     first, *others = problems_of(create_model(TINY.name), 36)
@@ -145,7 +113,7 @@ def test_merge(user: Path, tmp_path: Path) -> None:
     assert records("merge", user, "--into", into) == f"0 records added to {into}\n"
     assert {r.digest for r in records_in(into)} == {r.digest for r in records_in(user)}
     (user / META).unlink()
-    assert "tvm-na records repair" in error_of("merge", user, "--into", into)
+    assert "tvm-na records repair" in error_of("records", "merge", user, "--into", into)
 
 
 def test_prune_asks(user: Path) -> None:
@@ -213,19 +181,14 @@ def test_verify_finds_drift_and_wrong_numbers(user: Path, monkeypatch: pytest.Mo
     assert records("verify", code=1).count("wrong numbers: 1e-3 instead of 2e-6") == 2
 
 
-def test_verify_finds_what_does_not_apply(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measured(monkeypatch, 1e-6)
-    edit_line(user, 2, lambda record: record[1][0][0][0].__setitem__(2, ["no_such_block", "main"]))
-    out = records("verify", code=1)
-    assert "does not apply" in out and "no_such_block" in out
-
-
-def test_verify_draws(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_draws_and_finds_what_does_not_apply(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured(monkeypatch, 1e-6)
     assert "1 measured" in records("verify", "--sample", 1)
     commit_drawn(user, PROBLEM, (1,), threads=4096)
-    result = invoke("records", "verify")
+    edit_line(user, 2, lambda record: record[1][0][0][0].__setitem__(2, ["no_such_block", "main"]))
+    result = invoke("records", "verify", code=1)
     assert "2 measured" in result.stdout
+    assert "does not apply" in result.stdout and "no_such_block" in result.stdout
     assert "warning: 1 records with more threads" in result.stderr
 
 
@@ -239,28 +202,28 @@ def test_verify_refuses_another_target(user: Path) -> None:
 
     for line in range(1, 5):
         edit_line(user, line, move)
-    assert error_of("verify").startswith(f"records: required records of {NATIVE} to measure here, got {other.name}")
+    assert error_of("records", "verify").startswith(
+        f"records: required records of {NATIVE} to measure here, got {other.name}"
+    )
 
 
 def test_verify_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
-    for value in ("3", None):
-        monkeypatch.delenv("TVM_NA_NUM_THREADS", raising=False)
-        if value is not None:
-            monkeypatch.setenv("TVM_NA_NUM_THREADS", value)
+    monkeypatch.delenv("TVM_NA_NUM_THREADS", raising=False)
+    for before in (None, "3"):
+        if before:
+            monkeypatch.setenv("TVM_NA_NUM_THREADS", before)
         with verify.running_on(7):
             assert os.environ["TVM_NA_NUM_THREADS"] == "7"
-        assert os.environ.get("TVM_NA_NUM_THREADS") == value
+        assert os.environ.get("TVM_NA_NUM_THREADS") == before
 
 
-# --- contest
+# --- remeasure
 
 
-def test_contest_keeps_the_winners_with_their_times(user: Path, tmp_path: Path) -> None:
+def test_remeasure_keeps_the_winners_with_their_times(user: Path, tmp_path: Path) -> None:
     before = {record.digest for record in records_in(user)}
-    report = tmp_path / "contest.json"
-    out = records("contest", "--count", "2", "--rounds", "5", "--yes", "--output", str(report))
+    report = tmp_path / "times.json"
+    out = records("remeasure", "--count", "2", "--rounds", "5", "--yes", "--output", str(report))
     assert "2 records kept" in out and out.count("by default") == 2
     after = records_in(user)
     assert {record.problem for record in after} == {PROBLEM, OTHER}
@@ -273,8 +236,8 @@ def test_contest_keeps_the_winners_with_their_times(user: Path, tmp_path: Path) 
     assert best == {record.digest: record.seconds for record in after}
 
 
-def test_contest_asks_and_leaves_wrong_numbers_out(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "Replace all records" in records("contest", code=1)
+def test_remeasure_asks_and_leaves_wrong_numbers_out(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "Replace all records" in records("remeasure", code=1)
     right = case.Case.check
     seen = []
 
@@ -285,6 +248,6 @@ def test_contest_asks_and_leaves_wrong_numbers_out(user: Path, monkeypatch: pyte
             raise case.WrongNumbers("out: off")
 
     monkeypatch.setattr(case.Case, "check", check)
-    result = invoke("records", "contest", "--count", "1", "--rounds", "3", "--yes")
+    result = invoke("records", "remeasure", "--count", "1", "--rounds", "3", "--yes")
     assert "wrong numbers: out: off" in result.stderr
     assert len(records_in(user)) == (1 if "1 records kept" in result.stdout else 2)

@@ -8,23 +8,17 @@ import sys
 import pytest
 import torch
 
-pytest.importorskip("typer")
-
-from typer.testing import CliRunner
-
-from tvm_na.cli import app
-from tvm_na.models import create_model, registry
+from tests.cli.invoking import TINY, error_of, invoke
+from tvm_na.models import create_model
 from tvm_na.serve import app as served_app
 
-TINY = registry.ModelSpec("tiny_for_tests", 16, (1, 1), (2, 4), 2.0, 0.0, parameters=0, kernel_size=3)
+SMALL = ("serve", TINY.name, "--backend", "reference", "--input-size", 32)
 
 
 @pytest.fixture
 def served(monkeypatch):
     """What would have been served, and where."""
     calls = []
-    monkeypatch.setitem(registry.SPECS, TINY.name, TINY)
-    monkeypatch.setenv("COLUMNS", "200")
 
     def run_server(service, host, port):
         calls.append((service, host, port))
@@ -33,15 +27,6 @@ def served(monkeypatch):
 
     monkeypatch.setattr(served_app, "run_server", run_server)
     return calls
-
-
-def invoke(*arguments: object, code: int = 0):
-    result = CliRunner().invoke(app, ["serve", *(str(a) for a in arguments)])
-    assert result.exit_code == code, result.output + repr(result.exception)
-    return result
-
-
-SMALL = (TINY.name, "--backend", "reference", "--input-size", 32)
 
 
 def test_options_arrive(served, tmp_path):
@@ -71,10 +56,10 @@ def test_defaults(served):
 def test_errors(served, tmp_path):
     (tmp_path / "two.txt").write_text("a\nb\n")
     cases = [
-        (("nat_min",), "did you mean 'nat_mini'"),
-        ((tmp_path / "none.artifact",), "artifact: required an existing folder"),
-        ((tmp_path / "none.artifact", "--backend", "auto"), "backend: required a model's name with it"),
-        ((tmp_path / "none.artifact", "--model", "nat_mini"), "weights: required those of the artifact"),
+        (("serve", "nat_min"), "did you mean 'nat_mini'"),
+        (("serve", tmp_path / "none.artifact"), "artifact: required an existing folder"),
+        (("serve", tmp_path / "none.artifact", "--backend", "auto"), "backend: required a model's name with it"),
+        (("serve", tmp_path / "none.artifact", "--model", "nat_mini"), "weights: required those of the artifact"),
         ((*SMALL, "--model", "nat_mini"), "model: required an artifact with it"),
         ((*SMALL, "--labels", tmp_path / "two.txt", "--num-classes", 3), "labels: required 3 labels"),
         ((*SMALL, "--weights", tmp_path / "none.pth"), "path: required an existing file"),
@@ -82,16 +67,15 @@ def test_errors(served, tmp_path):
         ((*SMALL, "--timeout", "nan"), "timeout: required a number > 0, got nan"),
     ]
     for arguments, message in cases:
-        result = invoke(*arguments, code=2)
-        assert message in result.stderr and "Traceback" not in result.output, result.stderr
+        assert message in error_of(*arguments)
     assert served == []
 
 
 def test_a_model_that_fails_is_not_served(served, monkeypatch):
     monkeypatch.setattr("tvm_na.models.nat.NAT.forward", lambda self, x: torch.full((len(x), 1000), torch.nan))
-    assert "required finite logits, got inf or NaN" in invoke(*SMALL, code=2).stderr
+    assert "required finite logits, got inf or NaN" in error_of(*SMALL)
     monkeypatch.setattr("tvm_na.models.nat.NAT.forward", lambda self, x: torch.zeros(1, 9))
-    assert "model: required logits (1, 1000), got (1, 9)" in invoke(*SMALL, code=2).stderr
+    assert "model: required logits (1, 1000), got (1, 9)" in error_of(*SMALL)
     assert served == []
 
 
@@ -106,4 +90,4 @@ def test_without_the_extra(monkeypatch):
     for name in [name for name in sys.modules if name.startswith("tvm_na.serve.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", without_fastapi)
-    assert "serve: required the extra 'serve' (pip install 'tvm_na[serve]')" in invoke("nat_mini", code=2).stderr
+    assert "serve: required the extra 'serve' (pip install 'tvm_na[serve]')" in error_of("serve", "nat_mini")

@@ -35,10 +35,10 @@ def operators(tmp_path_factory: pytest.TempPathFactory) -> Any:
     target = detect_target()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(NAProblem, "largest_batch", lambda problem, kind: SAMPLES)
-        chosen = kernels.compile_objects(PROBLEMS, target, folder)
+        selections = kernels.compile_objects(PROBLEMS, target, folder)
         library = folder / "operators.so"
         namespace = kernels.link_operators(PROBLEMS, target, cpu_features(target), folder, library)
-    assert [c.kind for c in chosen] == ["default"] * len(PROBLEMS)
+    assert [c.kind for c in selections] == ["default"] * len(PROBLEMS)
     load_operators(library, namespace)
     return getattr(torch.ops, namespace)
 

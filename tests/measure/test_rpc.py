@@ -22,7 +22,7 @@ from tvm_na.measure.local import Conditions, Kernel, Measured
 from tvm_na.measure.rpc_devices import Farm, run_remotely
 from tvm_na.measure.worker_pool import Outcome
 from tvm_na.problems.attention import NAProblem
-from tvm_na.records.write import records_in
+from tvm_na.records.read import records_in
 from tvm_na.targets.target import detect_target, parse_target
 from tvm_na.tune.builder import compile_source, source_for_any_batch
 from tvm_na.tune.run import tune

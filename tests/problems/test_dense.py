@@ -18,7 +18,7 @@ from tests.te.dense_kernels import random_problem
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.dense import DenseProblem
 from tvm_na.problems.registry import problem_from_json
-from tvm_na.records import select as choose
+from tvm_na.records import select
 
 CONV = DenseProblem.make((14, 15), 3, 10, kernel_size=3, stride=(2, 1), padding=(1, 0), activation="gelu")
 LINEAR = DenseProblem.make(49, 64, 192, residual=True)
@@ -109,7 +109,7 @@ def test_the_distance() -> None:
     assert LINEAR.distance(LINEAR.with_dtype("float64")) is None
     near = LINEAR.distance(dataclasses.replace(LINEAR, residual=False))
     far = LINEAR.distance(dataclasses.replace(LINEAR, spatial=(196,), in_channels=128))
-    assert near is not None and far is not None and 0 < near < 1 < far < choose.FARTHEST
+    assert near is not None and far is not None and 0 < near < 1 < far < select.FARTHEST
 
 
 def test_attention_and_dense_are_never_near() -> None:

@@ -8,21 +8,19 @@ from typing import Any
 import pytest
 import torch
 import tvm
-from typer.testing import CliRunner
 
-from tvm_na.cli import app
+from tests.cli.invoking import invoke
 from tvm_na.measure import local as measure
 from tvm_na.measure.devices import Here
 from tvm_na.measure.local import Conditions, Measured
 from tvm_na.measure.worker_pool import Last
 from tvm_na.problems.attention import NAProblem
-from tvm_na.records import select as choose
+from tvm_na.records import select
 from tvm_na.records.maintain import best_of
 from tvm_na.records.read import batch_of, records_in
 from tvm_na.records.write import TuningDatabase
 from tvm_na.targets.target import parse_target
-from tvm_na.tune import remeasure as contest
-from tvm_na.tune import verify
+from tvm_na.tune import remeasure, verify
 from tvm_na.tune.tasks import formulations_of
 
 PROBLEM = NAProblem.make((8, 8), 3, 2, 16)
@@ -51,19 +49,17 @@ def _as_the_users(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 def run(*arguments: object, code: int = 0) -> str:
-    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
-    assert result.exit_code == code, result.output
-    return " ".join(result.output.split())
+    return " ".join(invoke(*arguments, code=code).output.split())
 
 
 def test_the_shortest_time_per_sample_counts(folder: Path) -> None:
     one, many = records_in(folder)
     assert [(r.batch, r.seconds, r.seconds_per_sample) for r in (one, many)] == [(1, 3e-3, 3e-3), (64, 64e-3, 1e-3)]
     assert best_of([one, many]) == [many]
-    chosen = choose.choose(PROBLEM, SM_80)
-    assert chosen.record is not None and chosen.record.digest == many.digest
-    assert (chosen.record.batch, chosen.record.seconds_per_sample) == (64, 1e-3)
-    assert "64 ms with a batch of 64" in chosen.reason
+    selection = select.select(PROBLEM, SM_80)
+    assert selection.record is not None and selection.record.digest == many.digest
+    assert (selection.record.batch, selection.record.seconds_per_sample) == (64, 1e-3)
+    assert "64 ms with a batch of 64" in selection.reason
 
 
 def test_a_record_without_shapes_is_of_one_sample() -> None:
@@ -92,7 +88,7 @@ def test_a_report_has_a_task_for_each_batch_and_no_bounds_of_a_cpu(folder: Path,
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("command", [["verify"], ["contest", "--yes"]])
+@pytest.mark.parametrize("command", [["verify"], ["remeasure", "--yes"]])
 def test_measuring_again_takes_a_gpu(command: list[str]) -> None:
     says = "target: required a GPU of this machine that runs kernels for cuda-sm_80"
     assert says in run("records", *command, code=2)
@@ -113,7 +109,7 @@ def test_records_are_verified_with_their_batch(folder: Path, monkeypatch: pytest
     assert (one.seconds, many.seconds, many.failure) == (2e-3, None, "crash: CUDA error")
 
 
-def test_a_contest_is_of_one_batch_and_in_turns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remeasuring_is_of_one_batch_and_in_turns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
 
     class Watch:
@@ -129,10 +125,10 @@ def test_a_contest_is_of_one_batch_and_in_turns(folder: Path, monkeypatch: pytes
         return type("Kernel", (), {"file": Path(name), "problem": PROBLEM})
 
     monkeypatch.setattr(Here, "of", classmethod(lambda cls, target: cls("cuda:0")))
-    monkeypatch.setattr(contest, "checked_call", checked)
-    monkeypatch.setattr(contest, "stopwatch", lambda conditions: Watch())
+    monkeypatch.setattr(remeasure, "checked_call", checked)
+    monkeypatch.setattr(remeasure, "stopwatch", lambda conditions: Watch())
     monkeypatch.setattr("tvm_na.jit.build.kernel_for", lambda *_, records: kernel("default"))
     monkeypatch.setattr("tvm_na.jit.build.kernel_with", lambda *_: kernel("record"))
-    (outcome,) = contest.contest(folder, count=2, rounds=4)
+    (outcome,) = remeasure.contest(folder, count=2, rounds=4)
     assert (outcome.batch, outcome.gain, len(outcome.records)) == (64, 2.0, 1)
     assert called == ["default"] * 3 + ["record"] * 3 + ["default", "record", "record", "default"] * 2

@@ -18,10 +18,11 @@ import pytest
 from tests.records.tuned import commit_drawn, drawn, edit_line, edit_meta
 from tvm_na import fingerprint
 from tvm_na.problems.attention import NAProblem
-from tvm_na.records import maintain as upkeep
+from tvm_na.records import maintain
 from tvm_na.records import write as database
-from tvm_na.records.files import META, RECORDS, WORKLOADS, data_files, read_lines
-from tvm_na.records.write import TuningDatabase, records_in, shipped_folder, structural_hash, user_folder
+from tvm_na.records.files import META, RECORDS, WORKLOADS, data_files, read_lines, shipped_folder, user_folder
+from tvm_na.records.read import records_in
+from tvm_na.records.write import TuningDatabase, structural_hash
 from tvm_na.targets.target import detect_target, list_targets, parse_target
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +50,19 @@ def foreign() -> str:
     return next(name for name in list_targets() if name != detect_target().name)
 
 
+def open_and_close(folder: Path, target: str = "native") -> None:
+    with TuningDatabase(folder, parse_target(target)):
+        pass
+
+
+def by_tvm(folder: Path) -> list[Any]:
+    """The records that TVM reads, once a writer has opened the folder."""
+    from tvm.s_tir.meta_schedule.database import JSONDatabase
+
+    open_and_close(folder)
+    return list(JSONDatabase(str(folder / WORKLOADS), str(folder / RECORDS)).get_all_tuning_records())
+
+
 def milliseconds(folder: Path) -> list[float]:
     return [round(record.seconds * 1e3, 6) for record in records_in(folder)]
 
@@ -65,10 +79,9 @@ def test_what_is_committed_is_read(tmp_path: Path) -> None:
         workload = database.register(mod)
         database.commit(workload, trace, [3e-3, 1e-3, 2e-3], threads=3)
         (record,) = records_in(database.folder)  # before the writer has ended
-        (by_tvm,) = database.database.get_all_tuning_records()
         (of_workload,) = database.records_of(workload, threads=3)
         assert database.records_of(workload, threads=4) == []
-    for read in (by_tvm, of_workload):
+    for read in (*by_tvm(record.folder), of_workload):
         tvm.ir.assert_structural_equal(read.workload.mod, mod)
         assert str(read.trace) == str(trace)
         assert [float(s) for s in read.run_secs] == [3e-3, 1e-3, 2e-3]
@@ -98,7 +111,7 @@ def test_reading_needs_no_tvm(folder: Path) -> None:
     code = f"""
         import sys
         from pathlib import Path
-        from tvm_na.records.write import records_in
+        from tvm_na.records.read import records_in
         print(len(records_in(Path({str(folder)!r}))))
         assert not {{"tvm", "tvm_ffi", "torch"}} & set(sys.modules)
     """
@@ -123,12 +136,9 @@ def test_the_records_of_one_workload(folder: Path, caplog: pytest.LogCaptureFixt
 
 
 def test_opening_replays_no_trace(folder: Path) -> None:
-    with (folder / RECORDS).open("ab") as file:
-        for line in read_lines(folder)[1] * 200:
-            file.write(line + b"\n")
+    append(folder / RECORDS, (folder / RECORDS).read_bytes() * 200)
     start = time.perf_counter()
-    with TuningDatabase(folder, detect_target()):
-        pass
+    open_and_close(folder)
     assert time.perf_counter() - start < 5  # by JSONDatabase half a minute
 
 
@@ -161,30 +171,36 @@ def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # --- damage
 
 
-def test_a_torn_last_line_is_left_out_and_cut_off(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.WARNING)
+def append(file: Path, data: bytes) -> None:
+    with file.open("ab") as out:
+        out.write(data)
+
+
+def tear_record(folder: Path) -> None:
     whole = (folder / RECORDS).read_bytes()
-    (folder / RECORDS).write_bytes(whole + whole[: len(whole) // 7])
+    append(folder / RECORDS, whole[: len(whole) // 7])
+
+
+def tear_workload(folder: Path) -> None:
+    append(folder / WORKLOADS, read_lines(folder)[0][0][:1000])
+
+
+def lose_the_last_end(folder: Path) -> None:
+    (folder / RECORDS).write_bytes((folder / RECORDS).read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(("harm", "torn"), [(tear_record, 1), (tear_workload, 1), (lose_the_last_end, 0)])
+@pytest.mark.parametrize("problem", [PROBLEM, NAProblem.make((7, 9), 3, 1, 8)], ids=["known", "new"])
+def test_a_torn_end_is_left_out_and_cut_off(
+    folder: Path, caplog: pytest.LogCaptureFixture, harm: Any, torn: int, problem: NAProblem
+) -> None:
+    caplog.set_level(logging.WARNING)
+    harm(folder)
     assert len(records_in(folder)) == 5
     assert not caplog.messages  # its writer may be at it
-    commit_drawn(folder, PROBLEM, (9,))
+    commit_drawn(folder, problem, (9,))
     assert milliseconds(folder) == [2, 1, 3, 0.5, 4, 9]
-    assert "cut off 1 torn lines" in caplog.text
-
-
-def test_a_line_without_its_end_is_kept(folder: Path) -> None:
-    (folder / RECORDS).write_bytes((folder / RECORDS).read_bytes()[:-1])
-    assert len(records_in(folder)) == 5
-    commit_drawn(folder, PROBLEM, (9,))
-    assert milliseconds(folder) == [2, 1, 3, 0.5, 4, 9]
-
-
-def test_a_torn_workload_is_cut_off(folder: Path) -> None:
-    with (folder / WORKLOADS).open("ab") as file:
-        file.write(read_lines(folder)[0][0][:1000])
-    assert len(records_in(folder)) == 5
-    commit_drawn(folder, NAProblem.make((7, 9), 3, 1, 8), (9,))
-    assert milliseconds(folder) == [2, 1, 3, 0.5, 4, 9]
+    assert caplog.text.count("cut off 1 torn lines") == torn
 
 
 @pytest.mark.parametrize("line", [b"", b"[]", b"{}", b"null", b'[0,["trace"]]', b"[99,[[[],[]],[1.0],{},[]]]"])
@@ -193,8 +209,7 @@ def test_damage_inside_is_left_out_and_named(folder: Path, caplog: pytest.LogCap
     (folder / RECORDS).write_bytes(b"\n".join([*lines[:2], line, *lines[2:], b""]))
     assert len(records_in(folder)) == 5
     assert f"{folder / RECORDS}, line 3: skipped" in caplog.text
-    with TuningDatabase(folder, detect_target()) as database:  # TVM would crash on some of these
-        assert len(database.database) == 5
+    assert len(by_tvm(folder)) == 5  # it would crash on some of these
 
 
 def test_a_damaged_workload_inside_is_an_error(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -202,32 +217,34 @@ def test_a_damaged_workload_inside_is_an_error(folder: Path, caplog: pytest.LogC
     (folder / WORKLOADS).write_bytes(b"\n".join([lines[0][:500], *lines[1:], b""]))
     assert milliseconds(folder) == [4]
     assert "line 1: skipped, workload 0 is missing" in caplog.text
-    with pytest.raises(ValueError, match="got line 1 of"), TuningDatabase(folder, detect_target()):
-        pass
+    with pytest.raises(ValueError, match="got line 1 of"):
+        open_and_close(folder)
 
 
 def test_a_workload_that_is_there_twice_is_an_error(folder: Path, tmp_path: Path) -> None:
     """TVM would give the records of the next workload the number of another."""
     lines = (folder / WORKLOADS).read_bytes().splitlines(keepends=True)
     (folder / WORKLOADS).write_bytes(b"".join([*lines, lines[0]]))
-    with pytest.raises(ValueError, match="required every workload once"), TuningDatabase(folder, detect_target()):
-        pass
-    upkeep.merge([folder], tmp_path / "new")
-    with TuningDatabase(tmp_path / "new", detect_target()):
-        pass
+    with pytest.raises(ValueError, match="required every workload once"):
+        open_and_close(folder)
+    maintain.merge([folder], tmp_path / "new")
+    open_and_close(tmp_path / "new")
 
 
-@pytest.mark.parametrize("run_secs", [None, [], [1e10]])
-def test_failures_are_no_records(folder: Path, caplog: pytest.LogCaptureFixture, run_secs: Any) -> None:
-    edit_line(folder, 2, lambda record: record[1].__setitem__(1, run_secs))
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda entry: entry.__setitem__(1, None), ""),
+        (lambda entry: entry.__setitem__(1, []), ""),
+        (lambda entry: entry.__setitem__(1, [1e10]), ""),
+        (lambda entry: entry[2].__setitem__("mcpu", "z80"), "line 2: skipped, an unknown target"),
+    ],
+    ids=["none", "empty", "failed", "unknown target"],
+)
+def test_what_is_no_record_is_left_out(folder: Path, caplog: pytest.LogCaptureFixture, change: Any, says: str) -> None:
+    edit_line(folder, 2, lambda record: change(record[1]))
     assert milliseconds(folder) == [2, 3, 0.5, 4]
-    assert not caplog.messages
-
-
-def test_records_of_an_unknown_target_are_left_out(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    edit_line(folder, 2, lambda record: record[1][2].__setitem__("mcpu", "z80"))
-    assert milliseconds(folder) == [2, 3, 0.5, 4]
-    assert "line 2: skipped, an unknown target" in caplog.text
+    assert says in caplog.text and bool(says) == bool(caplog.messages)
 
 
 @pytest.mark.parametrize("harm", [lambda f: f.unlink(), lambda f: f.write_text("{", encoding="utf-8")])
@@ -236,26 +253,20 @@ def test_a_bare_database_is_named_and_repaired(folder: Path, caplog: pytest.LogC
     harm(folder / META)
     assert records_in(folder) == []
     assert f"tvm-na records repair {folder}" in caplog.text
-    assert upkeep.repair(folder) == 2
-    after = records_in(folder)
-    assert [(r.problem, r.formulation, r.digest) for r in after] == [
-        (r.problem, r.formulation, r.digest) for r in before
-    ]
-    assert upkeep.repair(folder) == 0
+    assert maintain.repair(folder) == 2
+    about = [[(r.problem, r.formulation, r.digest) for r in found] for found in (before, records_in(folder))]
+    assert about[0] == about[1]
+    assert maintain.repair(folder) == 0
 
 
 def test_repair_refuses_what_it_cannot_know(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="required a JSONDatabase"):
-        upkeep.repair(tmp_path / "none")
-    edit_line(folder, 1, lambda record: record[1].__setitem__(2, json.loads(_target_json(foreign()))))
+        maintain.repair(tmp_path / "none")
+    other = parse_target(foreign())
+    edit_line(folder, 1, lambda record: record[1][2].update(mcpu=other.cpu, mattr=list(other.features)))
     (folder / META).unlink()
     with pytest.raises(ValueError, match="records of one known target"):
-        upkeep.repair(folder)
-
-
-def _target_json(name: str) -> str:
-    target = parse_target(name)
-    return json.dumps({"kind": target.kind, "mcpu": target.cpu, "mattr": list(target.features), "num-cores": 1})
+        maintain.repair(folder)
 
 
 # --- one writer
@@ -263,12 +274,10 @@ def _target_json(name: str) -> str:
 
 def test_a_second_writer_is_refused(folder: Path) -> None:
     with TuningDatabase(folder, detect_target()):
-        with pytest.raises(ValueError, match="nobody else writes"), TuningDatabase(folder, detect_target()):
-            pass
-        with pytest.raises(ValueError, match="nobody else writes"):
-            upkeep.prune(folder, 1)
-    with TuningDatabase(folder, detect_target()):
-        pass
+        for write in (open_and_close, lambda folder: maintain.prune(folder, 1)):
+            with pytest.raises(ValueError, match="nobody else writes"):
+                write(folder)
+    open_and_close(folder)
 
 
 def test_a_killed_writer_loses_nothing(tmp_path: Path) -> None:
@@ -290,22 +299,26 @@ def test_a_killed_writer_loses_nothing(tmp_path: Path) -> None:
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "committed\n"
-        with pytest.raises(ValueError, match="nobody else writes"), TuningDatabase(tmp_path, detect_target()):
-            pass
+        with pytest.raises(ValueError, match="nobody else writes"):
+            open_and_close(tmp_path)
         process.kill()
     assert milliseconds(tmp_path) == [5]
-    with TuningDatabase(tmp_path, detect_target()) as database:
-        assert len(database.database) == 1
+    assert len(by_tvm(tmp_path)) == 1
 
 
 def test_another_target_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"required records of {foreign()}"):
-        TuningDatabase(folder, parse_target(foreign())).__enter__()
+    open_and_close(tmp_path / "foreign", foreign())
+    for write in (
+        lambda: open_and_close(folder, foreign()),
+        lambda: maintain.merge([folder, tmp_path / "foreign"], tmp_path / "into"),
+        lambda: maintain.merge([folder], tmp_path / "foreign"),
+    ):
+        with pytest.raises(ValueError, match=r"required records of .*, got llvm-"):
+            write()
     edit_meta(folder, lambda meta: meta["features"].update(vector_registers=7))
-    with pytest.raises(ValueError, match="other features"):
-        TuningDatabase(folder, detect_target()).__enter__()
-    with pytest.raises(ValueError, match="other features"):
-        upkeep.merge([folder], tmp_path / "into")
+    for write in (lambda: open_and_close(folder), lambda: maintain.merge([folder], tmp_path / "into")):
+        with pytest.raises(ValueError, match="other features"):
+            write()
 
 
 # --- merging and pruning
@@ -317,52 +330,40 @@ def test_merging_keeps_each_schedule_once_with_its_shortest_time(folder: Path, t
     edit_line(again, 1, lambda record: record[1].__setitem__(1, [0.25e-3]))
     commit_drawn(into, OTHER, (8,), formulation=0)
     known = {record.digest for record in [*records_in(folder), *records_in(into)]}
-    added = upkeep.merge([folder, again], into)
+    added = maintain.merge([folder, again], into)
     assert added == len(records_in(into)) - 1
     assert {record.digest for record in records_in(into)} == known
     assert min(milliseconds(into)) == 0.25
     assert {record.problem for record in records_in(into)} == {PROBLEM, OTHER}
-    assert upkeep.merge([again], into) == 0
-    with TuningDatabase(into, detect_target()) as database:
-        assert len(database.database) == len(known)
-
-
-def test_merging_refuses_other_targets(folder: Path, tmp_path: Path) -> None:
-    with TuningDatabase(tmp_path / "foreign", parse_target(foreign())):
-        pass
-    with pytest.raises(ValueError, match="required records of"):
-        upkeep.merge([folder, tmp_path / "foreign"], tmp_path / "into")
-    with pytest.raises(ValueError, match="required records of"):
-        upkeep.merge([folder], tmp_path / "foreign")
+    assert maintain.merge([again], into) == 0
     with pytest.raises(ValueError, match="required a folder of records"):
-        upkeep.merge([tmp_path / "none"], tmp_path / "into")
+        maintain.merge([tmp_path / "none"], into)
+    assert len(by_tvm(into)) == len(known)
 
 
 def test_pruning_keeps_the_best_of_each_problem_and_number_of_threads(folder: Path) -> None:
     edit_line(folder, 5, lambda record: record[1].__setitem__(1, [1e10]))  # OTHER has a failure alone
-    with (folder / RECORDS).open("ab") as file:
-        file.write(b"[0,[[")
-    planned = upkeep.prune(folder, 2, dry_run=True)
+    append(folder / RECORDS, b"[0,[[")
+    planned = maintain.prune(folder, 2, dry_run=True)
     assert milliseconds(folder) == [2, 1, 3, 0.5]
-    removed = upkeep.prune(folder, 2)
+    removed = maintain.prune(folder, 2)
     assert removed == planned
     assert [round(record.seconds * 1e3, 6) for record in removed.records] == [3]
     assert (len(removed.workloads), removed.lines) == (1, 2)
     assert milliseconds(folder) == [2, 1, 0.5]
-    with TuningDatabase(folder, detect_target()) as database:
-        assert len(database.database) == 3
+    assert len(by_tvm(folder)) == 3
     assert len(read_lines(folder)[0]) == len(json.loads((folder / META).read_text(encoding="utf-8"))["workloads"]) == 1
-    assert not upkeep.prune(folder, 2).records
+    assert not maintain.prune(folder, 2).records
 
 
 def test_pruning_renumbers_workloads(folder: Path) -> None:
-    upkeep.prune(folder, 1, is_current=lambda record: record.problem == OTHER)
+    maintain.prune(folder, 1, is_current=lambda record: record.problem == OTHER)
     (record,) = records_in(folder)
     assert (record.problem, record.line) == (OTHER, 1)
     commit_drawn(folder, PROBLEM, (9,))
     assert [record.problem for record in records_in(folder)] == [OTHER, PROBLEM]
     with pytest.raises(ValueError, match="keep: required"):
-        upkeep.prune(folder, 0)
+        maintain.prune(folder, 0)
 
 
 @pytest.mark.parametrize("step", range(5))
@@ -382,11 +383,10 @@ def test_a_rewriting_that_is_cut_short_is_whole_all_the_same(
     with monkeypatch.context() as patch:
         patch.setattr(database.Path, "replace", replace)
         with pytest.raises(KeyboardInterrupt):
-            upkeep.prune(folder, 1, is_current=lambda record: record.problem == OTHER)
+            maintain.prune(folder, 1, is_current=lambda record: record.problem == OTHER)
     expected = [r.digest for r in before if step < 2 or r.problem == OTHER]
     assert [record.digest for record in records_in(folder)] == expected
-    with TuningDatabase(folder, detect_target()) as opened:  # goes on where it was
-        assert len(opened.database) == len(expected)
+    assert len(by_tvm(folder)) == len(expected)  # a writer goes on where it was
     assert [record.digest for record in records_in(folder)] == expected
     assert data_files(folder) == (folder / WORKLOADS, folder / RECORDS)
     assert sorted(f.name for f in folder.iterdir() if f.suffix == ".new") == []

@@ -15,7 +15,7 @@ from tvm_na import fingerprint
 from tvm_na.jit import build
 from tvm_na.problems.attention import NAProblem
 from tvm_na.records import read as records
-from tvm_na.records import select as choose
+from tvm_na.records import select
 from tvm_na.records import write as database
 from tvm_na.records.write import TuningDatabase
 from tvm_na.targets import cuda_arch as arch
@@ -255,9 +255,9 @@ def test_info_lists_devices_and_the_compiler(devices: Devices, monkeypatch: pyte
 
 def test_threads_play_no_role_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(choose, "_near", lambda problem, folders, threads: asked.append(threads) or [])
-    choose.choose(PROBLEM, parse_target("cuda-sm_90"), threads=7)
-    choose.choose(PROBLEM, detect_target(), threads=7)
+    monkeypatch.setattr(select, "_near", lambda problem, folders, threads: asked.append(threads) or [])
+    select.select(PROBLEM, parse_target("cuda-sm_90"), threads=7)
+    select.select(PROBLEM, detect_target(), threads=7)
     assert asked == [1, 7]
 
 

@@ -26,7 +26,7 @@ from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.backward import BackwardProblem
 from tvm_na.problems.dense import DenseProblem
 from tvm_na.problems.registry import bytes_of
-from tvm_na.records import select as choose
+from tvm_na.records import select
 from tvm_na.records.read import records_in
 from tvm_na.records.replay import decisions_of, workloads_of
 from tvm_na.reference import attention as reference
@@ -64,7 +64,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> TuneResult:
 @pytest.fixture
 def users(tuned: TuneResult, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder, as the user's."""
-    monkeypatch.setattr(choose, "user_folder", lambda name: tuned.folder)
+    monkeypatch.setattr(select, "user_folder", lambda name: tuned.folder)
     monkeypatch.setenv("TVM_NA_NUM_THREADS", "1")
     return tuned.folder
 
@@ -91,20 +91,20 @@ def test_the_tuner_measures_them(tuned: TuneResult) -> None:
 
 
 def test_a_call_gets_the_best_record(users: Path) -> None:
-    chosen = choose.choose(BACKWARD, TARGET)
+    selection = select.select(BACKWARD, TARGET)
     best = min((r for r in records_in(users) if r.problem == BACKWARD), key=lambda r: r.seconds)
-    assert chosen.kind == "record" and chosen.record is not None and chosen.record.digest == best.digest
+    assert selection.kind == "record" and selection.record is not None and selection.record.digest == best.digest
     assert f"cpu-backward, user's record {best.digest[:8]}" in build.explain(BACKWARD, TARGET)
     check(build.kernel_for(BACKWARD, TARGET), BACKWARD, 5)
     assert verify(best).failure == ""
 
 
 def test_a_near_problem_gets_it_too(users: Path) -> None:
-    chosen = choose.choose(NEAR, TARGET)
-    assert chosen.kind == "nearest" and chosen.record is not None and chosen.record.problem == BACKWARD
-    module, space = build.scheduled_module(NEAR, TARGET, chosen)
+    selection = select.select(NEAR, TARGET)
+    assert selection.kind == "nearest" and selection.record is not None and selection.record.problem == BACKWARD
+    module, space = build.scheduled_module(NEAR, TARGET, selection)
     assert space.name == "cpu-backward"
-    assert module["main"].attrs["tvm_na.formulation"] == chosen.record.formulation
+    assert module["main"].attrs["tvm_na.formulation"] == selection.record.formulation
     assert BackwardProblem.from_json(str(module["main"].attrs["tvm_na.problem"])) == NEAR
     check(build.kernel_for(NEAR, TARGET), NEAR, 2)
 
@@ -115,11 +115,11 @@ def test_attention_and_its_gradients_do_not_mix(users: Path, tmp_path: Path, mon
         assert (one.distance(other) is None) == (one is not other)
     assert BACKWARD.distance(NEAR) == FORWARD.distance(NEAR.forward) == 1.0
     lse = dataclasses.replace(FORWARD, return_lse=True)
-    found = choose.choose(lse, TARGET)
+    found = select.select(lse, TARGET)
     assert found.kind == "nearest" and found.record is not None and found.record.problem == FORWARD
-    monkeypatch.setattr(choose, "user_folder", lambda name: tmp_path)
+    monkeypatch.setattr(select, "user_folder", lambda name: tmp_path)
     commit_drawn(tmp_path, FORWARD)
-    assert choose.choose(BACKWARD, TARGET).kind == "default"
+    assert select.select(BACKWARD, TARGET).kind == "default"
 
 
 def test_an_rpc_session_measures_them(tuned: TuneResult) -> None:

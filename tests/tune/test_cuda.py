@@ -23,8 +23,7 @@ from tvm_na.jit import build
 from tvm_na.measure.devices import Here
 from tvm_na.measure.local import Conditions, Kernel, LocalMeasurer, Measured
 from tvm_na.problems.attention import NAProblem
-from tvm_na.records import replay
-from tvm_na.records import select as choose
+from tvm_na.records import replay, select
 from tvm_na.records.read import read_meta, records_in
 from tvm_na.records.write import TuningDatabase, trace_as_json
 from tvm_na.targets import cuda_arch as arch
@@ -144,21 +143,21 @@ def test_the_best_record_is_what_is_built(tuned: TuneResult, tmp_path: Path, mon
     monkeypatch.setenv("TVM_NA_RECORDS_DIR", str(tuned.folder.parent))
     monkeypatch.setenv("TVM_NA_CACHE_DIR", str(tmp_path))
     best = min(records_in(tuned.folder), key=lambda r: r.seconds)
-    chosen = choose.choose(PROBLEM, SM_80)
-    assert chosen.kind == "record" and chosen.record is not None and chosen.record.digest == best.digest
-    assert f"{best.seconds * 1e3:.3g} ms with a batch of {GPU_BATCH}" in chosen.reason
+    selection = select.select(PROBLEM, SM_80)
+    assert selection.kind == "record" and selection.record is not None and selection.record.digest == best.digest
+    assert f"{best.seconds * 1e3:.3g} ms with a batch of {GPU_BATCH}" in selection.reason
     file = build.compile_for(PROBLEM, SM_80)
     assert FATBIN in file.read_bytes() or b"\x7fELF" in file.read_bytes()[4:]
     assert build.is_cached(PROBLEM, SM_80)
     assert f"a batch of {GPU_BATCH}" in build.explain(PROBLEM, SM_80) and "kernel on disk" in build.explain(
         PROBLEM, SM_80
     )
-    assert choose.choose(PROBLEM, SM_90).kind == "default"
+    assert select.select(PROBLEM, SM_90).kind == "default"
     # One kernel for every batch, and the schedule that was measured.
     module = replay.replayed(best, PROBLEM, SM_80)
     assert "batch" in str(module["main"].params[0]) or "batch" in module.script()
     near = NAProblem.make((8, 8), 3, 4, 16, bias=True)
-    assert choose.choose(near, SM_80).kind == "nearest"
+    assert select.select(near, SM_80).kind == "nearest"
     assert build.compile_for(near, SM_80).is_file()
 
 
@@ -303,7 +302,7 @@ def test_gpu_is_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {(r.threads, r.batch) for r in records} == {(1, GPU_BATCH)}
     assert all(t.reference is not None for t in trials_in(result.folder))
     monkeypatch.setenv("TVM_NA_RECORDS_DIR", str(tmp_path))
-    assert choose.choose(PROBLEM, target).kind == "record"
+    assert select.select(PROBLEM, target).kind == "record"
 
 
 def reads_far_beyond(problem: NAProblem) -> Any:

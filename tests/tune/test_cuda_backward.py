@@ -13,8 +13,7 @@ from tests.tune.test_cuda import FATBIN, Elsewhere
 from tvm_na.jit import build
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.backward import BackwardProblem, scratch_shapes
-from tvm_na.records import replay
-from tvm_na.records import select as choose
+from tvm_na.records import replay, select
 from tvm_na.records.read import records_in
 from tvm_na.schedules.describe import in_words
 from tvm_na.targets.target import parse_target
@@ -65,13 +64,13 @@ def test_the_best_record_is_what_is_built(tuned: TuneResult, tmp_path: Path, mon
     monkeypatch.setenv("TVM_NA_RECORDS_DIR", str(tuned.folder.parent))
     monkeypatch.setenv("TVM_NA_CACHE_DIR", str(tmp_path))
     best = min(records_in(tuned.folder), key=lambda r: r.seconds)
-    chosen = choose.choose(PROBLEM, SM_80)
-    assert chosen.kind == "record" and chosen.record is not None and chosen.record.digest == best.digest
+    selection = select.select(PROBLEM, SM_80)
+    assert selection.kind == "record" and selection.record is not None and selection.record.digest == best.digest
     data = build.compile_for(PROBLEM, SM_80).read_bytes()
     assert FATBIN in data or b"\x7fELF" in data[4:]
     assert "cuda-backward, user's record" in build.explain(PROBLEM, SM_80)
     near = BackwardProblem(dataclasses.replace(PROBLEM.forward, heads=4, heads_kv=4))
-    assert choose.choose(near, SM_80).kind == "nearest"
+    assert select.select(near, SM_80).kind == "nearest"
     assert build.compile_for(near, SM_80).is_file()
 
 

@@ -13,8 +13,7 @@ from tests.tune.test_cuda import FATBIN, SM_90, Elsewhere
 from tvm_na.jit import build
 from tvm_na.measure.cuda import Sets
 from tvm_na.problems.unfused import UnfusedProblem
-from tvm_na.records import replay
-from tvm_na.records import select as choose
+from tvm_na.records import replay, select
 from tvm_na.records.read import records_in
 from tvm_na.reference.cases import make_case
 from tvm_na.tune.run import TuneResult, tune
@@ -55,14 +54,14 @@ def test_the_best_record_is_what_is_built(
     monkeypatch.setenv("TVM_NA_CACHE_DIR", str(tmp_path))
     problem = problem_of(kind)
     best = min((r for r in records_in(tuned.folder) if r.problem == problem), key=lambda r: r.seconds)
-    chosen = choose.choose(problem, SM_90)
-    assert chosen.kind == "record" and chosen.record is not None and chosen.record.digest == best.digest
+    selection = select.select(problem, SM_90)
+    assert selection.kind == "record" and selection.record is not None and selection.record.digest == best.digest
     assert FATBIN in build.compile_for(problem, SM_90).read_bytes()
     # One kernel for every batch, and the schedule that was measured.
     assert "batch" in replay.replayed(best, problem, SM_90).script()
     near = problem_of(kind, heads=4)
-    assert choose.choose(near, SM_90).kind == "nearest"
-    assert build.scheduled_module(near, SM_90, choose.choose(near, SM_90))[1].name == "cuda-unfused"
+    assert select.select(near, SM_90).kind == "nearest"
+    assert build.scheduled_module(near, SM_90, select.select(near, SM_90))[1].name == "cuda-unfused"
 
 
 @pytest.mark.parametrize("kind", KINDS)

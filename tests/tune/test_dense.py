@@ -17,11 +17,10 @@ from tvm_na.jit import build
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.dense import DenseProblem
 from tvm_na.problems.registry import bytes_of
-from tvm_na.records import select as choose
-from tvm_na.records.index import ref_of
+from tvm_na.records import select
 from tvm_na.records.read import records_in
 from tvm_na.records.replay import decisions_of, workloads_of
-from tvm_na.records.select import Chosen
+from tvm_na.records.select import Selection
 from tvm_na.reference.case import WrongNumbers
 from tvm_na.reference.cases import case_of
 from tvm_na.report.data import load
@@ -74,13 +73,13 @@ def test_a_run_that_is_repeated_knows_what_was_measured(tuned: TuneResult) -> No
 
 
 def test_the_best_record_is_built_and_right(tuned: TuneResult, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choose, "user_folder", lambda name: tuned.folder)
+    monkeypatch.setattr(select, "user_folder", lambda name: tuned.folder)
     for problem in (LINEAR, CONV):
-        chosen = choose.choose(problem, TARGET, threads=1)
-        assert chosen.kind == "record" and chosen.record is not None
-        module = build.scheduled_module(problem, TARGET, chosen)[0]
+        selection = select.select(problem, TARGET, threads=1)
+        assert selection.kind == "record" and selection.record is not None
+        module = build.scheduled_module(problem, TARGET, selection)[0]
         tile = tile_of(module["main"])
-        assert tile.to_json() == chosen.record.formulation
+        assert tile.to_json() == selection.record.formulation
         kernel = compile_all([_Module(module)])[0]  # type: ignore[list-item]
         assert error_of(problem, tile, kernel, 2) <= 2e-6
 
@@ -94,20 +93,20 @@ class _Module:
 
 
 def test_the_nearest_is_of_the_same_operator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choose, "user_folder", lambda name: tmp_path)
+    monkeypatch.setattr(select, "user_folder", lambda name: tmp_path)
     near = DenseProblem.make(49, 32, 96, activation="gelu")
-    assert choose.choose(near, TARGET, threads=1).kind == "default"
+    assert select.select(near, TARGET, threads=1).kind == "default"
     commit_drawn(tmp_path, ATTENTION)
-    assert choose.choose(near, TARGET, threads=1).kind == "default"
+    assert select.select(near, TARGET, threads=1).kind == "default"
     offered = {f.text for f in formulations_of(near, TARGET)}
     number = next(n for n, f in enumerate(formulations_of(LINEAR, TARGET)) if f.text in offered)
     commit_drawn(tmp_path, LINEAR, formulation=number)  # type: ignore[arg-type]
-    chosen = choose.choose(near, TARGET, threads=1)
-    assert chosen.kind == "nearest" and chosen.record is not None and chosen.record.problem == LINEAR
-    module = build.scheduled_module(near, TARGET, chosen)[0]
-    assert tile_of(module["main"]).to_json() == chosen.record.formulation
+    selection = select.select(near, TARGET, threads=1)
+    assert selection.kind == "nearest" and selection.record is not None and selection.record.problem == LINEAR
+    module = build.scheduled_module(near, TARGET, selection)[0]
+    assert tile_of(module["main"]).to_json() == selection.record.formulation
     other = NAProblem.make((9, 9), 3, 1, 16)
-    found = choose.choose(other, TARGET, threads=1)
+    found = select.select(other, TARGET, threads=1)
     assert found.record is not None and found.record.problem == ATTENTION
 
 
@@ -207,8 +206,8 @@ def test_a_record_keeps_its_batch(tmp_path: Path) -> None:
     assert record.batch == 3
     line = json.loads((tmp_path / "database_tuning_record.json").read_text().splitlines()[0])
     assert [shape for _, _, shape in line[1][3]] == [[3, 49, 32], [3, 1, 32, 16], [48], [3, 49, 48]]
-    chosen = Chosen("record", ref_of(record, shipped=False), "to be built")
-    assert build.kernel_with(chosen, LINEAR, TARGET).problem == LINEAR
+    selection = Selection.of(record, "to be built")
+    assert build.kernel_with(selection, LINEAR, TARGET).problem == LINEAR
 
 
 def test_other_targets_have_their_own_tiles() -> None:

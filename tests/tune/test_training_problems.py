@@ -16,7 +16,7 @@ from tvm_na.jit import build
 from tvm_na.models import NAT, problems_of, registry, training_problems_of
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.backward import BackwardProblem
-from tvm_na.records.read import user_folder
+from tvm_na.records.files import user_folder
 from tvm_na.targets.target import detect_target
 from tvm_na.tune.run import TuneResult
 from tvm_na.tune.state import TuneState

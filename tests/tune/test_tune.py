@@ -17,7 +17,8 @@ import pytest
 from tvm_na.measure import devices as places
 from tvm_na.measure.local import Conditions, Kernel, Measured
 from tvm_na.problems.attention import NAProblem
-from tvm_na.records.read import META, read_meta, records_in
+from tvm_na.records.files import META
+from tvm_na.records.read import read_meta, records_in
 from tvm_na.records.write import TuningDatabase
 from tvm_na.targets.target import detect_target, list_targets, parse_target
 from tvm_na.tune import metaschedule

@@ -7,16 +7,8 @@ from typing import Annotated
 import typer
 
 from tvm_na import __version__
-from tvm_na.cli import bench as cli_bench
-from tvm_na.cli import check as cli_check
-from tvm_na.cli import compile as cli_compile
-from tvm_na.cli import info as cli_info
-from tvm_na.cli import records as cli_records
-from tvm_na.cli import report as cli_report
-from tvm_na.cli import run as cli_run
-from tvm_na.cli import serve as cli_serve
-from tvm_na.cli import tune as cli_tune
-from tvm_na.cli.common import console, reports_errors, size_of
+from tvm_na.cli import bench, check, compile, info, options, records, report, run, serve, tune
+from tvm_na.cli.common import console, reports_errors, say, size_of
 
 app = typer.Typer(
     name="tvm-na",
@@ -27,15 +19,15 @@ app = typer.Typer(
 )
 cache_app = typer.Typer(help="The compiled kernels on disk.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
-app.add_typer(cli_bench.app, name="bench")
-app.add_typer(cli_records.app, name="records")
-app.command()(cli_check.check)
-app.command("compile")(cli_compile.compile_model)
-app.command()(cli_info.info)
-app.command()(cli_report.report)
-app.command()(cli_run.run)
-app.command()(cli_serve.serve)
-app.command()(cli_tune.tune)
+app.add_typer(bench.app, name="bench")
+app.add_typer(records.app, name="records")
+app.command()(check.check)
+app.command("compile")(compile.compile_model)
+app.command()(info.info)
+app.command()(report.report)
+app.command()(run.run)
+app.command()(serve.serve)
+app.command()(tune.tune)
 
 
 def _print_version(wanted: bool) -> None:
@@ -64,19 +56,17 @@ def cache_ls() -> None:
 
     kernels = cache.entries()
     if not kernels:
-        console().print(f"no kernels in {settings.cache_dir()}", markup=False, soft_wrap=True)
-        return
+        return say(f"no kernels in {settings.cache_dir()}")
     table = Table("problem", "target", "size", "modified")
     for entry in sorted(kernels, key=lambda e: (e.target, e.problem)):
         table.add_row(entry.problem, entry.target, size_of(entry.bytes), f"{entry.modified:%Y-%m-%d %H:%M}")
     console().print(table)
+    return None
 
 
 @cache_app.command("clear")
 @reports_errors
-def cache_clear(
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-) -> None:
+def cache_clear(yes: options.Yes = False) -> None:
     """Delete every compiled kernel."""
     from tvm_na import settings
     from tvm_na.jit import cache

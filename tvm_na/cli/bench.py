@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tvm_na.cli.common import build, console, own_size, reports_errors, warn
+from tvm_na.cli import options
+from tvm_na.cli.common import build, console, own_size, reports_errors, say, warn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from tvm_na.problems.attention import NAProblem
 
 app = typer.Typer(help="Time the compiled backend against the reference, or an artifact.", no_args_is_help=True)
-
-Rounds = Annotated[int, typer.Option(min=1, help="Samples of every candidate.")]
-Batch = Annotated[int, typer.Option(min=1, help="Images at once.")]
 
 
 def _compare(
@@ -52,17 +50,17 @@ def _compare(
 @app.command("op")
 @reports_errors
 def bench_op(
-    size: Annotated[tuple[int, int], typer.Option(help="Height and width of the map.")] = (56, 56),
-    heads: Annotated[int, typer.Option(help="Attention heads.")] = 2,
-    head_dim: Annotated[int, typer.Option(help="Channels of a head.")] = 32,
-    kernel_size: Annotated[int, typer.Option(help="Window length.")] = 7,
-    dilation: Annotated[int, typer.Option(help="Step between neighbors.")] = 1,
-    stride: Annotated[int, typer.Option(help="Queries per shared window.")] = 1,
-    causal: Annotated[bool, typer.Option("--causal", help="See only what is at or before the query.")] = False,
-    rpb: Annotated[bool, typer.Option("--rpb", help="Add a relative position bias.")] = False,
-    dtype: Annotated[Literal["float32", "float64"], typer.Option(help="Of every tensor.")] = "float32",
-    batch: Batch = 1,
-    rounds: Rounds = 15,
+    size: options.Size = (56, 56),
+    heads: options.Heads = 2,
+    head_dim: options.HeadDim = 32,
+    kernel_size: options.KernelSize = 7,
+    dilation: options.Dilation = 1,
+    stride: options.Stride = 1,
+    causal: options.Causal = False,
+    rpb: options.Bias = False,
+    dtype: Annotated[Literal["float32", "float64"], typer.Option(help="Data type of all tensors.")] = "float32",
+    batch: options.BatchSize = 1,
+    rounds: options.Rounds = 15,
 ) -> None:
     """Time one attention operator; refuses a speedup when the numbers are wrong."""
     from tvm_na.problems.attention import NAProblem
@@ -90,7 +88,7 @@ def _bench_problem(problem: NAProblem, batch: int, rounds: int) -> None:
         return na2d(query, key, value, *window, rpb=bias, backend=backend)
 
     build([problem])
-    console().print(f"kernel: {explain(problem)}", markup=False, soft_wrap=True)
+    say(f"kernel: {explain(problem)}")
     with torch.inference_mode():
         exact_bias = None if bias is None else bias.double()
         doubles = partial(na2d, query.double(), key.double(), value.double())
@@ -103,12 +101,10 @@ def _bench_problem(problem: NAProblem, batch: int, rounds: int) -> None:
 @app.command("model")
 @reports_errors
 def bench_model(
-    name: Annotated[str, typer.Argument(metavar="MODEL", help="Name of a model, such as nat_mini.")],
-    input_size: Annotated[
-        int | None, typer.Option(min=32, help="Height and width of the image in pixels; the model's own if not given.")
-    ] = None,
-    batch: Batch = 1,
-    rounds: Rounds = 9,
+    name: options.ModelName,
+    input_size: options.InputSize = None,
+    batch: options.BatchSize = 1,
+    rounds: options.Rounds = 9,
 ) -> None:
     """Time a model with random weights; refuses a speedup when the logits are wrong."""
     import torch
@@ -135,8 +131,8 @@ def bench_model(
 @reports_errors
 def bench_artifact(
     path: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact's folder.")],
-    batch: Annotated[int | None, typer.Option(min=1, help="Images at once; the artifact's own, or 1.")] = None,
-    rounds: Rounds = 9,
+    batch: Annotated[int | None, typer.Option(min=1, help="Batch size; the artifact's own, or 1.")] = None,
+    rounds: options.Rounds = 9,
 ) -> None:
     """Time how an artifact is verified, loaded and called with noise."""
     import torch

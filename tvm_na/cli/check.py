@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tvm_na.cli.common import console, errors, rows_of, size_of
+from tvm_na.cli.common import console, fail, rows_of, size_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,8 +52,7 @@ def check(
             rows = _checked(artifact.absolute())
         out.print(rows_of(rows), soft_wrap=True)
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
-        errors().print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
-        raise typer.Exit(1) from error
+        raise fail(str(error), code=1) from error
 
 
 def _checked(folder: Path) -> list[tuple[str, object]]:
@@ -146,6 +145,6 @@ def _relative_error(out: Array, right: Array) -> float:
     if out.shape != right.shape:
         return np.inf
     error = float(np.abs(out.astype(np.float64) - right).max(initial=0))
-    if not np.isfinite(error):  # max() would pass over a NaN
+    if not np.isfinite(error):  # max() would skip a NaN
         return np.inf
     return error / float(np.abs(right).max()) if error else 0.0

@@ -1,10 +1,11 @@
-"""What the commands share: where they print, how they fail, the choices they offer."""
+"""What the commands share: where they print and how they fail."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-#: The names of :class:`tvm_na.functional.Backend`, which would import PyTorch.
-BackendName = Literal["auto", "compiled", "reference"]
 
 
 def console() -> Console:
@@ -35,10 +33,15 @@ def warn(message: str) -> None:
     errors().print(Text(f"warning: {message}", style="bold yellow"), soft_wrap=True)
 
 
-def fail(message: str) -> typer.Exit:
+def say(message: str, style: str = "") -> None:
+    """A line among the results, as it is."""
+    console().print(Text(message, style=style), soft_wrap=True)
+
+
+def fail(message: str, code: int = 2) -> typer.Exit:
     """Print an error; what is to be raised after it."""
     errors().print(Text(f"error: {message}", style="bold red"), soft_wrap=True)
-    return typer.Exit(2)
+    return typer.Exit(code)
 
 
 def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
@@ -50,18 +53,19 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except (ValueError, TypeError, FileNotFoundError, PermissionError) as error:
             raise fail(str(error)) from error
+        except RuntimeError as error:  # no kernel for such a problem, no compiler, no package, no place for the cache
+            if type(error) not in (RuntimeError, NotImplementedError):  # errors of TVM derive from the former
+                raise
+            raise fail(str(error)) from error
 
     return wrapper
 
 
 def build(problems: Iterable[NAProblem]) -> None:
-    """Build the kernels of ``problems`` that are not in the cache; ends the command where that is impossible."""
+    """Build the kernels of ``problems`` that are not in the cache; RuntimeError where that is impossible."""
     from tvm_na.jit.progress import build_kernels
 
-    try:
-        build_kernels(problems, console())
-    except RuntimeError as error:  # no kernel for such a problem, no compiler, no place for the cache
-        raise fail(str(error)) from error
+    build_kernels(problems, console())
 
 
 def own_size(model: str) -> int:
@@ -89,3 +93,28 @@ def rows_of(pairs: list[tuple[Any, ...]]) -> Any:
     for pair in pairs:
         table.add_row(*(Text(str(cell)) for cell in pair))
     return table
+
+
+def section(title: str, rows: list[tuple[Any, ...]]) -> None:
+    """Rows under a title, and an empty line."""
+    say(title, style="bold cyan")
+    console().print(rows_of(rows), "")
+
+
+def records_folder(given: Path | None, target: str | None = None) -> Path:
+    """An existing folder of records: the one that was given, or the user's for a target (None: the current one).
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        ValueError: there is no such target.
+    """
+    from tvm_na import settings
+    from tvm_na.records.files import shipped_folder, user_folder
+    from tvm_na.targets.target import parse_target
+
+    name = parse_target(target or settings.target_name()).name
+    folder, shipped = given or user_folder(name), shipped_folder(name)
+    if not folder.is_dir():
+        hint = "" if given or not shipped.is_dir() else f" (those that came with tvm_na are in {shipped})"
+        raise FileNotFoundError(f"records: required an existing folder, got {folder}{hint}")
+    return folder

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from tvm_na.cli.common import console, fail, own_size, reports_errors, rows_of, size_of, warn
-from tvm_na.cli.run import IMAGENET_CLASSES, load_model
+from tvm_na.cli import options
+from tvm_na.cli.classifiers import IMAGENET_CLASSES, load_model
+from tvm_na.cli.common import console, own_size, reports_errors, rows_of, say, size_of, warn
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,22 +37,21 @@ class _Steps:
 
 @reports_errors
 def compile_model(
-    name: Annotated[str, typer.Argument(metavar="MODEL", help="Name of a model, such as nat_tiny.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The artifact, a folder that is made.")],
-    weights: Annotated[Path | None, typer.Option(help="Checkpoint (.pth, .safetensors); random if none.")] = None,
-    input_size: Annotated[
-        int | None, typer.Option(min=32, help="Pixels in height and width that the model sees; its own if not given.")
-    ] = None,
-    num_classes: Annotated[int, typer.Option(min=1, help="Classes of the model.")] = IMAGENET_CLASSES,
+    name: options.ModelName,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the artifact.")],
+    weights: options.Weights = None,
+    input_size: options.InputSize = None,
+    num_classes: Annotated[int, typer.Option(min=1, help="Number of classes.")] = IMAGENET_CLASSES,
     batch: Annotated[
-        str, typer.Option(metavar="dynamic|N", help="Images at once: any number, or this one.")
+        str, typer.Option(metavar="dynamic|N", help="Batch size: dynamic for any, or this one alone.")
     ] = "dynamic",
     target: Annotated[str | None, typer.Option(help="CPU to compile for; this machine's if not given.")] = None,
     format: Annotated[
-        Literal["aoti", "tvm"], typer.Option(help="What runs it: PyTorch, or TVM's runtime of 4 MB alone.")
+        Literal["aoti", "tvm"], typer.Option(help="Runtime: PyTorch (aoti), or TVM's own of 4 MB (tvm).")
     ] = "aoti",
     precision: Annotated[
-        Literal["float32", "float64"] | None, typer.Option(help="What the model is converted to; its own if not given.")
+        Literal["float32", "float64"] | None,
+        typer.Option(help="Data type of all tensors; the model's own if not given."),
     ] = None,
     autotune: Annotated[
         bool, typer.Option(help="With aoti: measure Inductor's linear layers against the library's.")
@@ -80,30 +80,27 @@ def compile_model(
     preprocessing = replace(get_spec(name).preprocessing, input_size=size)
     model = load_model(name, weights, num_classes, "compiled")
     out, start = console(), time.perf_counter()
-    try:
-        with out.status("") as status, warnings.catch_warnings(record=True) as warned:
-            warnings.simplefilter("always", UserWarning)
-            steps = _Steps(out, status)
-            compile_artifact(
-                model,
-                torch.zeros(1, 3, size, size),
-                target,
-                batch if batch == "dynamic" else int(batch),
-                precision,
-                output=output,
-                format=format,
-                autotune=autotune,
-                runtime=runtime,
-                name=name,
-                weights=None if weights is None else weights.name,
-                preprocessing=preprocessing,
-                records=records,
-                overwrite=overwrite,
-                report=steps,
-            )
-            steps("")
-    except RuntimeError as error:  # no kernel, no compiler, or wrong numbers
-        raise fail(str(error)) from error
+    with out.status("") as status, warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", UserWarning)
+        steps = _Steps(out, status)
+        compile_artifact(
+            model,
+            torch.zeros(1, 3, size, size),
+            target,
+            batch if batch == "dynamic" else int(batch),
+            precision,
+            output=output,
+            format=format,
+            autotune=autotune,
+            runtime=runtime,
+            name=name,
+            weights=None if weights is None else weights.name,
+            preprocessing=preprocessing,
+            records=records,
+            overwrite=overwrite,
+            report=steps,
+        )
+        steps("")
     _print_artifact(output, read_manifest(output.absolute()), time.perf_counter() - start)
     for warning in warned:
         if (text := str(warning.message)).startswith(("UNTUNED", "NOT CHECKED")):
@@ -111,9 +108,9 @@ def compile_model(
 
 
 def _print_artifact(folder: Path, manifest: Manifest, seconds: float) -> None:
-    out = console()
+    error, budget = manifest.check.get("relative_error"), f"budget {manifest.check['budget']:.0e}"
     size = size_of(sum(file["bytes"] for file in manifest.files.values()))
-    out.print(f"{folder.absolute()}: {size}, {seconds:.0f} s", style="bold green", markup=False, soft_wrap=True)
+    say(f"{folder.absolute()}: {size}, {seconds:.0f} s", style="bold green")
     rows = [
         ("model", f"{manifest.model['name']}, {manifest.model['parameters']:,} parameters"),
         ("weights", manifest.model["weights"] or "RANDOM"),
@@ -122,11 +119,6 @@ def _print_artifact(folder: Path, manifest: Manifest, seconds: float) -> None:
         ("target", manifest.target["name"]),
         ("needs", ", ".join(f"{package} {version}" for package, version in manifest.requires.items())),
         *((p["text"], f"{p['layers']} layers, {p['schedule']}") for p in manifest.problems),
-        ("check", _check_in_words(manifest)),
+        ("check", f"NOT CHECKED, {budget}" if error is None else f"relative error {error:.1e}, {budget}"),
     ]
-    out.print(rows_of(rows), soft_wrap=True)
-
-
-def _check_in_words(manifest: Manifest) -> str:
-    error, budget = manifest.check.get("relative_error"), f"budget {manifest.check['budget']:.0e}"
-    return f"NOT CHECKED, {budget}" if error is None else f"relative error {error:.1e}, {budget}"
+    console().print(rows_of(rows), soft_wrap=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from tvm_na.cli.common import console, own_size, reports_errors, rows_of, size_of
+from tvm_na.cli import options
+from tvm_na.cli.common import own_size, reports_errors, section, size_of
 
-Rows = Sequence[tuple[object, ...]]
+Rows = list[tuple[object, ...]]
 
 
 @reports_errors
@@ -17,9 +17,7 @@ def info(
     model: Annotated[
         str | None, typer.Option(help="Show only which schedule each problem of this model gets, and why.")
     ] = None,
-    input_size: Annotated[
-        int | None, typer.Option(min=32, help="Height and width of the model's image in pixels; its own if not given.")
-    ] = None,
+    input_size: options.InputSize = None,
     training: Annotated[
         bool, typer.Option("--training", help="The problems of the model's training, with those of gradients.")
     ] = False,
@@ -28,27 +26,19 @@ def info(
     if model is not None:
         size = input_size or own_size(model)
         title = f"{model}, {size}x{size}{', training' * training}"
-        _section(title, _schedules(model, size, training))
+        section(title, _schedules(model, size, training))
         return
     if training:
         raise ValueError("training: required --model with it, got none")
     from tvm_na import settings
     from tvm_na.measure.timing import versions
 
-    _section("machine", _machine())
-    _section("cuda", _cuda())
-    _section("versions", list(versions().items()))
-    _section("settings", settings.describe())
-    _section("kernel cache", _kernels())
-    _section("tuning records", _records())
-
-
-def _section(title: str, rows: Rows) -> None:
-    from rich.text import Text
-
-    out = console()
-    out.print(Text(title, style="bold cyan"))
-    out.print(rows_of(list(rows)), "")
+    section("machine", _machine())
+    section("cuda", _cuda())
+    section("versions", list(versions().items()))
+    section("settings", settings.describe())
+    section("kernel cache", _kernels())
+    section("tuning records", _records())
 
 
 def _machine() -> Rows:
@@ -76,7 +66,7 @@ def _cuda() -> Rows:
     from tvm_na.cuda import toolchain
     from tvm_na.targets import cuda_arch as arch
 
-    rows: list[tuple[object, ...]] = []
+    rows: Rows = []
     for index, capability in enumerate(arch.devices()):
         seen = torch.cuda.get_device_properties(index)
         try:
@@ -105,9 +95,11 @@ def _kernels() -> Rows:
 
 def _records() -> Rows:
     from tvm_na.jit.build import current_target
-    from tvm_na.records.read import records_in, shipped_folder, user_folder
+    from tvm_na.records.files import shipped_folder, user_folder
+    from tvm_na.records.read import records_in
 
-    name, rows = current_target().name, []
+    name = current_target().name
+    rows: Rows = []
     for whose, folder in (("user's", user_folder(name)), ("shipped", shipped_folder(name))):
         records = records_in(folder)
         problems = len({record.problem for record in records})
@@ -124,7 +116,8 @@ def _schedules(name: str, input_size: int, training: bool) -> Rows:
     from tvm_na.jit.build import current_target, explain, is_supported
     from tvm_na.models import create_model, problems_of, training_problems_of
 
-    target, rows = current_target(), []
+    target = current_target()
+    rows: Rows = []
     with torch.device("meta"):  # weights play no part
         model = create_model(name)
     problems = (training_problems_of if training else problems_of)(model, input_size)

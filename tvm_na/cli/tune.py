@@ -178,7 +178,7 @@ def tune(
 
         workers.start_server()  # imports TVM while this process imports PyTorch
     from tvm_na import settings
-    from tvm_na.records.read import user_folder
+    from tvm_na.records.files import user_folder
     from tvm_na.targets.target import parse_target
 
     chosen = parse_target(target or settings.target_name())

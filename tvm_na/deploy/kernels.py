@@ -8,14 +8,14 @@ from typing import TypeVar
 from tvm_na.jit import build
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.dense import DenseProblem
-from tvm_na.records.select import Chosen
+from tvm_na.records.select import Selection
 from tvm_na.targets.target import NATarget
 
 R = TypeVar("R")
 
 
 def with_schedule(
-    problem: NAProblem | DenseProblem, target: NATarget, records: str | None, use: Callable[[Chosen], R]
+    problem: NAProblem | DenseProblem, target: NATarget, records: str | None, use: Callable[[Selection], R]
 ) -> R:
     """What ``use`` makes of the best schedule that applies to a problem.
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tvm_na import fingerprint, settings
 from tvm_na.jit import cache, openmp, runtime
 from tvm_na.problems.registry import Problem
-from tvm_na.records.select import Chosen, InapplicableError, choose, considered, reject
+from tvm_na.records.rejections import InapplicableError
+from tvm_na.records.select import Selection, reject, select
 from tvm_na.targets.target import NATarget, check_runs_here, detect_cuda_target, detect_target, parse_target
 from tvm_na.te import ENTRY
 
@@ -42,7 +43,7 @@ class Kernel:
 
     problem: Problem
     target: NATarget
-    schedule: Chosen
+    schedule: Selection
     file: Path
     function: Callable[..., None]
 
@@ -83,8 +84,8 @@ def is_supported(problem: Problem, target: NATarget | None = None) -> bool:
 def is_cached(problem: Problem, target: NATarget | None = None, records: str | None = None) -> bool:
     """Whether the kernel of ``problem`` is on disk."""
     target = target or current_target()
-    chosen = choose(problem, target, mode=records)
-    return cache.lookup(fingerprint.request_digest(problem, target, chosen.key)) is not None
+    selection = select(problem, target, mode=records)
+    return cache.lookup(fingerprint.request_digest(problem, target, selection.key)) is not None
 
 
 def kernel_for(problem: Problem, target: NATarget | None = None, records: str | None = None) -> Kernel:
@@ -102,7 +103,7 @@ def kernel_for(problem: Problem, target: NATarget | None = None, records: str | 
             written.
     """
     target = target or current_target()
-    return with_a_schedule(problem, target, records, lambda chosen: kernel_with(chosen, problem, target))
+    return with_a_schedule(problem, target, records, lambda selection: kernel_with(selection, problem, target))
 
 
 def compile_for(problem: Problem, target: NATarget, records: str | None = None) -> Path:
@@ -119,43 +120,43 @@ def compile_for(problem: Problem, target: NATarget, records: str | None = None) 
     Raises:
         NotImplementedError, RuntimeError: as :func:`kernel_for`.
     """
-    return with_a_schedule(problem, target, records, lambda chosen: _file(chosen, problem, target))
+    return with_a_schedule(problem, target, records, lambda selection: _file(selection, problem, target))
 
 
-def with_a_schedule(problem: Problem, target: NATarget, records: str | None, use: Callable[[Chosen], R]) -> R:
+def with_a_schedule(problem: Problem, target: NATarget, records: str | None, use: Callable[[Selection], R]) -> R:
     """What ``use`` makes of the best schedule that applies.
 
-    It raises InapplicableError for one that does not; that one is passed over from then on, and the next best is tried.
+    It raises InapplicableError for one that does not; that one is skipped from then on, and the next best is tried.
     """
     while True:
-        chosen = choose(problem, target, mode=records)
+        selection = select(problem, target, mode=records)
         try:
-            return use(chosen)
+            return use(selection)
         except InapplicableError as error:
-            reject(chosen, problem, target, error)  # so that this ends, with the default at the latest
+            reject(selection, problem, target, error)  # so that this ends, with the default at the latest
 
 
-def _file(chosen: Chosen, problem: Problem, target: NATarget) -> Path:
-    request = fingerprint.request_digest(problem, target, chosen.key)
-    return cache.lookup(request) or _build(request, problem, target, chosen)
+def _file(selection: Selection, problem: Problem, target: NATarget) -> Path:
+    request = fingerprint.request_digest(problem, target, selection.key)
+    return cache.lookup(request) or _build(request, problem, target, selection)
 
 
-def kernel_with(chosen: Chosen, problem: Problem, target: NATarget) -> Kernel:
+def kernel_with(selection: Selection, problem: Problem, target: NATarget) -> Kernel:
     """The kernel of ``problem`` with this schedule.
 
     Raises:
         InapplicableError: if the schedule's record does not apply.
         Others: as :func:`kernel_for`.
     """
-    request = fingerprint.request_digest(problem, target, chosen.key)
+    request = fingerprint.request_digest(problem, target, selection.key)
     kernel = _kernels.get(request)
     if kernel is None:
         with _building:
             kernel = _kernels.get(request)
             if kernel is None:
                 check_runs_here(target)
-                file = cache.lookup(request) or _build(request, problem, target, chosen)
-                kernel = Kernel(problem, target, chosen, file, runtime.load(file, ENTRY, target.kind))
+                file = cache.lookup(request) or _build(request, problem, target, selection)
+                kernel = Kernel(problem, target, selection, file, runtime.load(file, ENTRY, target.kind))
                 _kernels[request] = kernel
     return kernel
 
@@ -185,25 +186,25 @@ def explain(problem: Problem, target: NATarget | None = None, records: str | Non
     """Which schedule a problem gets on a target, and why."""
     target = target or current_target()
     space = _space(problem, target)
-    chosen, passed_over = considered(problem, target, mode=records)
+    selection = select(problem, target, mode=records)
     where = "kernel on disk" if is_cached(problem, target, records) else "kernel not built yet"
-    return "; ".join([f"{space.name}, {chosen}", where, *passed_over])
+    return "; ".join([f"{space.name}, {selection}", where, *selection.skipped])
 
 
-def scheduled_module(problem: Problem, target: NATarget, chosen: Chosen | None = None) -> tuple[Any, SearchSpace]:
+def scheduled_module(problem: Problem, target: NATarget, selection: Selection | None = None) -> tuple[Any, SearchSpace]:
     """The scheduled IRModule of ``problem`` and the space that serves it (imports TVM).
 
-    Without ``chosen`` it has the default schedule.
+    Without ``selection`` it has the default schedule.
 
     Raises:
-        InapplicableError: if the record that was chosen does not apply.
+        InapplicableError: if the selected record does not apply.
     """
     from tvm_na.schedules.base import Plan
 
     _import_tvm()
     space = _space(problem, target)
-    if chosen is not None and chosen.record is not None:
-        return _module_by_record(chosen, problem, target), space
+    if selection is not None and selection.record is not None:
+        return _module_by_record(selection, problem, target), space
     scheduled = space.apply(space.formulations(problem, target)[0], target, Plan())
     if scheduled is None:
         raise AssertionError(f"the space {space.name} serves {problem}, but refused its own formulation")
@@ -216,13 +217,13 @@ def _import_tvm() -> None:
         import tvm  # noqa: F401
 
 
-def _module_by_record(chosen: Chosen, problem: Problem, target: NATarget) -> Any:
-    from tvm_na.records.replay import carried_over, replayed
+def _module_by_record(selection: Selection, problem: Problem, target: NATarget) -> Any:
+    from tvm_na.records.replay import replayed, transferred
 
-    record = None if chosen.record is None else chosen.record.load()
+    record = None if selection.record is None else selection.record.load()
     if record is None:
         raise InapplicableError("it is there no more", lasting=False)
-    return (replayed if chosen.kind == "record" else carried_over)(record, problem, target)
+    return (replayed if selection.kind == "record" else transferred)(record, problem, target)
 
 
 def compiled(module: Any, target: NATarget) -> Callable[[Path], None]:
@@ -242,16 +243,16 @@ def compiled(module: Any, target: NATarget) -> Callable[[Path], None]:
     return lambda file: executable.export_library(str(file))
 
 
-def _compiled(module: Any, target: NATarget, chosen: Chosen) -> Callable[[Path], None]:
+def _compiled(module: Any, target: NATarget, selection: Selection) -> Callable[[Path], None]:
     try:
         return compiled(module, target)
     except Exception as error:  # TVM's errors have no class in common
-        if chosen.record is None:
+        if selection.record is None:
             raise
         raise InapplicableError(f"TVM cannot compile it: {type(error).__name__}: {error}") from error
 
 
-def _build(request: str, problem: Problem, target: NATarget, chosen: Chosen) -> Path:
+def _build(request: str, problem: Problem, target: NATarget, selection: Selection) -> Path:
     _space(problem, target)  # an unsupported problem fails before TVM is imported
     openmp.cxx_compiler()  # so does a machine that cannot link
     if target.kind == "cuda":
@@ -260,9 +261,9 @@ def _build(request: str, problem: Problem, target: NATarget, chosen: Chosen) -> 
         find_compiler()  # or cannot compile
 
     def compile_() -> tuple[str, Callable[[Path], None]]:
-        module, _ = scheduled_module(problem, target, chosen)
+        module, _ = scheduled_module(problem, target, selection)
         name = fingerprint.digest_of(module.script(), repr(target), fingerprint.kernel_versions(target))
-        return name, _compiled(module, target, chosen)
+        return name, _compiled(module, target, selection)
 
-    description = {"problem": str(problem), "target": target.name, "schedule": str(chosen)}
+    description = {"problem": str(problem), "target": target.name, "schedule": str(selection)}
     return cache.get_or_build(request, description, compile_)

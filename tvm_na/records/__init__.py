@@ -1,1 +1,1 @@
-"""Tuning records: reading, writing, choosing and applying them."""
+"""Tuning records: reading, writing, selecting and applying them."""

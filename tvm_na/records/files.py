@@ -1,4 +1,4 @@
-"""Where tuning records lie, and the files of a folder of them.
+"""Where tuning records lie, and the files of a folder of them: read whole, replaced at once, one writer at a time.
 
 Apart from the rest, since every start needs it: nothing here is slow to import.
 """
@@ -6,6 +6,8 @@ Apart from the rest, since every start needs it: nothing here is slow to import.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ def data_files(folder: Path) -> tuple[Path, Path]:
     return (new_workloads if new_workloads.exists() else workloads), new_records
 
 
-def signature(folder: Path) -> tuple[Any, ...]:
+def file_stamp(folder: Path) -> tuple[Any, ...]:
     """What tells whether the folder's records changed: names, sizes, times of its files."""
     found = []
     for name in (META, WORKLOADS, RECORDS, RECORDS + NEW):
@@ -50,6 +52,14 @@ def signature(folder: Path) -> tuple[Any, ...]:
     return tuple(found)
 
 
+def lines_of(file: Path) -> list[bytes]:
+    """The lines of a file; none if it does not exist."""
+    try:
+        return file.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+
+
 def read_lines(folder: Path) -> tuple[list[bytes], list[bytes]]:
     """The lines of the workloads file and of the records file, which belong together; empty without files."""
 
@@ -59,13 +69,60 @@ def read_lines(folder: Path) -> tuple[list[bytes], list[bytes]]:
     while True:
         files = data_files(folder)
         before = [identity(file) for file in files]
-        try:
-            workloads, records = (file.read_bytes().splitlines() if file.exists() else [] for file in files)
-        except FileNotFoundError:  # replaced just now
-            continue
+        workloads, records = map(lines_of, files)
         # A rewriting in between would leave us with the workloads of one and the records of the other.
         if files == data_files(folder) and before == [identity(file) for file in files]:
             return workloads, records
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Be the folder's only writer, after finishing what an earlier one did not; creates the folder.
+
+    Raises:
+        ValueError: another process writes to it.
+    """
+    import filelock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise ValueError(f"records: required a folder that nobody else writes to, got {folder}") from error
+    try:
+        _finish_replacing(folder)
+        yield
+    finally:
+        lock.release()
+
+
+def write_atomically(file: Path, data: bytes) -> None:
+    """Put ``data`` in the place of ``file``, which is never half written."""
+    temporary = file.with_name(f".{file.name}.tmp")  # one writer at a time
+    with open(temporary, "wb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+    temporary.replace(file)
+
+
+def replace_files(folder: Path, workloads: Iterable[bytes], records: Iterable[bytes]) -> None:
+    """Replace both files of a JSONDatabase, given by their lines, at once: no reader sees one without the other."""
+    for name, lines in ((WORKLOADS, workloads), (RECORDS, records)):
+        write_atomically(folder / (name + NEW), b"".join(line + b"\n" for line in lines))
+    # From here on the new ones count (data_files); killed now, the next writer goes on.
+    _finish_replacing(folder)
+
+
+def _finish_replacing(folder: Path) -> None:
+    new_workloads, new_records = folder / (WORKLOADS + NEW), folder / (RECORDS + NEW)
+    if not new_records.exists():
+        new_workloads.unlink(missing_ok=True)
+        return
+    if new_workloads.exists():
+        new_workloads.replace(folder / WORKLOADS)
+    new_records.replace(folder / RECORDS)
 
 
 def indexes_dir() -> Path:

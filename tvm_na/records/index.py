@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tvm_na import fingerprint
 from tvm_na.problems.registry import Problem, problem_from_json
-from tvm_na.records.files import indexes_dir, signature
+from tvm_na.records.files import file_stamp, indexes_dir
 
 if TYPE_CHECKING:
     from tvm_na.records.read import Record
@@ -30,7 +30,7 @@ _KEPT = 2
 #: By problem, as JSON: [[workload, formulation, versions of TVM, [[digest, threads, seconds, line, batch], ...]], ...]
 #: as JSON, of which a start needs one.
 _Index = dict[str, str]
-#: By folder: its signature and its index.
+#: By folder: the stamp of its files, and its index.
 _loaded: dict[Path, tuple[tuple[Any, ...], _Index]] = {}
 _warned: set[tuple[Path, tuple[str, ...]]] = set()
 
@@ -39,7 +39,7 @@ class RecordRef(NamedTuple):
     """What is known of a record without reading it.
 
     Attributes:
-        digest, threads, seconds, line, workload, formulation, folder, batch: As in :class:`tvm_na.records.read.Record`.
+        digest, threads, seconds, line, batch, workload, formulation, folder: As in :class:`tvm_na.records.read.Record`.
         problem_json: Its problem.
         shipped: Whether it came with tvm_na.
     """
@@ -48,12 +48,12 @@ class RecordRef(NamedTuple):
     threads: int
     seconds: float
     line: int
+    batch: int
     workload: str
     formulation: str
     problem_json: str
     folder: Path
     shipped: bool
-    batch: int = 1
 
     @property
     def seconds_per_sample(self) -> float:
@@ -77,18 +77,13 @@ class RecordRef(NamedTuple):
 
 def ref_of(record: Record, shipped: bool) -> RecordRef:
     """The reference to a record that was read."""
-    return RecordRef(
-        digest=record.digest,
-        threads=record.threads,
-        seconds=record.seconds,
-        line=record.line,
-        workload=record.workload,
-        formulation=record.formulation,
-        problem_json=record.problem.to_json(),
-        folder=record.folder,
-        shipped=shipped,
-        batch=record.batch,
-    )
+    about = (record.workload, record.formulation, record.problem.to_json(), record.folder, shipped)
+    return RecordRef._make((*_row(record), *about))
+
+
+def _row(record: Record) -> tuple[str, int, float, int, int]:
+    """What an index holds of a record, beside what it has in common with others of its workload."""
+    return record.digest, record.threads, record.seconds, record.line, record.batch
 
 
 class FolderIndex:
@@ -117,9 +112,8 @@ class FolderIndex:
             if versions and self.tvm not in versions:
                 self._warn_of(tuple(versions))
                 continue
-            for digest, threads, seconds, line, batch in rows:
-                about = (workload, formulation, problem, self.folder, self.shipped, batch)
-                found.append(RecordRef(digest, threads, seconds, line, *about))
+            about = (workload, formulation, problem, self.folder, self.shipped)
+            found += [RecordRef._make((*row, *about)) for row in rows]
         return found
 
     def _warn_of(self, versions: tuple[str, ...]) -> None:
@@ -131,7 +125,7 @@ class FolderIndex:
 
 
 def _index(folder: Path, target_name: str) -> _Index:
-    files = signature(folder)
+    files = file_stamp(folder)
     if not files:
         return {}
     if folder in _loaded and _loaded[folder][0] == files:
@@ -162,24 +156,18 @@ def _digest(text: str) -> str:
 
 
 def _make(folder: Path, target_name: str) -> _Index:
-    from tvm_na.records.read import records_in  # not needed where an index is found
+    from tvm_na.records.read import grouped, records_in  # not needed where an index is found
 
-    groups: dict[tuple[str, str, str, tuple[str, ...]], dict[int, list[Record]]] = {}
-    foreign = 0
-    for record in records_in(folder):
-        if record.target != target_name:
-            foreign += 1
-            continue
-        key = record.problem.to_json(), record.workload, record.formulation, record.tvm
-        group = groups.setdefault(key, {})
-        group.setdefault(record.threads, []).append(record)
-    if foreign:
-        _log.warning("%s: skipped %d records of other targets than %s", folder, foreign, target_name)
+    records = records_in(folder)
+    own = [record for record in records if record.target == target_name]
+    if len(own) < len(records):
+        _log.warning("%s: skipped %d records of other targets than %s", folder, len(records) - len(own), target_name)
     index: dict[str, list[Any]] = {}
-    for (problem, workload, formulation, versions), by_threads in groups.items():
-        best = [r for group in by_threads.values() for r in sorted(group, key=lambda r: r.seconds_per_sample)[:_KEPT]]
-        rows = [[r.digest, r.threads, r.seconds, r.line, r.batch] for r in best]
-        index.setdefault(problem, []).append([workload, formulation, list(versions), rows])
+    for workload, group in grouped(own, lambda record: record.workload).items():
+        by_threads = grouped(group, lambda record: record.threads).values()
+        best = [r for same in by_threads for r in sorted(same, key=lambda r: r.seconds_per_sample)[:_KEPT]]
+        about = [workload, group[0].formulation, list(group[0].tvm), [_row(record) for record in best]]
+        index.setdefault(group[0].problem.to_json(), []).append(about)
     return {problem: json.dumps(rows, separators=(",", ":")) for problem, rows in index.items()}
 
 

@@ -1,22 +1,21 @@
-"""Upkeep of tuning records: merging folders, pruning one, finding out what a bare JSONDatabase is about.
+"""Maintenance of tuning records: merging folders, pruning one, finding out what a bare JSONDatabase is about.
 
-Each writes all of a folder anew and puts it into place at once; the lines themselves are copied as they are.
+Each writes all of a folder anew and puts it into place at once; traces stay as they are.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tvm_na import fingerprint
-from tvm_na.records.files import RECORDS, data_files, read_lines
-from tvm_na.records.read import Meta, Record, parse_line, read_meta, records_in, workload_hash
-from tvm_na.records.write import check_meta, features_of, now, replace_files, write_meta, writing
+from tvm_na.records.files import RECORDS, data_files, read_lines, replace_files, writing
+from tvm_na.records.read import Meta, Record, grouped, parse_line, read_meta, records_in, workload_hash
+from tvm_na.records.write import check_meta, features_of, now, write_meta
 from tvm_na.targets.target import NATarget, name_of_spec, parse_target
 
 _log = logging.getLogger(__name__)
@@ -37,7 +36,7 @@ class Removed:
     lines: int
 
 
-def _meta_of(folder: Path) -> Meta:
+def meta_of(folder: Path) -> Meta:
     """A folder's meta.json; ValueError without one."""
     meta = read_meta(folder)
     if meta is None:
@@ -49,10 +48,8 @@ def _meta_of(folder: Path) -> Meta:
 
 def best_of(records: Iterable[Record], keep: int = 1) -> list[Record]:
     """The ``keep`` fastest records of every problem and number of threads, over all formulations."""
-    groups: dict[tuple[str, int], list[Record]] = {}
-    for record in records:
-        groups.setdefault((record.problem.to_json(), record.threads), []).append(record)
-    return [r for group in groups.values() for r in sorted(group, key=lambda r: r.seconds_per_sample)[:keep]]
+    groups = grouped(records, lambda record: (record.problem, record.threads)).values()
+    return [r for group in groups for r in sorted(group, key=lambda r: r.seconds_per_sample)[:keep]]
 
 
 def merge(sources: Sequence[Path], into: Path) -> int:
@@ -67,7 +64,7 @@ def merge(sources: Sequence[Path], into: Path) -> int:
         ValueError: a source has no records with a meta.json, or targets differ, or another process writes to
             ``into``.
     """
-    metas = [_meta_of(source) for source in sources]
+    metas = [meta_of(source) for source in sources]
     if not metas:
         raise ValueError("sources: required at least one folder, got none")
     target = parse_target(metas[0].target)
@@ -84,8 +81,8 @@ def merge(sources: Sequence[Path], into: Path) -> int:
                 kept[record.digest] = record
         for other in metas:
             _add_meta(meta, other)
-        write_meta(into, meta)  # to know more workloads than there are does no harm
-        _rewrite(into, list(kept.values()))
+        write_meta(into, meta)  # before there are records of new workloads
+        rewrite(into, list(kept.values()), meta)
     return len(kept) - len(before)
 
 
@@ -113,7 +110,7 @@ def prune(
     """
     if keep < 1:
         raise ValueError(f"keep: required an integer >= 1, got {keep}")
-    meta = _meta_of(folder)
+    meta = meta_of(folder)
     with writing(folder):
         records = records_in(folder)
         kept = best_of([record for record in records if is_current(record)], keep)
@@ -127,22 +124,29 @@ def prune(
             len(all_lines) - len(records),
         )
         if not dry_run:
-            _rewrite(folder, sorted(kept, key=lambda r: r.line))
-            meta.workloads = {key: about for key, about in meta.workloads.items() if key in used}
-            write_meta(folder, meta)
+            rewrite(folder, sorted(kept, key=lambda r: r.line), meta)
     return removed
 
 
-def _rewrite(folder: Path, records: Sequence[Record]) -> None:
-    """Make ``records``, of this folder and others, all that ``folder`` holds; in their order."""
+def rewrite(folder: Path, records: Sequence[Record], meta: Meta) -> None:
+    """Make ``records``, of this folder and others, all that ``folder`` holds; in their order, with the times they have.
+
+    Args:
+        folder: Open to this writer alone (:func:`tvm_na.records.files.writing`).
+        records: As they were read; their times may be others.
+        meta: Of ``folder``, with all their workloads; loses the others.
+    """
     sources = {source: read_lines(source) for source in {record.folder for record in records}}
     workloads = {workload_hash(line): line for lines, _ in sources.values() for line in lines}
     numbers = {key: number for number, key in enumerate(dict.fromkeys(record.workload for record in records))}
     lines = []
     for record in records:
-        line = sources[record.folder][1][record.line - 1]
-        lines.append(re.sub(rb"^\s*\[\s*\d+", b"[%d" % numbers[record.workload], line, count=1))
+        entry = json.loads(sources[record.folder][1][record.line - 1])
+        entry[0], entry[1][1] = numbers[record.workload], list(record.run_secs)
+        lines.append(json.dumps(entry, separators=(",", ":")).encode())
     replace_files(folder, [workloads[key] for key in numbers], lines)
+    meta.workloads = {key: about for key, about in meta.workloads.items() if key in numbers}
+    write_meta(folder, meta)
 
 
 def repair(folder: Path) -> int:

@@ -13,25 +13,16 @@ import json
 import logging
 import math
 import re
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tvm_na.problems.registry import Problem, problem_from_json
-from tvm_na.records.files import META, RECORDS, read_lines, shipped_folder, user_folder
+from tvm_na.records.files import META, RECORDS, read_lines
 from tvm_na.targets.target import name_of_spec
 
-__all__ = [
-    "Meta",
-    "Record",
-    "parse_line",
-    "read_meta",
-    "record_at",
-    "records_in",
-    "shipped_folder",
-    "user_folder",
-    "workload_hash",
-]
+K = TypeVar("K", bound=Hashable)
 
 _log = logging.getLogger(__name__)
 
@@ -211,6 +202,14 @@ def records_in(folder: Path) -> list[Record]:
             *(folder, unknown, folder),
         )
     return found
+
+
+def grouped(records: Iterable[Record], key: Callable[[Record], K]) -> dict[K, list[Record]]:
+    """Records by a key, in their order."""
+    groups: dict[K, list[Record]] = {}
+    for record in records:
+        groups.setdefault(key(record), []).append(record)
+    return groups
 
 
 def record_at(folder: Path, line: int) -> Record | None:

@@ -1,4 +1,4 @@
-"""Tuning records that turned out not to apply, remembered so that they are passed over.
+"""Tuning records that turned out not to apply, remembered so that they are skipped.
 
 Whether a record applies shows when a kernel is built with it: the expression may have changed, its trace may fail.
 What was found out holds for the same versions, expressions and schedules, and until ``tvm-na cache clear``.
@@ -71,7 +71,7 @@ class Rejections:
         return None
 
     def add(self, ref: RecordRef, error: InapplicableError) -> None:
-        """Pass a record, and what else the error is about, over from now on.
+        """Skip a record, and what else the error is about, from now on.
 
         Logs that, as a warning where it is a record of the problem itself.
         """

@@ -1,4 +1,4 @@
-"""A tuning record put on a function: replayed on its own problem, or carried over to another (imports TVM).
+"""A tuning record put on a function: replayed on its own problem, or transferred to another (imports TVM).
 
 Records are measured with a batch of 1, since MetaSchedule wants sizes; kernels are built with a symbolic batch.
 No schedule splits the batch, so the trace of the one applies to the other.
@@ -11,11 +11,11 @@ from typing import Any
 
 from tvm_na.problems.registry import Problem, problem_from_json
 from tvm_na.records.read import Record
-from tvm_na.records.select import InapplicableError
+from tvm_na.records.rejections import InapplicableError, Scope
 from tvm_na.records.write import structural_hash
 from tvm_na.schedules import SearchSpace, spaces_for
 from tvm_na.schedules.base import Choice, Plan, Scheduled, choices_of, structure_of
-from tvm_na.targets.target import NATarget
+from tvm_na.targets.target import NATarget, parse_target
 
 
 def formulation_of(func: Any) -> str:
@@ -30,9 +30,7 @@ def replayed(record: Record, problem: Problem, target: NATarget) -> Any:
         InapplicableError: the expression is another than the one that was measured, or the trace fails.
     """
     _measured(record, problem, target)
-    found = _with_formulation(record.formulation, problem, target, None)
-    assert found is not None, "formulations depend on the batch"
-    return _apply_trace(record.trace, *found, target).mod
+    return with_trace(problem, record.formulation, record.trace, target)
 
 
 def with_trace(problem: Problem, formulation: str, trace: Any, target: NATarget) -> Any:
@@ -47,23 +45,17 @@ def with_trace(problem: Problem, formulation: str, trace: Any, target: NATarget)
     Raises:
         InapplicableError: there is no such formulation, or the trace fails.
     """
-    found = _with_formulation(formulation, problem, target, None)
-    if found is None:
-        raise InapplicableError(f"{problem} has no formulation {formulation}", "formulation")
-    return _apply_trace(trace, *found, target).mod
+    return _apply_trace(trace, *_with_formulation(formulation, problem, target, None), target).mod
 
 
-def carried_over(record: Record, problem: Problem, target: NATarget) -> Any:
+def transferred(record: Record, problem: Problem, target: NATarget) -> Any:
     """The IRModule of ``problem``, scheduled with the decisions of the record of another one.
 
     Raises:
         InapplicableError: its formulation or structure is none of those of ``problem``, or it does not apply to
             its own problem.
     """
-    found = _with_formulation(record.formulation, problem, target, None)
-    if found is None:
-        raise InapplicableError(f"{problem} has no formulation {record.formulation}", "formulation")
-    space, func = found
+    space, func = _with_formulation(record.formulation, problem, target, None)
     structure, choices = decisions_of(record, target)
     if structure not in space.structures(func, target):
         raise InapplicableError(f"{problem} has no structure {structure!r}")
@@ -85,6 +77,17 @@ def decisions_of(record: Record, target: NATarget) -> tuple[str, tuple[Choice, .
     return structure, _tried(choices_of, trace, _applied(space, func, target, Plan(structure)))
 
 
+def describe_record(record: Record) -> str:
+    """What people read of a record's schedule; where it no longer applies, of its formulation, and why not."""
+    from tvm_na.schedules.describe import formulation_in_words, in_words
+
+    try:
+        structure, choices = decisions_of(record, parse_target(record.target))
+    except InapplicableError as error:
+        return f"{formulation_in_words(record.formulation)}; it no longer applies: {error}"
+    return in_words(record.formulation, structure, choices)
+
+
 def workloads_of(problem: Problem, target: NATarget) -> dict[str, str]:
     """The workloads that a problem has now: formulation by structural hash."""
     return {
@@ -101,24 +104,22 @@ def _formulations(space: SearchSpace, problem: Problem, target: NATarget, batch:
 
 
 def _with_formulation(
-    formulation: str, problem: Problem, target: NATarget, batch: int | None
-) -> tuple[SearchSpace, Any] | None:
-    """The PrimFunc of ``problem`` with a formulation, and its space."""
+    formulation: str, problem: Problem, target: NATarget, batch: int | None, scope: Scope = "formulation"
+) -> tuple[SearchSpace, Any]:
+    """The PrimFunc of ``problem`` with a formulation, and its space; InapplicableError of ``scope`` if it has none."""
     for space in spaces_for(problem, target):
         for func in _formulations(space, problem, target, batch):
             if formulation_of(func) == formulation:
                 return space, func
-    return None
+    raise InapplicableError(f"{problem} has no formulation {formulation}", scope)
 
 
 def _measured(record: Record, problem: Problem, target: NATarget) -> tuple[SearchSpace, Any]:
     """The space and the PrimFunc that a record was measured with."""
-    found = _with_formulation(record.formulation, problem, target, 1)
-    if found is None:
-        raise InapplicableError(f"its formulation is no longer offered: {record.formulation}", "workload")
-    if structural_hash(_module(found[1])) != record.workload:
+    space, func = _with_formulation(record.formulation, problem, target, 1, "workload")
+    if structural_hash(_module(func)) != record.workload:
         raise InapplicableError("the expression has changed since it was measured", "workload")
-    return found
+    return space, func
 
 
 def _applied(space: SearchSpace, func: Any, target: NATarget, plan: Plan) -> Scheduled:
@@ -149,10 +150,9 @@ def _apply_trace(trace: Any, space: SearchSpace, func: Any, target: NATarget) ->
 
 @functools.lru_cache(maxsize=64)
 def _make_tensor_instructions(space: SearchSpace, formulation: str, problem: str, target: NATarget) -> None:
-    found = _with_formulation(formulation, problem_from_json(problem), target, 1)
-    assert found is not None, "a function of a space is one of its formulations"
-    for structure in space.structures(found[1], target):
-        space.apply(found[1], target, Plan(structure))
+    _, func = _with_formulation(formulation, problem_from_json(problem), target, 1)
+    for structure in space.structures(func, target):
+        space.apply(func, target, Plan(structure))
 
 
 def _tried(function: Any, *arguments: Any) -> Any:
@@ -160,9 +160,9 @@ def _tried(function: Any, *arguments: Any) -> Any:
     try:
         return function(*arguments)
     except Exception as error:
-        raise InapplicableError(f"{type(error).__name__}: {_first_line(error)}") from error
+        raise InapplicableError(f"{type(error).__name__}: {_last_line(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
+def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else "no message"

@@ -7,38 +7,46 @@ best records of each folder is kept in the cache folder (:mod:`tvm_na.records.in
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tvm_na import fingerprint, settings
 from tvm_na.problems.registry import Problem, problem_from_json
 from tvm_na.records.files import shipped_folder, user_folder
-from tvm_na.records.index import FolderIndex, RecordRef
+from tvm_na.records.index import FolderIndex, RecordRef, ref_of
 from tvm_na.records.rejections import InapplicableError, Rejections
 from tvm_na.targets.target import NATarget
 
-__all__ = ["Chosen", "InapplicableError", "candidates", "choose", "considered", "reject"]
+if TYPE_CHECKING:
+    from tvm_na.records.read import Record
 
-#: The largest :meth:`tvm_na.problems.base.Problem.distance` at which a record is carried over.
+#: The largest :meth:`tvm_na.problems.base.Problem.distance` at which a record is transferred.
 FARTHEST = 6.0
 
-# From how many problems records are carried over at most, the nearest first.
+# From how many problems records are transferred at most, the nearest first.
 _NEIGHBORS = 8
-# A record that is slower than its problem's best by more than this is not carried over to others.
+# A record that is slower than its problem's best by more than this is not transferred to others.
 _NEARLY_BEST = 1.25
 
 
-class Chosen(NamedTuple):
+class Selection(NamedTuple):
     """A schedule for a problem.
 
     Attributes:
         kind: ``record`` of the problem itself, record of the ``nearest`` problem, or the ``default``.
         record: Which one; None for the default.
         reason: Why, in words.
+        skipped: Which of the problem's records were rejected before, and why, in words.
     """
 
     kind: Literal["record", "nearest", "default"]
     record: RecordRef | None
     reason: str
+    skipped: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, record: Record, reason: str) -> Selection:
+        """A record of the problem itself, whatever :func:`select` would give."""
+        return cls("record", ref_of(record, shipped=False), reason)
 
     @property
     def key(self) -> str:
@@ -55,7 +63,7 @@ class Chosen(NamedTuple):
         return f"{whose} record {self.record.digest[:8]}{of} ({self.reason})"
 
 
-def choose(problem: Problem, target: NATarget, threads: int | None = None, mode: str | None = None) -> Chosen:
+def select(problem: Problem, target: NATarget, threads: int | None = None, mode: str | None = None) -> Selection:
     """The schedule that ``problem`` gets on ``target``, the first of :func:`candidates` that was not rejected.
 
     Args:
@@ -64,30 +72,23 @@ def choose(problem: Problem, target: NATarget, threads: int | None = None, mode:
         threads: How many it will run on; None for TVM_NA_NUM_THREADS or PyTorch's number. On a GPU it plays no role.
         mode: Which records count, one of ``settings.RECORDS_MODES``; None for TVM_NA_RECORDS.
     """
-    return considered(problem, target, threads, mode)[0]
-
-
-def considered(
-    problem: Problem, target: NATarget, threads: int | None = None, mode: str | None = None
-) -> tuple[Chosen, list[str]]:
-    """What :func:`choose` chooses, and which records of the problem were rejected before and why, in words."""
-    passed_over: list[str] = []
+    skipped: tuple[str, ...] = ()
     rejections = None
     for candidate in candidates(problem, target, threads, mode):
         if candidate.record is None:
-            return candidate, passed_over
+            break
         rejections = rejections or Rejections(problem, target)
         reason = rejections.reason(candidate.record)
         if reason is None:
-            return candidate, passed_over
-        if candidate.kind == "record":  # that another problem's cannot be carried over is nothing to tell
-            passed_over.append(f"{candidate} does not apply: {reason}")
-    raise AssertionError("the default schedule cannot be rejected")
+            break
+        if candidate.kind == "record":  # that another problem's cannot be transferred is nothing to tell
+            skipped += (f"{candidate} does not apply: {reason}",)
+    return candidate._replace(skipped=skipped)  # the last one is the default, which cannot be rejected
 
 
 def candidates(
     problem: Problem, target: NATarget, threads: int | None = None, mode: str | None = None
-) -> Iterator[Chosen]:
+) -> Iterator[Selection]:
     """Schedules for a problem, the preferred first: records of it, of near problems, and last the default.
 
     The user's records come before the shipped ones, records of as many threads before others, then the fastest.
@@ -99,16 +100,16 @@ def candidates(
     folders = _folders(target, mode)
     for folder in folders:
         for ref in _preferred(folder.refs(problem.to_json()), threads):
-            yield Chosen("record", ref, _reason(ref, threads, target))
+            yield Selection("record", ref, _reason(ref, threads, target))
     for far, ref in _near(problem, folders, threads):
-        yield Chosen("nearest", ref, f"no usable record for this problem; distance {far:.2g}")
+        yield Selection("nearest", ref, f"no usable record for this problem; distance {far:.2g}")
     if mode == "off":
         reason = "tuning records are switched off"
     elif not any(folder.problems() for folder in folders):
         reason = f"no {'' if mode == 'all' else mode + ' '}tuning records for {target.name}"
     else:
         reason = "no usable tuning record of this problem or one near it"
-    yield Chosen("default", None, reason)
+    yield Selection("default", None, reason)
 
 
 def _preferred(refs: list[RecordRef], threads: int) -> list[RecordRef]:
@@ -117,20 +118,20 @@ def _preferred(refs: list[RecordRef], threads: int) -> list[RecordRef]:
 
 
 def _reason(ref: RecordRef, threads: int, target: NATarget) -> str:
-    measured = f"{ref.seconds * 1e3:.3g} ms with {conditions_in_words(target.name, ref.threads, ref.batch)}"
+    measured = f"{ref.seconds * 1e3:.3g} ms with {describe_conditions(target.name, ref.threads, ref.batch)}"
     return measured if ref.threads == threads else f"{measured}; none with {threads}"
 
 
-def threads_in_words(count: int) -> str:
+def describe_threads(count: int) -> str:
     """``"1 thread"``, ``"2 threads"``."""
     return f"{count} thread{'s' * (count != 1)}"
 
 
-def conditions_in_words(target_name: str, threads: int, batch: int) -> str:
+def describe_conditions(target_name: str, threads: int, batch: int) -> str:
     """What a record was measured with, such as ``"2 threads and a batch of 4"``; on a GPU ``"a batch of 4"``."""
     if target_name.startswith("cuda"):
         return f"a batch of {batch}"
-    return threads_in_words(threads) + (f" and a batch of {batch}" if batch > 1 else "")
+    return describe_threads(threads) + (f" and a batch of {batch}" if batch > 1 else "")
 
 
 def _folders(target: NATarget, mode: str) -> list[FolderIndex]:
@@ -160,8 +161,8 @@ def _near(problem: Problem, folders: list[FolderIndex], threads: int) -> Iterato
                 yield far, ref
 
 
-def reject(chosen: Chosen, problem: Problem, target: NATarget, error: InapplicableError) -> None:
-    """Pass the record of ``chosen`` over from now on; logs that."""
-    if chosen.record is None:
-        raise ValueError("chosen: required a record, got the default schedule")
-    Rejections(problem, target).add(chosen.record, error)
+def reject(selection: Selection, problem: Problem, target: NATarget, error: InapplicableError) -> None:
+    """Skip the record of ``selection`` from now on; logs that."""
+    if selection.record is None:
+        raise ValueError("selection: required a record, got the default schedule")
+    Rejections(problem, target).add(selection.record, error)

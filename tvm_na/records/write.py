@@ -1,7 +1,6 @@
 """Tuning records that last: written as they come, whole whatever happens to their writer.
 
-Reading is in :mod:`tvm_na.records.read`, whose main names are here as well; merging and pruning are in
-:mod:`tvm_na.records.maintain`. TVM is imported inside of functions.
+Merging and pruning are in :mod:`tvm_na.records.maintain`. TVM is imported inside of functions.
 """
 
 from __future__ import annotations
@@ -10,19 +9,17 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from tvm_na import fingerprint, settings
 from tvm_na.problems.registry import Problem, problem_from_json
-from tvm_na.records.files import META, NEW, RECORDS, WORKLOADS, shipped_folder, user_folder
-from tvm_na.records.read import Meta, Record, parse_line, read_meta, records_in, workload_hash
+from tvm_na.records.files import META, RECORDS, WORKLOADS, lines_of, write_atomically, writing
+from tvm_na.records.read import Meta, parse_line, read_meta, records_in, workload_hash
 from tvm_na.targets.target import NATarget, cpu_name
-
-__all__ = ["Record", "TuningDatabase", "records_in", "shipped_folder", "structural_hash", "user_folder"]
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +36,15 @@ def structural_hash(mod: Any) -> str:
     return str(tvm_ffi.structural_hash(mod))
 
 
+def trace_as_json(trace: Any) -> Any:
+    """A Trace as plain JSON, which ``Trace.apply_json_to_schedule`` and TVM's databases read.
+
+    TVM's own ways in Python do not do: ``TuningRecord.as_json`` fails on index maps of layouts, and ``Trace.as_json``
+    leaves numbers as objects of TVM's.
+    """
+    return json.loads(json.dumps(trace.as_json(), default=lambda number: number.value))
+
+
 def features_of(target: NATarget) -> dict[str, Any]:
     """What of a target a schedule depends on, as ``meta.json`` has it."""
     return {name: list(v) if isinstance(v, tuple) else v for name, v in target.to_dict().items() if name != "name"}
@@ -51,59 +57,9 @@ def check_meta(meta: Meta, folder: Path, target: NATarget) -> None:
         raise ValueError(f"records: required records of {target.name} in {folder}, got {got}")
 
 
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Be the folder's only writer, after finishing what an earlier one did not; creates the folder.
-
-    Raises:
-        ValueError: another process writes to it.
-    """
-    import filelock
-
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise ValueError(f"records: required a folder that nobody else writes to, got {folder}") from error
-    try:
-        _finish_replacing(folder)
-        yield
-    finally:
-        lock.release()
-
-
-def write_atomically(file: Path, data: bytes) -> None:
-    """Put ``data`` in the place of ``file``, which is never half written."""
-    temporary = file.with_name(f".{file.name}.tmp")  # one writer at a time
-    with open(temporary, "wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.replace(file)
-
-
 def write_meta(folder: Path, meta: Meta) -> None:
     """Write ``meta.json``."""
     write_atomically(folder / META, meta.to_json().encode())
-
-
-def replace_files(folder: Path, workloads: Iterable[bytes], records: Iterable[bytes]) -> None:
-    """Replace both files of a JSONDatabase, given by their lines, at once: no reader sees one without the other."""
-    for name, lines in ((WORKLOADS, workloads), (RECORDS, records)):
-        write_atomically(folder / (name + NEW), b"".join(line + b"\n" for line in lines))
-    # From here on the new ones count (records.data_files); killed now, the next writer goes on.
-    _finish_replacing(folder)
-
-
-def _finish_replacing(folder: Path) -> None:
-    new_workloads, new_records = folder / (WORKLOADS + NEW), folder / (RECORDS + NEW)
-    if not new_records.exists():
-        new_workloads.unlink(missing_ok=True)
-        return
-    if new_workloads.exists():
-        new_workloads.replace(folder / WORKLOADS)
-    new_records.replace(folder / RECORDS)
 
 
 def _cut_off_torn_lines(folder: Path) -> None:
@@ -112,7 +68,7 @@ def _cut_off_torn_lines(folder: Path) -> None:
     Raises:
         ValueError: a workload other than the last is damaged, so that it is not known what the rest belongs to.
     """
-    workloads, kept = _lines(folder / WORKLOADS), []
+    workloads, kept = lines_of(folder / WORKLOADS), []
     for number, line in enumerate(workloads, 1):
         if workload_hash(line) is not None:
             kept.append(line)
@@ -124,17 +80,13 @@ def _cut_off_torn_lines(folder: Path) -> None:
             f"records: required every workload once, got {folder} with one twice (files put one after the other?); "
             f"`tvm-na records merge {folder} --into NEW` makes a folder without"
         )
-    records = _lines(folder / RECORDS)
+    records = lines_of(folder / RECORDS)
     whole = [line for line in records if _is_whole(line, len(kept))]
     for name, before, after in ((WORKLOADS, workloads, kept), (RECORDS, records, whole)):
         data = b"".join(line + b"\n" for line in after)
         if (folder / name).exists() and (folder / name).stat().st_size != len(data):
             _log.warning("%s: cut off %d torn lines", folder / name, len(before) - len(after))
             write_atomically(folder / name, data)
-
-
-def _lines(file: Path) -> list[bytes]:
-    return file.read_bytes().splitlines() if file.exists() else []
 
 
 def _append(file: Path, value: Any) -> None:
@@ -177,7 +129,7 @@ class TuningDatabase:
         self.folder, self.target = Path(folder), target
         self._meta = Meta(target.name, features_of(target))
         self._numbers: dict[str, int] = {}
-        self._writing: Any = None
+        self._closing = ExitStack()
 
     def __enter__(self) -> TuningDatabase:
         """Open the folder; creates it.
@@ -185,13 +137,10 @@ class TuningDatabase:
         Raises:
             ValueError: another process writes to it, it is damaged, or its records are of another target.
         """
-        self._writing = writing(self.folder)
-        self._writing.__enter__()
-        try:
+        with ExitStack() as stack:  # closes what it opened if the rest fails
+            stack.enter_context(writing(self.folder))
             self._open()
-        except BaseException:
-            self.__exit__()
-            raise
+            self._closing = stack.pop_all()
         return self
 
     def _open(self) -> None:
@@ -200,20 +149,13 @@ class TuningDatabase:
             check_meta(meta, self.folder, self.target)
             self._meta = meta
         _cut_off_torn_lines(self.folder)
-        hashes = map(workload_hash, _lines(self.folder / WORKLOADS))
+        hashes = map(workload_hash, lines_of(self.folder / WORKLOADS))
         self._numbers = {key: number for number, key in enumerate(hashes) if key is not None}
         write_meta(self.folder, self._meta)
 
     def __exit__(self, *error: object) -> None:
         """Let other processes write to the folder."""
-        self._writing.__exit__(None, None, None)
-
-    @property
-    def database(self) -> Any:
-        """TVM's JSONDatabase of all that is there now, to read; takes 20 ms or more per record."""
-        from tvm.s_tir.meta_schedule.database import JSONDatabase
-
-        return JSONDatabase(str(self.folder / WORKLOADS), str(self.folder / RECORDS))
+        self._closing.close()
 
     def register(self, mod: Any) -> Any:
         """MetaSchedule's Workload of an IRModule, which is now known by name.
@@ -287,7 +229,7 @@ class TuningDatabase:
         """
         from tvm.s_tir.meta_schedule.database import TuningRecord
 
-        key, lines = structural_hash(workload.mod), _lines(self.folder / RECORDS)
+        key, lines = structural_hash(workload.mod), lines_of(self.folder / RECORDS)
         every = (r for r in records_in(self.folder) if r.workload == key)
         own = [r for r in every if threads in (None, r.threads) and batch in (None, r.batch)]
         found = []
@@ -309,12 +251,3 @@ class TuningDatabase:
         """Note its end, and ``facts``, with the session that was begun last."""
         self._meta.sessions[-1].update({"end": now(), **facts})
         write_meta(self.folder, self._meta)
-
-
-def trace_as_json(trace: Any) -> Any:
-    """A Trace as plain JSON, which ``Trace.apply_json_to_schedule`` and TVM's databases read.
-
-    TVM's own ways in Python do not do: ``TuningRecord.as_json`` fails on index maps of layouts, and ``Trace.as_json``
-    leaves numbers as objects of TVM's.
-    """
-    return json.loads(json.dumps(trace.as_json(), default=lambda number: number.value))

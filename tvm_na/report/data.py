@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from tvm_na.problems.registry import Problem, problem_from_json
 from tvm_na.records.read import Record, read_meta, records_in
-from tvm_na.report.ranking import found_of_best, spearman
 from tvm_na.targets.target import NATarget, parse_target
+from tvm_na.tune.tasks import formulations_of
 from tvm_na.tune.trial_log import JOURNAL, Trial, point, trials_in
 
 _log = logging.getLogger(__name__)
@@ -27,29 +29,16 @@ MIN_PREDICTED = 8
 BEST_SHARE = 0.2
 
 
-@dataclass(frozen=True)
-class Predictions:
+class Predictions(NamedTuple):
     """What the cost model said of one formulation's trials before they were measured, and what came out.
 
     Attributes:
-        formulation: Canonical JSON.
         predicted: Its scores, higher is better.
         measured: The formulation's best time over the trial's: 1 is its best.
     """
 
-    formulation: str
     predicted: tuple[float, ...]
     measured: tuple[float, ...]
-
-    @property
-    def rank_correlation(self) -> float | None:
-        """Spearman's, of predicted and measured."""
-        return spearman(self.predicted, self.measured)
-
-    @property
-    def found(self) -> tuple[int, int]:
-        """How many of the best by measurement are among as many of the best by prediction, and how many that are."""
-        return found_of_best(self.predicted, self.measured, BEST_SHARE)
 
 
 @dataclass(frozen=True)
@@ -115,7 +104,7 @@ class Task:
             pairs = [(t.predicted, best / t.seconds) for t in measured if t.predicted is not None and t.seconds]
             if pairs:
                 predicted, relative = zip(*pairs, strict=True)
-                found.append(Predictions(formulation, predicted, relative))
+                found.append(Predictions(predicted, relative))
         return tuple(found)
 
 
@@ -138,13 +127,12 @@ class ModelQuality:
 def quality_of(task: Task) -> ModelQuality:
     """How well the cost model ordered the trials of ``task``."""
     enough = [p for p in task.predictions if len(p.predicted) >= MIN_PREDICTED]
-    ranked = [(p.rank_correlation, len(p.predicted)) for p in enough]
-    pairs = [(rho, count) for rho, count in ranked if rho is not None]
-    weight = sum(count for _, count in pairs)
-    found = [p.found for p in enough]
+    ranked = [(rho, len(p.predicted)) for p in enough if (rho := spearman(*p)) is not None]
+    weight = sum(count for _, count in ranked)
+    found = [found_of_best(*p, BEST_SHARE) for p in enough]
     return ModelQuality(
         sum(len(p.predicted) for p in enough),
-        sum(rho * count for rho, count in pairs) / weight if weight else None,
+        sum(rho * count for rho, count in ranked) / weight if weight else None,
         sum(hits for hits, _ in found),
         sum(count for _, count in found),
     )
@@ -241,29 +229,12 @@ def _trials(folder: Path) -> list[tuple[Problem, Trial]]:
 
 def default_point(problem: Problem, target: NATarget) -> tuple[object, ...] | None:
     """The point that a problem gets without records; None if no space serves it."""
-    from tvm_na.schedules import spaces_for
-    from tvm_na.schedules.base import Plan
-
-    for space in spaces_for(problem, target)[:1]:
-        func = space.formulations(problem, target, 1)[0]
-        scheduled = space.apply(func, target, Plan())
-        if scheduled is not None:
-            choices = {choice.name: choice.value for choice in scheduled.choices}
-            return point(str(func.attrs["tvm_na.formulation"]), scheduled.structure, choices)
-    return None
-
-
-def schedule_in_words(record: Record) -> str:
-    """The schedule of a record, in words (imports TVM)."""
-    from tvm_na.records.replay import decisions_of
-    from tvm_na.records.select import InapplicableError
-    from tvm_na.schedules.describe import formulation_in_words, in_words
-
     try:
-        structure, choices = decisions_of(record, parse_target(record.target))
-    except InapplicableError as error:
-        return f"{formulation_in_words(record.formulation)}; it no longer applies: {error}"
-    return in_words(record.formulation, structure, choices)
+        formulation = formulations_of(problem, target)[0]
+    except ValueError:
+        return None
+    choices = {choice.name: choice.value for choice in formulation.default.choices}
+    return point(formulation.text, formulation.default.structure, choices)
 
 
 def short_names(problems: Sequence[Problem]) -> tuple[list[str], str]:
@@ -283,3 +254,30 @@ def _parts(problem: Problem) -> list[str]:
         for part in re.findall(r"(?:heads|kv|dim|k|stride|dil|causal|channels|pad) \S+|\S+", str(problem))
         if part != "of"
     ]
+
+
+def ranks(values: Sequence[float]) -> np.ndarray:
+    """Ranks from 0, the smallest first; equal values share the mean of their ranks."""
+    _, inverse, counts = np.unique(np.asarray(values, "float64"), return_inverse=True, return_counts=True)
+    last = np.cumsum(counts) - 1
+    return (last - (counts - 1) / 2)[inverse]
+
+
+def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Spearman's rank correlation of as many values, from -1 to 1; None where one side has no two of them."""
+    if len(set(a)) < 2 or len(set(b)) < 2:
+        return None
+    return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
+
+
+def found_of_best(predicted: Sequence[float], measured: Sequence[float], share: float) -> tuple[int, int]:
+    """How many of the best by measurement are among as many of the best by prediction, and how many that are.
+
+    Higher is better. A ``share`` in (0, 1] counts as the best; at least one does, if there is any.
+    """
+    count = min(len(measured), max(1, math.ceil(share * len(measured))))
+
+    def best(values: Sequence[float]) -> set[int]:
+        return set(sorted(range(len(values)), key=lambda i: -values[i])[:count])
+
+    return len(best(predicted) & best(measured)), count

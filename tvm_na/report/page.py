@@ -6,13 +6,17 @@ import base64
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tvm_na import settings
 from tvm_na.measure.timing import versions
+from tvm_na.records.replay import describe_record
 from tvm_na.records.write import now
-from tvm_na.report.data import BEST_SHARE, MIN_PREDICTED, ReportData, Task, load, quality_of, schedule_in_words
+from tvm_na.report import plots
+from tvm_na.report.data import BEST_SHARE, MIN_PREDICTED, ReportData, Task, load, quality_of
+from tvm_na.report.plots import DARK, LIGHT, Draw
 from tvm_na.report.roofline import Bound, Rates, bound_of, measure_rates
 from tvm_na.targets.target import cpu_name
 
@@ -27,12 +31,10 @@ class Picture:
     """A picture of the page.
 
     Attributes:
-        file: The name of its PNG file.
         alt: What it shows, for who cannot see it.
         light, dark: As data URIs.
     """
 
-    file: str
     alt: str
     light: str
     dark: str
@@ -120,23 +122,19 @@ def page_of(data: ReportData, rates: Rates | str, out: Path) -> str:
     """The page, of what :func:`rates_for` gave; writes the pictures into ``out``."""
     from jinja2 import Environment, StrictUndefined
 
-    from tvm_na.report import plots
-
     incomparable = rates if isinstance(rates, str) else None
     bounded = [] if isinstance(rates, str) else bounds_of(data, rates)
-    pictures = {"curves": _picture("curves.png", "Best time so far over the trials", plots.curves(data), out)}
+    draw: dict[str, tuple[str, Draw]] = {"curves": ("Best time so far over the trials", partial(plots.curves, data))}
     if bounded:
-        pictures["bounds"] = _picture("bounds.png", "Bound, best and default time", plots.bounds(bounded), out)
+        draw["bounds"] = "Bound, best and default time", partial(plots.bounds, bounded)
     if any(task.predictions for task in data.tasks):
-        draw = plots.predictions(data)
-        pictures["predictions"] = _picture("predictions.png", "Predicted score and measured time", draw, out)
+        draw["predictions"] = "Predicted score and measured time", partial(plots.predictions, data)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    filters = {"ms": _ms, "seconds": _seconds, "times": _times, "giga": _giga, "percent": _percent, "minute": _minute}
-    environment.filters |= filters
+    environment.filters |= _FILTERS
     return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
         data=data,
         rates=rates,
-        pictures=pictures,
+        pictures={name: _picture(out / f"{name}.png", *described) for name, described in draw.items()},
         incomparable=incomparable,
         bounded=bounded,
         beaten=[task for task, bound in bounded if task.best and task.best.seconds < 0.98 * bound.seconds],
@@ -144,23 +142,17 @@ def page_of(data: ReportData, rates: Rates | str, out: Path) -> str:
         quality=[(task, quality_of(task)) for task in data.tasks if task.predictions],
         best_share=BEST_SHARE,
         min_predicted=MIN_PREDICTED,
-        words=[(task, schedule_in_words(task.best)) for task in data.tasks if task.best],
+        schedules=[(task, describe_record(task.best)) for task in data.tasks if task.best],
         sessions=[_session(facts) for facts in data.sessions],
         versions=versions(),
         date=now(),
     )
 
 
-def _picture(file: str, alt: str, draw: Callable[..., Any], out: Path) -> Picture:
-    from tvm_na.report.plots import DARK, LIGHT, png_of
-
-    light, dark = png_of(draw, LIGHT), png_of(draw, DARK)
-    (out / file).write_bytes(light)
-    return Picture(file, alt, _data_uri(light), _data_uri(dark))
-
-
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+def _picture(file: Path, alt: str, draw: Draw) -> Picture:
+    light, dark = plots.png_of(draw, LIGHT), plots.png_of(draw, DARK)
+    file.write_bytes(light)
+    return Picture(alt, *(f"data:image/png;base64,{base64.b64encode(png).decode()}" for png in (light, dark)))
 
 
 def _session(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,13 +168,9 @@ def _session(facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _ms(seconds: float | None) -> str:
-    """Milliseconds without their unit, all with as many decimals; a dash for None."""
-    return _NONE if seconds is None else f"{seconds * 1e3:.4f}"
-
-
-def _seconds(seconds: float | None) -> str:
-    return _NONE if seconds is None else f"{seconds:.1f}"
+def _or_dash(form: str, unit: float = 1.0) -> Callable[[float | None], str]:
+    """How to write a number, in multiples of ``unit``; a dash for None."""
+    return lambda number: _NONE if number is None else form.format(number / unit)
 
 
 def _minute(date: str) -> str:
@@ -190,13 +178,12 @@ def _minute(date: str) -> str:
     return f"{date[:16].replace('T', ' ')} UTC" if date else _NONE
 
 
-def _times(ratio: float | None) -> str:
-    return _NONE if ratio is None else f"{ratio:.2f}"
-
-
-def _giga(number: float) -> str:
-    return f"{number / 1e9:.1f}"
-
-
-def _percent(part: float | None) -> str:
-    return _NONE if part is None else f"{part:.0%}"
+# All times of a table have as many decimals.
+_FILTERS = {
+    "ms": _or_dash("{:.4f}", 1e-3),
+    "seconds": _or_dash("{:.1f}"),
+    "times": _or_dash("{:.2f}"),
+    "giga": _or_dash("{:.1f}", 1e9),
+    "percent": _or_dash("{:.0%}"),
+    "minute": _minute,
+}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tvm_na.records.select import threads_in_words
+from tvm_na.records.select import describe_threads
 from tvm_na.report.data import ReportData, Task, quality_of
 from tvm_na.report.roofline import Bound
 
@@ -107,21 +107,17 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
     figure.legend(handles.values(), handles.keys(), loc="outside lower left", ncols=len(handles), frameon=False)
 
 
-def curves(data: ReportData) -> Draw:
+def curves(data: ReportData, theme: Theme) -> Figure:
     """The best time so far over the trials, a panel for each problem."""
-
-    def draw(theme: Theme) -> Figure:
-        panels, colors = _panels(data.tasks), _colors(data, theme)
-        figure, axes = _grid(list(panels), 1.9, "trials", "ms")
-        for panel, tasks in zip(axes, panels.values(), strict=True):
-            for task in tasks:
-                _curve(panel, task, colors[task.threads])
-            panel.set_xlim(left=0)
-            panel.set_ylim(0, _slowest_shown(tasks))
-        _legend(figure, axes)
-        return figure
-
-    return draw
+    panels, colors = _panels(data.tasks), _colors(data, theme)
+    figure, axes = _grid(list(panels), 1.9, "trials", "ms")
+    for panel, tasks in zip(axes, panels.values(), strict=True):
+        for task in tasks:
+            _curve(panel, task, colors[task.threads])
+        panel.set_xlim(left=0)
+        panel.set_ylim(0, _slowest_shown(tasks))
+    _legend(figure, axes)
+    return figure
 
 
 def _curve(panel: Axes, task: Task, color: str) -> None:
@@ -129,16 +125,10 @@ def _curve(panel: Axes, task: Task, color: str) -> None:
     dots: dict[str, Any] = {"alpha": 0.35, "markersize": 2.5, "markeredgewidth": 0, "color": color}
     panel.plot(trials, [s * 1e3 for s in task.seconds], "o", **dots)
     best = [s * 1e3 for s in task.best_so_far]
-    panel.plot(
-        trials,
-        best,
-        color=color,
-        linewidth=1.4,
-        drawstyle="steps-post",
-        label=f"best, {threads_in_words(task.threads)}",
-    )
+    label = f"best, {describe_threads(task.threads)}"
+    panel.plot(trials, best, color=color, linewidth=1.4, drawstyle="steps-post", label=label)
     if task.default is not None:
-        label = f"default, {threads_in_words(task.threads)}"
+        label = f"default, {describe_threads(task.threads)}"
         panel.axhline(task.default * 1e3, color=color, linewidth=1, linestyle=(0, (4, 3)), label=label)
 
 
@@ -149,70 +139,60 @@ def _slowest_shown(tasks: Sequence[Task]) -> float:
     return 1e3 * max(defaults + best, default=1e-3)
 
 
-def bounds(bounded: Sequence[tuple[Task, Bound]]) -> Draw:
+def bounds(bounded: Sequence[tuple[Task, Bound]], theme: Theme) -> Figure:
     """Where tasks stand, a row for each: best and default as multiples of the bound."""
+    from matplotlib.figure import Figure
 
-    def draw(theme: Theme) -> Figure:
-        from matplotlib.figure import Figure
+    figure = Figure(figsize=(8.2, 0.27 * len(bounded) + 1.3), layout="constrained")
+    axes = figure.subplots()
+    blue, orange, green, *_ = theme.data
+    axes.axvline(1, color=theme.text, linewidth=1, zorder=1)
 
-        figure = Figure(figsize=(8.2, 0.27 * len(bounded) + 1.3), layout="constrained")
-        axes = figure.subplots()
-        blue, orange, green, *_ = theme.data
-        axes.axvline(1, color=theme.text, linewidth=1, zorder=1)
-        points: dict[str, list[tuple[float, float]]] = {}
-        for row, (task, bound) in enumerate(bounded):
-            times = {"products": bound.products, "transfers": bound.transfers, "default": task.default}
-            times["best"] = task.best.seconds if task.best else None
-            for name, seconds in times.items():
-                if seconds is not None:
-                    points.setdefault(name, []).append((seconds / bound.seconds, row))
-            slowest = max(task.default or 0.0, times["best"] or 0.0, bound.seconds)
-            axes.plot([1, slowest / bound.seconds], [row, row], color=theme.faint, linewidth=2, zorder=1)
-        tick: dict[str, Any] = {"marker": "|", "s": 70, "linewidths": 2, "zorder": 2}
-        dot: dict[str, Any] = {"s": 26, "zorder": 3, "edgecolors": blue}
-        axes.scatter(*_coordinates(points, "products"), color=green, label="products alone", **tick)
-        axes.scatter(*_coordinates(points, "transfers"), color=orange, label="transfers alone", **tick)
-        axes.scatter(*_coordinates(points, "default"), facecolors=theme.page, label="default", **dot)
-        axes.scatter(*_coordinates(points, "best"), facecolors=blue, label="best", **dot)
-        axes.set_xlim(left=0)
-        axes.set_xlabel("time / bound")
-        axes.set_yticks(range(len(bounded)), [f"{task.name}, {threads_in_words(task.threads)}" for task, _ in bounded])
-        axes.set_ylim(len(bounded) - 0.5, -0.5)
-        axes.grid(axis="y", visible=False)
-        _legend(figure, [axes])
-        return figure
+    def scatter(times: Sequence[float | None], **style: Any) -> None:
+        x = [
+            math.nan if time is None else time / bound.seconds for time, (_, bound) in zip(times, bounded, strict=True)
+        ]
+        axes.scatter(x, range(len(bounded)), **style)
 
-    return draw
-
-
-def _coordinates(points: Mapping[str, Sequence[tuple[float, float]]], name: str) -> tuple[list[float], list[float]]:
-    found = points.get(name, [])
-    return [x for x, _ in found], [y for _, y in found]
+    defaults = [task.default for task, _ in bounded]
+    best = [task.best.seconds if task.best else None for task, _ in bounded]
+    for row, (_, bound) in enumerate(bounded):
+        slowest = max(defaults[row] or 0.0, best[row] or 0.0, bound.seconds)
+        axes.plot([1, slowest / bound.seconds], [row, row], color=theme.faint, linewidth=2, zorder=1)
+    tick: dict[str, Any] = {"marker": "|", "s": 70, "linewidths": 2, "zorder": 2}
+    dot: dict[str, Any] = {"s": 26, "zorder": 3, "edgecolors": blue}
+    scatter([bound.products for _, bound in bounded], color=green, label="products alone", **tick)
+    scatter([bound.transfers for _, bound in bounded], color=orange, label="transfers alone", **tick)
+    scatter(defaults, facecolors=theme.page, label="default", **dot)
+    scatter(best, facecolors=blue, label="best", **dot)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("time / bound")
+    axes.set_yticks(range(len(bounded)), [f"{task.name}, {describe_threads(task.threads)}" for task, _ in bounded])
+    axes.set_ylim(len(bounded) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    _legend(figure, [axes])
+    return figure
 
 
-def predictions(data: ReportData) -> Draw:
+def predictions(data: ReportData, theme: Theme) -> Figure:
     """Predicted against measured, a panel for each problem that has predictions."""
-
-    def draw(theme: Theme) -> Figure:
-        panels = _panels(task for task in data.tasks if task.predictions)
-        colors = _colors(data, theme)
-        figure, axes = _grid(list(panels), 2.1, "predicted score", "best / measured")
-        for panel, tasks in zip(axes, panels.values(), strict=True):
-            for task in tasks:
-                x = [score for p in task.predictions for score in p.predicted]
-                y = [relative for p in task.predictions for relative in p.measured]
-                style: Any = {
-                    "alpha": 0.6,
-                    "markersize": 3.5,
-                    "markeredgewidth": 0,
-                    "color": colors[task.threads],
-                }
-                panel.plot(x, y, "o", label=threads_in_words(task.threads), **style)
-            said = [quality_of(task).correlation for task in tasks]
-            text = ", ".join("unknown" if rho is None else f"{rho:.2f}" for rho in said)
-            panel.text(0.04, 0.96, f"\N{GREEK SMALL LETTER RHO} {text}", transform=panel.transAxes, va="top")
-            panel.set_ylim(0, 1.05)
-        _legend(figure, axes)
-        return figure
-
-    return draw
+    panels = _panels(task for task in data.tasks if task.predictions)
+    colors = _colors(data, theme)
+    figure, axes = _grid(list(panels), 2.1, "predicted score", "best / measured")
+    for panel, tasks in zip(axes, panels.values(), strict=True):
+        for task in tasks:
+            x = [score for p in task.predictions for score in p.predicted]
+            y = [relative for p in task.predictions for relative in p.measured]
+            dots: dict[str, Any] = {
+                "alpha": 0.6,
+                "markersize": 3.5,
+                "markeredgewidth": 0,
+                "color": colors[task.threads],
+            }
+            panel.plot(x, y, "o", label=describe_threads(task.threads), **dots)
+        said = [quality_of(task).correlation for task in tasks]
+        text = ", ".join("unknown" if rho is None else f"{rho:.2f}" for rho in said)
+        panel.text(0.04, 0.96, f"\N{GREEK SMALL LETTER RHO} {text}", transform=panel.transAxes, va="top")
+        panel.set_ylim(0, 1.05)
+    _legend(figure, axes)
+    return figure

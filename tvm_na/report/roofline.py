@@ -6,7 +6,6 @@ working sets from what fits into a core's own cache to what fits into none. Each
 
 from __future__ import annotations
 
-import datetime
 import json
 import math
 import os
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from tvm_na.measure.timing import measure
 from tvm_na.problems.registry import Problem
+from tvm_na.records.write import now
 from tvm_na.targets.target import cpu_name
 
 if TYPE_CHECKING:
@@ -152,8 +152,7 @@ def measure_rates(dtypes: Collection[str], threads: Collection[int], rounds: int
                 rates[count] = _matmul_rate(dtype, rounds)
             sizes = (*WORKING_SETS, _memory_size())
             bandwidth[count] = {size: _transfer_rate(size, rounds) for size in sizes}
-    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    return Rates(cpu_name(), now, load, flops, bandwidth)
+    return Rates(cpu_name(), now(), load, flops, bandwidth)
 
 
 @contextmanager

@@ -6,23 +6,19 @@ Measured once more, with more repeats, that luck is gone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from tvm_na.jit import build
 from tvm_na.measure.local import Conditions, Kernel, Measured, checked_call, plan, stopwatch
 from tvm_na.problems.registry import Problem
-from tvm_na.records.files import read_lines
-from tvm_na.records.index import ref_of
-from tvm_na.records.maintain import best_of
-from tvm_na.records.read import Record, read_meta, records_in, workload_hash
+from tvm_na.records.files import writing
+from tvm_na.records.maintain import best_of, meta_of, rewrite
+from tvm_na.records.read import Record, grouped, records_in
 from tvm_na.records.rejections import InapplicableError
-from tvm_na.records.select import Chosen
-from tvm_na.records.write import replace_files, write_meta, writing
+from tvm_na.records.select import Selection
 from tvm_na.reference.case import WrongNumbers
 from tvm_na.targets.target import NATarget, parse_target
 from tvm_na.tune.tasks import formulations_of
@@ -73,18 +69,16 @@ def contest(folder: Path, count: int, rounds: int) -> Iterator[Outcome]:
         ValueError: the records are for another target, or need more cores than there are.
         RuntimeError: a package or the C++ compiler is missing, or the cache cannot be written.
     """
-    groups: dict[tuple[Problem, int], list[Record]] = {}
     records = records_in(folder)
     first = {(record.problem, record.threads): record for record in reversed(records)}  # a default point, mostly
-    for record in dict.fromkeys([*first.values(), *best_of(records, count)]):
-        groups.setdefault((record.problem, record.threads), []).append(record)
-    for (_, threads), records in groups.items():
+    taking_part = dict.fromkeys([*first.values(), *best_of(records, count)])
+    for (_, threads), records in grouped(taking_part, lambda record: (record.problem, record.threads)).items():
         target = parse_target(records[0].target)
         place = check_measurable(records, target)
         fastest = min(records, key=lambda record: record.seconds_per_sample)
-        taking_part = [record for record in records if record.batch == fastest.batch]
+        of_its_batch = [record for record in records if record.batch == fastest.batch]
         with running_on(threads):
-            yield _measured(taking_part, target, place.conditions(Conditions(threads)), rounds)
+            yield _measured(of_its_batch, target, place.conditions(Conditions(threads)), rounds)
 
 
 def _measured(records: Sequence[Record], target: NATarget, conditions: Conditions, rounds: int) -> Outcome:
@@ -97,7 +91,7 @@ def _measured(records: Sequence[Record], target: NATarget, conditions: Condition
     calls, failures = {"default": _call(default, batch, conditions, formulation)}, []
     for record in records:
         try:
-            kernel = build.kernel_with(Chosen("record", ref_of(record, shipped=False), "in a contest"), problem, target)
+            kernel = build.kernel_with(Selection.of(record, "to be measured again"), problem, target)
             calls[record.digest] = _call(kernel, batch, conditions, record.formulation)
         except (InapplicableError, ValueError) as error:
             failures.append(f"{record.digest}: {error}")
@@ -140,26 +134,12 @@ def _samples(
 
 
 def keep(folder: Path, outcomes: Sequence[Outcome], count: int) -> None:
-    """Leave only the ``count`` fastest records of each outcome in ``folder``, with the times of the contest.
+    """Leave only the ``count`` fastest records of each outcome in ``folder``, with these times.
 
     Raises:
         ValueError: there is no meta.json, or another process writes to the folder.
     """
-    meta = read_meta(folder)
-    if meta is None:
-        raise ValueError(f"records: required a meta.json in {folder}, got none")
+    meta = meta_of(folder)
     with writing(folder):
-        workloads, lines = read_lines(folder)
-        kept = [pair for outcome in outcomes for pair in outcome.records[:count]]
-        numbers = {key: number for number, key in enumerate(dict.fromkeys(record.workload for record, _ in kept))}
-        by_hash = {workload_hash(line): line for line in workloads}
-        new = [_with_times(lines[record.line - 1], numbers[record.workload], times) for record, times in kept]
-        replace_files(folder, [by_hash[key] for key in numbers], new)
-        meta.workloads = {key: about for key, about in meta.workloads.items() if key in numbers}
-        write_meta(folder, meta)
-
-
-def _with_times(line: bytes, number: int, seconds: Sequence[float]) -> bytes:
-    entry: list[Any] = json.loads(line)
-    entry[0], entry[1][1] = number, list(seconds)
-    return json.dumps(entry, separators=(",", ":")).encode()
+        fastest = [pair for outcome in outcomes for pair in outcome.records[:count]]
+        rewrite(folder, [replace(record, run_secs=seconds) for record, seconds in fastest], meta)

@@ -22,7 +22,8 @@ from tvm_na.jit import openmp
 from tvm_na.measure import worker_pool as workers
 from tvm_na.measure.devices import Here, Place
 from tvm_na.measure.local import Conditions
-from tvm_na.records.write import TuningDatabase, user_folder
+from tvm_na.records.files import user_folder
+from tvm_na.records.write import TuningDatabase
 from tvm_na.targets.target import NATarget
 from tvm_na.tune import metaschedule
 from tvm_na.tune.builder import Builder

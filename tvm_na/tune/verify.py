@@ -14,10 +14,10 @@ from tvm_na import settings
 from tvm_na.jit import build
 from tvm_na.measure.devices import Here
 from tvm_na.measure.worker_pool import Last
-from tvm_na.records.index import ref_of
 from tvm_na.records.maintain import best_of
 from tvm_na.records.read import Record
-from tvm_na.records.select import Chosen, InapplicableError
+from tvm_na.records.rejections import InapplicableError
+from tvm_na.records.select import Selection
 from tvm_na.targets.target import NATarget, parse_target
 
 
@@ -80,9 +80,9 @@ def verify(record: Record) -> Verified:
     from tvm_na.measure.local import Conditions, Kernel, run_kernel
 
     target = parse_target(record.target)
-    chosen = Chosen("record", ref_of(record, shipped=False), "to be verified")
+    selection = Selection.of(record, "to be verified")
     try:
-        kernel = build.kernel_with(chosen, record.problem, target)
+        kernel = build.kernel_with(selection, record.problem, target)
     except InapplicableError as error:
         return Verified(record, None, f"does not apply: {error}")
     conditions = Here.of(target).conditions(Conditions(record.threads))

@@ -19,7 +19,7 @@ def build(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
     """Make every file but the manifest; ``problems``, ``code`` and ``requires`` of the manifest are returned."""
     program, attentions = traced(request)
     problems = list(dict.fromkeys(attention.problem for attention in attentions))
-    chosen = operators.compile_objects(problems, request.target, scratch, request.records, request.report)
+    selections = operators.compile_objects(problems, request.target, scratch, request.records, request.report)
     request.report("linking the kernels")
     features = cpu_features(request.target)
     namespace = operators.link_operators(problems, request.target, features, scratch, folder / OPERATORS)
@@ -33,6 +33,6 @@ def build(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
         "requires": {"torch": torch_interface(torch.__version__)},
         "problems": [
             describe_kernel(problem, calls[problem], schedule)
-            for problem, schedule in zip(problems, chosen, strict=True)
+            for problem, schedule in zip(problems, selections, strict=True)
         ],
     }

@@ -11,7 +11,8 @@ from typing import Any
 from tvm_na.deploy.kernels import require_a_sample, with_schedule
 from tvm_na.jit import build, openmp, runtime
 from tvm_na.problems.attention import NAProblem
-from tvm_na.records.select import Chosen, InapplicableError
+from tvm_na.records.rejections import InapplicableError
+from tvm_na.records.select import Selection
 from tvm_na.targets.target import NATarget
 from tvm_na.te import ENTRY
 
@@ -30,7 +31,7 @@ def compile_objects(
     folder: Path,
     records: str | None = None,
     report: Callable[[str], None] = lambda line: None,
-) -> list[Chosen]:
+) -> list[Selection]:
     """Compile the kernel of each problem into ``folder`` as an object file, numbered in their order.
 
     Args:
@@ -47,25 +48,25 @@ def compile_objects(
         NotImplementedError: a problem has no kernel on the target.
         ValueError: a sample of a problem is too large.
     """
-    chosen = []
+    selections = []
     for number, problem in enumerate(problems):
         report(f"compiling the kernel of {problem}")
         compile_object = _compiler(problem, target, f"na_{number}", folder / f"kernel_{number}.o")
-        chosen.append(with_schedule(problem, target, records, compile_object))
-    return chosen
+        selections.append(with_schedule(problem, target, records, compile_object))
+    return selections
 
 
-def _compiler(problem: NAProblem, target: NATarget, name: str, file: Path) -> Callable[[Chosen], Chosen]:
-    def compile_object(chosen: Chosen) -> Chosen:
+def _compiler(problem: NAProblem, target: NATarget, name: str, file: Path) -> Callable[[Selection], Selection]:
+    def compile_object(selection: Selection) -> Selection:
         require_a_sample(problem.largest_batch(target.kind), problem)
-        module, _ = build.scheduled_module(problem, target, chosen)
+        module, _ = build.scheduled_module(problem, target, selection)
         try:
             _write_object(module, target, name, file)
         except Exception as error:  # TVM's errors have no class in common
-            if chosen.record is None:
+            if selection.record is None:
                 raise
             raise InapplicableError(f"TVM cannot compile it: {type(error).__name__}: {error}") from error
-        return chosen
+        return selection
 
     return compile_object
 

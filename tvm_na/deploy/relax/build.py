@@ -36,7 +36,7 @@ def build(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
         requires["apache-tvm"] = metadata.version("apache-tvm")
     else:
         shutil.copyfile(request.runtime, folder / RUNTIME)
-    by_default = [k.text for k in kernels.all if k.chosen is not None and k.chosen.record is None]
+    by_default = [k.text for k in kernels.all if k.selection is not None and k.selection.record is None]
     untuned = [*library.untuned, *by_default]
     if untuned:
         few = ", ".join(untuned[:3]) + (", ..." if len(untuned) > 3 else "")
@@ -50,7 +50,7 @@ def build(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
         },
         "requires": requires,
         "problems": [
-            describe_kernel(kernel.problem, kernel.calls, kernel.chosen)
+            describe_kernel(kernel.problem, kernel.calls, kernel.selection)
             for kernel in kernels.all
             if kernel.problem is not None
         ],

@@ -19,7 +19,7 @@ from tvm_na.deploy.relax.rewrite import Node, constant_of, dense, new_constant, 
 from tvm_na.jit import build
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.dense import DenseProblem
-from tvm_na.records.select import Chosen
+from tvm_na.records.select import Selection
 from tvm_na.targets.target import NATarget
 from tvm_na.te import ENTRY
 
@@ -35,7 +35,7 @@ class Kernel:
         text: What it computes, in words.
         func: The scheduled PrimFunc, with a symbolic batch.
         problem: The problem; None for a norm, which has none that could be tuned.
-        chosen: Its schedule; None for a norm.
+        selection: Its schedule; None for a norm.
         calls: How often the model calls it.
     """
 
@@ -43,7 +43,7 @@ class Kernel:
     text: str
     func: Any
     problem: NAProblem | DenseProblem | None = None
-    chosen: Chosen | None = None
+    selection: Selection | None = None
     calls: int = 0
 
     @property
@@ -155,10 +155,10 @@ class Kernels:
     def _scheduled(self, problem: NAProblem | DenseProblem) -> Kernel:
         self._report(f"scheduling the kernel of {problem}")
 
-        def schedule(chosen: Chosen) -> Kernel:
-            module, space = build.scheduled_module(problem, self._target, chosen)
+        def schedule(selection: Selection) -> Kernel:
+            module, space = build.scheduled_module(problem, self._target, selection)
             name = f"{space.name.replace('-', '_')}_{len(self.all)}"
-            return Kernel(name, str(problem), module[ENTRY], problem, chosen)
+            return Kernel(name, str(problem), module[ENTRY], problem, selection)
 
         return with_schedule(problem, self._target, self._records, schedule)
 
