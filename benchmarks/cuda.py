@@ -28,7 +28,8 @@ from benchmarks.gpu_machine import gpu_machine
 from benchmarks.report import RESULTS
 from tvm_na.functional import na2d
 from tvm_na.jit.build import explain, target_for
-from tvm_na.measure.cuda import CudaStopwatch, copies_for, rotating
+from tvm_na.measure.cuda import copies_for, rotating
+from tvm_na.measure.timing import CudaClock
 from tvm_na.problems.attention import NAProblem
 from tvm_na.reference import attention as reference
 from tvm_na.reference.accuracy import ERROR_BUDGET, relative_error
@@ -105,7 +106,7 @@ def candidates_of(
 
 def measure(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds per call of every sample, in turns."""
-    watch, counts = CudaStopwatch(), {}
+    watch, counts = CudaClock(), {}
     for name, call in calls.items():
         for _ in range(3):
             call()

@@ -28,7 +28,8 @@ from benchmarks.model import replaced
 from benchmarks.peers import window_mask_mod
 from benchmarks.report import RESULTS
 from tvm_na.functional import Backend
-from tvm_na.measure.cuda import CudaStopwatch, rotating
+from tvm_na.measure.cuda import rotating
+from tvm_na.measure.timing import CudaClock
 from tvm_na.models import create_model
 from tvm_na.nn import NeighborhoodAttention2D
 from tvm_na.problems.attention import NAProblem
@@ -103,7 +104,7 @@ def expected_logits(name: str, x: Tensor) -> Tensor:
 
 def measure(models: dict[str, nn.Module], sets: list[Tensor], rounds: int) -> dict[str, list[float]]:
     """Seconds per call of every round, in turns."""
-    watch = CudaStopwatch()
+    watch = CudaClock()
     calls: dict[str, Callable[[], object]] = {
         key: rotating(model, [(x,) for x in sets]) for key, model in models.items()
     }

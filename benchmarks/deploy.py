@@ -29,7 +29,7 @@ from tvm_na.deploy.artifact import Artifact
 from tvm_na.deploy.artifact_tvm import VMArtifact
 from tvm_na.deploy.manifest import WEIGHTS
 from tvm_na.functional import Backend
-from tvm_na.measure.timing import Timing, format_time, measure, ratio_in_turns
+from tvm_na.measure.timing import Timing, format_time, interleaved_ratio, measure
 from tvm_na.models import create_model
 from tvm_na.models.registry import get_spec
 from tvm_na.nn import NeighborhoodAttention2D
@@ -75,7 +75,7 @@ class Deployed:
         """The time of ``of`` over a candidate's, the median over the rounds; None if either's numbers are wrong."""
         if name is None or max(self.errors[of], self.errors[name]) > LOGITS_BUDGET:
             return None
-        return ratio_in_turns(self.timings[of], self.timings[name])
+        return interleaved_ratio(self.timings[of], self.timings[name])
 
     def ratios(self) -> dict[str, float | None]:
         """What :data:`GOALS` are set for."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from tvm_na import fingerprint
 from tvm_na.jit import build, runtime
-from tvm_na.measure.timing import Timing, ratio_in_turns
+from tvm_na.measure.timing import Timing, interleaved_ratio
 from tvm_na.measure.timing import measure as measure_in_turns
 from tvm_na.problems.attention import NAProblem
 from tvm_na.records.index import ref_of
@@ -23,8 +23,8 @@ from tvm_na.records.select import Chosen
 from tvm_na.reference.accuracy import ERROR_BUDGET
 from tvm_na.reference.cases import case_of
 from tvm_na.targets.target import NATarget
+from tvm_na.tune.options import SearchOptions, Strategy
 from tvm_na.tune.run import tune
-from tvm_na.tune.search import Strategy
 from tvm_na.tune.state import TuneState
 from tvm_na.tune.tasks import TuneTask
 from tvm_na.tune.trial_log import Trial, trials_in
@@ -107,7 +107,7 @@ class Outcome:
         """The time of random's best over that of the model's, round by round; 1 for one schedule."""
         if self.found[MODEL].best.digest == self.found[RANDOM].best.digest:
             return 1.0
-        return ratio_in_turns(self.timings[RANDOM], self.timings[MODEL])
+        return interleaved_ratio(self.timings[RANDOM], self.timings[MODEL])
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -145,13 +145,15 @@ def search(
         result = tune(
             [TuneTask(task.problem)],
             target,
-            trials=trials,
-            seed=task.seed,
+            SearchOptions(
+                trials=trials,
+                seed=task.seed,
+                strategy=STRATEGIES[strategy],
+                defaults_first=False,
+                only_default_formulation=True,
+            ),
             output=folder,
             observer=observe,
-            strategy=STRATEGIES[strategy],
-            defaults_first=False,
-            only_default_formulation=True,
         )
         if result.state.ending == "interrupted":
             raise KeyboardInterrupt

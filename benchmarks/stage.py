@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.peers import PEERS
-from tvm_na.measure.timing import Timing, ratio_in_turns
+from tvm_na.measure.timing import Timing, interleaved_ratio
 from tvm_na.problems.attention import NAProblem
 from tvm_na.reference.accuracy import ERROR_BUDGET
 
@@ -45,7 +45,7 @@ class Stage:
         """The time of one candidate over that of another: round by round, or by their medians."""
         duel = {numerator, denominator} <= self.duel.keys()
         one, other = ((self.duel if duel else self.timings)[name] for name in (numerator, denominator))
-        return ratio_in_turns(one, other) if in_turns else one.median / other.median
+        return interleaved_ratio(one, other) if in_turns else one.median / other.median
 
     @property
     def best_peer(self) -> str | None:

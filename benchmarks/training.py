@@ -27,7 +27,7 @@ from benchmarks.peers import PEERS, heads_first
 from benchmarks.report import RESULTS, load_before, use_all_cores, write_json
 from benchmarks.stage import mean_of
 from tvm_na.functional import Backend, na2d
-from tvm_na.measure.timing import Timing, format_time, measure, ratio_in_turns
+from tvm_na.measure.timing import Timing, format_time, interleaved_ratio, measure
 from tvm_na.models import create_model
 from tvm_na.problems.attention import NAProblem
 from tvm_na.reference import attention as reference
@@ -53,12 +53,12 @@ class Stage:
         """The time of the backward kernel over that of the forward kernel; None if our gradients are wrong."""
         if not self.errors[OURS] <= GRADIENTS:
             return None
-        return ratio_in_turns(self.timings[BACKWARD], self.timings[FORWARD])
+        return interleaved_ratio(self.timings[BACKWARD], self.timings[FORWARD])
 
     def over(self, peer: str) -> float | None:
         """A peer's time, forward and backward, over ours; None if the gradients of either are wrong."""
         right = max(self.errors[OURS], self.errors.get(peer, float("inf"))) <= GRADIENTS
-        return ratio_in_turns(self.timings[peer], self.timings[OURS]) if right else None
+        return interleaved_ratio(self.timings[peer], self.timings[OURS]) if right else None
 
 
 def differentiated(run: Callable[[], Tensor], tensors: list[Tensor], d_out: Tensor) -> tuple[Tensor, ...]:
@@ -121,7 +121,7 @@ class Step:
     def speedup(self) -> float | None:
         """The reference backend's time over ours, round by round; None if our gradients are wrong."""
         ours, other = self.timings[Backend.COMPILED.value], self.timings[Backend.REFERENCE.value]
-        return ratio_in_turns(other, ours) if max(self.errors.values()) <= MODEL_GRADIENTS else None
+        return interleaved_ratio(other, ours) if max(self.errors.values()) <= MODEL_GRADIENTS else None
 
 
 def step(model: nn.Module, x: Tensor, target: Tensor) -> None:

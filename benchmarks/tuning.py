@@ -23,7 +23,7 @@ from benchmarks.search import DEFAULT, MODEL, RANDOM, STRATEGIES, TASKS, Outcome
 from tvm_na.jit.build import current_target
 from tvm_na.measure.timing import format_time
 from tvm_na.records.read import read_meta
-from tvm_na.tune.trial_log import JOURNAL
+from tvm_na.tune.trial_log import TRIAL_LOG
 
 #: In how many of ten tasks the search with the cost model must find the better schedule.
 MIN_WINS = 0.8
@@ -142,7 +142,7 @@ def _tune_in_a_process(model: str, trials: int, folder: Path) -> tuple[float, fl
         try:
             first = None
             while process.poll() is None:
-                if first is None and _has_line(folder / JOURNAL):
+                if first is None and _has_line(folder / TRIAL_LOG):
                     first = time.perf_counter() - start
                 time.sleep(0.02)
         finally:

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from benchmarks import cuda, cuda_training
-from tvm_na.measure.local import CpuStopwatch
+from tvm_na.measure.timing import CpuClock
 from tvm_na.problems.attention import NAProblem
 
 SMALL = NAProblem.make((9, 8), 7, 2, 32)
@@ -26,7 +26,7 @@ def test_cases_are_those_of_the_stages() -> None:
 
 def test_candidates_are_right_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_training, "copies_for", lambda _: 2)
-    monkeypatch.setattr(cuda, "CudaStopwatch", CpuStopwatch)
+    monkeypatch.setattr(cuda, "CudaClock", CpuClock)
     monkeypatch.setattr(cuda, "_SAMPLE_SECONDS", 1e-4)
     calls, errors, unavailable = cuda_training.candidates_of(SMALL, 3, "cpu")
     ours = {cuda_training.OURS, cuda_training.BIASED}

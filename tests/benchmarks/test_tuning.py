@@ -17,7 +17,7 @@ from tvm_na.problems.attention import NAProblem
 from tvm_na.records.read import records_in
 from tvm_na.records.write import TuningDatabase
 from tvm_na.targets.target import detect_target
-from tvm_na.tune.trial_log import Journal, Trial
+from tvm_na.tune.trial_log import Trial, TrialLog
 
 TASK = SearchTask("tiny", NAProblem.make((9, 9), 3, 1, 8), 3)
 
@@ -28,7 +28,7 @@ def make_searched(folder: Path, ending: str = "all trials are done", trials: int
     with TuningDatabase(folder, detect_target()) as database:
         database.begin_session()
         database.end_session(ending=ending)
-    with Journal(folder) as journal:
+    with TrialLog(folder) as journal:
         for number in range(trials):
             seconds = None if number else 2e-3
             journal.write(

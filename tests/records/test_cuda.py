@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from tvm_na.cli import app
 from tvm_na.measure import local as measure
-from tvm_na.measure.devices import Here
+from tvm_na.measure.devices import LocalDevice
 from tvm_na.measure.local import Conditions, Measured
 from tvm_na.measure.worker_pool import Last
 from tvm_na.problems.attention import NAProblem
@@ -21,8 +21,7 @@ from tvm_na.records.maintain import best_of
 from tvm_na.records.read import batch_of, records_in
 from tvm_na.records.write import TuningDatabase
 from tvm_na.targets.target import parse_target
-from tvm_na.tune import remeasure as contest
-from tvm_na.tune import verify
+from tvm_na.tune import remeasure, verify
 from tvm_na.tune.tasks import formulations_of
 
 PROBLEM = NAProblem.make((8, 8), 3, 2, 16)
@@ -106,17 +105,17 @@ def test_records_are_verified_with_their_batch(folder: Path, monkeypatch: pytest
         return Measured((2e-3,)) if kernel.batch == 1 else Last(Measured((), "crash", "CUDA error"))
 
     monkeypatch.setattr(measure, "run_kernel", run_kernel)
-    monkeypatch.setattr(Here, "of", classmethod(lambda cls, target: cls("cuda:0")))
+    monkeypatch.setattr(LocalDevice, "of", classmethod(lambda cls, target: cls("cuda:0")))
     monkeypatch.setattr("tvm_na.jit.build.kernel_with", lambda *_: type("Kernel", (), {"file": Path("kernel")}))
     one, many = (verify.verify(record) for record in records_in(folder))
     assert asked == [(1, "cuda:0"), (64, "cuda:0")]
     assert (one.seconds, many.seconds, many.failure) == (2e-3, None, "crash: CUDA error")
 
 
-def test_a_contest_is_of_one_batch_and_in_turns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measuring_again_is_of_one_batch_and_interleaved(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
 
-    class Watch:
+    class Clock:
         def seconds(self, call: Any, count: int) -> float:
             return float(call())
 
@@ -128,11 +127,13 @@ def test_a_contest_is_of_one_batch_and_in_turns(folder: Path, monkeypatch: pytes
     def kernel(name: str) -> Any:
         return type("Kernel", (), {"file": Path(name), "problem": PROBLEM})
 
-    monkeypatch.setattr(Here, "of", classmethod(lambda cls, target: cls("cuda:0")))
-    monkeypatch.setattr(contest, "checked_call", checked)
-    monkeypatch.setattr(contest, "stopwatch", lambda conditions: Watch())
+    monkeypatch.setattr(LocalDevice, "of", classmethod(lambda cls, target: cls("cuda:0")))
+    monkeypatch.setattr(remeasure, "checked_call", checked)
+    monkeypatch.setattr(remeasure, "clock_of", lambda device: Clock())
     monkeypatch.setattr("tvm_na.jit.build.kernel_for", lambda *_, records: kernel("default"))
     monkeypatch.setattr("tvm_na.jit.build.kernel_with", lambda *_: kernel("record"))
-    (outcome,) = contest.contest(folder, count=2, rounds=4)
+    (outcome,) = remeasure.remeasure(folder, count=2, rounds=4)
     assert (outcome.batch, outcome.gain, len(outcome.records)) == (64, 2.0, 1)
-    assert called == ["default"] * 3 + ["record"] * 3 + ["default", "record", "record", "default"] * 2
+    # Warmed up for 10 ms; then each round one call that is not timed and one that is, another candidate first.
+    rounds = ["default", "default", "record", "record", "record", "record", "default", "default"]
+    assert called == ["default"] * 6 + ["record"] * 11 + rounds * 2

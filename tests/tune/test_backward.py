@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from tests.conftest import GRADIENT_TOLERANCE, TOLERANCE
 from tests.helpers import random_problem, relative_error
 from tests.records.tuned import commit_drawn
+from tests.tune.runs import run
 from tvm_na.cli import app
 from tvm_na.jit import build
 from tvm_na.measure import rpc as measure_remote
@@ -37,7 +38,7 @@ from tvm_na.schedules.base import Plan
 from tvm_na.schedules.describe import _BACKWARD_DECISIONS, _BACKWARD_STRUCTURES, formulation_in_words, in_words
 from tvm_na.targets.target import detect_target, parse_target
 from tvm_na.tune.options import batch_for, bytes_needed
-from tvm_na.tune.run import TuneResult, tune
+from tvm_na.tune.run import TuneResult
 from tvm_na.tune.tasks import TuneTask, formulations_of, tasks_from_file
 from tvm_na.tune.trial_log import trials_in
 from tvm_na.tune.verify import verify
@@ -55,7 +56,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> TuneResult:
     """Gradients that were tuned, in a folder with a record of their attention."""
     folder = tmp_path_factory.mktemp("tuned")
     how: dict[str, Any] = {"threads": 1, "candidates": 2, "only_default_formulation": True, "jobs": 2}
-    result = tune([TuneTask(BACKWARD)], TARGET, trials=_TRIALS, output=folder, **how)
+    result = run(BACKWARD, TARGET, trials=_TRIALS, output=folder, **how)
     commit_drawn(folder, FORWARD)
     return result
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.cuda.test_limits import needs_compiler
-from tests.tune.test_cuda import FATBIN, Elsewhere
+from tests.tune.runs import FakeDevice, run
+from tests.tune.test_cuda import FATBIN, pretended
 from tvm_na.jit import build
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.backward import BackwardProblem, scratch_shapes
@@ -19,8 +20,8 @@ from tvm_na.records.read import records_in
 from tvm_na.schedules.describe import in_words
 from tvm_na.targets.target import parse_target
 from tvm_na.tune.options import GPU_BATCH, batch_for, bytes_needed
-from tvm_na.tune.run import TuneResult, tune
-from tvm_na.tune.tasks import TuneTask, formulations_of
+from tvm_na.tune.run import TuneResult
+from tvm_na.tune.tasks import formulations_of
 from tvm_na.tune.trial_log import trials_in
 
 PROBLEM = BackwardProblem(NAProblem.make((8, 8), 3, 2, 16, bias=True, return_lse=True, dtype="float16"))
@@ -31,22 +32,22 @@ pytestmark = needs_compiler
 
 
 @pytest.fixture(scope="module")
-def place() -> Elsewhere:
-    return Elsewhere()
+def device() -> FakeDevice:
+    return pretended()
 
 
 @pytest.fixture(scope="module")
-def tuned(tmp_path_factory: pytest.TempPathFactory, place: Elsewhere) -> TuneResult:
+def tuned(tmp_path_factory: pytest.TempPathFactory, device: FakeDevice) -> TuneResult:
     folder = tmp_path_factory.mktemp("records") / SM_80.name
-    return tune([TuneTask(PROBLEM)], SM_80, trials=_TRIALS, output=folder, farm=place, candidates=2)
+    return run(PROBLEM, SM_80, trials=_TRIALS, output=folder, devices=device, candidates=2)
 
 
-def test_every_candidate_is_measured(tuned: TuneResult, place: Elsewhere) -> None:
+def test_every_candidate_is_measured(tuned: TuneResult, device: FakeDevice) -> None:
     trials = trials_in(tuned.folder)
     assert len(trials) == tuned.state.measured == _TRIALS
     assert {t.failure for t in trials} == {None}
     assert {(t.threads, t.batch) for t in trials} == {(1, GPU_BATCH)}
-    assert {kernel.problem for kernel in place.kernels} == {PROBLEM}
+    assert {kernel.problem for kernel in device.kernels} == {PROBLEM}
     forms = {f.text for f in formulations_of(PROBLEM, SM_80)}
     assert len(forms) > 2 and len({t.formulation for t in trials}) > 1
 

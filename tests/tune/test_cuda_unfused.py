@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tests.cuda.test_limits import needs_compiler
-from tests.tune.test_cuda import FATBIN, SM_90, Elsewhere
+from tests.tune.runs import run
+from tests.tune.test_cuda import FATBIN, SM_90, pretended
 from tvm_na.jit import build
 from tvm_na.measure.cuda import Sets
 from tvm_na.problems.unfused import UnfusedProblem
@@ -17,8 +18,8 @@ from tvm_na.records import replay
 from tvm_na.records import select as choose
 from tvm_na.records.read import records_in
 from tvm_na.reference.cases import make_case
-from tvm_na.tune.run import TuneResult, tune
-from tvm_na.tune.tasks import TuneTask, formulations_of, tasks_from_file
+from tvm_na.tune.run import TuneResult
+from tvm_na.tune.tasks import formulations_of, tasks_from_file
 from tvm_na.tune.trial_log import trials_in
 
 KINDS = ("qk", "bias_parts")
@@ -31,10 +32,10 @@ def problem_of(kind: str, heads: int = 2) -> UnfusedProblem:
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> TuneResult:
-    folder, place = tmp_path_factory.mktemp("records") / SM_90.name, Elsewhere()
-    tasks = [TuneTask(problem_of(kind)) for kind in KINDS]
+    folder = tmp_path_factory.mktemp("records") / SM_90.name
+    problems = [problem_of(kind) for kind in KINDS]
     how: dict[str, Any] = {"candidates": 2, "only_default_formulation": True, "jobs": 2}
-    return tune(tasks, SM_90, trials=_TRIALS * len(KINDS), output=folder, farm=place, **how)
+    return run(problems, SM_90, trials=_TRIALS * len(KINDS), output=folder, devices=pretended(), **how)
 
 
 @needs_compiler

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from tests.records.tuned import commit_drawn
 from tests.te.dense_kernels import compile_all, error_of, scheduled
+from tests.tune.runs import run
 from tvm_na.cli import app
 from tvm_na.jit import build
 from tvm_na.problems.attention import NAProblem
@@ -31,8 +32,8 @@ from tvm_na.schedules.describe import in_words
 from tvm_na.targets.target import detect_target, parse_target
 from tvm_na.te.dense.product import tile_of
 from tvm_na.tune.options import batch_for
-from tvm_na.tune.remeasure import contest
-from tvm_na.tune.run import TuneResult, tune
+from tvm_na.tune.remeasure import remeasure
+from tvm_na.tune.run import TuneResult
 from tvm_na.tune.tasks import TuneTask, formulations_of, tasks_from_file
 from tvm_na.tune.trial_log import trials_in
 from tvm_na.tune.verify import verify
@@ -48,8 +49,8 @@ _TRIALS = 14
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> TuneResult:
     """A linear layer that was tuned, in a folder with a few records of other problems."""
     folder = tmp_path_factory.mktemp("tuned")
-    result = tune([TuneTask(LINEAR)], TARGET, trials=_TRIALS, output=folder, threads=1, candidates=3)
-    tune([TuneTask(CONV)], TARGET, trials=2, output=folder, threads=1, candidates=1, only_default_formulation=True)
+    result = run(LINEAR, TARGET, trials=_TRIALS, output=folder, threads=1, candidates=3)
+    run(CONV, TARGET, trials=2, output=folder, threads=1, candidates=1, only_default_formulation=True)
     commit_drawn(folder, ATTENTION)
     return result
 
@@ -67,7 +68,7 @@ def test_the_tuner_measures_them(tuned: TuneResult) -> None:
 
 
 def test_a_run_that_is_repeated_knows_what_was_measured(tuned: TuneResult) -> None:
-    again = tune([TuneTask(LINEAR)], TARGET, trials=1, output=tuned.folder, threads=1, candidates=3)
+    again = run(LINEAR, TARGET, trials=1, output=tuned.folder, threads=1, candidates=3)
     assert again.state.measured == 0
     assert again.state.trials == tuned.state.problems[0].trials
     assert again.state.problems[0].best == tuned.state.problems[0].best
@@ -115,7 +116,7 @@ def test_records_are_verified_and_compared(tuned: TuneResult) -> None:
     for problem in (LINEAR, CONV):
         record = next(r for r in records_in(tuned.folder) if r.problem == problem)
         assert verify(record).failure == ""
-    outcomes = list(contest(tuned.folder, 1, 3))
+    outcomes = list(remeasure(tuned.folder, 1, 3))
     assert {outcome.problem for outcome in outcomes} == {LINEAR, CONV, ATTENTION}
     assert all(outcome.records and not outcome.failures for outcome in outcomes)
 
@@ -202,7 +203,7 @@ def test_the_batch_must_fit() -> None:
 
 
 def test_a_record_keeps_its_batch(tmp_path: Path) -> None:
-    result = tune([TuneTask(LINEAR)], TARGET, trials=2, output=tmp_path, threads=1, candidates=2, batch=3)
+    result = run(LINEAR, TARGET, trials=2, output=tmp_path, threads=1, candidates=2, batch=3)
     record = records_in(result.folder)[0]
     assert record.batch == 3
     line = json.loads((tmp_path / "database_tuning_record.json").read_text().splitlines()[0])

@@ -42,8 +42,8 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """What the command asks of :func:`tvm_na.tune.tune`, which does nothing."""
     found: dict[str, Any] = {}
 
-    def tune(tasks: Any, target: Any, **options: Any) -> TuneResult:
-        found.update(options, tasks=tasks, target=target)
+    def tune(tasks: Any, target: Any, how: Any, **others: Any) -> TuneResult:
+        found.update(vars(how), **others, tasks=tasks, target=target)
         return TuneResult(TuneState([], 1, ending="all trials are done"), tmp_path)
 
     monkeypatch.setattr("tvm_na.tune.tune", tune)

@@ -270,14 +270,14 @@ def records_contest(
     import statistics
 
     from tvm_na.measure.timing import format_speedup, format_time
-    from tvm_na.tune import remeasure as contest
+    from tvm_na.tune import remeasure
 
     where = _users(folder)
     if not yes:
         typer.confirm(f"Replace all records in {where} by the winners?", abort=True)
     outcomes = []
     try:
-        for outcome in contest.contest(where, count, rounds):
+        for outcome in remeasure.remeasure(where, count, rounds):
             outcomes.append(outcome)
             default = statistics.median(outcome.default)
             best = format_time(default / outcome.gain)
@@ -288,7 +288,7 @@ def records_contest(
                 warn(failure)
     except RuntimeError as error:
         raise fail(str(error)) from error
-    contest.keep(where, outcomes, keep)
+    remeasure.keep(where, outcomes, keep)
     if output is not None:
         output.write_text(json.dumps([_outcome(o) for o in outcomes], indent=1) + "\n", encoding="utf-8")
     typer.echo(f"{sum(min(keep, len(o.records)) for o in outcomes)} records kept in {where}")

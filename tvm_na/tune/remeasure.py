@@ -1,4 +1,4 @@
-"""The fastest records of a problem measured against each other, in turns.
+"""The fastest records of a problem measured against each other, interleaved.
 
 Of many candidates that are about as fast, the one with the shortest time is the one whose measurement erred the most.
 Measured once more, with more repeats, that luck is gone.
@@ -7,14 +7,15 @@ Measured once more, with more repeats, that luck is gone.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from tvm_na.jit import build
-from tvm_na.measure.local import Conditions, Kernel, Measured, checked_call, plan, stopwatch
+from tvm_na.measure.local import Conditions, Kernel, Measured, checked_call
+from tvm_na.measure.timing import clock_of, measure
 from tvm_na.problems.registry import Problem
 from tvm_na.records.files import read_lines
 from tvm_na.records.index import ref_of
@@ -58,8 +59,8 @@ class Outcome:
         return median(self.default) / median(self.records[0][1]) if self.records else 1.0
 
 
-def contest(folder: Path, count: int, rounds: int) -> Iterator[Outcome]:
-    """Measure records of each problem and number of threads in turns with the default schedule.
+def remeasure(folder: Path, count: int, rounds: int) -> Iterator[Outcome]:
+    """Measure records of each problem and number of threads, interleaved with the default schedule.
 
     The ``count`` fastest take part, and the first, since the tuner begins with default points; all with the batch that
     the fastest was measured with.
@@ -80,11 +81,11 @@ def contest(folder: Path, count: int, rounds: int) -> Iterator[Outcome]:
         groups.setdefault((record.problem, record.threads), []).append(record)
     for (_, threads), records in groups.items():
         target = parse_target(records[0].target)
-        place = check_measurable(records, target)
+        device = check_measurable(records, target)
         fastest = min(records, key=lambda record: record.seconds_per_sample)
         taking_part = [record for record in records if record.batch == fastest.batch]
         with running_on(threads):
-            yield _measured(taking_part, target, place.conditions(Conditions(threads)), rounds)
+            yield _measured(taking_part, target, device.conditions(Conditions(threads)), rounds)
 
 
 def _measured(records: Sequence[Record], target: NATarget, conditions: Conditions, rounds: int) -> Outcome:
@@ -97,18 +98,22 @@ def _measured(records: Sequence[Record], target: NATarget, conditions: Condition
     calls, failures = {"default": _call(default, batch, conditions, formulation)}, []
     for record in records:
         try:
-            kernel = build.kernel_with(Chosen("record", ref_of(record, shipped=False), "in a contest"), problem, target)
+            kernel = build.kernel_with(
+                Chosen("record", ref_of(record, shipped=False), "to be measured again"), problem, target
+            )
             calls[record.digest] = _call(kernel, batch, conditions, record.formulation)
         except (InapplicableError, ValueError) as error:
             failures.append(f"{record.digest}: {error}")
-    samples = _samples(calls, conditions, rounds)
+    clock = clock_of(conditions.device)
+    timings = measure(calls, rounds=rounds, sample_time=_SAMPLE, warmup_time=_WARM_UP, clock=clock)
+    default_secs = timings["default"].samples
     found = []
     for record in records:
-        if record.digest in samples:
-            measured = Measured(samples[record.digest], reference_secs=samples["default"])
-            found.append((record, measured.beside(median(samples["default"]))))
+        if record.digest in timings:
+            measured = Measured(timings[record.digest].samples, reference_secs=default_secs)
+            found.append((record, measured.beside(median(default_secs))))
     found.sort(key=lambda pair: median(pair[1]))
-    return Outcome(problem, records[0].threads, batch, samples["default"], tuple(found), tuple(failures))
+    return Outcome(problem, records[0].threads, batch, default_secs, tuple(found), tuple(failures))
 
 
 def _call(kernel: build.Kernel, batch: int, conditions: Conditions, formulation: str) -> Callable[[], object]:
@@ -120,27 +125,8 @@ def _call(kernel: build.Kernel, batch: int, conditions: Conditions, formulation:
         raise ValueError(f"wrong numbers: {error}") from error
 
 
-def _samples(
-    calls: Mapping[str, Callable[[], object]], conditions: Conditions, rounds: int
-) -> dict[str, tuple[float, ...]]:
-    """Seconds per call of so many samples of each, in turns."""
-    if not conditions.on_gpu:
-        from tvm_na.measure import timing as benchmark
-
-        timings = benchmark.measure(calls, rounds=rounds, sample_time=_SAMPLE, warmup_time=_WARM_UP)
-        return {name: timing.samples for name, timing in timings.items()}
-    watch = stopwatch(conditions)
-    counts = {name: plan(min(watch.seconds(call, 1) for _ in range(3)), conditions)[0] for name, call in calls.items()}
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds):
-        first = turn % len(calls)
-        for name in [*calls][first:] + [*calls][:first]:
-            found[name].append(watch.seconds(calls[name], counts[name]))
-    return {name: tuple(seconds) for name, seconds in found.items()}
-
-
 def keep(folder: Path, outcomes: Sequence[Outcome], count: int) -> None:
-    """Leave only the ``count`` fastest records of each outcome in ``folder``, with the times of the contest.
+    """Leave only the ``count`` fastest records of each outcome in ``folder``, with the times measured now.
 
     Raises:
         ValueError: there is no meta.json, or another process writes to the folder.
