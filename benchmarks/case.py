@@ -60,6 +60,12 @@ class Case:
         return f"{p.dtype}, batch {self.batch}, {p.spatial[0]}x{p.spatial[1]}, {p.heads} heads"
 
     @property
+    def label(self) -> str:
+        """Its name in tables, without what all cases on a CPU have in common."""
+        p = self.problem
+        return f"{p.spatial[0]}x{p.spatial[1]}, {p.heads}" if self.device == "cpu" else self.name
+
+    @property
     def budget(self) -> float:
         """The largest error that is right."""
         return ERROR_BUDGET[self.problem.dtype]

@@ -133,20 +133,22 @@ def table_of(cases: list[OpCase]) -> Table:
     """Medians in milliseconds of every candidate; half the interquartile range in percent of them."""
     device, names = cases[0].device, names_of(cases[0].device)
     baseline = "mm" if device == "cpu" else COPY
-    table = _table("2D neighborhood attention, k 7, head_dim 32: ms", "case", *names, baseline, "speedup")
+    what = "float32, batch 1: ms" if device == "cpu" else "ms"
+    title = f"2D neighborhood attention, k 7, head_dim 32, {what}"
+    table = _table(title, "map, heads", *names, baseline, "speedup")
     for case in cases:
         bound = case.matmul_time if device == "cpu" else case.timings[COPY].median
         cells = [_cell(case, name) for name in names]
-        table.add_row(case.name, *cells, _milliseconds(bound), ratio_text(case.over_peer()))
+        table.add_row(case.label, *cells, _milliseconds(bound), ratio_text(case.over_peer()))
     return table
 
 
 def ratios_of(cases: list[OpCase]) -> Table:
     """Where the operator stands beside its default schedule, the baseline and the best peer."""
-    table = _table("by medians / round by round", "case", *cases[0].ratios())
+    table = _table("by medians / round by round", "map, heads", *cases[0].ratios())
     rows = [[(ratio(False), ratio(True)) for ratio in case.ratios().values()] for case in cases]
     for case, row in zip(cases, rows, strict=True):
-        table.add_row(case.name, *(" / ".join(map(ratio_text, pair)) for pair in row))
+        table.add_row(case.label, *(" / ".join(map(ratio_text, pair)) for pair in row))
     table.add_section()
     means = [[mean_of([pair[kind] for pair in column]) for kind in (0, 1)] for column in zip(*rows, strict=True)]
     table.add_row("geometric mean", *(" / ".join(map(ratio_text, pair)) for pair in means))
@@ -191,7 +193,7 @@ def show(cases: list[OpCase], console: Console) -> None:
     console.print(f"  {'mm' if cases[0].device == 'cpu' else COPY}: {what}", style="dim")
     console.print(ratios_of(cases))
     for case in cases:
-        console.print(f"  {case.name}: {case.schedule}", style="dim", markup=False)
+        console.print(f"  {case.label}: {case.schedule}", style="dim", markup=False)
     for name, reason in {k: v for case in cases for k, v in case.unavailable.items()}.items():
         console.print(f"unavailable: {name}: {reason}", style="yellow", markup=False)
     mean, by_round = geomean(cases), geomean(cases, by_round=True)

@@ -138,23 +138,14 @@ def _goals(cases: Sequence[OpCase], kind: str, by_round: bool) -> list[Goal]:
     default = mean_of([case.over_default(by_round) for case in cases])
     peers = [case.over_peer(by_round) for case in cases]
     slowest = None if None in peers else min(ratio for ratio in peers if ratio is not None)
+
+    def at_least(name: str, required: float, ratio: float | None, got: str) -> Goal:
+        return Goal(f"{name}, {kind}", f">= {required:g}x", got, ratio is not None and ratio >= required)
+
+    met = matmul is not None and matmul <= MAX_OF_MATMUL
+    name = f"time over torch.mm's for the same FLOPs, geometric mean, {kind}"
     return [
-        Goal(
-            f"time over torch.mm's for the same FLOPs, geometric mean, {kind}",
-            f"<= {MAX_OF_MATMUL:g}x",
-            ratio_text(matmul),
-            matmul is not None and matmul <= MAX_OF_MATMUL,
-        ),
-        Goal(
-            f"default schedule's time over ours, geometric mean, {kind}",
-            f">= {MIN_OVER_DEFAULT:g}x",
-            ratio_text(default),
-            default is not None and default >= MIN_OVER_DEFAULT,
-        ),
-        Goal(
-            f"best peer's time over ours at each stage, {kind}",
-            f">= {MIN_OVER_PEER:g}x",
-            ", ".join(map(ratio_text, peers)),
-            slowest is not None and slowest >= MIN_OVER_PEER,
-        ),
+        Goal(name, f"<= {MAX_OF_MATMUL:g}x", ratio_text(matmul), met),
+        at_least("default schedule's time over ours, geometric mean", MIN_OVER_DEFAULT, default, ratio_text(default)),
+        at_least("best peer's time over ours at each stage", MIN_OVER_PEER, slowest, ", ".join(map(ratio_text, peers))),
     ]

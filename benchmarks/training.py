@@ -184,8 +184,8 @@ def table_of(cases: list[TrainingCase]) -> Table:
     names = [FORWARD, BACKWARD, *ours, *(peer.name for peer in PEERS[device])]
     title = "2D neighborhood attention, k 7, head_dim 32: ms; from the third on forward and backward"
     table = Table(title=title, box=SIMPLE_HEAD)
-    for column in ("case", *names, "backward / forward", "best peer / ours"):
-        table.add_column(column, justify="left" if column == "case" else "right")
+    for column in ("map, heads", *names, "backward / forward", "best peer / ours"):
+        table.add_column(column, justify="left" if column == "map, heads" else "right")
     for case in cases:
         cells = [
             format_time(case.timings[name].median).removesuffix(" ms")
@@ -193,7 +193,7 @@ def table_of(cases: list[TrainingCase]) -> Table:
             else ("unavailable" if name in case.unavailable else "wrong")
             for name in names
         ]
-        table.add_row(case.name, *cells, ratio_text(case.of_forward), ratio_text(case.over_peer()))
+        table.add_row(case.label, *cells, ratio_text(case.of_forward), ratio_text(case.over_peer()))
     return table
 
 

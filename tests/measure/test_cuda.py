@@ -19,6 +19,8 @@ from tvm_na.measure.local import Conditions, Kernel, LocalMeasurer, Measured, re
 from tvm_na.measure.timing import CpuClock, CudaClock, clock_of
 from tvm_na.measure.worker_pool import Last
 from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.backward import BackwardProblem
+from tvm_na.problems.unfused import UnfusedProblem
 from tvm_na.reference import attention as reference
 from tvm_na.reference.case import WrongNumbers
 from tvm_na.reference.cases import make_case
@@ -127,6 +129,22 @@ def test_a_kernel_is_checked_once_and_then_called_with_one_set_after_the_other()
         sets.checked(lambda *t: None, 1e-6)
 
 
+@pytest.mark.parametrize(
+    ("problem", "shared"),
+    [
+        (UnfusedProblem.make("qk", (8, 9), 3, 2, 16, bias=True), [False, False, True, True, False]),
+        (UnfusedProblem.make("bias_parts", (8, 9), 3, 2, 16), [False, False]),
+        # query, key, value, scale, rpb, lse, d_out, d_lse; four gradients
+        (BackwardProblem(PROBLEM), [False] * 3 + [True] * 2 + [False] * 7),
+    ],
+    ids=str,
+)
+def test_what_has_a_batch_rotates(problem: UnfusedProblem | BackwardProblem, shared: list[bool]) -> None:
+    """All but a scale and a bias have copies."""
+    first, second = Sets.of(problem, make_case(problem, 2, "cpu")).arguments[:2]
+    assert [a is b for a, b in zip(first, second, strict=True)] == shared
+
+
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Pretends that a GPU is there, on which kernels are Python functions: those that are installed, by file."""
@@ -194,7 +212,7 @@ def test_a_process_that_lost_its_gpu_is_replaced_and_measuring_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measure, "run_kernel", spoils)
-    measurer = LocalMeasurer(Conditions(1, timeout=1.0), tmp_path / "log")
+    measurer = LocalMeasurer(Conditions(1, timeout=2.0), tmp_path / "log")
     files = ["a", "b", "illegal", "c", "endless", "d", "illegal"]
     found: dict[int, Measured] = {}
     try:

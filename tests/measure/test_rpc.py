@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
@@ -59,9 +60,9 @@ class Processes:
         self._running.append(process)
         return process
 
-    def server(self) -> subprocess.Popen[bytes]:
+    def server(self) -> None:
         tracker = f"127.0.0.1:{self.port}"
-        return self._start("tvm.exec.rpc_server", "--host", "127.0.0.1", "--tracker", tracker, "--key", KEY)
+        self.last = self._start("tvm.exec.rpc_server", "--host", "127.0.0.1", "--tracker", tracker, "--key", KEY)
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
         """End a process and what it started."""
@@ -81,15 +82,17 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
         time.sleep(0.1)
 
 
-@pytest.fixture
-def processes(tmp_path: Path) -> Iterator[Processes]:
-    running = Processes(tmp_path / "devices.log")
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    """A tracker with one server."""
+    running = Processes(tmp_path_factory.mktemp("rpc") / "log")
+    running.server()
     yield running
     running.close()
 
 
 def free(devices: RpcDevices) -> int:
-    """How many devices of the devices wait for work; 0 without a tracker."""
+    """How many devices wait for work; 0 without a tracker."""
     try:
         tracker = devices.tracker()
     except RuntimeError:  # it is not there yet
@@ -101,9 +104,11 @@ def free(devices: RpcDevices) -> int:
 
 
 @pytest.mark.slow
-def test_a_server_that_is_killed_and_replaced_costs_nothing(processes: Processes, tmp_path: Path) -> None:
-    devices = RpcDevices.parse(f"127.0.0.1:{processes.port}", KEY)
-    server = processes.server()
+def test_a_server_that_is_killed_and_replaced_costs_nothing(
+    processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tvm_na.tune.run.Conditions", functools.partial(Conditions, repeats=8, budget=0.05))
+    devices, server = RpcDevices.parse(f"127.0.0.1:{processes.port}", KEY), processes.last
     wait_for(lambda: free(devices) == 1)
     assert devices.count() == 1
     other = RpcDevices(devices.host, devices.port, "another")
@@ -173,10 +178,9 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_kernels_are_measured_in_batches_and_gpus_looked_for(
     processes: Processes, kernels: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    processes.server()
     devices = RpcDevices.parse(f"127.0.0.1:{processes.port}", KEY)
     wait_for(lambda: free(devices) == 1)
-    for name in ("cuda-sm_80", "cuda-sm_90"):  # devices of this devices are CPUs
+    for name in ("cuda-sm_80", "cuda-sm_90"):  # the devices are CPUs
         says = f"rpc: required devices with the key 'board' that have a GPU for {name}, got one without a GPU"
         with pytest.raises(RuntimeError, match=says):
             run(PROBLEM, parse_target(name), output=tmp_path / "out", devices=devices)
@@ -234,9 +238,7 @@ class Gpu:
         ("8.0", "cuda-sm_90", False),
     ],
 )
-def test_a_farms_gpus_must_be_what_kernels_are_for(
-    monkeypatch: pytest.MonkeyPatch, seen: str, target: str, fits: bool
-) -> None:
+def test_gpus_must_be_what_kernels_are_for(monkeypatch: pytest.MonkeyPatch, seen: str, target: str, fits: bool) -> None:
     monkeypatch.setattr(RpcDevices, "count", lambda _: 1)
     monkeypatch.setattr(RpcDevices, "_of_gpu", lambda _, attribute: getattr(Gpu(seen), attribute))
     devices, wanted = RpcDevices("host", 1, KEY), parse_target(target)
@@ -253,9 +255,7 @@ def test_a_farms_gpus_must_be_what_kernels_are_for(
         devices.check(wanted)
 
 
-def test_gpus_of_a_farm_get_libraries_and_conditions_of_their_own(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_gpus_get_libraries_and_conditions_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tvm_na.measure.worker_pool.Pool", lambda *_: None)
     monkeypatch.setattr(RpcDevices, "count", lambda _: 1)
     measurer = RpcDevices("host", 1, KEY).measurer(Conditions(7), parse_target("cuda-sm_90"), tmp_path / "log")
@@ -267,7 +267,7 @@ def test_gpus_of_a_farm_get_libraries_and_conditions_of_their_own(
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[Measured]]:
-    """What a devices makes of kernels whose attempts end as said: in a time, in a failure, or lost."""
+    """What the devices make of kernels whose attempts end as said: in a time, in a failure, or lost."""
 
     def measured(*plans: list[float | str], devices: int = 1) -> list[Measured]:
         class Pool:

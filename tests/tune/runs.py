@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tvm_na.measure.local import Conditions, Kernel, Measured
 from tvm_na.problems.registry import Problem
 from tvm_na.targets.target import NATarget
@@ -29,6 +31,19 @@ def run(
     problems = problem if isinstance(problem, (list, tuple)) else [problem]
     tasks = [TuneTask(each) for each in problems]
     return tune(tasks, target, SearchOptions(**options), output=output, observer=observer, devices=devices)
+
+
+def asked_of_tune(monkeypatch: pytest.MonkeyPatch, result: TuneResult) -> dict[str, Any]:
+    """What the command asks of :func:`tvm_na.tune.tune`, which does nothing and gives ``result``."""
+    found: dict[str, Any] = {}
+
+    def tune(tasks: Any, target: Any, options: Any, **others: Any) -> TuneResult:
+        found.update(vars(options), **others, tasks=tasks, target=target)
+        return result
+
+    monkeypatch.setattr("tvm_na.tune.tune", tune)
+    monkeypatch.setattr("tvm_na.measure.worker_pool.start_server", lambda: None)
+    return found
 
 
 def fails(kernel: Kernel) -> Measured:

@@ -215,7 +215,7 @@ def test_without_a_gpu_here_or_behind_rpc_it_says_what_is_required(tmp_path: Pat
 
 
 def test_a_gpu_of_another_kind_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arch, "count", lambda: [(8, 0), (12, 0)])
+    monkeypatch.setattr(arch, "devices", lambda: [(8, 0), (12, 0)])
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     with pytest.raises(ValueError, match="kernels for cuda-sm_90, .* got GPUs of compute capability 8.0, 12.0"):
         LocalDevice.of(SM_90)

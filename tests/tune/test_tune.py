@@ -43,18 +43,16 @@ def formulations() -> list[Formulation]:
 # --- for real
 
 
-@pytest.fixture(scope="module")
-def states() -> list[tuple[str, int]]:
-    """Phase and trials at each call of the observer of the real run."""
-    return []
+#: Phase and trials at each call of the observer of the real run.
+STATES: list[tuple[str, int]] = []
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory, states: list[tuple[str, int]], formulations: Any) -> TuneResult:
+def real(tmp_path_factory: pytest.TempPathFactory, formulations: Any) -> TuneResult:
     """A run with the defaults of all formulations, those of the structures of one, and six more."""
 
     def observe(state: TuneState) -> None:
-        states.append((state.phase, state.trials))
+        STATES.append((state.phase, state.trials))
 
     folder = tmp_path_factory.mktemp("real")
     trials = len(formulations) + len(formulations[0].spaces) - 1 + 6
@@ -107,7 +105,7 @@ def test_the_cost_model_predicts_once_it_has_learnt(real: TuneResult) -> None:
     assert all(score is not None and math.isfinite(score) for score in predicted[-3:])
 
 
-def test_a_session_says_how_it_went(real: TuneResult, states: list[tuple[str, int]]) -> None:
+def test_a_session_says_how_it_went(real: TuneResult) -> None:
     meta = read_meta(real.folder)
     assert meta is not None
     session = meta.sessions[0]
@@ -115,8 +113,8 @@ def test_a_session_says_how_it_went(real: TuneResult, states: list[tuple[str, in
     assert (session["seed"], session["threads"], session["strategy"]) == (0, 1, "evolutionary")
     assert {"building", "measuring", "searching"} <= session["seconds"].keys()
     assert 0 < session["first_measurement"] <= session["elapsed"]
-    assert {phase for phase, _ in states} >= {"starting", "building", "measuring", "searching", "done"}
-    assert [count for _, count in states] == sorted(count for _, count in states)
+    assert {phase for phase, _ in STATES} >= {"starting", "building", "measuring", "searching", "done"}
+    assert [count for _, count in STATES] == sorted(count for _, count in STATES)
     assert "TaskScheduler picks Task" in (real.folder / "tune.log").read_text()
 
 
@@ -229,7 +227,7 @@ def test_equal_seeds_draw_equal_points(tmp_path: Path, invented: Any) -> None:
 
     def points(name: str, seed: int, strategy: Any) -> list[tuple[object, ...]]:
         options = {"jobs": 1, "only_default_formulation": True, "strategy": strategy}
-        run(PROBLEM, TARGET, trials=9, output=tmp_path / name, seed=seed, **options)
+        run(PROBLEM, TARGET, trials=6, output=tmp_path / name, seed=seed, **options)
         return [t.point for t in trials_in(tmp_path / name)]
 
     assert points("a", 3, "evolutionary") == points("b", 3, "evolutionary")
