@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -35,9 +36,13 @@ PROBLEM = NAProblem.make((9, 9), 3, 1, 8)
 TARGET = detect_target()
 
 
+#: Scheduling all structures takes a second, which every run would need.
+KNOWN_FORMULATIONS = functools.lru_cache(formulations_of)
+
+
 @pytest.fixture(scope="module")
 def formulations() -> list[Formulation]:
-    return formulations_of(PROBLEM, TARGET)
+    return KNOWN_FORMULATIONS(PROBLEM, TARGET)
 
 
 # --- for real
@@ -140,6 +145,7 @@ Cost = Callable[[Candidate], "float | str"]
 
 def invent(monkeypatch: pytest.MonkeyPatch, device: FakeDevice) -> None:
     monkeypatch.setattr("tvm_na.tune.run.Builder", FakeBuilder)
+    monkeypatch.setattr("tvm_na.tune.run.formulations_of", KNOWN_FORMULATIONS)
     monkeypatch.setattr("tvm_na.tune.run.LocalDevice.measurer", lambda _, *how: device.measurer(*how))
     monkeypatch.setattr("tvm_na.tune.run.workers.start_server", lambda: None)
 
