@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -27,6 +28,7 @@ from tvm_na.measure.rpc_devices import RpcDevices
 from tvm_na.problems.attention import NAProblem
 from tvm_na.records.read import records_in, user_folder
 from tvm_na.targets.target import detect_target
+from tvm_na.tune import tasks
 from tvm_na.tune.run import TuneResult
 from tvm_na.tune.state import FormulationState, ProblemState, TuneState
 from tvm_na.tune.tasks import TuneTask
@@ -58,7 +60,7 @@ def state(ending: str = "all trials are done") -> TuneState:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
-    return asked_of_tune(monkeypatch, TuneResult(state(), tmp_path))
+    return asked_of_tune(monkeypatch, lambda: TuneResult(state(), tmp_path))
 
 
 def test_problems_of_a_model(asked: dict[str, Any]) -> None:
@@ -162,9 +164,11 @@ def test_sizes() -> None:
 # --- what it says
 
 
-def test_a_dry_run_lists_tasks_shares_and_points(asked: dict[str, Any], tmp_path: Path) -> None:
-    from tvm_na.tune.tasks import formulations_of
-
+def test_a_dry_run_lists_tasks_shares_and_points(
+    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    formulations_of = functools.lru_cache(tasks.formulations_of)
+    monkeypatch.setattr(tasks, "formulations_of", formulations_of)
     other = NAProblem.make((9, 9), 3, 1, 16)
     file = tmp_path / "problems.json"
     file.write_text(json.dumps([json.loads(p.to_json()) for p in (PROBLEM, other)]))

@@ -33,13 +33,13 @@ def run(
     return tune(tasks, target, SearchOptions(**options), output=output, observer=observer, devices=devices)
 
 
-def asked_of_tune(monkeypatch: pytest.MonkeyPatch, result: TuneResult) -> dict[str, Any]:
-    """What the command asks of :func:`tvm_na.tune.tune`, which does nothing and gives ``result``."""
+def asked_of_tune(monkeypatch: pytest.MonkeyPatch, result: Callable[[], TuneResult]) -> dict[str, Any]:
+    """What the command asks of :func:`tvm_na.tune.tune`, which does nothing and gives ``result()``."""
     found: dict[str, Any] = {}
 
     def tune(tasks: Any, target: Any, options: Any, **others: Any) -> TuneResult:
         found.update(vars(options), **others, tasks=tasks, target=target)
-        return result
+        return result()
 
     monkeypatch.setattr("tvm_na.tune.tune", tune)
     monkeypatch.setattr("tvm_na.measure.worker_pool.start_server", lambda: None)

@@ -40,7 +40,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
-    return asked_of_tune(monkeypatch, TuneResult(TuneState([], 1, ending="all trials are done"), tmp_path))
+    return asked_of_tune(monkeypatch, lambda: TuneResult(TuneState([], 1, ending="all trials are done"), tmp_path))
 
 
 # --- found
