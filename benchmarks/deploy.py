@@ -1,7 +1,7 @@
 """Compiled artifacts against eager execution: ``python -m benchmarks.deploy [--check]``.
 
 Eager with our operator, the artifacts of both formats that ``tvm_na.compile`` makes of the same model, and eager with
-other operators take turns in one process. Peers are given what they like best, as in :mod:`benchmarks.peers`.
+other operators are interleaved in one process. Peers are given what they like best, as in :mod:`benchmarks.peers`.
 """
 
 from __future__ import annotations
@@ -21,18 +21,15 @@ from rich.table import Table
 from torch import nn
 
 import tvm_na
-from benchmarks.cuda_model import FlexAttention
-from benchmarks.model import replaced, with_masked_sdpa
+from benchmarks.common import RESULTS, load_before, use_all_cores, write_json
+from benchmarks.model import with_flex_attention, with_masked_sdpa
 from benchmarks.photographs import crops
-from benchmarks.report import RESULTS, load_before, use_all_cores, write_json
 from tvm_na.deploy.artifact import Artifact
 from tvm_na.deploy.manifest import WEIGHTS
 from tvm_na.functional import Backend
-from tvm_na.measure.timing import Timing, format_time, measure, ratio_in_turns
+from tvm_na.measure.timing import Timing, format_time, interleaved_ratio, measure
 from tvm_na.models import create_model
 from tvm_na.models.registry import get_spec
-from tvm_na.nn import NeighborhoodAttention2D
-from tvm_na.problems.attention import NAProblem
 from tvm_na.reference.accuracy import LOGITS_BUDGET, relative_error
 
 EAGER = "eager, tvm_na"
@@ -74,7 +71,7 @@ class Deployed:
         """The time of ``of`` over a candidate's, the median over the rounds; None if either's numbers are wrong."""
         if name is None or max(self.errors[of], self.errors[name]) > LOGITS_BUDGET:
             return None
-        return ratio_in_turns(self.timings[of], self.timings[name])
+        return interleaved_ratio(self.timings[of], self.timings[name])
 
     def ratios(self) -> dict[str, float | None]:
         """What :data:`GOALS` are set for."""
@@ -83,18 +80,6 @@ class Deployed:
             "best_peer": self.ratio(self.best_peer),
             "without_torch": self.ratio(ARTIFACT, of=WITHOUT_TORCH),
         }
-
-
-def with_flex_attention(model: nn.Module, x: torch.Tensor) -> nn.Module:
-    """A copy of ``model`` that attends by compiled flex_attention, the bias as its score_mod, for ``x``'s size."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    def attention(module: NeighborhoodAttention2D, problem: NAProblem) -> nn.Module:
-        peer = FlexAttention(module, problem, "cpu")
-        peer.attend = torch.compile(flex_attention, dynamic=False, fullgraph=True)
-        return peer
-
-    return replaced(model, x, attention)
 
 
 def compare(name: str, input_size: int, batch: int, dynamic: bool, rounds: int, console: Console) -> Deployed:

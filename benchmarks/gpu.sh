@@ -62,12 +62,12 @@ if "$python" -c "import xdist" 2> /dev/null; then workers=(-n "$(($(nproc) / 2 +
 step tests "$python" -m pytest -m gpu -p no:cacheprovider "${tests[@]}" -k "not cost_the_host" "${workers[@]}"
 step overhead "$python" -m pytest -m gpu -p no:cacheprovider tests/ops/test_cuda_launch.py -k "cost_the_host"
 tune tuning-float16 --dtype float16
-step benchmark-float16 "$python" -m benchmarks.cuda --dtype float16 --output "$out/cuda.json"
-step model "$python" -m benchmarks.cuda_model --output "$out/cuda_model.json"
+step benchmark-float16 "$python" -m benchmarks.op --device cuda --dtype float16 --output "$out/op.json"
+step model "$python" -m benchmarks.model --device cuda --output "$out/model.json"
 tune tuning-training --training --dtype float16
-step training "$python" -m benchmarks.cuda_training --output "$out/cuda_training.json"
+step training "$python" -m benchmarks.training --device cuda --output "$out/training.json"
 tune tuning-float32 --dtype float32
-step benchmark-float32 "$python" -m benchmarks.cuda --dtype float32 --output "$out/cuda.json"
+step benchmark-float32 "$python" -m benchmarks.op --device cuda --dtype float32 --output "$out/op.json"
 if command -v compute-sanitizer > /dev/null; then
   for tool in memcheck racecheck; do
     step "$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes all \

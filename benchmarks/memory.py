@@ -1,18 +1,77 @@
-"""The memory that a forward and backward pass take at their peak.
+"""Peak memory, measured in fresh processes: what has been loaded and freed in another one would count.
 
-``python -m benchmarks.memory PROBLEM STEP``, of which the step is build or measure, prints the bytes of the tensors and
-of the peak.
+``python -m benchmarks.memory pass PROBLEM STEP``, of which the step is build or measure, prints the bytes of the
+tensors of a forward and backward pass and of its peak. ``python -m benchmarks.memory attention CANDIDATE SIZE`` prints
+the bytes that one attention takes beside its inputs and output.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import TypeVar
 
-from benchmarks.fresh import last_line_of, peak_of_call
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+
+from benchmarks.peers import heads_first
+from benchmarks.properties.cases import attend, drawn
 from tvm_na.problems.attention import NAProblem
+
+R = TypeVar("R")
+
+OURS, FUSED, WRITTEN_OUT = "tvm_na", "SDPA", "written out"
+#: What is compared: neighborhood attention, PyTorch's self-attention as it chooses, and with the matrix of its weights.
+CANDIDATES = (OURS, FUSED, WRITTEN_OUT)
+KERNEL_SIZE, HEADS, HEAD_DIM = 7, 2, 32
+
+
+def _status(name: str) -> int:
+    """A number of bytes that Linux keeps of this process."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def _peak_of_call(call: Callable[[], R]) -> tuple[R, int]:
+    """What ``call`` gives, and the bytes at most in use at a time during it, beyond what was in use before.
+
+    Linux counts them to some hundred kilobytes.
+    """
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts from now
+    result = call()
+    return result, _status("VmHWM") - before
+
+
+def _last_line_of(*arguments: str) -> str:
+    """The last line that this module prints, in a process that gives freed tensors back.
+
+    Raises:
+        RuntimeError: the process failed; the message has what it said.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.memory", *arguments],
+        cwd=Path(__file__).parent.parent,
+        # malloc takes large tensors from the system one by one, and gives them back.
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"measuring memory ({' '.join(arguments)}) failed: {done.stderr}")
+    return done.stdout.splitlines()[-1]
+
+
+# --- a forward and backward pass
 
 
 @dataclass(frozen=True)
@@ -37,8 +96,6 @@ class Peak:
 
 def _pass(problem: NAProblem) -> int:
     """Run it forward and backward with a batch of one; the bytes of its tensors."""
-    import torch
-
     from tvm_na import na2d
 
     tokens = (1, *problem.spatial)
@@ -49,12 +106,12 @@ def _pass(problem: NAProblem) -> int:
     return 8 * query.numel() * query.element_size()
 
 
-def _measured(problem: NAProblem, build: bool) -> tuple[int, int]:
+def _measured_pass(problem: NAProblem, build: bool) -> tuple[int, int]:
     """Bytes of the tensors and of the peak, in this process (``build``: only that its kernels are there)."""
     k, d = problem.kernel_size[0], problem.dilation[0]
     # Everything that is loaded on first use is loaded by a smaller problem.
     _pass(NAProblem.make((k * d + 1, k * d + 1), k, 1, 8, dilation=d, bias=problem.bias))
-    return (_pass(problem), 0) if build else peak_of_call(partial(_pass, problem))
+    return (_pass(problem), 0) if build else _peak_of_call(partial(_pass, problem))
 
 
 def peak_of(problem: NAProblem) -> Peak:
@@ -64,9 +121,59 @@ def peak_of(problem: NAProblem) -> Peak:
         RuntimeError: the process failed; the message has what it said.
     """
     # Kernels are built by a process of their own.
-    found = [last_line_of("benchmarks.memory", problem.to_json(), step) for step in ("build", "measure")]
+    found = [_last_line_of("pass", problem.to_json(), step) for step in ("build", "measure")]
     return Peak(problem, *json.loads(found[-1]))
 
 
+# --- one attention, beside self-attention
+
+
+def problem_of(size: int) -> NAProblem:
+    """Neighborhood attention on a square map, as in NAT-Tiny's first stage but for the size."""
+    return NAProblem.make((size, size), KERNEL_SIZE, HEADS, HEAD_DIM)
+
+
+def call_of(name: str, query: Tensor, key: Tensor, value: Tensor) -> Callable[[], Tensor]:
+    """A candidate on tensors ``[batch, height, width, heads, head_dim]``.
+
+    Self-attention gives ``[batch, heads, tokens, head_dim]``, and gets its tensors so beforehand.
+    """
+    if name == OURS:
+        return partial(attend, problem_of(query.shape[1]), query, key, value)
+    tensors = [heads_first(t) for t in (query, key, value)]
+    if name == FUSED:
+        return partial(scaled_dot_product_attention, *tensors)
+
+    def written_out() -> Tensor:
+        with sdpa_kernel([SDPBackend.MATH]):
+            return scaled_dot_product_attention(*tensors)
+
+    return written_out
+
+
+def _measured_attention(name: str, size: int) -> int:
+    """Bytes at most in use at a time during a call, beyond what was in use before and its output."""
+    torch.set_grad_enabled(False)
+    small, large = (drawn(problem_of(n), (n, n), 1, 0)[:3] for n in (KERNEL_SIZE + 1, size))
+    # What is loaded on first use is loaded by a small map, and kernels are on disk since a call in another process.
+    call_of(name, *small)()
+    out, peak = _peak_of_call(call_of(name, *large))
+    return max(0, peak - out.numel() * out.element_size())
+
+
+def footprint_of(name: str, size: int) -> int:
+    """Bytes that a candidate takes beside its inputs and output on a map of ``size`` by ``size``.
+
+    Raises:
+        RuntimeError: the process failed; the message has what it said.
+    """
+    # The first one builds the kernels.
+    found = [_last_line_of("attention", name, str(size)) for _ in range(2 if name == OURS else 1)]
+    return int(found[-1])
+
+
 if __name__ == "__main__":
-    print(json.dumps(_measured(NAProblem.from_json(sys.argv[1]), sys.argv[2] == "build")))
+    if sys.argv[1] == "pass":
+        print(json.dumps(_measured_pass(NAProblem.from_json(sys.argv[2]), sys.argv[3] == "build")))
+    else:
+        print(_measured_attention(sys.argv[2], int(sys.argv[3])))

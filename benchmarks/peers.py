@@ -1,11 +1,12 @@
 """Other ways to compute neighborhood attention in PyTorch, each prepared as its users would.
 
 Everything that does not depend on the tensors' values (gather indices, masks, block masks, compilation) and the
-layout that a peer likes (``[batch, heads, tokens, head_dim]``, contiguous) is made before the clock runs.
+layout that a peer likes (mostly ``[batch, heads, tokens, head_dim]``, contiguous) is made before the clock runs.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,9 +20,18 @@ from tvm_na.nn import NeighborhoodAttention2D
 from tvm_na.problems.attention import NAProblem
 from tvm_na.reference.attention import axis_neighbors
 
-Tensors = tuple[Tensor, Tensor, Tensor]
-#: Computes ``[batch, heads, tokens, head_dim]``.
-Run = Callable[[], Tensor]
+#: From query, key and value to the output, all in the layout of a peer.
+Call = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def heads_first(t: Tensor) -> Tensor:
+    """``[batch, *spatial, heads, head_dim]`` to contiguous ``[batch, heads, tokens, head_dim]``."""
+    return t.flatten(1, -3).transpose(1, 2).contiguous()
+
+
+def tokens_first(out: Tensor, problem: NAProblem) -> Tensor:
+    """The other way round."""
+    return out.transpose(1, 2).unflatten(1, problem.spatial)
 
 
 @dataclass(frozen=True)
@@ -31,17 +41,16 @@ class Peer:
     Attributes:
         name: Short, for tables.
         what: What it is, for the line below a table.
-        prepare: Takes a problem and query, key, value ``[batch, heads, tokens, head_dim]``; gives what is timed.
+        prepare: From a problem and a device to what is timed.
+        layout: From ``[batch, *spatial, heads, head_dim]`` to what it takes.
+        back: The other way round, for its output.
     """
 
     name: str
     what: str
-    prepare: Callable[[NAProblem, Tensors], Run]
-
-
-def heads_first(t: Tensor) -> Tensor:
-    """``[batch, *spatial, heads, head_dim]`` to contiguous ``[batch, heads, tokens, head_dim]``."""
-    return t.flatten(1, -3).transpose(1, 2).contiguous()
+    prepare: Callable[[NAProblem, str], Call]
+    layout: Callable[[Tensor], Tensor] = heads_first
+    back: Callable[[Tensor, NAProblem], Tensor] = tokens_first
 
 
 def _axes(problem: NAProblem) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -71,27 +80,29 @@ def dense_mask(problem: NAProblem) -> Tensor:
     return (rows[:, None, :, None] & columns[None, :, None, :]).reshape(tokens, tokens)
 
 
-def gather_einsum(problem: NAProblem, tensors: Tensors) -> Run:
+def gather_einsum(problem: NAProblem, device: str) -> Call:
     """Gather every window of keys and values, then two einsums around a softmax."""
     _require_plain(problem)
-    query, key, value = tensors
     (rows, _, _), (columns, _, _) = _axes(problem)
     window = math.prod(problem.kernel_size)
-    neighbors = (rows[:, None, :, None] * problem.spatial[1] + columns[None, :, None, :]).reshape(-1, window)
+    neighbors = (rows[:, None, :, None] * problem.spatial[1] + columns[None, :, None, :]).reshape(-1, window).to(device)
     scale = problem.head_dim**-0.5
 
-    def run() -> Tensor:
+    def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         scores = torch.einsum("bhnd,bhnkd->bhnk", query * scale, key[:, :, neighbors])
         return torch.einsum("bhnk,bhnkd->bhnd", scores.softmax(-1), value[:, :, neighbors])
 
-    return run
+    return call
 
 
-def masked_sdpa(problem: NAProblem, tensors: Tensors) -> Run:
-    """``scaled_dot_product_attention`` over all tokens with a dense boolean mask."""
+def masked_sdpa(problem: NAProblem, device: str) -> Call:
+    """``scaled_dot_product_attention`` over all tokens with a dense mask; on a GPU a bias of 0 and minus infinity."""
     _require_plain(problem)
     mask = dense_mask(problem)
-    return lambda: F.scaled_dot_product_attention(*tensors, attn_mask=mask)
+    if device != "cpu":
+        bias = torch.zeros(mask.shape, dtype=getattr(torch, problem.dtype))
+        mask = bias.masked_fill_(~mask, -math.inf).to(device)
+    return lambda query, key, value: F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
 def window_mask_mod(problem: NAProblem) -> Callable[..., Tensor]:
@@ -114,32 +125,98 @@ def window_mask_mod(problem: NAProblem) -> Callable[..., Tensor]:
     return mask_mod
 
 
-def compiled_flex(problem: NAProblem, tensors: Tensors) -> Run:
-    """``torch.compile(flex_attention)`` with a block mask."""
+def _compiled_flex(mask_mod: Callable[..., Tensor], problem: NAProblem, device: str) -> Call:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     tokens = math.prod(problem.spatial)
-    mask = create_block_mask(window_mask_mod(problem), None, None, tokens, tokens, device="cpu")
+    mask = create_block_mask(mask_mod, None, None, tokens, tokens, device=device)
     compiled: Any = torch.compile(flex_attention, dynamic=False, fullgraph=True)
-    query, key, value = tensors
-    return lambda: compiled(query, key, value, block_mask=mask)
+    return lambda query, key, value: compiled(query, key, value, block_mask=mask)
 
 
-PEERS = (
-    Peer("gather", "gathered windows and einsum", gather_einsum),
-    Peer("SDPA", "scaled_dot_product_attention with a dense boolean mask", masked_sdpa),
-    Peer("flex", "torch.compile(flex_attention) with a block mask", compiled_flex),
-)
+def flex(problem: NAProblem, device: str) -> Call:
+    """``torch.compile(flex_attention)`` with a block mask over tokens in the order of rows."""
+    return _compiled_flex(window_mask_mod(problem), problem, device)
 
 
-class DenseMaskAttention(nn.Module):
-    """A :class:`NeighborhoodAttention2D` by SDPA with a dense mask that holds the bias, for one input size."""
+_TILE = 8
+
+
+def tile_order(problem: NAProblem) -> Tensor:
+    """Tokens in the order of 8x8 tiles: ``[tokens]``, the row-major number of each."""
+    height, width = problem.spatial
+    number = torch.arange(height * width).reshape(height, width)
+    tiles = [band.split(_TILE, dim=1) for band in number.split(_TILE, dim=0)]
+    return torch.cat([tile.flatten() for band in tiles for tile in band])
+
+
+def tiled_flex(problem: NAProblem, device: str) -> Call:
+    """The same over tokens in the order of 8x8 tiles, which makes more blocks of the mask empty.
+
+    The tensors are reordered before the clock runs, as a model would that keeps its tokens in that order.
+    """
+    order, sees = tile_order(problem).to(device), window_mask_mod(problem)
+    return _compiled_flex(lambda batch, head, q, k: sees(batch, head, order[q], order[k]), problem, device)
+
+
+def _in_tiles(t: Tensor) -> Tensor:
+    problem = NAProblem.make(tuple(t.shape[1:3]), 1, t.shape[3], t.shape[4])
+    return heads_first(t)[:, :, tile_order(problem).to(t.device)].contiguous()
+
+
+def _tiles_back(out: Tensor, problem: NAProblem) -> Tensor:
+    return tokens_first(out[:, :, tile_order(problem).argsort().to(out.device)], problem)
+
+
+def natten(problem: NAProblem, device: str) -> Call:
+    """NATTEN, the reference library, where it is installed."""
+    if importlib.util.find_spec("natten") is None:
+        raise NotImplementedError("natten is not installed")
+    import natten as library
+
+    return lambda query, key, value: library.na2d(query, key, value, problem.kernel_size, dilation=problem.dilation)
+
+
+_SDPA = Peer("SDPA", "scaled_dot_product_attention with a dense mask", masked_sdpa)
+_FLEX = Peer("flex", "torch.compile(flex_attention) with a block mask", flex)
+#: What is compared with, by device.
+PEERS = {
+    "cpu": (Peer("gather", "gathered windows and einsum", gather_einsum), _SDPA, _FLEX),
+    "cuda": (
+        _FLEX,
+        Peer("flex, tiled", "the same over tokens in 8x8 tiles", tiled_flex, _in_tiles, _tiles_back),
+        _SDPA,
+        Peer("natten", "the reference library", natten, lambda t: t, lambda out, _: out),
+    ),
+}
+
+
+class PeerAttention(nn.Module):
+    """A :class:`NeighborhoodAttention2D` that attends in another way, for one input size."""
+
+    def __init__(self, module: NeighborhoodAttention2D, problem: NAProblem) -> None:
+        super().__init__()
+        self.module, self.problem = module, problem
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """From ``[batch, heads, tokens, head_dim]`` to the same."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[batch, H, W, embed_dim]`` to the same shape; H and W are the problem's."""
+        query, key, value = (t.flatten(1, 2).transpose(1, 2) for t in self.module._project(x))
+        out = self.attend(query, key, value)
+        projected: Tensor = self.module.proj(out.transpose(1, 2).reshape(x.shape))
+        return projected
+
+
+class DenseMaskAttention(PeerAttention):
+    """By SDPA with a dense mask that holds the bias."""
 
     mask: Tensor
 
     def __init__(self, module: NeighborhoodAttention2D, problem: NAProblem) -> None:
-        super().__init__()
-        self.module = module
+        super().__init__(module, problem)
         tokens = math.prod(problem.spatial)
         mask = torch.full((problem.heads, tokens, tokens), -math.inf)
         if module.rpb is None:
@@ -159,9 +236,37 @@ class DenseMaskAttention(nn.Module):
         tokens = math.prod(problem.spatial)
         return rpb[:, rows[:, None, :, None], columns[None, :, None, :]].reshape(-1, tokens, tokens)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[batch, H, W, embed_dim]`` to the same shape; H and W are the problem's."""
-        query, key, value = (t.flatten(1, 2).transpose(1, 2) for t in self.module._project(x))
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask, scale=self.module.scale)
-        projected: Tensor = self.module.proj(out.transpose(1, 2).reshape(x.shape))
-        return projected
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """See :class:`PeerAttention`."""
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask, scale=self.module.scale)
+
+
+class FlexAttention(PeerAttention):
+    """By ``flex_attention``, compiled if wanted, with the bias as its ``score_mod``."""
+
+    def __init__(self, module: NeighborhoodAttention2D, problem: NAProblem, device: str, compiled: bool) -> None:
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        super().__init__(module, problem)
+        tokens = math.prod(problem.spatial)
+        plain = NAProblem.make(problem.spatial, problem.kernel_size, 1, 1, dilation=problem.dilation)
+        self.block_mask = create_block_mask(window_mask_mod(plain), None, None, tokens, tokens, device=device)
+        self.flex: Any = flex_attention
+        if compiled:
+            self.flex = torch.compile(flex_attention, dynamic=False, fullgraph=True)
+
+    def biased(self, score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        """A score with the relative position bias; where the mask is False, any other."""
+        assert self.module.rpb is not None
+        width = self.problem.spatial[1]
+        positions = zip((q // width, q % width), (k // width, k % width), strict=True)
+        index = []
+        for (a, b), d, size in zip(positions, self.problem.dilation, self.problem.kernel_size, strict=True):
+            index.append(torch.clamp(b // d - a // d + (size - 1), 0, 2 * size - 2))
+        return score + self.module.rpb[head, index[0], index[1]]
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """See :class:`PeerAttention`."""
+        bias = None if self.module.rpb is None else self.biased
+        out: Tensor = self.flex(query, key, value, score_mod=bias, block_mask=self.block_mask, scale=self.module.scale)
+        return out

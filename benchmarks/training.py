@@ -1,14 +1,17 @@
-"""Training: ``python -m benchmarks.training [--check]``.
+"""Training: ``python -m benchmarks.training [--device cuda] [--check]``.
 
 The operator's backward pass at NAT-Tiny's four stages beside its forward pass and beside peers that PyTorch can
-differentiate, a step of a whole model beside the same step with the reference backend, and peak memory. float32, all
-cores; candidates take turns in one process, and gradients that deviate from the float64 reference get no time.
+differentiate. Candidates are interleaved in one process; gradients that deviate from the float64 reference get no time.
+
+On a CPU: float32, batch 1, all cores; also a step of a whole model beside the same step with the reference backend, and
+peak memory. On a GPU: batch 128, float16 and float32, ours also with the relative position bias that NAT has; otherwise
+as ``benchmarks.op``.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,92 +24,119 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from benchmarks.case import CHECKED, OURS, Calls, Case, carry_out, error_of, mean_of, stages_of
+from benchmarks.common import Device, ratio_text, result_file, start, write_json
 from benchmarks.memory import Peak, peak_of
-from benchmarks.op import STAGES
-from benchmarks.peers import PEERS, heads_first
-from benchmarks.report import RESULTS, load_before, use_all_cores, write_json
-from benchmarks.stage import mean_of
+from benchmarks.peers import PEERS
 from tvm_na.functional import Backend, na2d
-from tvm_na.measure.timing import Timing, format_time, measure, ratio_in_turns
+from tvm_na.jit.build import explain, target_for
+from tvm_na.measure.cuda import rotating
+from tvm_na.measure.timing import Timing, format_time, interleaved_ratio, measure
 from tvm_na.models import create_model
 from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.backward import BackwardProblem
 from tvm_na.reference import attention as reference
 from tvm_na.reference.accuracy import relative_error
 
 MAX_OF_FORWARD, MIN_STEP, MAX_MEMORY = 3.0, 5.0, 3.0
-#: Largest relative error of a gradient, of an operator's and of a model's.
-GRADIENTS, MODEL_GRADIENTS = 5e-6, 1e-3
-OURS, FORWARD, BACKWARD = "tvm_na", "forward kernel", "backward kernel"
+#: Largest relative error of a gradient: of an operator's by dtype, and of a model's.
+BUDGET, MODEL_GRADIENTS = {"float16": 4e-3, "float32": 5e-6}, 1e-3
+BIASED, FORWARD, BACKWARD = "tvm_na, bias", "forward kernel", "backward kernel"
 
 
 @dataclass
-class Stage:
-    """What was measured for one problem: seconds, and the largest relative error of a gradient, by candidate."""
+class TrainingCase(Case):
+    """What was measured for one problem: forward and backward; errors are the largest of a gradient.
 
-    problem: NAProblem
-    timings: dict[str, Timing] = field(default_factory=dict)
-    errors: dict[str, float] = field(default_factory=dict)
-    unavailable: dict[str, str] = field(default_factory=dict)
+    Attributes:
+        schedules: Which schedule each pass of ours has, in words.
+    """
+
+    schedules: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def budget(self) -> float:
+        """See :class:`Case`."""
+        return BUDGET[self.problem.dtype]
 
     @property
     def of_forward(self) -> float | None:
         """The time of the backward kernel over that of the forward kernel; None if our gradients are wrong."""
-        if not self.errors[OURS] <= GRADIENTS:
-            return None
-        return ratio_in_turns(self.timings[BACKWARD], self.timings[FORWARD])
+        return self.ratio(BACKWARD, FORWARD, by_round=True) if self.is_right(OURS) else None
 
     def over(self, peer: str) -> float | None:
-        """A peer's time, forward and backward, over ours; None if the gradients of either are wrong."""
-        right = max(self.errors[OURS], self.errors.get(peer, float("inf"))) <= GRADIENTS
-        return ratio_in_turns(self.timings[peer], self.timings[OURS]) if right else None
+        """A peer's time over ours; None if the gradients of either are wrong."""
+        return self.ratio(peer, OURS, by_round=True) if self.is_right(OURS) and self.is_right(peer) else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        peers = {peer.name: self.over(peer.name) for peer in PEERS[self.device] if peer.name in self.errors}
+        found = {**super().to_dict(), "over_peers": peers, "backward_over_forward": self.of_forward}
+        return {**found, "schedules": self.schedules}
+
+    def load(self, content: dict[str, Any]) -> None:
+        """See :class:`Case`."""
+        super().load(content)
+        self.schedules = content["schedules"]
 
 
-def differentiated(run: Callable[[], Tensor], tensors: list[Tensor], d_out: Tensor) -> tuple[Tensor, ...]:
-    """The gradients of ``tensors``, forward and backward."""
-    return torch.autograd.grad(run(), tensors, d_out)
+def all_cases(device: str) -> list[TrainingCase]:
+    """What is measured on a device."""
+    if device == "cpu":
+        return [TrainingCase(problem) for problem in stages_of()]
+    return [TrainingCase(problem, 128, device) for dtype in BUDGET for problem in stages_of(dtype)]
 
 
-def run_stage(problem: NAProblem, rounds: int) -> Stage:
-    """Measure every candidate at one problem."""
-    torch.manual_seed(0)
-    stage, scale = Stage(problem), problem.head_dim**-0.5
-    drawn = [torch.randn(1, *problem.spatial, problem.heads, problem.head_dim) for _ in range(4)]
-    *tensors, d_out = drawn
-    doubles = [t.double().requires_grad_() for t in tensors]
-    right = torch.autograd.grad(reference.neighborhood_attention(problem, *doubles, scale)[0], doubles, d_out.double())
-    leaves = [t.requires_grad_() for t in tensors]
-    calls: dict[str, Callable[[], Any]] = {}
-
-    def ours() -> Tensor:
-        out: Tensor = na2d(*leaves, problem.kernel_size, backend=Backend.COMPILED)
-        return out
-
-    calls[OURS] = partial(differentiated, ours, leaves, d_out)
-    stage.errors[OURS] = max(map(relative_error, calls[OURS](), right))
-    first = [heads_first(t.detach()).requires_grad_() for t in leaves]
-    for peer in PEERS:
-        try:
-            call = partial(differentiated, peer.prepare(problem, tuple(first)), first, heads_first(d_out))
-            found = call()
-        except Exception as error:  # a compiler's failure has no type of its own; it is reported by name
-            cause = error.__cause__ or error  # what Dynamo observed, rather than that it did
-            stage.unavailable[peer.name] = f"{type(cause).__name__}: {cause}".strip().splitlines()[0]
-            continue
-        stage.errors[peer.name] = max(relative_error(g, heads_first(r)) for g, r in zip(found, right, strict=True))
-        calls[peer.name] = call
-    stage.timings = measure({**calls, **_kernels(problem, tensors, d_out, scale)}, rounds=rounds)
-    return stage
+def gradients(call: Callable[..., Tensor], *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The gradients of all ``tensors`` but the last, which is that of the output; forward and backward."""
+    *leaves, d_out = tensors
+    return torch.autograd.grad(call(*leaves), leaves, d_out)
 
 
-def _kernels(problem: NAProblem, tensors: list[Tensor], d_out: Tensor, scale: float) -> dict[str, Callable[[], Any]]:
+def expected(problem: NAProblem, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The same by the reference in float64, of query, key, value and maybe a bias."""
+
+    def right(query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None = None) -> Tensor:
+        return reference.neighborhood_attention(problem, query, key, value, scale=problem.head_dim**-0.5, rpb=rpb)[0]
+
+    *leaves, d_out = tensors
+    return gradients(right, *(t.detach().double().requires_grad_() for t in leaves), d_out.double())
+
+
+def run_case(case: TrainingCase, rounds: int, biased: bool) -> None:
+    """Measure every candidate of one case; ``biased``: ours with a bias, too."""
+    problem, sets = case.problem, case.draw(4, differentiated=True)
+
+    def ours(query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None = None) -> Tensor:
+        return na2d(query, key, value, problem.kernel_size, rpb=rpb, backend=Backend.COMPILED)
+
+    few = [t[:CHECKED] for t in sets[0]]
+    right = expected(problem, *few)
+    calls: Calls = {OURS: rotating(partial(gradients, ours), sets)}
+    case.errors[OURS] = error_of(gradients(ours, *sets[0]), right)
+    if biased:
+        shape = (problem.heads, *(2 * k - 1 for k in problem.kernel_size))
+        rpb = torch.randn(shape, dtype=few[0].dtype, device=case.device).requires_grad_()
+        calls[BIASED] = rotating(partial(gradients, ours), [(*tensors, rpb, d_out) for *tensors, d_out in sets])
+        leaves = [t.detach().requires_grad_() for t in (*few[:3], rpb)]
+        case.errors[BIASED] = error_of(gradients(ours, *leaves, few[3]), expected(problem, *leaves, few[3]))
+    case.add_peers(calls, sets, right, lambda call: partial(gradients, call))
+    case.measure({**calls, **passes(problem, sets)}, rounds)
+    target = target_for("cuda", 0) if case.device == "cuda" else None
+    case.schedules["backward"] = explain(BackwardProblem(problem), target)
+    case.schedules["forward"] = explain(NAProblem(**{**vars(problem), "return_lse": True}), target)
+
+
+def passes(problem: NAProblem, sets: Sequence[tuple[Tensor, ...]]) -> Calls:
     """The operators of the two passes alone, with what autograd gives them: the forward pass keeps its log-sum-exp."""
-    query, key, value = (t.detach() for t in tensors)
     window = (problem.kernel_size, problem.stride, problem.dilation, problem.is_causal)
     forward, backward = torch.ops.tvm_na.na_forward_lse, torch.ops.tvm_na.na_backward
-    _, lse = forward(query, key, value, None, *window, scale)
+    scale = problem.head_dim**-0.5
+    plain = [tuple(t.detach() for t in tensors) for tensors in sets]
+    known = [(q, k, v, forward(q, k, v, None, *window, scale)[1], d_out) for q, k, v, d_out in plain]
     return {
-        FORWARD: lambda: forward(query, key, value, None, *window, scale),
-        BACKWARD: lambda: backward(query, key, value, None, lse, d_out, None, *window, scale),
+        FORWARD: rotating(lambda *t: forward(*t[:3], None, *window, scale), known),
+        BACKWARD: rotating(lambda q, k, v, lse, d: backward(q, k, v, None, lse, d, None, *window, scale), known),
     }
 
 
@@ -121,7 +151,7 @@ class Step:
     def speedup(self) -> float | None:
         """The reference backend's time over ours, round by round; None if our gradients are wrong."""
         ours, other = self.timings[Backend.COMPILED.value], self.timings[Backend.REFERENCE.value]
-        return ratio_in_turns(other, ours) if max(self.errors.values()) <= MODEL_GRADIENTS else None
+        return interleaved_ratio(other, ours) if max(self.errors.values()) <= MODEL_GRADIENTS else None
 
 
 def step(model: nn.Module, x: Tensor, target: Tensor) -> None:
@@ -147,35 +177,34 @@ def run_step(name: str, input_size: int, batch: int, rounds: int) -> Step:
     return Step(measure(calls, rounds=rounds, sample_time=0.1, warmup_time=0.5), errors)
 
 
-def _ratio(value: float | None) -> str:
-    return "refused" if value is None else f"{value:.2f}x"
-
-
-def table_of(stages: list[Stage]) -> Table:
+def table_of(cases: list[TrainingCase]) -> Table:
     """Medians in milliseconds."""
-    names = [FORWARD, BACKWARD, OURS, *(peer.name for peer in PEERS)]
-    title = "2D neighborhood attention, k 7, head_dim 32, float32, batch 1: ms; from the third on forward and backward"
+    device = cases[0].device
+    ours = (OURS,) if device == "cpu" else (OURS, BIASED)
+    names = [FORWARD, BACKWARD, *ours, *(peer.name for peer in PEERS[device])]
+    title = "2D neighborhood attention, k 7, head_dim 32: ms; from the third on forward and backward"
     table = Table(title=title, box=SIMPLE_HEAD)
-    for column in ("map, heads", *names, "backward / forward"):
+    for column in ("map, heads", *names, "backward / forward", "best peer / ours"):
         table.add_column(column, justify="left" if column == "map, heads" else "right")
-    for stage in stages:
-        p = stage.problem
+    for case in cases:
         cells = [
-            format_time(stage.timings[name].median).removesuffix(" ms") if name in stage.timings else "unavailable"
+            format_time(case.timings[name].median).removesuffix(" ms")
+            if name in case.timings
+            else ("unavailable" if name in case.unavailable else "wrong")
             for name in names
         ]
-        table.add_row(f"{p.spatial[0]}x{p.spatial[1]}, {p.heads}", *cells, _ratio(stage.of_forward))
+        table.add_row(case.label, *cells, ratio_text(case.of_forward), ratio_text(case.over_peer()))
     return table
 
 
-def failures_of(stages: list[Stage], one: Step, peaks: list[Peak]) -> list[str]:
+def failures_of(cases: list[TrainingCase], one: Step, peaks: list[Peak]) -> list[str]:
     """What is below its goal."""
     found = []
-    mean = mean_of([stage.of_forward for stage in stages])
+    mean = mean_of([case.of_forward for case in cases])
     if mean is None or mean > MAX_OF_FORWARD:
-        found.append(f"backward / forward, geometric mean: required <= {MAX_OF_FORWARD:g}x, got {_ratio(mean)}")
+        found.append(f"backward / forward, geometric mean: required <= {MAX_OF_FORWARD:g}x, got {ratio_text(mean)}")
     if one.speedup is None or one.speedup < MIN_STEP:
-        found.append(f"reference's step / ours: required >= {MIN_STEP:g}x, got {_ratio(one.speedup)}")
+        found.append(f"reference's step / ours: required >= {MIN_STEP:g}x, got {ratio_text(one.speedup)}")
     for peak in peaks:
         if peak.ratio > MAX_MEMORY:
             found.append(f"peak memory at {peak.problem}: required <= {MAX_MEMORY:g}x, got {peak.ratio:.2f}x")
@@ -183,62 +212,52 @@ def failures_of(stages: list[Stage], one: Step, peaks: list[Peak]) -> list[str]:
 
 
 def main(
-    rounds: Annotated[int, typer.Option(min=1, help="Samples of every candidate.")] = 15,
-    model: Annotated[str, typer.Option(help="Whose step is timed.")] = "nat_tiny",
-    input_size: Annotated[int, typer.Option(min=32, help="Of its images, in pixels.")] = 64,
-    batch: Annotated[int, typer.Option(min=1, help="Images of a step.")] = 8,
-    output: Annotated[Path, typer.Option(help="JSON file to write.")] = RESULTS / "training.json",
+    device: Device = "cpu",
+    rounds: Annotated[int, typer.Option(min=1, help="Number of samples of every candidate.")] = 15,
+    model: Annotated[str, typer.Option(help="Name of the model whose step is timed, on a CPU.")] = "nat_tiny",
+    input_size: Annotated[int, typer.Option(min=32, help="Height and width of its images in pixels.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size of its step.")] = 8,
+    output: Annotated[Path | None, typer.Option(help="JSON file to write; results/training.json if none.")] = None,
     check: Annotated[bool, typer.Option(help="Exit 1 below a goal.")] = False,
 ) -> None:
     """Measure what training costs."""
-    console = Console()
-    cores = use_all_cores()
-    load = load_before(console)
-    stages = []
-    for problem in STAGES:
-        with console.status(f"{problem}"):
-            stages.append(run_stage(problem, rounds))
-    console.print(table_of(stages))
-    mean = mean_of([stage.of_forward for stage in stages])
-    console.print(
-        f"backward / forward, geometric mean: {_ratio(mean)} ({rounds} rounds, {cores} threads)", style="bold"
-    )
-    for name, reason in {k: v for stage in stages for k, v in stage.unavailable.items()}.items():
+    console = Console(width=200 if device == "cuda" else None)
+    load = start(device, console, check=check)
+    output = output or result_file("training", device)
+    content: dict[str, Any] = {"benchmark": "training", "rounds": rounds, "load_before": load}
+
+    def write(done: list[TrainingCase]) -> None:
+        content["backward_over_forward"] = mean_of([case.of_forward for case in done])
+        content["stages"] = [case.to_dict() for case in done]
+        write_json(output, content, device)
+
+    run = partial(run_case, rounds=rounds, biased=device == "cuda")
+    cases = carry_out(all_cases(device), run, write, output, console)
+    console.print(table_of(cases))
+    mean = ratio_text(mean_of([case.of_forward for case in cases]))
+    console.print(f"backward / forward, geometric mean: {mean} ({rounds} rounds)", style="bold")
+    for name, reason in {k: v for case in cases for k, v in case.unavailable.items()}.items():
         console.print(f"unavailable: {name}: {reason}", style="yellow", markup=False)
+    if device == "cuda":
+        return
     with console.status(f"a step of {model}"):
         one = run_step(model, input_size, batch, rounds)
     for backend, timing in one.timings.items():
         console.print(f"step of {model}, {input_size} px, batch {batch}, {backend}: {format_time(timing.median)}")
-    console.print(f"reference's step / ours: {_ratio(one.speedup)}", style="bold")
+    console.print(f"reference's step / ours: {ratio_text(one.speedup)}", style="bold")
     with console.status("memory"):
         peaks = [peak_of(NAProblem.make((n, n), 7, 2, 32, bias=True)) for n in (56, 112, 224)]
     for peak in peaks:
         console.print(f"peak memory, {peak.problem}: {peak.peak / 1e6:.1f} MB, {peak.ratio:.2f}x of its tensors")
-    content = {
-        "benchmark": "training",
-        "rounds": rounds,
-        "load_before": load,
-        "backward_over_forward": mean,
-        "stages": [_to_dict(stage) for stage in stages],
-        "step": {"model": model, "input_size": input_size, "batch": batch, "speedup": one.speedup, **_of(one)},
-        "memory": [{"problem": str(p.problem), "tensors": p.tensors, "peak": p.peak} for p in peaks],
-    }
+    candidates = {name: timing.to_dict() for name, timing in one.timings.items()}
+    about = {"model": model, "input_size": input_size, "batch": batch, "speedup": one.speedup}
+    content["step"] = {**about, "candidates": candidates, "errors": one.errors}
+    content["memory"] = [{"problem": str(p.problem), "tensors": p.tensors, "peak": p.peak} for p in peaks]
     write_json(output, content)
-    failures = failures_of(stages, one, peaks) if check else []
+    failures = failures_of(cases, one, peaks) if check else []
     for failure in failures:
         console.print(f"check failed: {failure}", style="red", markup=False)
     raise typer.Exit(1 if failures else 0)
-
-
-def _of(measured: Stage | Step) -> dict[str, Any]:
-    timings = {name: timing.to_dict() for name, timing in measured.timings.items()}
-    return {"candidates": timings, "errors": measured.errors}
-
-
-def _to_dict(stage: Stage) -> dict[str, Any]:
-    peers = {peer.name: stage.over(peer.name) for peer in PEERS if peer.name in stage.errors}
-    found = {"problem": str(stage.problem), "unavailable": stage.unavailable, "over_peers": peers}
-    return {**found, "backward_over_forward": stage.of_forward, **_of(stage)}
 
 
 if __name__ == "__main__":

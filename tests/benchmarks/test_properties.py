@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import footprint, properties
-from benchmarks.property_cases import (
+from benchmarks import memory
+from benchmarks.properties import __main__ as properties
+from benchmarks.properties.cases import (
     attend,
     dense_flops,
     distance_to_self_attention,
@@ -23,7 +24,7 @@ from benchmarks.property_cases import (
     self_attention,
     shift_errors,
 )
-from benchmarks.property_plots import plot_cost, plot_shift, plot_window
+from benchmarks.properties.plots import plot_cost, plot_shift, plot_window
 from tests.conftest import GRADIENT_TOLERANCE, TOLERANCE
 from tests.helpers import relative_error
 from tvm_na.measure.timing import Timing
@@ -212,10 +213,10 @@ def test_where_nothing_is_cut_off_is_known_without_a_stride_alone() -> None:
 def cost(size: int, seconds: float, error: float = 0.0) -> properties.Cost:
     """Costs of a map that grow with its tokens for ours and with their square for others."""
     timings, footprints, tokens = {}, {}, size * size
-    for name in footprint.CANDIDATES:
-        grown = tokens if name == footprint.OURS else tokens**2
+    for name in memory.CANDIDATES:
+        grown = tokens if name == memory.OURS else tokens**2
         timings[name], footprints[name] = Timing((seconds * grown,)), 1000 * grown
-    return properties.Cost(size, timings, footprints, dict.fromkeys(footprint.CANDIDATES, error))
+    return properties.Cost(size, timings, footprints, dict.fromkeys(memory.CANDIDATES, error))
 
 
 def test_the_page_gets_its_numbers_between_its_marks(tmp_path: Path) -> None:
@@ -237,14 +238,14 @@ def test_the_page_gets_its_numbers_between_its_marks(tmp_path: Path) -> None:
 
 def test_wrong_numbers_have_no_time_and_no_exponent() -> None:
     costs = [cost(14, 1e-6), cost(28, 1e-6, error=1e-3)]
-    assert [c.seconds(footprint.OURS) for c in costs] == [14 * 14 * 1e-6, None]
-    assert properties.exponents_of(costs)[footprint.OURS] == {"time": None, "memory": 1.0}
+    assert [c.seconds(memory.OURS) for c in costs] == [14 * 14 * 1e-6, None]
+    assert properties.exponents_of(costs)[memory.OURS] == {"time": None, "memory": 1.0}
     assert "| wrong |" in properties.markdown_of(costs, 1, 1)
 
 
 def test_pictures_are_the_same_for_the_same_numbers(tmp_path: Path) -> None:
     for folder in (tmp_path / "first", tmp_path / "second"):
-        shown = {name: [1.0, None] for name in footprint.CANDIDATES}
+        shown = {name: [1.0, None] for name in memory.CANDIDATES}
         plot_cost([14, 28], {"NA": [4, 16], "dense": [4, 64]}, shown, {"NA": [4, 8]}, folder / "cost.png")
         plot_window(28, {3: 2.0, 28: 1e-7}, folder / "window.png")
         plot_shift(
@@ -257,10 +258,10 @@ def test_pictures_are_the_same_for_the_same_numbers(tmp_path: Path) -> None:
 
 
 def test_what_is_compared_is_right() -> None:
-    query, key, value, _ = drawn(footprint.problem_of(9), (9, 9), 1, 0)
+    query, key, value, _ = drawn(memory.problem_of(9), (9, 9), 1, 0)
     right = self_attention(*doubled(query, key, value)).flatten(1, 2).transpose(1, 2)
-    for name in (footprint.FUSED, footprint.WRITTEN_OUT):
-        assert relative_error(footprint.call_of(name, query, key, value)(), right) <= TOLERANCE["float32"]
+    for name in (memory.FUSED, memory.WRITTEN_OUT):
+        assert relative_error(memory.call_of(name, query, key, value)(), right) <= TOLERANCE["float32"]
     assert torch.equal(
-        footprint.call_of(footprint.OURS, query, key, value)(), attend(footprint.problem_of(9), query, key, value)
+        memory.call_of(memory.OURS, query, key, value)(), attend(memory.problem_of(9), query, key, value)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -20,18 +21,20 @@ from typer.testing import CliRunner, Result
 
 from tests.cli.invoking import error_of, invoke
 from tests.records.tuned import commit_drawn
+from tests.tune.runs import asked_of_tune
 from tvm_na.cli import app
 from tvm_na.cli.tune import parse_duration, parse_size
 from tvm_na.cli.tune_progress import in_words, observer, print_summary, progress_line
-from tvm_na.measure.rpc_devices import Farm
+from tvm_na.measure.rpc_devices import RpcDevices
 from tvm_na.problems.attention import NAProblem
 from tvm_na.records.files import user_folder
 from tvm_na.records.read import records_in
 from tvm_na.targets.target import detect_target
+from tvm_na.tune import tasks
 from tvm_na.tune.run import TuneResult
 from tvm_na.tune.state import FormulationState, ProblemState, TuneState
 from tvm_na.tune.tasks import TuneTask
-from tvm_na.tune.trial_log import JOURNAL, trials_in
+from tvm_na.tune.trial_log import TRIAL_LOG, trials_in
 
 ROOT = Path(__file__).parents[2]
 PROBLEM = NAProblem.make((9, 9), 3, 1, 8)
@@ -59,16 +62,7 @@ def state(ending: str = "all trials are done") -> TuneState:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
-    """What the command asks of :func:`tvm_na.tune.tune`, which does nothing."""
-    found: dict[str, Any] = {}
-
-    def tune(tasks: Any, target: Any, **options: Any) -> TuneResult:
-        found.update(options, tasks=tasks, target=target)
-        return TuneResult(state(), tmp_path)
-
-    monkeypatch.setattr("tvm_na.tune.tune", tune)
-    monkeypatch.setattr("tvm_na.measure.worker_pool.start_server", lambda: None)
-    return found
+    return asked_of_tune(monkeypatch, lambda: TuneResult(state(), tmp_path))
 
 
 def test_problems_of_a_model(asked: dict[str, Any]) -> None:
@@ -80,7 +74,7 @@ def test_problems_of_a_model(asked: dict[str, Any]) -> None:
         ((7, 7), 5.0),
     ]
     assert asked["target"] == detect_target()
-    assert (asked["trials"], asked["seed"], asked["threads"], asked["output"], asked["farm"]) == (
+    assert (asked["trials"], asked["seed"], asked["threads"], asked["output"], asked["devices"]) == (
         1000,
         0,
         0,
@@ -110,7 +104,7 @@ def test_problems_of_a_file_and_all_options(asked: dict[str, Any], tmp_path: Pat
     wanted = {"trials": 7, "time_limit": 90.0, "jobs": 3, "seed": 5, "threads": 2, "cold_cache": True, "output": output}
     assert {name: asked[name] for name in wanted} == wanted
     assert asked["target"].name == "llvm-x86-sse4"
-    assert asked["farm"] == Farm("somewhere", 9190, "board")
+    assert asked["devices"] == RpcDevices("somewhere", 9190, "board")
 
 
 @pytest.mark.parametrize(
@@ -160,9 +154,11 @@ def test_durations_and_sizes() -> None:
 # --- what it says
 
 
-def test_a_dry_run_lists_tasks_shares_and_points(asked: dict[str, Any], tmp_path: Path) -> None:
-    from tvm_na.tune.tasks import formulations_of
-
+def test_a_dry_run_lists_tasks_shares_and_points(
+    asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    formulations_of = functools.lru_cache(tasks.formulations_of)
+    monkeypatch.setattr(tasks, "formulations_of", formulations_of)
     other = NAProblem.make((9, 9), 3, 1, 16)
     file = tmp_path / "problems.json"
     file.write_text(json.dumps([json.loads(p.to_json()) for p in (PROBLEM, other)]))
@@ -267,7 +263,7 @@ def test_what_a_killed_tuner_measured_counts_in_the_next_run(tmp_path: Path, mon
     assert len(before) >= 3
     assert [r.seconds for r in records][: len(before)] == [t.seconds for t in before if t.failure is None]
     assert len(records) - len(before) in (0, 1)
-    with (folder / JOURNAL).open("ab") as file:
+    with (folder / TRIAL_LOG).open("ab") as file:
         file.write(b'{"time": "torn')  # what a line looks like whose writer was killed
     output = invoke("tune", *command, len(before) + 1).output
     assert "1 trials in " in output and f", {len(before) + 1} with those before" in output
@@ -294,7 +290,7 @@ def _session_of(process: int) -> list[str]:
 def test_without_a_gpu_it_says_what_is_required(tmp_path: Path) -> None:
     result = run("nat_mini", "--target", "cuda-sm_90", "--output", tmp_path / "out")
     assert result.exit_code == 2 and "Traceback" not in result.output
-    says = "target: required a GPU of this machine that runs kernels for cuda-sm_90, or a farm whose devices do "
+    says = "target: required a GPU of this machine that runs kernels for cuda-sm_90, or RPC devices that do "
     assert says + "(--rpc HOST:PORT --rpc-key KEY), got no GPU that PyTorch sees" in " ".join(result.output.split())
     assert not (tmp_path / "out").exists()
 

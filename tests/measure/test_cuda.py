@@ -11,12 +11,16 @@ import pytest
 import torch
 
 from tvm_na.measure import cuda as measure_cuda
-from tvm_na.measure import idle as calm
 from tvm_na.measure import local as measure
-from tvm_na.measure.cuda import CudaStopwatch, Sets, copies_for, rotating, sets_of
-from tvm_na.measure.local import Conditions, Kernel, LocalMeasurer, Measured, in_turns, run_kernel
+from tvm_na.measure import timing
+from tvm_na.measure.cuda import Sets, copies_for, rotating, sets_of
+from tvm_na.measure.idle import why_busy
+from tvm_na.measure.local import Conditions, Kernel, LocalMeasurer, Measured, repeats_of, run_kernel
+from tvm_na.measure.timing import CpuClock, CudaClock, clock_of
 from tvm_na.measure.worker_pool import Last
 from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.backward import BackwardProblem
+from tvm_na.problems.unfused import UnfusedProblem
 from tvm_na.reference import attention as reference
 from tvm_na.reference.case import WrongNumbers
 from tvm_na.reference.cases import make_case
@@ -62,24 +66,23 @@ class Event:
 def test_a_kernel_is_timed_by_the_gpu_however_short_it_is(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Launching takes longer than the shorter one."""
     gpu = PretendedGpu(monkeypatch)
-    found = CudaStopwatch().seconds(lambda: gpu.launch("a", seconds), 20)
+    found = CudaClock().seconds(lambda: gpu.launch("a", seconds), 20)
     assert found == pytest.approx(seconds)
     assert gpu.did == "z" + "a" * 20
 
 
-def test_kernels_take_turns_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_are_interleaved_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = PretendedGpu(monkeypatch)
-    monkeypatch.setattr(measure_cuda, "_scratch", lambda: SimpleNamespace(add_=lambda n: gpu.launch("f", 1e-4)))
+    monkeypatch.setattr(timing, "_filler", lambda *_: SimpleNamespace(add_=lambda n: gpu.launch("f", 1e-4)))
     calls = [lambda: gpu.launch("a", 2e-4), lambda: gpu.launch("b", 1.3e-4)]
-    found = in_turns(calls, ON_GPU, CudaStopwatch())
+    found = repeats_of(calls, ON_GPU, CudaClock())
     assert found[0] == pytest.approx([2e-4] * 5) and found[1] == pytest.approx([1.3e-4] * 5)
     assert gpu.did.replace("z", "") == "aaabbb" + ("a" * 3 + "b" * 4) * 5  # each repeat at least half a millisecond
     gpu.did = ""
-    cold = in_turns(calls, Conditions(1, repeats=3, device="cuda:0", cold_cache=True), CudaStopwatch())
+    cold = repeats_of(calls, Conditions(1, repeats=3, device="cuda:0", cold_cache=True), CudaClock())
     assert cold[0] == pytest.approx([2e-4] * 3)
     assert gpu.did == "zazaza" + "zbzbzb" + "fzafzb" * 3
-    assert isinstance(measure.stopwatch(ON_GPU), CudaStopwatch)
-    assert not isinstance(measure.stopwatch(Conditions(1)), CudaStopwatch)
+    assert isinstance(clock_of(ON_GPU.device), CudaClock) and isinstance(clock_of("cpu"), CpuClock)
 
 
 # --- arguments
@@ -92,7 +95,7 @@ def test_arguments_rotate_through_more_than_the_last_cache() -> None:
         call()
     assert seen == [1, 2, 3, 1, 2, 3, 1]
     assert [copies_for(n) for n in (1, 2**20, 2**25, 2**27, 2**40)] == [64, 64, 12, 3, 2]
-    assert all(copies_for(n) * n >= measure_cuda.ROTATED_BYTES for n in (2**25, 2**26 + 1, 2**30))
+    assert all(copies_for(n) * n >= timing.ROTATED_BYTES for n in (2**25, 2**26 + 1, 2**30))
 
 
 def attention(*arguments: torch.Tensor, right: bool = True) -> None:
@@ -126,13 +129,29 @@ def test_a_kernel_is_checked_once_and_then_called_with_one_set_after_the_other()
         sets.checked(lambda *t: None, 1e-6)
 
 
+@pytest.mark.parametrize(
+    ("problem", "shared"),
+    [
+        (UnfusedProblem.make("qk", (8, 9), 3, 2, 16, bias=True), [False, False, True, True, False]),
+        (UnfusedProblem.make("bias_parts", (8, 9), 3, 2, 16), [False, False]),
+        # query, key, value, scale, rpb, lse, d_out, d_lse; four gradients
+        (BackwardProblem(PROBLEM), [False] * 3 + [True] * 2 + [False] * 7),
+    ],
+    ids=str,
+)
+def test_what_has_a_batch_rotates(problem: UnfusedProblem | BackwardProblem, shared: list[bool]) -> None:
+    """All but a scale and a bias have copies."""
+    first, second = Sets.of(problem, make_case(problem, 2, "cpu")).arguments[:2]
+    assert [a is b for a, b in zip(first, second, strict=True)] == shared
+
+
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     """Pretends that a GPU is there, on which kernels are Python functions: those that are installed, by file."""
     kernels: dict[str, Callable[..., None]] = {}
     monkeypatch.setattr(measure_cuda, "make_case", lambda problem, batch, device: make_case(problem, batch, "cpu"))
     monkeypatch.setattr("tvm_na.jit.runtime.load", lambda file, entry, kind: kernels[file.name])
-    monkeypatch.setattr(measure, "stopwatch", lambda conditions: measure.CpuStopwatch())
+    monkeypatch.setattr(measure, "clock_of", lambda device: CpuClock())
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     measure_cuda._sets.clear()
     yield kernels.__setitem__
@@ -193,7 +212,7 @@ def test_a_process_that_lost_its_gpu_is_replaced_and_measuring_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measure, "run_kernel", spoils)
-    measurer = LocalMeasurer(Conditions(1, timeout=1.0), tmp_path / "log")
+    measurer = LocalMeasurer(Conditions(1, timeout=2.0), tmp_path / "log")
     files = ["a", "b", "illegal", "c", "endless", "d", "illegal"]
     found: dict[int, Measured] = {}
     try:
@@ -246,16 +265,16 @@ def nvidia_smi(folder: Path, percent: str, processes: str, code: int = 0) -> str
 
 def test_a_busy_gpu_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", nvidia_smi(tmp_path, "0\\n", f"{os.getpid()}, python\\n"))
-    assert calm.why_busy("GPU-1") is None
+    assert why_busy("GPU-1") is None
     assert "--id=GPU-1" in (tmp_path / "asked").read_text()
     nvidia_smi(tmp_path, "0\\n", f"{os.getpid()}, python\\n7, /usr/bin/other\\n")
-    assert calm.why_busy("GPU-1") == "used by /usr/bin/other (process 7)"
-    assert calm.why_busy("GPU-1", frozenset({7})) is None
+    assert why_busy("GPU-1") == "used by /usr/bin/other (process 7)"
+    assert why_busy("GPU-1", frozenset({7})) is None
     nvidia_smi(tmp_path, "93\\n", "")
-    assert calm.why_busy("GPU-1") == "it is busy 93 % of the time"
+    assert why_busy("GPU-1") == "it is busy 93 % of the time"
     nvidia_smi(tmp_path, "[N/A]\\n", "")
-    assert calm.why_busy("GPU-1") is None
+    assert why_busy("GPU-1") is None
     nvidia_smi(tmp_path, "93\\n", "", code=6)
-    assert calm.why_busy("GPU-1") is None
+    assert why_busy("GPU-1") is None
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
-    assert calm.why_busy("GPU-1") is None
+    assert why_busy("GPU-1") is None

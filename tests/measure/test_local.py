@@ -15,8 +15,9 @@ import torch
 
 from tvm_na.measure import local as measure
 from tvm_na.measure import worker_pool as workers
-from tvm_na.measure.idle import Calm
-from tvm_na.measure.local import Conditions, Kernel, LocalMeasurer, Measured, in_turns, plan, scatters
+from tvm_na.measure.idle import Patience
+from tvm_na.measure.local import Conditions, Kernel, LocalMeasurer, Measured, plan, repeats_of, scatters
+from tvm_na.measure.timing import CpuClock
 from tvm_na.measure.worker_pool import Outcome, Pool
 from tvm_na.problems.attention import NAProblem
 from tvm_na.targets.target import NATarget, detect_target
@@ -157,10 +158,10 @@ class Clock:
 def test_every_repeat_is_kept_and_those_that_scatter_are_doubled(monkeypatch: pytest.MonkeyPatch) -> None:
     steady, uneven = Clock([1e-3]), Clock([1e-3, 3e-3])
     conditions = Conditions(1, repeats=10, shortest=1e-3, budget=1.0)
-    monkeypatch.setattr(measure, "time", steady)
-    assert in_turns([steady.call], conditions)[0] == pytest.approx([1e-3] * 10)
-    monkeypatch.setattr(measure, "time", uneven)
-    (seconds,) = in_turns([uneven.call], conditions)
+    monkeypatch.setattr(time, "perf_counter", steady.perf_counter)
+    assert repeats_of([steady.call], conditions, CpuClock())[0] == pytest.approx([1e-3] * 10)
+    monkeypatch.setattr(time, "perf_counter", uneven.perf_counter)
+    (seconds,) = repeats_of([uneven.call], conditions, CpuClock())
     assert len(seconds) == 20
     assert min(seconds) == pytest.approx(1e-3)
     assert scatters(seconds)
@@ -169,8 +170,10 @@ def test_every_repeat_is_kept_and_those_that_scatter_are_doubled(monkeypatch: py
 
 def test_the_budget_ends_what_became_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock([1e-3] * 3 + [1.0] * 100)
-    monkeypatch.setattr(measure, "time", clock)
-    assert in_turns([clock.call], Conditions(1, repeats=40, shortest=1e-3, budget=0.5))[0] == pytest.approx([1.0] * 3)
+    monkeypatch.setattr(time, "perf_counter", clock.perf_counter)
+    assert repeats_of([clock.call], Conditions(1, repeats=40, shortest=1e-3, budget=0.5), CpuClock())[
+        0
+    ] == pytest.approx([1.0] * 3)
 
 
 def test_caches_are_flushed_before_each_repeat_and_not_in_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,14 +183,14 @@ def test_caches_are_flushed_before_each_repeat_and_not_in_its_time(monkeypatch: 
         flushed.append(clock.calls)
         clock.now += 5.0
 
-    monkeypatch.setattr(measure, "time", clock)
-    monkeypatch.setattr(measure, "_flusher", lambda: flush)
-    (seconds,) = in_turns([clock.call], Conditions(1, repeats=4, budget=100.0, cold_cache=True))
+    monkeypatch.setattr(time, "perf_counter", clock.perf_counter)
+    monkeypatch.setattr(CpuClock, "flush", lambda self: flush())
+    (seconds,) = repeats_of([clock.call], Conditions(1, repeats=4, budget=100.0, cold_cache=True), CpuClock())
     assert seconds == pytest.approx([1e-3] * 4)
     assert flushed == [3, 4, 5, 6]  # after three calls that are not counted
 
 
-def test_kernels_in_turns_meet_the_same_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interleaved_kernels_meet_the_same_moments(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine becomes twice as slow in the middle; what compares to the reference stays."""
 
     class Machine:
@@ -202,9 +205,9 @@ def test_kernels_in_turns_meet_the_same_moments(monkeypatch: pytest.MonkeyPatch)
             self.now += cost * (2.0 if self.now > 0.02 else 1.0)
 
     machine = Machine()
-    monkeypatch.setattr(measure, "time", machine)
+    monkeypatch.setattr(time, "perf_counter", machine.perf_counter)
     calls = [lambda: machine.kernel("a", 3e-3), lambda: machine.kernel("b", 2e-3)]
-    found = in_turns(calls, Conditions(1, repeats=5, shortest=1e-3, budget=1.0))
+    found = repeats_of(calls, Conditions(1, repeats=5, shortest=1e-3, budget=1.0), CpuClock())
     assert machine.called == "aaabbb" + "ab" * 10  # twice five, since they scatter
     assert [len(seconds) for seconds in found] == [10, 10]
     assert [min(seconds) for seconds in found] == pytest.approx([3e-3, 2e-3])
@@ -349,11 +352,11 @@ def test_a_busy_machine_is_waited_for_less_and_less(monkeypatch: pytest.MonkeyPa
     percent = [100.0]
     monkeypatch.setattr(psutil, "cpu_count", lambda: 4)
     monkeypatch.setattr(psutil, "cpu_percent", lambda interval: percent[0])
-    calm = Calm(patience=0.2)
-    assert not calm.wait(1) and not calm.wait(1)
-    assert calm.patience == pytest.approx(0.05)
+    patience = Patience(patience=0.2)
+    assert not patience.wait_until_idle(1) and not patience.wait_until_idle(1)
+    assert patience.patience == pytest.approx(0.05)
     percent[0] = 50.0  # two of four cores
-    assert calm.wait(2) and calm.wait(1) and not calm.wait(3)
+    assert patience.wait_until_idle(2) and patience.wait_until_idle(1) and not patience.wait_until_idle(3)
     percent[0] = 5.0
-    assert calm.wait(4) and calm.wait(8)
-    assert calm.patience <= 0.2
+    assert patience.wait_until_idle(4) and patience.wait_until_idle(8)
+    assert patience.patience <= 0.2

@@ -1,7 +1,8 @@
-"""A farm on this machine: TVM's tracker and server, and the tuner, which outlives a server."""
+"""RPC devices on this machine: TVM's tracker and server, and the tuner, which outlives a server."""
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
@@ -17,17 +18,17 @@ from typing import Any
 import pytest
 import tvm
 
+from tests.tune.runs import run
 from tvm_na.measure import rpc as measure_remote
 from tvm_na.measure.local import Conditions, Kernel, Measured
-from tvm_na.measure.rpc_devices import Farm, run_remotely
+from tvm_na.measure.rpc_devices import RpcDevices, run_remotely
 from tvm_na.measure.worker_pool import Outcome
 from tvm_na.problems.attention import NAProblem
 from tvm_na.records.read import records_in
 from tvm_na.targets.target import detect_target, parse_target
 from tvm_na.tune.builder import compile_source, source_for_any_batch
-from tvm_na.tune.run import tune
 from tvm_na.tune.state import TuneState
-from tvm_na.tune.tasks import TuneTask, formulations_of
+from tvm_na.tune.tasks import formulations_of
 from tvm_na.tune.trial_log import trials_in
 
 KEY = "board"
@@ -59,9 +60,9 @@ class Processes:
         self._running.append(process)
         return process
 
-    def server(self) -> subprocess.Popen[bytes]:
+    def server(self) -> None:
         tracker = f"127.0.0.1:{self.port}"
-        return self._start("tvm.exec.rpc_server", "--host", "127.0.0.1", "--tracker", tracker, "--key", KEY)
+        self.last = self._start("tvm.exec.rpc_server", "--host", "127.0.0.1", "--tracker", tracker, "--key", KEY)
 
     def kill(self, process: subprocess.Popen[bytes]) -> None:
         """End a process and what it started."""
@@ -81,43 +82,47 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
         time.sleep(0.1)
 
 
-@pytest.fixture
-def processes(tmp_path: Path) -> Iterator[Processes]:
-    running = Processes(tmp_path / "farm.log")
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    """A tracker with one server."""
+    running = Processes(tmp_path_factory.mktemp("rpc") / "log")
+    running.server()
     yield running
     running.close()
 
 
-def free(farm: Farm) -> int:
-    """How many devices of the farm wait for work; 0 without a tracker."""
+def free(devices: RpcDevices) -> int:
+    """How many devices wait for work; 0 without a tracker."""
     try:
-        tracker = farm.tracker()
+        tracker = devices.tracker()
     except RuntimeError:  # it is not there yet
         return 0
     try:
-        return int(tracker.summary()["queue_info"].get(farm.key, {}).get("free", 0))
+        return int(tracker.summary()["queue_info"].get(devices.key, {}).get("free", 0))
     finally:
         tracker.close()
 
 
 @pytest.mark.slow
-def test_a_server_that_is_killed_and_replaced_costs_nothing(processes: Processes, tmp_path: Path) -> None:
-    farm = Farm.parse(f"127.0.0.1:{processes.port}", KEY)
-    server = processes.server()
-    wait_for(lambda: free(farm) == 1)
-    assert farm.devices() == 1
-    other = Farm(farm.host, farm.port, "another")
-    assert other.devices() == 0
+def test_a_server_that_is_killed_and_replaced_costs_nothing(
+    processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tvm_na.tune.run.Conditions", functools.partial(Conditions, repeats=8, budget=0.05))
+    devices, server = RpcDevices.parse(f"127.0.0.1:{processes.port}", KEY), processes.last
+    wait_for(lambda: free(devices) == 1)
+    assert devices.count() == 1
+    other = RpcDevices(devices.host, devices.port, "another")
+    assert other.count() == 0
     with pytest.raises(RuntimeError, match="rpc: required devices with the key 'another' at the tracker, got none"):
         other.threads(0)
     with pytest.raises(ValueError, match="threads: required at most 1 .*, got 4"):
-        farm.threads(4)
+        devices.threads(4)
 
     trials = [0]
     killed_after = []
 
     def replace() -> None:
-        wait_for(lambda: free(farm) == 0)  # the third measurement has the server, which does not go on
+        wait_for(lambda: free(devices) == 0)  # the third measurement has the server, which does not go on
         processes.kill(server)
         killed_after.append(trials[0])
         processes.server()
@@ -127,12 +132,12 @@ def test_a_server_that_is_killed_and_replaced_costs_nothing(processes: Processes
     def observe(state: TuneState) -> None:
         trials[0] = state.trials
         if state.phase == "measuring" and state.trials == 2:
-            wait_for(lambda: free(farm) == 1)
+            wait_for(lambda: free(devices) == 1)
             os.killpg(server.pid, signal.SIGSTOP)
             replacing.start()
 
     options = {"output": tmp_path / "out", "only_default_formulation": True, "candidates": 3}
-    result = tune([TuneTask(PROBLEM)], detect_target(), trials=4, farm=farm, observer=observe, **options)
+    result = run(PROBLEM, detect_target(), trials=4, devices=devices, observer=observe, **options)
     replacing.join()
     assert killed_after == [2]
     assert result.state.problems[0].failures.total() == 0
@@ -173,30 +178,29 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_kernels_are_measured_in_batches_and_gpus_looked_for(
     processes: Processes, kernels: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    processes.server()
-    farm = Farm.parse(f"127.0.0.1:{processes.port}", KEY)
-    wait_for(lambda: free(farm) == 1)
-    for name in ("cuda-sm_80", "cuda-sm_90"):  # devices of this farm are CPUs
+    devices = RpcDevices.parse(f"127.0.0.1:{processes.port}", KEY)
+    wait_for(lambda: free(devices) == 1)
+    for name in ("cuda-sm_80", "cuda-sm_90"):  # the devices are CPUs
         says = f"rpc: required devices with the key 'board' that have a GPU for {name}, got one without a GPU"
         with pytest.raises(RuntimeError, match=says):
-            tune([TuneTask(PROBLEM)], parse_target(name), output=tmp_path / "out", farm=farm)
+            run(PROBLEM, parse_target(name), output=tmp_path / "out", devices=devices)
     assert not (tmp_path / "out").exists()
-    farm.check(detect_target())
-    assert (farm.free_bytes(detect_target()), farm.about(detect_target())) == (None, {})
+    devices.check(detect_target())
+    assert (devices.free_bytes(detect_target()), devices.about(detect_target())) == (None, {})
 
     right, wrong, reference = kernels["right"], kernels["wrong"], kernels["reference"]
     conditions = Conditions(1, repeats=8)
-    one = run_remotely(Kernel(right, PROBLEM, reference), conditions, farm)
-    many = run_remotely(Kernel(right, PROBLEM, reference, batch=64), conditions, farm)
+    one = run_remotely(Kernel(right, PROBLEM, reference), conditions, devices)
+    many = run_remotely(Kernel(right, PROBLEM, reference, batch=64), conditions, devices)
     for found in (one, many):
         assert found.failure is None, found.message
         assert len(found.run_secs) == len(found.reference_secs) == 8
     assert min(many.run_secs) > 8 * min(one.run_secs)  # 64 times the work
     for batch in (1, 2, 64):
-        assert run_remotely(Kernel(wrong, PROBLEM, reference, batch), conditions, farm).failure == "wrong numbers"
+        assert run_remotely(Kernel(wrong, PROBLEM, reference, batch), conditions, devices).failure == "wrong numbers"
 
-    session = Farm.session
-    monkeypatch.setattr(Farm, "session", lambda self, timeout: AsIfGpu(session(self, timeout)))
+    session = RpcDevices.session
+    monkeypatch.setattr(RpcDevices, "session", lambda self, timeout: AsIfGpu(session(self, timeout)))
     gpu = Conditions(1, repeats=4, device="cuda:0")
     evaluated: list[dict[str, Any]] = []
     evaluator = tvm.runtime.Module.time_evaluator
@@ -206,14 +210,14 @@ def test_kernels_are_measured_in_batches_and_gpus_looked_for(
         return evaluator(self, *args, **options)
 
     monkeypatch.setattr(tvm.runtime.Module, "time_evaluator", noted)
-    found = run_remotely(Kernel(right, PROBLEM, reference, batch=64), gpu, farm)
+    found = run_remotely(Kernel(right, PROBLEM, reference, batch=64), gpu, devices)
     assert found.failure is None, found.message
     assert len(found.run_secs) == len(found.reference_secs) == 4
     # What a GPU's cache may hold is flushed before each call.
     assert {(e["number"], e.get("cache_flush_bytes")) for e in evaluated} == {(1, measure_remote.ROTATED_BYTES)}
     monkeypatch.setattr(measure_remote, "ROTATED_BYTES", 1)
     evaluated.clear()
-    assert run_remotely(Kernel(right, PROBLEM, None, batch=64), gpu, farm).failure is None
+    assert run_remotely(Kernel(right, PROBLEM, None, batch=64), gpu, devices).failure is None
     assert {e.get("cache_flush_bytes") for e in evaluated} == {None}
 
 
@@ -234,40 +238,36 @@ class Gpu:
         ("8.0", "cuda-sm_90", False),
     ],
 )
-def test_a_farms_gpus_must_be_what_kernels_are_for(
-    monkeypatch: pytest.MonkeyPatch, seen: str, target: str, fits: bool
-) -> None:
-    monkeypatch.setattr(Farm, "devices", lambda _: 1)
-    monkeypatch.setattr(Farm, "_of_gpu", lambda _, attribute: getattr(Gpu(seen), attribute))
-    farm, wanted = Farm("host", 1, KEY), parse_target(target)
+def test_gpus_must_be_what_kernels_are_for(monkeypatch: pytest.MonkeyPatch, seen: str, target: str, fits: bool) -> None:
+    monkeypatch.setattr(RpcDevices, "count", lambda _: 1)
+    monkeypatch.setattr(RpcDevices, "_of_gpu", lambda _, attribute: getattr(Gpu(seen), attribute))
+    devices, wanted = RpcDevices("host", 1, KEY), parse_target(target)
     if not fits:
         with pytest.raises(RuntimeError, match=f"have a GPU for {target}, got one of compute capability {seen}"):
-            farm.check(wanted)
+            devices.check(wanted)
         return
-    farm.check(wanted)
-    assert farm.free_bytes(wanted) == 2**34
-    assert farm.about(wanted) == {"gpu": "NVIDIA Pretended"}
-    assert farm.busy() is None
-    monkeypatch.setattr(Farm, "devices", lambda _: 0)
+    devices.check(wanted)
+    assert devices.free_bytes(wanted) == 2**34
+    assert devices.about(wanted) == {"gpu": "NVIDIA Pretended"}
+    assert devices.busy() is None
+    monkeypatch.setattr(RpcDevices, "count", lambda _: 0)
     with pytest.raises(RuntimeError, match=f"that have a GPU for {target}, got no devices"):
-        farm.check(wanted)
+        devices.check(wanted)
 
 
-def test_gpus_of_a_farm_get_libraries_and_conditions_of_their_own(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_gpus_get_libraries_and_conditions_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tvm_na.measure.worker_pool.Pool", lambda *_: None)
-    monkeypatch.setattr(Farm, "devices", lambda _: 1)
-    measurer = Farm("host", 1, KEY).measurer(Conditions(7), parse_target("cuda-sm_90"), tmp_path / "log")
+    monkeypatch.setattr(RpcDevices, "count", lambda _: 1)
+    measurer = RpcDevices("host", 1, KEY).measurer(Conditions(7), parse_target("cuda-sm_90"), tmp_path / "log")
     assert measurer.suffix == ".so"
     assert (measurer.conditions.device, measurer.conditions.threads) == ("cuda:0", 1)
-    on_cpu = Farm("host", 1, KEY).measurer(Conditions(7), detect_target(), tmp_path / "log")
+    on_cpu = RpcDevices("host", 1, KEY).measurer(Conditions(7), detect_target(), tmp_path / "log")
     assert on_cpu.conditions == Conditions(7)
 
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[Measured]]:
-    """What a farm makes of kernels whose attempts end as said: in a time, in a failure, or lost."""
+    """What the devices make of kernels whose attempts end as said: in a time, in a failure, or lost."""
 
     def measured(*plans: list[float | str], devices: int = 1) -> list[Measured]:
         class Pool:
@@ -287,8 +287,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., l
                         done(number, Outcome(Measured((), step) if isinstance(step, str) else Measured((step,))))
 
         monkeypatch.setattr("tvm_na.measure.worker_pool.Pool", Pool)
-        monkeypatch.setattr(Farm, "devices", lambda _: devices)
-        measurer = Farm("host", 1, KEY).measurer(Conditions(1), detect_target(), tmp_path / "log")
+        monkeypatch.setattr(RpcDevices, "count", lambda _: devices)
+        measurer = RpcDevices("host", 1, KEY).measurer(Conditions(1), detect_target(), tmp_path / "log")
         found: dict[int, Measured] = {}
         measurer.measure([Kernel(Path(str(n)), PROBLEM) for n in range(len(plans))], found.__setitem__)
         return [found[n] for n in range(len(plans))]
@@ -325,13 +325,13 @@ def test_a_hang_is_the_kernels_fault_while_there_are_devices(scripted: Callable[
 )
 def test_bad_addresses(tracker: str, key: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        Farm.parse(tracker, key)
+        RpcDevices.parse(tracker, key)
 
 
 def test_a_missing_tracker_is_said_at_once(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        farm = Farm("127.0.0.1", free.getsockname()[1], KEY)
+        devices = RpcDevices("127.0.0.1", free.getsockname()[1], KEY)
     with pytest.raises(RuntimeError, match="rpc: required a tracker at 127.0.0.1:.*, got .*refused"):
-        tune([TuneTask(PROBLEM)], detect_target(), output=tmp_path / "out", farm=farm)
+        run(PROBLEM, detect_target(), output=tmp_path / "out", devices=devices)
     assert not (tmp_path / "out").exists()

@@ -11,7 +11,7 @@ import tvm
 
 from tests.cli.invoking import invoke
 from tvm_na.measure import local as measure
-from tvm_na.measure.devices import Here
+from tvm_na.measure.devices import LocalDevice
 from tvm_na.measure.local import Conditions, Measured
 from tvm_na.measure.worker_pool import Last
 from tvm_na.problems.attention import NAProblem
@@ -102,17 +102,17 @@ def test_records_are_verified_with_their_batch(folder: Path, monkeypatch: pytest
         return Measured((2e-3,)) if kernel.batch == 1 else Last(Measured((), "crash", "CUDA error"))
 
     monkeypatch.setattr(measure, "run_kernel", run_kernel)
-    monkeypatch.setattr(Here, "of", classmethod(lambda cls, target: cls("cuda:0")))
+    monkeypatch.setattr(LocalDevice, "of", classmethod(lambda cls, target: cls("cuda:0")))
     monkeypatch.setattr("tvm_na.jit.build.kernel_with", lambda *_: type("Kernel", (), {"file": Path("kernel")}))
     one, many = (verify.verify(record) for record in records_in(folder))
     assert asked == [(1, "cuda:0"), (64, "cuda:0")]
     assert (one.seconds, many.seconds, many.failure) == (2e-3, None, "crash: CUDA error")
 
 
-def test_remeasuring_is_of_one_batch_and_in_turns(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measuring_again_is_of_one_batch_and_interleaved(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
 
-    class Watch:
+    class Clock:
         def seconds(self, call: Any, count: int) -> float:
             return float(call())
 
@@ -124,11 +124,13 @@ def test_remeasuring_is_of_one_batch_and_in_turns(folder: Path, monkeypatch: pyt
     def kernel(name: str) -> Any:
         return type("Kernel", (), {"file": Path(name), "problem": PROBLEM})
 
-    monkeypatch.setattr(Here, "of", classmethod(lambda cls, target: cls("cuda:0")))
+    monkeypatch.setattr(LocalDevice, "of", classmethod(lambda cls, target: cls("cuda:0")))
     monkeypatch.setattr(remeasure, "checked_call", checked)
-    monkeypatch.setattr(remeasure, "stopwatch", lambda conditions: Watch())
+    monkeypatch.setattr(remeasure, "clock_of", lambda device: Clock())
     monkeypatch.setattr("tvm_na.jit.build.kernel_for", lambda *_, records: kernel("default"))
     monkeypatch.setattr("tvm_na.jit.build.kernel_with", lambda *_: kernel("record"))
-    (outcome,) = remeasure.contest(folder, count=2, rounds=4)
+    (outcome,) = remeasure.remeasure(folder, count=2, rounds=4)
     assert (outcome.batch, outcome.gain, len(outcome.records)) == (64, 2.0, 1)
-    assert called == ["default"] * 3 + ["record"] * 3 + ["default", "record", "record", "default"] * 2
+    # Warmed up for 10 ms; then each round one call that is not timed and one that is, another candidate first.
+    rounds = ["default", "default", "record", "record", "record", "record", "default", "default"]
+    assert called == ["default"] * 6 + ["record"] * 11 + rounds * 2

@@ -7,122 +7,54 @@ import itertools
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from typer.testing import CliRunner
 
 from tests.conftest import GRADIENT_TOLERANCE, TOLERANCE
 from tests.helpers import random_problem, relative_error
 from tests.records.tuned import commit_drawn
-from tvm_na.cli import app
 from tvm_na.jit import build
 from tvm_na.measure import rpc as measure_remote
-from tvm_na.measure.cuda import Sets
 from tvm_na.measure.local import Conditions, Kernel
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.backward import BackwardProblem
 from tvm_na.problems.dense import DenseProblem
 from tvm_na.problems.registry import bytes_of
 from tvm_na.records import select
-from tvm_na.records.read import records_in
-from tvm_na.records.replay import decisions_of, workloads_of
 from tvm_na.reference import attention as reference
 from tvm_na.reference.case import Case, WrongNumbers
 from tvm_na.reference.cases import budget_of, case_of, make_case
-from tvm_na.report.data import load, short_names
+from tvm_na.report.data import short_names
 from tvm_na.schedules import spaces_for
 from tvm_na.schedules.base import Plan
 from tvm_na.schedules.describe import _BACKWARD_DECISIONS, _BACKWARD_STRUCTURES, formulation_in_words, in_words
 from tvm_na.targets.target import detect_target, parse_target
 from tvm_na.tune.options import batch_for, bytes_needed
-from tvm_na.tune.run import TuneResult, tune
-from tvm_na.tune.tasks import TuneTask, formulations_of, tasks_from_file
-from tvm_na.tune.trial_log import trials_in
-from tvm_na.tune.verify import verify
+from tvm_na.tune.tasks import TuneTask, tasks_from_file
 
 TARGET = detect_target()
 FORWARD = NAProblem.make((7, 6), 3, 1, 4, bias=True)
 BACKWARD = BackwardProblem(FORWARD)
 NEAR = BackwardProblem(dataclasses.replace(FORWARD, heads=2, heads_kv=2))
-_TRIALS = 4
-_WIDE = {"COLUMNS": "250"}
 
 
-@pytest.fixture(scope="module")
-def tuned(tmp_path_factory: pytest.TempPathFactory) -> TuneResult:
-    """Gradients that were tuned, in a folder with a record of their attention."""
-    folder = tmp_path_factory.mktemp("tuned")
-    how: dict[str, Any] = {"threads": 1, "candidates": 2, "only_default_formulation": True, "jobs": 2}
-    result = tune([TuneTask(BACKWARD)], TARGET, trials=_TRIALS, output=folder, **how)
-    commit_drawn(folder, FORWARD)
-    return result
-
-
-@pytest.fixture
-def users(tuned: TuneResult, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder, as the user's."""
-    monkeypatch.setattr(select, "user_folder", lambda name: tuned.folder)
+def test_attention_and_its_gradients_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TVM_NA_NUM_THREADS", "1")
-    return tuned.folder
-
-
-def check(kernel: build.Kernel, problem: BackwardProblem, batch: int) -> None:
-    case = make_case(problem, batch, "cpu")
-    outputs = case.outputs()
-    kernel.function(*case.inputs, *outputs)
-    case.check(outputs, budget_of(problem))
-
-
-# --- tuned, and used
-
-
-def test_the_tuner_measures_them(tuned: TuneResult) -> None:
-    records, trials = records_in(tuned.folder), trials_in(tuned.folder)
-    assert [trial.problem for trial in trials] == [BACKWARD.to_json()] * _TRIALS
-    assert not tuned.state.problems[0].failures
-    assert sum(record.problem == BACKWARD for record in records) == _TRIALS
-    for record in records:
-        structure, choices = decisions_of(record, TARGET)
-        assert structure and choices
-        assert record.workload in workloads_of(record.problem, TARGET)
-
-
-def test_a_call_gets_the_best_record(users: Path) -> None:
-    selection = select.select(BACKWARD, TARGET)
-    best = min((r for r in records_in(users) if r.problem == BACKWARD), key=lambda r: r.seconds)
-    assert selection.kind == "record" and selection.record is not None and selection.record.digest == best.digest
-    assert f"cpu-backward, user's record {best.digest[:8]}" in build.explain(BACKWARD, TARGET)
-    check(build.kernel_for(BACKWARD, TARGET), BACKWARD, 5)
-    assert verify(best).failure == ""
-
-
-def test_a_near_problem_gets_it_too(users: Path) -> None:
-    selection = select.select(NEAR, TARGET)
-    assert selection.kind == "nearest" and selection.record is not None and selection.record.problem == BACKWARD
-    module, space = build.scheduled_module(NEAR, TARGET, selection)
-    assert space.name == "cpu-backward"
-    assert module["main"].attrs["tvm_na.formulation"] == selection.record.formulation
-    assert BackwardProblem.from_json(str(module["main"].attrs["tvm_na.problem"])) == NEAR
-    check(build.kernel_for(NEAR, TARGET), NEAR, 2)
-
-
-def test_attention_and_its_gradients_do_not_mix(users: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     problems = (FORWARD, BACKWARD, DenseProblem.make(7, 4, 4))
     for one, other in itertools.product(problems, problems):
         assert (one.distance(other) is None) == (one is not other)
     assert BACKWARD.distance(NEAR) == FORWARD.distance(NEAR.forward) == 1.0
-    lse = dataclasses.replace(FORWARD, return_lse=True)
-    found = select.select(lse, TARGET)
-    assert found.kind == "nearest" and found.record is not None and found.record.problem == FORWARD
     monkeypatch.setattr(select, "user_folder", lambda name: tmp_path)
     commit_drawn(tmp_path, FORWARD)
     assert select.select(BACKWARD, TARGET).kind == "default"
+    lse = dataclasses.replace(FORWARD, return_lse=True)
+    found = select.select(lse, TARGET)
+    assert found.kind == "nearest" and found.record is not None and found.record.problem == FORWARD
 
 
-def test_an_rpc_session_measures_them(tuned: TuneResult) -> None:
+def test_an_rpc_session_measures_them() -> None:
     """In this process: the session that servers have, without the server."""
     from tvm import rpc
 
@@ -136,19 +68,7 @@ def test_an_rpc_session_measures_them(tuned: TuneResult) -> None:
 # --- shown
 
 
-def test_commands_show_them(users: Path) -> None:
-    for command in (["ls"], ["best"]):
-        result = CliRunner().invoke(app, ["records", *command, str(users)], env=_WIDE)
-        assert result.exit_code == 0, result.output
-        assert str(BACKWARD) in result.output
-        assert "no longer applies" not in result.output
-
-
-def test_a_report_has_them(users: Path) -> None:
-    tasks = {task.problem: task for task in load(users).tasks}
-    assert tasks.keys() == {BACKWARD, FORWARD}
-    assert tasks[BACKWARD].default and tasks[BACKWARD].gain
-    assert (tasks[BACKWARD].name, tasks[FORWARD].name) == ("backward", str(FORWARD))
+def test_a_report_names_them_and_counts_their_bytes() -> None:
     names, common = short_names([BACKWARD, NEAR])
     assert names == ["heads 1", "heads 2"] and common.startswith("backward, 7x6, dim 4")
     # Query, key, value and the output's gradient are read, three gradients written.
@@ -205,12 +125,6 @@ def test_files_have_them(tmp_path: Path) -> None:
         file.write_text(json.dumps([wrong]), encoding="utf-8")
         with pytest.raises(ValueError, match=f"problems: {says}.*entry 0"):
             tasks_from_file(file)
-
-
-def test_those_for_gpus_are_others() -> None:
-    found = formulations_of(BACKWARD, parse_target("cuda-sm_90"))
-    assert {f.space.name for f in found} == {"cuda-backward"}
-    assert not {f.text for f in found} & {f.text for f in formulations_of(BACKWARD, TARGET)}
 
 
 def test_the_batch_must_fit() -> None:
@@ -272,12 +186,3 @@ def test_budgets() -> None:
     assert budget_of(FORWARD) == TOLERANCE["float32"]
     for dtype, tolerance in (TOLERANCE | GRADIENT_TOLERANCE).items():
         assert budget_of(BackwardProblem.make(9, 3, 1, 8, dtype=dtype)) == tolerance
-
-
-def test_what_has_a_batch_rotates_on_a_gpu() -> None:
-    problem = BackwardProblem(dataclasses.replace(FORWARD, return_lse=True))
-    sets = Sets.of(problem, make_case(problem, 2, "cpu"))
-    columns = [len({t.data_ptr() for t in column}) for column in zip(*sets.arguments, strict=True)]
-    count = len(sets.arguments)
-    # query, key, value, scale, rpb, lse, d_out, d_lse; four gradients
-    assert columns == [count, count, count, 1, 1, count, count, count, *[count] * 4]

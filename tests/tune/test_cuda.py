@@ -10,7 +10,6 @@ import struct
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ import pytest
 import torch
 
 from tests.cuda.test_limits import needs_compiler
+from tests.tune.runs import FakeDevice, run
 from tvm_na.cuda import toolchain
 from tvm_na.jit import build
-from tvm_na.measure.devices import Here
+from tvm_na.measure.devices import LocalDevice
 from tvm_na.measure.local import Conditions, Kernel, LocalMeasurer, Measured
 from tvm_na.problems.attention import NAProblem
 from tvm_na.records import replay, select
@@ -30,55 +30,28 @@ from tvm_na.targets import cuda_arch as arch
 from tvm_na.targets.target import NATarget, parse_target
 from tvm_na.tune.builder import REJECTIONS
 from tvm_na.tune.options import GPU_BATCH, batch_for, bytes_needed
-from tvm_na.tune.run import TuneResult, tune
-from tvm_na.tune.tasks import TuneTask, formulations_of
+from tvm_na.tune.run import TuneResult
+from tvm_na.tune.tasks import formulations_of
 from tvm_na.tune.trial_log import trials_in
 
 ROOT = Path(__file__).parents[2]
 PROBLEM = NAProblem.make((8, 8), 3, 2, 16, bias=True)
 SM_80, SM_90 = parse_target("cuda-sm_80"), parse_target("cuda-sm_90")
+_TRIALS = 9
 FATBIN = struct.pack("<I", 0xBA55ED50)
 
 
-class Elsewhere:
-    """A place that pretends to measure on a GPU: seconds are made of what was compiled."""
+def seconds_of_the_code(kernel: Kernel) -> Measured:
+    """Seconds that are made of what was compiled."""
+    data = kernel.file.read_bytes()
+    assert FATBIN in data or b"\x7fELF" in data[4:]
+    drawn = hashlib.sha256(data).digest()[0] / 256
+    return Measured((1e-3 * (1 + drawn),), reference_secs=(1e-3,) if kernel.reference else ())
 
-    def __init__(self, free: int | None = None, busy: str | None = None) -> None:
-        self.free, self.why = free, busy
-        self.kernels: list[Kernel] = []
-        self.conditions: Conditions | None = None
 
-    suffix = ".so"
-
-    def check(self, target: NATarget) -> None:
-        assert target.kind == "cuda"
-
-    def threads(self, wanted: int) -> int:
-        raise AssertionError("a GPU was asked for its threads")
-
-    def free_bytes(self, target: NATarget) -> int | None:
-        return self.free
-
-    def about(self, target: NATarget) -> dict[str, str]:
-        return {"gpu": "NVIDIA Pretended"}
-
-    def busy(self) -> str | None:
-        return self.why
-
-    def measurer(self, conditions: Conditions, target: NATarget, log: Path) -> Elsewhere:
-        self.conditions = conditions
-        return self
-
-    def measure(self, kernels: Sequence[Kernel], done: Callable[[int, Measured], None], stopped: Any) -> None:
-        for number, kernel in enumerate(kernels):
-            data = kernel.file.read_bytes()
-            assert FATBIN in data or b"\x7fELF" in data[4:]
-            self.kernels.append(kernel)
-            drawn = hashlib.sha256(data).digest()[0] / 256
-            done(number, Measured((1e-3 * (1 + drawn),), reference_secs=(1e-3,) if kernel.reference else ()))
-
-    def close(self) -> None:
-        pass
+def pretended(**about: Any) -> FakeDevice:
+    """A GPU on which the time of a kernel depends on its code alone."""
+    return FakeDevice(seconds_of_the_code, **about)
 
 
 def with_little_shared_memory(target: NATarget) -> NATarget:
@@ -92,24 +65,24 @@ def with_little_shared_memory(target: NATarget) -> NATarget:
 
 
 @pytest.fixture(scope="module")
-def place() -> Elsewhere:
-    return Elsewhere()
+def device() -> FakeDevice:
+    return pretended()
 
 
 @pytest.fixture(scope="module")
-def tuned(tmp_path_factory: pytest.TempPathFactory, place: Elsewhere) -> TuneResult:
+def tuned(tmp_path_factory: pytest.TempPathFactory, device: FakeDevice) -> TuneResult:
     try:
         toolchain.find_compiler()
     except RuntimeError as error:
         pytest.skip(str(error))
     folder = tmp_path_factory.mktemp("records") / SM_80.name
     target = with_little_shared_memory(SM_80)
-    return tune([TuneTask(PROBLEM)], target, trials=16, output=folder, farm=place, candidates=6)
+    return run(PROBLEM, target, trials=_TRIALS, output=folder, devices=device, candidates=3)
 
 
-def test_every_candidate_is_measured_or_rejected_with_a_reason(tuned: TuneResult, place: Elsewhere) -> None:
+def test_every_candidate_is_measured_or_rejected_with_a_reason(tuned: TuneResult, device: FakeDevice) -> None:
     trials = trials_in(tuned.folder)
-    assert len(trials) == tuned.state.measured == 16
+    assert len(trials) == tuned.state.measured == _TRIALS
     rejected = [t for t in trials if t.failure is not None]
     assert {t.failure for t in rejected} == {"too much shared memory"} <= set(REJECTIONS)
     for trial in rejected:
@@ -118,11 +91,11 @@ def test_every_candidate_is_measured_or_rejected_with_a_reason(tuned: TuneResult
     assert {(t.threads, t.batch) for t in trials} == {(1, GPU_BATCH)}
     assert tuned.state.problems[0].failures["too much shared memory"] == len(rejected)
     assert "too much shared memory: " in (tuned.folder / "tune.log").read_text()
-    # The reference alone, then each in turns with it.
-    assert len(place.kernels) == 1 + 16 - len(rejected)
-    assert {k.batch for k in place.kernels} == {GPU_BATCH}
-    assert {k.reference for k in place.kernels[1:]} == {place.kernels[0].file}
-    assert place.conditions is not None and place.conditions.threads == 1
+    # The reference alone, then each interleaved with it.
+    assert len(device.kernels) == 1 + _TRIALS - len(rejected)
+    assert {k.batch for k in device.kernels} == {GPU_BATCH}
+    assert {k.reference for k in device.kernels[1:]} == {device.kernels[0].file}
+    assert device.conditions is not None and device.conditions.threads == 1
 
 
 def test_records_say_the_batch_and_the_gpu(tuned: TuneResult) -> None:
@@ -163,15 +136,15 @@ def test_the_best_record_is_what_is_built(tuned: TuneResult, tmp_path: Path, mon
 
 def test_the_same_command_continues_with_the_same_batch(tuned: TuneResult) -> None:
     before = trials_in(tuned.folder)
-    target, place = with_little_shared_memory(SM_80), Elsewhere(free=bytes_needed(PROBLEM, GPU_BATCH))
-    options: dict[str, Any] = {"output": tuned.folder, "candidates": 6}
-    more = tune([TuneTask(PROBLEM)], target, trials=len(before) + 2, farm=place, seed=1, **options)
+    target, device = with_little_shared_memory(SM_80), pretended(free=bytes_needed(PROBLEM, GPU_BATCH))
+    options: dict[str, Any] = {"output": tuned.folder, "candidates": 3}
+    more = run(PROBLEM, target, trials=len(before) + 2, devices=device, seed=1, **options)
     after = trials_in(tuned.folder)
     assert (more.state.measured, len(after)) == (2, len(before) + 2)
     assert {t.batch for t in after} == {GPU_BATCH}  # although anew it would have been a quarter
     assert len({t.point for t in after}) == len(after)
     assert len({t.reference for t in after}) == 1
-    other = tune([TuneTask(PROBLEM)], target, trials=1, farm=Elsewhere(), batch=2, **options)
+    other = run(PROBLEM, target, trials=1, devices=pretended(), batch=2, **options)
     assert other.state.measured == 1  # with another batch everything is new
     assert trials_in(tuned.folder)[-1].batch == 2
     best = min((r for r in records_in(tuned.folder) if r.batch == 2), key=lambda r: r.seconds)
@@ -183,9 +156,9 @@ def test_a_gpu_that_is_not_idle_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tvm_na.tune.run._open", lambda *_: pytest.fail("went on"))
-    place = Elsewhere(busy="used by another (process 7)")
+    device = pretended(busy="used by another (process 7)")
     with pytest.raises(pytest.fail.Exception):
-        tune([TuneTask(PROBLEM)], SM_80, output=tmp_path, farm=place)
+        run(PROBLEM, SM_80, output=tmp_path, devices=device)
     (warning,) = [m for m in caplog.messages if "GPU" in m]
     assert warning.endswith("got one that is not idle, used by another (process 7)")
 
@@ -234,9 +207,9 @@ def test_traces_are_written_as_tvm_writes_them() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_and_a_farm_it_says_what_is_required(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="target: required a GPU of this machine .* or a farm .*, got no GPU"):
-        tune([TuneTask(PROBLEM)], SM_90, output=tmp_path / "out")
+def test_without_a_gpu_here_or_behind_rpc_it_says_what_is_required(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="target: required a GPU of this machine .* or RPC devices .*, got no GPU"):
+        run(PROBLEM, SM_90, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -244,21 +217,21 @@ def test_a_gpu_of_another_kind_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(arch, "devices", lambda: [(8, 0), (12, 0)])
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     with pytest.raises(ValueError, match="kernels for cuda-sm_90, .* got GPUs of compute capability 8.0, 12.0"):
-        Here.of(SM_90)
-    assert [Here.of(parse_target(f"cuda-sm_{n}")).device for n in (80, 120)] == ["cuda:0", "cuda:1"]
+        LocalDevice.of(SM_90)
+    assert [LocalDevice.of(parse_target(f"cuda-sm_{n}")).device for n in (80, 120)] == ["cuda:0", "cuda:1"]
 
 
 def test_threads_are_no_matter_of_gpus(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="threads: required 0 or 1 for cuda-sm_80, got 4"):
-        tune([TuneTask(PROBLEM)], SM_80, threads=4, output=tmp_path / "out", farm=Elsewhere())
+        run(PROBLEM, SM_80, threads=4, output=tmp_path / "out", devices=pretended())
     assert not (tmp_path / "out").exists()
 
 
 @needs_compiler
 def test_a_batch_that_does_not_fit_is_refused(tmp_path: Path) -> None:
-    place = Elsewhere(free=10**6)
+    device = pretended(free=10**6)
     with pytest.raises(ValueError, match="batch: required one that fits into the GPU's 1000000 free bytes, got 4096"):
-        tune([TuneTask(PROBLEM)], SM_80, batch=4096, output=tmp_path / "out", farm=place)
+        run(PROBLEM, SM_80, batch=4096, output=tmp_path / "out", devices=device)
     assert not (tmp_path / "out").exists()
 
 
@@ -283,10 +256,10 @@ def test_the_batch_fills_a_gpu_and_a_quarter_of_its_memory_at_most() -> None:
 
 
 def test_conditions_on_a_gpu() -> None:
-    conditions = Here("cuda:1").conditions(Conditions(8, cold_cache=True))
+    conditions = LocalDevice("cuda:1").conditions(Conditions(8, cold_cache=True))
     assert (conditions.threads, conditions.device, conditions.cold_cache) == (1, "cuda:1", True)
     assert conditions.on_gpu and not Conditions(8).on_gpu
-    assert Here("cpu").conditions(Conditions(8)) == Conditions(8)
+    assert LocalDevice("cpu").conditions(Conditions(8)) == Conditions(8)
 
 
 # --- a real GPU
@@ -295,7 +268,7 @@ def test_conditions_on_a_gpu() -> None:
 @pytest.mark.gpu
 def test_gpu_is_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = parse_target("cuda")
-    result = tune([TuneTask(PROBLEM)], target, trials=8, output=tmp_path / target.name, candidates=4)
+    result = run(PROBLEM, target, trials=8, output=tmp_path / target.name, candidates=4)
     records = records_in(result.folder)
     assert result.state.measured == 8 and records
     assert all(0 < seconds < 1e-2 for r in records for seconds in r.run_secs)
@@ -339,7 +312,7 @@ def test_gpu_errors_cost_a_process_and_no_more(tmp_path: Path, monkeypatch: pyte
     target = parse_target("cuda")
     right, illegal = build.compile_for(PROBLEM, target, records="off"), tmp_path / "illegal.so"
     compile_library(reads_far_beyond(PROBLEM), target).export(illegal)
-    measurer = LocalMeasurer(Here.of(target).conditions(Conditions(1)), tmp_path / "log")
+    measurer = LocalMeasurer(LocalDevice.of(target).conditions(Conditions(1)), tmp_path / "log")
     found: dict[int, Measured] = {}
     try:
         measurer.measure([Kernel(f, PROBLEM, right, 64) for f in (right, illegal, right)], found.__setitem__)

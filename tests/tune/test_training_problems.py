@@ -11,6 +11,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from tests.records.tuned import commit_drawn
+from tests.tune.runs import asked_of_tune
 from tvm_na.cli import app
 from tvm_na.jit import build
 from tvm_na.models import NAT, problems_of, registry, training_problems_of
@@ -39,16 +40,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
-    """What the command asks of :func:`tvm_na.tune.tune`, which does nothing."""
-    found: dict[str, Any] = {}
-
-    def tune(tasks: Any, target: Any, **options: Any) -> TuneResult:
-        found.update(options, tasks=tasks, target=target)
-        return TuneResult(TuneState([], 1, ending="all trials are done"), tmp_path)
-
-    monkeypatch.setattr("tvm_na.tune.tune", tune)
-    monkeypatch.setattr("tvm_na.measure.worker_pool.start_server", lambda: None)
-    return found
+    return asked_of_tune(monkeypatch, lambda: TuneResult(TuneState([], 1, ending="all trials are done"), tmp_path))
 
 
 # --- found

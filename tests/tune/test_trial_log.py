@@ -9,21 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from tvm_na.tune.trial_log import JOURNAL, Journal, Trial, trials_in
+from tvm_na.tune.trial_log import TRIAL_LOG, Trial, TrialLog, trials_in
 
 TRIAL = Trial("2026-01-01T00:00:00+00:00", 0, "{}", "{}", 2, 0, None, 1e-3, None, {"rows": 2, "keys": 4}, "plain")
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     failed = replace(TRIAL, trial=1, predicted=0.5, seconds=None, failure="crash")
-    with Journal(tmp_path) as journal:
+    with TrialLog(tmp_path) as journal:
         journal.write(TRIAL)
         assert trials_in(tmp_path) == [TRIAL]  # at once
         journal.write(failed)
-    with Journal(tmp_path) as journal:
+    with TrialLog(tmp_path) as journal:
         journal.write(TRIAL)
     assert trials_in(tmp_path) == [TRIAL, failed, TRIAL]
-    line = json.loads((tmp_path / JOURNAL).read_text().splitlines()[0])
+    line = json.loads((tmp_path / TRIAL_LOG).read_text().splitlines()[0])
     assert line.keys() == {f.name for f in fields(Trial)}
 
 
@@ -32,11 +32,11 @@ def test_no_journal_has_no_trials(tmp_path: Path) -> None:
 
 
 def test_a_torn_line_costs_itself_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with Journal(tmp_path) as journal:
+    with TrialLog(tmp_path) as journal:
         journal.write(TRIAL)
-    with (tmp_path / JOURNAL).open("ab") as file:
+    with (tmp_path / TRIAL_LOG).open("ab") as file:
         file.write(b'{"time": "20')
-    with Journal(tmp_path) as journal:
+    with TrialLog(tmp_path) as journal:
         journal.write(TRIAL)
     with caplog.at_level(logging.WARNING):
         assert trials_in(tmp_path) == [TRIAL, TRIAL]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -14,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from tvm_na.measure import devices as places
-from tvm_na.measure.local import Conditions, Kernel, Measured
+from tests.tune.runs import FakeBuilder, FakeDevice, run
+from tvm_na.measure.local import Kernel, Measured
 from tvm_na.problems.attention import NAProblem
 from tvm_na.records.files import META
 from tvm_na.records.read import read_meta, records_in
@@ -25,44 +26,45 @@ from tvm_na.tune import metaschedule
 from tvm_na.tune import session as tune_session
 from tvm_na.tune.builder import Built
 from tvm_na.tune.features import Features, Mutator, read_point
+from tvm_na.tune.options import SearchOptions
 from tvm_na.tune.run import TuneResult, tune
 from tvm_na.tune.session import Candidate, Session
 from tvm_na.tune.state import TuneState
-from tvm_na.tune.tasks import Formulation, TuneTask, formulations_of
+from tvm_na.tune.tasks import Formulation, formulations_of
 from tvm_na.tune.trial_log import trials_in
 
 PROBLEM = NAProblem.make((9, 9), 3, 1, 8)
 TARGET = detect_target()
 
 
+#: Scheduling all structures takes a second, which every run would need.
+KNOWN_FORMULATIONS = functools.lru_cache(formulations_of)
+
+
 @pytest.fixture(scope="module")
 def formulations() -> list[Formulation]:
-    return formulations_of(PROBLEM, TARGET)
+    return KNOWN_FORMULATIONS(PROBLEM, TARGET)
 
 
 # --- for real
 
 
-@pytest.fixture(scope="module")
-def states() -> list[tuple[str, int]]:
-    """Phase and trials at each call of the observer of the real run."""
-    return []
+#: Phase and trials at each call of the observer of the real run.
+STATES: list[tuple[str, int]] = []
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory, states: list[tuple[str, int]], formulations: Any) -> TuneResult:
+def real(tmp_path_factory: pytest.TempPathFactory, formulations: Any) -> TuneResult:
     """A run with the defaults of all formulations, those of the structures of one, and six more."""
 
     def observe(state: TuneState) -> None:
-        states.append((state.phase, state.trials))
+        STATES.append((state.phase, state.trials))
 
     folder = tmp_path_factory.mktemp("real")
     trials = len(formulations) + len(formulations[0].spaces) - 1 + 6
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tvm_na.tune.state.KEPT", 1)
-        return tune(
-            [TuneTask(PROBLEM)], TARGET, trials=trials, output=folder, threads=1, candidates=3, observer=observe
-        )
+        return run(PROBLEM, TARGET, trials=trials, output=folder, threads=1, candidates=3, observer=observe)
 
 
 def test_every_trial_is_recorded(real: TuneResult) -> None:
@@ -109,7 +111,7 @@ def test_the_cost_model_predicts_once_it_has_learnt(real: TuneResult) -> None:
     assert all(score is not None and math.isfinite(score) for score in predicted[-3:])
 
 
-def test_a_session_says_how_it_went(real: TuneResult, states: list[tuple[str, int]]) -> None:
+def test_a_session_says_how_it_went(real: TuneResult) -> None:
     meta = read_meta(real.folder)
     assert meta is not None
     session = meta.sessions[0]
@@ -117,18 +119,18 @@ def test_a_session_says_how_it_went(real: TuneResult, states: list[tuple[str, in
     assert (session["seed"], session["threads"], session["strategy"]) == (0, 1, "evolutionary")
     assert {"building", "measuring", "searching"} <= session["seconds"].keys()
     assert 0 < session["first_measurement"] <= session["elapsed"]
-    assert {phase for phase, _ in states} >= {"starting", "building", "measuring", "searching", "done"}
-    assert [count for _, count in states] == sorted(count for _, count in states)
+    assert {phase for phase, _ in STATES} >= {"starting", "building", "measuring", "searching", "done"}
+    assert [count for _, count in STATES] == sorted(count for _, count in STATES)
     assert "TaskScheduler picks Task" in (real.folder / "tune.log").read_text()
 
 
 def test_the_same_command_continues(real: TuneResult) -> None:
     before = trials_in(real.folder)
-    again = tune([TuneTask(PROBLEM)], TARGET, trials=len(before), output=real.folder, threads=1)
+    again = run(PROBLEM, TARGET, trials=len(before), output=real.folder, threads=1)
     assert (again.state.measured, again.state.ending) == (0, "all trials are done")
     assert again.state.problems[0].default == real.state.problems[0].default
     assert again.state.problems[0].best == real.state.problems[0].best
-    more = tune([TuneTask(PROBLEM)], TARGET, trials=len(before) + 2, output=real.folder, threads=1, seed=1)
+    more = run(PROBLEM, TARGET, trials=len(before) + 2, output=real.folder, threads=1, seed=1)
     trials = trials_in(real.folder)
     assert more.state.measured == 2
     assert trials[: len(before)] == before
@@ -142,27 +144,11 @@ def test_the_same_command_continues(real: TuneResult) -> None:
 Cost = Callable[[Candidate], "float | str"]
 
 
-class FakeBuilder:
-    """Builds nothing, at once."""
-
-    def __init__(self, *_: Any) -> None:
-        pass
-
-    def build(self, sources: Sequence[Any], suffix: str = "", stopped: Any = None) -> list[Built]:
-        return [Built(Path(f"none{n}")) for n in range(len(sources))]
-
-    def close(self) -> None:
-        pass
-
-
-class FakeMeasurer(FakeBuilder):
-    """Measures nothing: there is no reference."""
-
-    suffix = ".so"
-
-    def measure(self, kernels: Sequence[Kernel], done: Callable[[int, Measured], None], stopped: Any = None) -> None:
-        for index in range(len(kernels)):
-            done(index, Measured((), "run"))
+def invent(monkeypatch: pytest.MonkeyPatch, device: FakeDevice) -> None:
+    monkeypatch.setattr("tvm_na.tune.run.Builder", FakeBuilder)
+    monkeypatch.setattr("tvm_na.tune.run.formulations_of", KNOWN_FORMULATIONS)
+    monkeypatch.setattr("tvm_na.tune.run.LocalDevice.measurer", lambda _, *how: device.measurer(*how))
+    monkeypatch.setattr("tvm_na.tune.run.workers.start_server", lambda: None)
 
 
 @pytest.fixture
@@ -173,12 +159,10 @@ def invented(monkeypatch: pytest.MonkeyPatch) -> Callable[[Cost], None]:
         def measure(self: Session, candidates: Sequence[Candidate], files: Sequence[Path]) -> None:
             with self.state.during("measuring"):
                 for candidate in candidates:
-                    found = "stopped" if self.stopped() else cost(candidate)
+                    found = "stopped" if self.state.stopped() else cost(candidate)
                     self._ended(candidate, Measured((), found) if isinstance(found, str) else Measured((found,)))
 
-        monkeypatch.setattr("tvm_na.tune.run.Builder", FakeBuilder)
-        monkeypatch.setattr(places, "LocalMeasurer", FakeMeasurer)
-        monkeypatch.setattr("tvm_na.tune.run.workers.start_server", lambda: None)
+        invent(monkeypatch, FakeDevice())
         monkeypatch.setattr(tune_session.Session, "measure", measure)
 
     return install
@@ -200,7 +184,7 @@ def test_failures_are_counted_by_reason_and_not_recorded(tmp_path: Path, invente
         return "crash" if drawn < 0.3 else "wrong numbers" if drawn < 0.5 else 1e-3
 
     invented(cost)
-    result = tune([TuneTask(PROBLEM)], TARGET, trials=16, output=tmp_path)
+    result = run(PROBLEM, TARGET, trials=16, output=tmp_path)
     trials = trials_in(tmp_path)
     failures = Counter(t.failure for t in trials if t.failure)
     assert result.state.problems[0].failures == failures
@@ -209,7 +193,7 @@ def test_failures_are_counted_by_reason_and_not_recorded(tmp_path: Path, invente
     assert len(records_in(tmp_path)) == 16 - failures.total()
     assert "wrong numbers: 9x9" in (tmp_path / "tune.log").read_text()
     # What failed is not tried again, and still counts.
-    more = tune([TuneTask(PROBLEM)], TARGET, trials=20, output=tmp_path, seed=1)
+    more = run(PROBLEM, TARGET, trials=20, output=tmp_path, seed=1)
     assert more.state.measured == 4
     assert len({t.point for t in trials_in(tmp_path)}) == 20
     assert more.state.problems[0].failures.total() >= failures.total()
@@ -217,7 +201,7 @@ def test_failures_are_counted_by_reason_and_not_recorded(tmp_path: Path, invente
 
 def test_a_problem_whose_default_fails_is_still_tuned(tmp_path: Path, invented: Any) -> None:
     invented(lambda c: "crash" if c.structure == next(iter(c.slot.formulation.spaces)) else 1e-3)
-    state = tune([TuneTask(PROBLEM)], TARGET, trials=14, output=tmp_path).state
+    state = run(PROBLEM, TARGET, trials=14, output=tmp_path).state
     assert state.problems[0].default is None
     assert state.problems[0].best == 1e-3
 
@@ -225,7 +209,7 @@ def test_a_problem_whose_default_fails_is_still_tuned(tmp_path: Path, invented: 
 def test_hopeless_formulations_get_no_trials(tmp_path: Path, invented: Any, formulations: list[Formulation]) -> None:
     chosen = formulations[-1].text
     invented(lambda c: smooth(c) * (1.0 if c.slot.state.text == chosen else 1000.0))
-    state = tune([TuneTask(PROBLEM)], TARGET, trials=len(formulations) + 4, output=tmp_path).state
+    state = run(PROBLEM, TARGET, trials=len(formulations) + 4, output=tmp_path).state
     by_text = {f.text: f.trials for f in state.problems[0].formulations}
     assert by_text.pop(chosen) == 5
     assert set(by_text.values()) == {1}
@@ -234,7 +218,7 @@ def test_hopeless_formulations_get_no_trials(tmp_path: Path, invented: Any, form
 
 def best_of(tmp_path: Path, strategy: Any, seed: int) -> float:
     options = {"strategy": strategy, "jobs": 1, "defaults_first": False, "only_default_formulation": True}
-    state = tune([TuneTask(PROBLEM)], TARGET, trials=32, output=tmp_path / f"{strategy}{seed}", seed=seed, **options)
+    state = run(PROBLEM, TARGET, trials=32, output=tmp_path / f"{strategy}{seed}", seed=seed, **options)
     best = state.state.problems[0].best
     assert best is not None
     return best
@@ -250,7 +234,7 @@ def test_equal_seeds_draw_equal_points(tmp_path: Path, invented: Any) -> None:
 
     def points(name: str, seed: int, strategy: Any) -> list[tuple[object, ...]]:
         options = {"jobs": 1, "only_default_formulation": True, "strategy": strategy}
-        tune([TuneTask(PROBLEM)], TARGET, trials=9, output=tmp_path / name, seed=seed, **options)
+        run(PROBLEM, TARGET, trials=6, output=tmp_path / name, seed=seed, **options)
         return [t.point for t in trials_in(tmp_path / name)]
 
     assert points("a", 3, "evolutionary") == points("b", 3, "evolutionary")
@@ -260,8 +244,8 @@ def test_equal_seeds_draw_equal_points(tmp_path: Path, invented: Any) -> None:
 def test_other_threads_count_for_themselves(tmp_path: Path, invented: Any, formulations: list[Formulation]) -> None:
     invented(smooth)
     trials = len(formulations)
-    tune([TuneTask(PROBLEM)], TARGET, trials=trials, output=tmp_path, threads=1)
-    state = tune([TuneTask(PROBLEM)], TARGET, trials=trials, output=tmp_path, threads=2).state
+    run(PROBLEM, TARGET, trials=trials, output=tmp_path, threads=1)
+    state = run(PROBLEM, TARGET, trials=trials, output=tmp_path, threads=2).state
     assert state.measured == trials
     assert sorted(r.threads for r in records_in(tmp_path)) == [1] * trials + [2] * trials
 
@@ -280,7 +264,7 @@ def test_a_small_space_is_searched_to_its_end(
     monkeypatch.setattr(tune_session.Session, "build", known)
     options = {"candidates": 4, "defaults_first": False, "only_default_formulation": True}
     for strategy in ("random", "evolutionary"):
-        state = tune([TuneTask(PROBLEM)], TARGET, output=tmp_path / strategy, strategy=strategy, **options).state
+        state = run(PROBLEM, TARGET, output=tmp_path / strategy, strategy=strategy, **options).state
         assert (state.measured, state.ending) == (0, "nothing is left to try")
 
 
@@ -292,7 +276,7 @@ def test_the_time_limit_ends_it(tmp_path: Path, invented: Any) -> None:
         return 1e-3
 
     invented(cost)
-    state = tune([TuneTask(PROBLEM)], TARGET, output=tmp_path, time_limit=600.0, observer=states.append).state
+    state = run(PROBLEM, TARGET, output=tmp_path, time_limit=600.0, observer=states.append).state
     assert (state.measured, state.ending) == (1, "the time is up")
     assert len(trials_in(tmp_path)) == 1
 
@@ -309,7 +293,7 @@ def test_ctrl_c_ends_it_in_good_order(tmp_path: Path, invented: Any, after: int)
 
     invented(cost)
     before = signal.getsignal(signal.SIGINT)
-    state = tune([TuneTask(PROBLEM)], TARGET, trials=64, output=tmp_path).state
+    state = run(PROBLEM, TARGET, trials=64, output=tmp_path).state
     assert signal.getsignal(signal.SIGINT) is before
     assert (state.measured, state.ending) == (after, "interrupted")
     assert len(records_in(tmp_path)) == len(trials_in(tmp_path)) == after
@@ -327,7 +311,7 @@ def test_an_error_of_ours_comes_through_the_search(tmp_path: Path, invented: Any
 
     invented(cost)
     with pytest.raises(RuntimeError, match="rpc: required devices, got none"):
-        tune([TuneTask(PROBLEM)], TARGET, trials=64, output=tmp_path)
+        run(PROBLEM, TARGET, trials=64, output=tmp_path)
     assert records_in(tmp_path)
 
 
@@ -335,19 +319,15 @@ def test_times_are_for_one_speed_of_the_machine(monkeypatch: pytest.MonkeyPatch,
     """However fast the machine is while a candidate is measured, in whichever session."""
     speed = 1.0
 
-    class Measurer(FakeMeasurer):
-        def measure(self, kernels: Sequence[Kernel], done: Any, stopped: Any = None) -> None:
-            nonlocal speed
-            for index, kernel in enumerate(kernels):
-                run_secs, reference = (3.0 / speed, 4.0 / speed), (2.0 / speed, 2.0 / speed)
-                done(index, Measured(run_secs, reference_secs=reference if kernel.reference else ()))
-                speed *= 0.7
+    def times(kernel: Kernel) -> Measured:
+        nonlocal speed
+        run_secs, reference = (3.0 / speed, 4.0 / speed), (2.0 / speed, 2.0 / speed)
+        speed *= 0.7
+        return Measured(run_secs, reference_secs=reference if kernel.reference else ())
 
-    monkeypatch.setattr("tvm_na.tune.run.Builder", FakeBuilder)
-    monkeypatch.setattr(places, "LocalMeasurer", Measurer)
-    monkeypatch.setattr("tvm_na.tune.run.workers.start_server", lambda: None)
+    invent(monkeypatch, FakeDevice(times))
     for count in (3, 6):
-        tune([TuneTask(PROBLEM)], TARGET, trials=count, output=tmp_path, threads=1)
+        run(PROBLEM, TARGET, trials=count, output=tmp_path, threads=1)
         speed = 0.1
     trials = trials_in(tmp_path)
     assert [trial.reference for trial in trials] == [3.5] * 6  # when it was measured for the first time, alone
@@ -357,7 +337,7 @@ def test_times_are_for_one_speed_of_the_machine(monkeypatch: pytest.MonkeyPatch,
 
 def test_without_a_reference_candidates_are_measured_alone(tmp_path: Path, invented: Any) -> None:
     invented(smooth)
-    tune([TuneTask(PROBLEM)], TARGET, trials=3, output=tmp_path, threads=1)
+    run(PROBLEM, TARGET, trials=3, output=tmp_path, threads=1)
     assert [trial.reference for trial in trials_in(tmp_path)] == [None] * 3
     assert "measured without a reference, its default kernel fails: run" in (tmp_path / "tune.log").read_text()
 
@@ -366,7 +346,7 @@ def test_logging_is_as_before(tmp_path: Path, invented: Any, capfd: pytest.Captu
     invented(smooth)
     logger = logging.getLogger("tvm.s_tir.meta_schedule")
     before = (logger.level, logger.propagate, list(logger.handlers))
-    tune([TuneTask(PROBLEM)], TARGET, trials=12, output=tmp_path)
+    run(PROBLEM, TARGET, trials=12, output=tmp_path)
     assert (logger.level, logger.propagate, list(logger.handlers)) == before
     assert capfd.readouterr() == ("", "")
 
@@ -447,7 +427,7 @@ def test_features_have_columns_by_name(formulations: list[Formulation]) -> None:
 )
 def test_bad_options(options: dict[str, Any], error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
-        tune([TuneTask(PROBLEM)], TARGET, **options)
+        run(PROBLEM, TARGET, **options)
 
 
 def test_no_tasks_and_foreign_targets_are_refused(tmp_path: Path) -> None:
@@ -455,14 +435,14 @@ def test_no_tasks_and_foreign_targets_are_refused(tmp_path: Path) -> None:
         tune([], TARGET)
     foreign = parse_target(next(name for name in list_targets() if name.partition("-x86")[1] == ""))
     with pytest.raises(ValueError, match="target: required one that this CPU can run"):
-        tune([TuneTask(PROBLEM)], foreign, output=tmp_path)
+        run(PROBLEM, foreign, output=tmp_path)
     assert not any(tmp_path.iterdir())
 
 
 def test_a_folder_has_one_tuner(tmp_path: Path, invented: Any) -> None:
     invented(smooth)
     with TuningDatabase(tmp_path, TARGET), pytest.raises(ValueError, match="records: required a folder that nobody"):
-        tune([TuneTask(PROBLEM)], TARGET, output=tmp_path)
+        run(PROBLEM, TARGET, output=tmp_path)
 
 
 def test_records_of_another_target_are_refused(tmp_path: Path, invented: Any) -> None:
@@ -472,7 +452,7 @@ def test_records_of_another_target_are_refused(tmp_path: Path, invented: Any) ->
     meta = json.loads((tmp_path / META).read_text())
     (tmp_path / META).write_text(json.dumps({**meta, "target": "llvm-x86-other"}))
     with pytest.raises(ValueError, match="records: required records of"):
-        tune([TuneTask(PROBLEM)], TARGET, output=tmp_path)
+        run(PROBLEM, TARGET, output=tmp_path)
 
 
 def test_crashing_versions_and_missing_packages_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -485,9 +465,7 @@ def test_crashing_versions_and_missing_packages_are_refused(monkeypatch: pytest.
 
 
 def test_batches_grow_with_the_trials() -> None:
-    from tvm_na.tune.options import Options
-
-    assert [Options(trials).completed(1).candidates for trials in (8, 64, 1000)] == [4, 8, 16]
-    assert Options(1000).completed(20).candidates == 6
-    assert Options(8, candidates=5, jobs=3, threads=2).completed(1) == Options(8, candidates=5, jobs=3, threads=2)
-    assert Conditions(2).threads == 2
+    assert [SearchOptions(trials).completed(1, 2).candidates for trials in (8, 64, 1000)] == [4, 8, 16]
+    assert SearchOptions(1000).completed(20, 2).candidates == 6
+    given = SearchOptions(8, candidates=5, jobs=3, threads=2)
+    assert given.completed(1, 2) == given

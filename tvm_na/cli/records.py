@@ -230,7 +230,7 @@ def records_remeasure(
     if not yes:
         typer.confirm(f"Replace all records in {where} by the winners?", abort=True)
     outcomes = []
-    for outcome in remeasure.contest(where, count, rounds):
+    for outcome in remeasure.remeasure(where, count, rounds):
         outcomes.append(outcome)
         default = statistics.median(outcome.default)
         best = format_time(default / outcome.gain)

@@ -12,9 +12,10 @@ import typer
 from tvm_na.cli.common import console, fail, own_size, reports_errors
 
 if TYPE_CHECKING:
-    from tvm_na.measure.rpc_devices import Farm
+    from tvm_na.measure.rpc_devices import RpcDevices
     from tvm_na.problems.registry import Problem
     from tvm_na.targets.target import NATarget
+    from tvm_na.tune.options import TuneOptions
     from tvm_na.tune.tasks import TuneTask
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
@@ -99,14 +100,14 @@ def _dry_run(tasks: Sequence[TuneTask], target: NATarget, folder: Path, threads:
     out.print(f"target {target.name}, {conditions}, records in {folder}", markup=False, soft_wrap=True)
 
 
-def _farm(rpc: str | None, key: str | None) -> Farm | None:
+def _rpc_devices(rpc: str | None, key: str | None) -> RpcDevices | None:
     if rpc is None:
         if key is not None:
             raise ValueError("rpc: required HOST:PORT of a tracker with --rpc-key, got none")
         return None
-    from tvm_na.measure.rpc_devices import Farm
+    from tvm_na.measure.rpc_devices import RpcDevices
 
-    return Farm.parse(rpc, key or "")
+    return RpcDevices.parse(rpc, key or "")
 
 
 def _check_sources(sources: Mapping[str, Any], of_model: Mapping[str, Any], backward: bool) -> None:
@@ -138,32 +139,32 @@ def tune(
     ] = False,
     problems: Annotated[Path | None, typer.Option(help="JSON file with a list of problems.")] = None,
     size: Annotated[tuple[int, int] | None, typer.Option(help="A problem spelled out: height and width.")] = None,
-    heads: Annotated[int, typer.Option(help="Attention heads.")] = 2,
-    head_dim: Annotated[int, typer.Option(help="Channels of a head.")] = 32,
-    kernel_size: Annotated[int, typer.Option(help="Window length.")] = 7,
+    heads: Annotated[int, typer.Option(help="Number of attention heads.")] = 2,
+    head_dim: Annotated[int, typer.Option(help="Number of channels of a head.")] = 32,
+    kernel_size: Annotated[int, typer.Option(help="Length of the window.")] = 7,
     dilation: Annotated[int, typer.Option(help="Step between neighbors.")] = 1,
     stride: Annotated[int, typer.Option(help="Queries per shared window.")] = 1,
-    causal: Annotated[bool, typer.Option("--causal", help="See only what is at or before the query.")] = False,
+    causal: Annotated[bool, typer.Option("--causal", help="Causal masking.")] = False,
     rpb: Annotated[bool, typer.Option("--rpb", help="Add a relative position bias.")] = False,
     backward: Annotated[bool, typer.Option("--backward", help="The gradients of the problem spelled out.")] = False,
     dtype: Annotated[
         Literal["float32", "float64", "float16", "bfloat16", "tf32"],
-        typer.Option(help="Of every tensor, of MODEL's too; the last three on GPUs, tf32 as PyTorch's allow_tf32."),
+        typer.Option(help="Data type of all tensors, of MODEL's too; the last three are for GPUs."),
     ] = "float32",
     target: Annotated[
-        str | None, typer.Option(help="What for, such as cuda; default: TVM_NA_TARGET, or this machine's CPU.")
+        str | None, typer.Option(help="Target, such as cuda; default: TVM_NA_TARGET, or this machine's CPU.")
     ] = None,
-    trials: Annotated[int, typer.Option(min=1, help="Measurements, with those that are recorded.")] = 1000,
-    time_limit: Annotated[str | None, typer.Option(help="Minutes, or with a unit: 90s, 30m, 2h.")] = None,
-    jobs: Annotated[int, typer.Option(min=0, help="Candidates compiled at once; 0 for one per core.")] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="Of all random numbers.")] = 0,
+    trials: Annotated[int, typer.Option(min=1, help="Number of measurements, with those already recorded.")] = 1000,
+    time_limit: Annotated[str | None, typer.Option(help="Time limit in minutes, or with a unit: 90s, 30m, 2h.")] = None,
+    jobs: Annotated[int, typer.Option(min=0, help="Number of candidates compiled at once; 0 for one per core.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="Threads of a CPU kernel; 0 for what production uses.")] = 0,
-    batch: Annotated[int, typer.Option(min=0, help="Samples of a call; 0 for 1 on a CPU, 128 on a GPU.")] = 0,
+    batch: Annotated[int, typer.Option(min=0, help="Batch size; 0 for 1 on a CPU, 128 on a GPU.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Folder of the records; default: the user's.")] = None,
     cold_cache: Annotated[bool, typer.Option("--cold-cache", help="Flush caches before each repeat.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be tuned.")] = False,
-    rpc: Annotated[str | None, typer.Option(help="HOST:PORT of a tracker: measure on its devices.")] = None,
-    rpc_key: Annotated[str | None, typer.Option(help="The key of the devices.")] = None,
+    rpc: Annotated[str | None, typer.Option(help="HOST:PORT of an RPC tracker: measure on its devices.")] = None,
+    rpc_key: Annotated[str | None, typer.Option(help="Key of the RPC devices.")] = None,
 ) -> None:
     """Search schedules by building and measuring. Ctrl-C loses nothing; the same command continues.
 
@@ -172,7 +173,7 @@ def tune(
     of_model = {"input_size": input_size, "whole_model": whole_model, "training": training}
     _check_sources({"MODEL": model, "--problems": problems, "--size": size}, of_model, backward)
     seconds = None if time_limit is None else parse_duration(time_limit)
-    farm = _farm(rpc, rpc_key)
+    devices = _rpc_devices(rpc, rpc_key)
     if not dry_run:
         from tvm_na.measure import worker_pool as workers
 
@@ -193,30 +194,29 @@ def tune(
         from tvm_na.problems.backward import BackwardProblem
         from tvm_na.tune.tasks import TuneTask
 
-        options: dict[str, Any] = {
-            "stride": stride,
-            "dilation": dilation,
-            "is_causal": causal,
-            "bias": rpb,
-        }
-        problem = NAProblem.make(size or (), kernel_size, heads, head_dim, **options)
+        problem = NAProblem.make(
+            size or (), kernel_size, heads, head_dim, stride=stride, dilation=dilation, is_causal=causal, bias=rpb
+        )
         tasks = [TuneTask(_in_dtype(BackwardProblem(problem) if backward else problem, dtype, chosen))]
     if dry_run:
         return _dry_run(tasks, chosen, output or user_folder(chosen.name), threads or settings.num_threads(), batch)
-    how: dict[str, Any] = {"trials": trials, "time_limit": seconds, "jobs": jobs, "seed": seed, "threads": threads}
-    how |= {"batch": batch, "output": output, "cold_cache": cold_cache, "farm": farm}
-    _tune(tasks, chosen, how)
+    from tvm_na.tune.options import TuneOptions
+
+    options = TuneOptions(trials, seconds, jobs, seed, threads, batch, cold_cache)
+    _tune(tasks, chosen, options, output, devices)
     return None
 
 
-def _tune(tasks: Sequence[TuneTask], target: NATarget, how: dict[str, Any]) -> None:
+def _tune(
+    tasks: Sequence[TuneTask], target: NATarget, options: TuneOptions, output: Path | None, devices: RpcDevices | None
+) -> None:
     from tvm_na.cli import tune_progress as tune_display
     from tvm_na.tune import tune as run
 
     out = console()
     try:
         with tune_display.observer(out) as observer:
-            result = run(tasks, target, observer=observer, **how)
+            result = run(tasks, target, options, output=output, observer=observer, devices=devices)
     except KeyboardInterrupt:  # before there was anything to keep, or the second one
         raise typer.Exit(130) from None
     except RuntimeError as error:

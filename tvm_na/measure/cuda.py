@@ -1,4 +1,4 @@
-"""Measuring kernels on a GPU: time by CUDA events, inputs that rotate through more memory than its last cache holds.
+"""Calls of kernels on a GPU: inputs rotate through more memory than its last cache holds.
 
 A kernel that does what CUDA forbids leaves its process without a working GPU: every later call fails too. Such a
 process says what happened and ends.
@@ -6,7 +6,6 @@ process says what happened and ends.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_na.jit.scratch import with_scratch
+from tvm_na.measure.timing import ROTATED_BYTES
 from tvm_na.problems.registry import Problem
 from tvm_na.reference.case import Case
 from tvm_na.reference.cases import budget_of, make_case
@@ -21,41 +21,8 @@ from tvm_na.reference.cases import budget_of, make_case
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Several times the last cache of any GPU so far.
-ROTATED_BYTES = 3 * 2**27
 #: Copies of inputs and outputs at most.
 _MOST_COPIES = 64
-#: For so long, for each call, the GPU is kept busy before a sample begins: about 10 microseconds, in which a call is
-#: prepared. So calls wait for the GPU, and the GPU for none, however short a kernel is.
-_CYCLES_PER_CALL = 20_000
-
-
-class CudaStopwatch:
-    """Times calls of kernels on the current stream, by the GPU's clock."""
-
-    def seconds(self, call: Callable[[], object], count: int) -> float:
-        """Seconds per call of ``count`` calls in a row."""
-        import torch
-
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda._sleep(count * _CYCLES_PER_CALL)
-        start.record()
-        for _ in range(count):
-            call()
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end)) / 1e3 / count
-
-    def flush(self) -> None:
-        """Fill the last cache with something else, before the next call."""
-        _scratch().add_(1)
-
-
-@functools.lru_cache(maxsize=1)
-def _scratch() -> Tensor:
-    import torch
-
-    return torch.zeros(ROTATED_BYTES, dtype=torch.uint8, device="cuda")
 
 
 def rotating(call: Callable[..., object], sets: Sequence[Sequence[Any]]) -> Callable[[], object]:

@@ -14,7 +14,7 @@ from tvm_na.targets import cuda_arch as arch
 from tvm_na.targets.target import NATarget, check_runs_here
 
 
-class Place(Protocol):
+class Device(Protocol):
     """Devices that kernels are measured on."""
 
     def check(self, target: NATarget) -> None:
@@ -37,7 +37,7 @@ class Place(Protocol):
 
 
 @dataclass(frozen=True)
-class Here:
+class LocalDevice:
     """This machine.
 
     Attributes:
@@ -47,7 +47,7 @@ class Here:
     device: str
 
     @classmethod
-    def of(cls, target: NATarget) -> Here:
+    def of(cls, target: NATarget) -> LocalDevice:
         """The device of this machine that kernels for ``target`` run on.
 
         Raises:
@@ -66,7 +66,7 @@ class Here:
             got = ", ".join(".".join(map(str, seen)) for seen in found)
             got = f"GPUs of compute capability {got}" if found else "no GPU that PyTorch sees"
             raise ValueError(
-                f"target: required a GPU of this machine that runs kernels for {target.name}, or a farm whose devices "
+                f"target: required a GPU of this machine that runs kernels for {target.name}, or RPC devices that "
                 f"do (--rpc HOST:PORT --rpc-key KEY), got {got}"
             )
         import torch
@@ -75,15 +75,15 @@ class Here:
         return cls(f"cuda:{current if current in usable else usable[0]}")
 
     def check(self, target: NATarget) -> None:
-        """See :class:`Place`."""
-        Here.of(target)
+        """See :class:`Device`."""
+        LocalDevice.of(target)
 
     def threads(self, wanted: int) -> int:
-        """See :class:`Place`."""
+        """See :class:`Device`."""
         return wanted or settings.num_threads()
 
     def free_bytes(self, target: NATarget) -> int | None:
-        """See :class:`Place`."""
+        """See :class:`Device`."""
         if self.device == "cpu":
             return None
         import torch
@@ -91,7 +91,7 @@ class Here:
         return int(torch.cuda.mem_get_info(self.device)[0])
 
     def about(self, target: NATarget) -> dict[str, str]:
-        """See :class:`Place`."""
+        """See :class:`Device`."""
         if self.device == "cpu":
             return {}
         import torch
@@ -99,7 +99,7 @@ class Here:
         return {"gpu": torch.cuda.get_device_name(self.device)}
 
     def busy(self) -> str | None:
-        """See :class:`Place`."""
+        """See :class:`Device`."""
         if self.device == "cpu":
             return None
         import torch
@@ -113,5 +113,5 @@ class Here:
         return dataclasses.replace(conditions, threads=1, device=self.device, repeats=GPU_REPEATS)
 
     def measurer(self, conditions: Conditions, target: NATarget, log: Path) -> Measurer:
-        """See :class:`Place`."""
+        """See :class:`Device`."""
         return LocalMeasurer(self.conditions(conditions), log)

@@ -12,8 +12,8 @@ _DISREGARDED = 0.35  # of a core
 _IDLE_PERCENT = 5  # of a GPU's time
 
 
-class Calm:
-    """Waits for other processes to leave enough cores alone.
+class Patience:
+    """Waits, but not for ever, until other processes leave enough cores alone.
 
     Threads that wait for one that another process has displaced make a kernel 100 times as slow, every time.
 
@@ -23,10 +23,10 @@ class Calm:
     """
 
     def __init__(self, patience: float = 5.0) -> None:
-        """Nothing is looked at before :meth:`wait`."""
+        """Nothing is looked at before :meth:`wait_until_idle`."""
         self.patience = self._most = patience
 
-    def wait(self, threads: int) -> bool:
+    def wait_until_idle(self, threads: int) -> bool:
         """Wait until as many cores as ``threads`` have nothing to do; whether that came to be."""
         import psutil
 

@@ -1,7 +1,7 @@
 """Measuring candidates of the tuner, in a process of their own, on the threads or the GPU of production.
 
 A machine's speed changes, by the second (neighbors) and by the minute (frequency), and more than candidates differ. So
-a kernel is measured in turns with a reference: many short repeats, each of which meets the same moment as the
+a kernel is interleaved with a reference: many short repeats, each of which meets the same moment as the
 reference's next to it, and what counts is the median of their ratios. Where two equal kernels are compared so, the
 result scatters by 0.5 %; by their shortest repeats it does by 5 %, and alone, minutes apart, by 15 %.
 """
@@ -22,7 +22,8 @@ from typing import Protocol
 
 from tvm_na.measure import cuda as measure_cuda
 from tvm_na.measure import worker_pool as workers
-from tvm_na.measure.idle import Calm
+from tvm_na.measure.idle import Patience
+from tvm_na.measure.timing import Clock, clock_of, interleaved
 from tvm_na.problems.registry import Problem
 from tvm_na.reference.case import WrongNumbers
 from tvm_na.reference.cases import budget_of, case_of
@@ -31,7 +32,6 @@ from tvm_na.reference.cases import budget_of, case_of
 GPU_REPEATS = 60
 _USES = 500  # measurements after which the process is replaced
 _FEWEST = 3  # repeats
-_FLUSH_BYTES = 128 * 2**20  # more than the last cache of most CPUs
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Kernel:
     Attributes:
         file: Its library.
         problem: What it computes.
-        reference: The library of another kernel of the same problem, to be measured in turns with it; or None.
+        reference: The library of another kernel of the same problem, to be interleaved with it; or None.
         batch: The samples of a call.
         formulation, reference_formulation: Of the two, as canonical JSON, where that says how weights are packed.
     """
@@ -133,36 +133,6 @@ def median(seconds: Sequence[float]) -> float | None:
     return statistics.median(seconds) if seconds else None
 
 
-class Stopwatch(Protocol):
-    """What times calls."""
-
-    def seconds(self, call: Callable[[], object], count: int) -> float:
-        """Seconds per call of ``count`` calls in a row."""
-
-    def flush(self) -> None:
-        """Empty the caches."""
-
-
-class CpuStopwatch:
-    """Times calls that return when their work is done."""
-
-    def seconds(self, call: Callable[[], object], count: int) -> float:
-        """See :class:`Stopwatch`."""
-        start = time.perf_counter()
-        for _ in range(count):
-            call()
-        return (time.perf_counter() - start) / count
-
-    def flush(self) -> None:
-        """See :class:`Stopwatch`."""
-        _flusher()()
-
-
-def stopwatch(conditions: Conditions) -> Stopwatch:
-    """The stopwatch for a device."""
-    return measure_cuda.CudaStopwatch() if conditions.on_gpu else CpuStopwatch()
-
-
 def prepare(threads: int, device: str = "cpu") -> None:
     """Make this process run kernels as production does, on ``threads`` threads or a GPU (in the worker)."""
     os.environ["TVM_NA_NUM_THREADS"] = str(threads)
@@ -187,8 +157,10 @@ def run_kernel(kernel: Kernel, conditions: Conditions) -> Measured | workers.Las
     try:
         calls = [checked_call(file, kernel, conditions) for file, _ in kernel.libraries]
         if not conditions.on_gpu:
-            _calm.wait(runtime.threads_for(kernel.problem.useful_flops * kernel.batch, conditions.threads))
-        run_secs, *reference_secs = in_turns(calls, conditions, stopwatch(conditions))
+            _patience.wait_until_idle(
+                runtime.threads_for(kernel.problem.useful_flops * kernel.batch, conditions.threads)
+            )
+        run_secs, *reference_secs = repeats_of(calls, conditions, clock_of(conditions.device))
         return Measured(run_secs, reference_secs=reference_secs[0] if reference_secs else ())
     except WrongNumbers as error:
         return Measured((), "wrong numbers", str(error))
@@ -216,7 +188,7 @@ def checked_call(file: Path, kernel: Kernel, conditions: Conditions) -> Callable
     return call
 
 
-_calm = Calm()
+_patience = Patience()
 
 
 def plan(once: float, conditions: Conditions) -> tuple[int, int]:
@@ -225,43 +197,36 @@ def plan(once: float, conditions: Conditions) -> tuple[int, int]:
     return calls, min(conditions.repeats, max(_FEWEST, math.ceil(conditions.budget / (once * calls))))
 
 
-def in_turns(
-    calls: Sequence[Callable[[], object]], conditions: Conditions, watch: Stopwatch | None = None
-) -> list[tuple[float, ...]]:
-    """Seconds per call of every repeat of each of ``calls``, in turns; they must have been called before.
+def repeats_of(calls: Sequence[Callable[[], object]], conditions: Conditions, clock: Clock) -> list[tuple[float, ...]]:
+    """Seconds per call of every repeat of each of ``calls``, interleaved; they must have been called before.
 
-    The first of them decides how many repeats there are. ``watch`` is what times them, the CPU's if None.
+    The first of them decides how many repeats there are.
     """
-    watch = CpuStopwatch() if watch is None else watch
-    plans = [plan(min(watch.seconds(call, 1) for _ in range(3)), conditions) for call in calls]
+    plans = [plan(min(clock.seconds(call, 1) for _ in range(3)), conditions) for call in calls]
     repeats = plans[0][1]
-    seconds: list[list[float]] = [[] for _ in calls]
-    first = seconds[0]
+    end = time.perf_counter() + conditions.budget * len(calls)
+
+    def repeat(call: Callable[[], object], count: int) -> list[float]:
+        if conditions.cold_cache:
+            clock.flush()
+        return [clock.seconds(call, count)]
+
+    def enough(seconds: Sequence[float]) -> bool:
+        if len(seconds) >= _FEWEST and time.perf_counter() > end:
+            return True
+        return len(seconds) >= (2 * repeats if seconds and scatters(seconds) else repeats)
+
     gc.disable()
     try:
-        end = time.perf_counter() + conditions.budget * len(calls)
-        while len(first) < repeats or (len(first) < 2 * repeats and scatters(first)):
-            for call, (count, _), found in zip(calls, plans, seconds, strict=True):
-                if conditions.cold_cache:
-                    watch.flush()
-                found.append(watch.seconds(call, count))
-            if len(first) >= _FEWEST and time.perf_counter() > end:
-                break
+        counts = [count for count, _ in plans]
+        return interleaved([functools.partial(repeat, *each) for each in zip(calls, counts, strict=True)], enough)
     finally:
         gc.enable()
-    return [tuple(found) for found in seconds]
 
 
 def scatters(seconds: Sequence[float]) -> bool:
     """Whether repeats are so far apart that something else seems to be running."""
     return statistics.median(seconds) > 1.2 * min(seconds)
-
-
-@functools.lru_cache(maxsize=1)
-def _flusher() -> Callable[[], object]:
-    import torch
-
-    return functools.partial(torch.zeros(_FLUSH_BYTES, dtype=torch.uint8).add_, 1)
 
 
 class LocalMeasurer:

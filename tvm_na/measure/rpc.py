@@ -7,12 +7,13 @@ a batch that fills a GPU would take longer to send than all the rest.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvm_na.measure.cuda import ROTATED_BYTES
 from tvm_na.measure.local import Conditions, Kernel, Measured, plan
+from tvm_na.measure.timing import ROTATED_BYTES, interleaved
 from tvm_na.problems.registry import Problem
 from tvm_na.reference.case import DISTINCT, Case
 from tvm_na.reference.cases import budget_of, case_of
@@ -33,7 +34,7 @@ def measured_in(session: Any, kernel: Kernel, conditions: Conditions) -> Measure
         conditions: How; on the session's first GPU, if on one.
 
     Raises:
-        WrongNumbers: it, or the one that it is measured in turns with, computes something else than the reference.
+        WrongNumbers: it, or the one that it is interleaved with, computes something else than the reference.
         Exception: whatever TVM throws where a kernel fails or the connection is lost.
     """
     from tvm_na.jit.runtime import threads_for
@@ -59,12 +60,9 @@ def measured_in(session: Any, kernel: Kernel, conditions: Conditions) -> Measure
     conditions = _flushing(conditions, next(iter(arguments.values())))
     timers = [_timer(module, device, arguments[formulation], conditions) for module, formulation in modules]
     plans = [plan(min(timed(1, 3)), conditions) for timed in timers]
-    seconds: list[list[float]] = [[] for _ in timers]
-    repeats = -(-plans[0][1] // _AT_ONCE)
-    for _ in range(repeats):
-        for timed, (calls, _), found in zip(timers, plans, seconds, strict=True):
-            found += timed(calls, _AT_ONCE)
-    return Measured(tuple(seconds[0]), reference_secs=tuple(seconds[1]) if len(seconds) > 1 else ())
+    turns = [functools.partial(timed, calls, _AT_ONCE) for timed, (calls, _) in zip(timers, plans, strict=True)]
+    run_secs, *reference_secs = interleaved(turns, lambda seconds: len(seconds) >= plans[0][1])
+    return Measured(run_secs, reference_secs=reference_secs[0] if reference_secs else ())
 
 
 def _checked(session: Any, file: Path, kernel: Kernel, case: Case, sent: Sequence[Any]) -> Any:

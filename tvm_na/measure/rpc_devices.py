@@ -34,7 +34,7 @@ _LOST = "lost"
 
 
 @dataclass(frozen=True)
-class Farm:
+class RpcDevices:
     """The devices that a tracker has under a key.
 
     Attributes:
@@ -50,8 +50,8 @@ class Farm:
     wait: float = _WAIT
 
     @classmethod
-    def parse(cls, tracker: str, key: str) -> Farm:
-        """The farm at ``tracker``, "host:port"; ValueError for anything else, or without a key."""
+    def parse(cls, tracker: str, key: str) -> RpcDevices:
+        """The devices at ``tracker``, "host:port"; ValueError for anything else, or without a key."""
         host, colon, port = tracker.rpartition(":")
         if not (colon and host and port.isdecimal() and 0 < int(port) < 65536):
             raise ValueError(f"rpc: required HOST:PORT of a tracker, got {tracker!r}")
@@ -71,7 +71,7 @@ class Farm:
 
         return rpc.connect_tracker(self.host, self.port)
 
-    def devices(self) -> int:
+    def count(self) -> int:
         """How many devices there are, busy ones too."""
         tracker = self.tracker()
         try:
@@ -87,7 +87,7 @@ class Farm:
             RuntimeError: there is no device.
             ValueError: the devices have fewer.
         """
-        if not self.devices():
+        if not self.count():
             raise RuntimeError(f"rpc: required devices with the key {self.key!r} at the tracker, got none")
         there = int(self.session(60.0).get_function("runtime.NumThreads")())
         if wanted > there:
@@ -103,7 +103,7 @@ class Farm:
         if target.kind != "cuda":
             return
         wanted = f"rpc: required devices with the key {self.key!r} that have a GPU for {target.name}"
-        if not self.devices():
+        if not self.count():
             raise RuntimeError(f"{wanted}, got no devices")
         seen = self._of_gpu("compute_version")
         if seen is None:
@@ -137,15 +137,15 @@ class Farm:
         """A session of so many seconds on a device, as soon as one is free."""
         return self.tracker().request(self.key, session_timeout=timeout)
 
-    def measurer(self, conditions: Conditions, target: NATarget, log: Path) -> FarmMeasurer:
+    def measurer(self, conditions: Conditions, target: NATarget, log: Path) -> RpcMeasurer:
         """What measures on these devices."""
-        return FarmMeasurer(self, conditions, target, log)
+        return RpcMeasurer(self, conditions, target, log)
 
 
-def run_remotely(kernel: Kernel, conditions: Conditions, farm: Farm) -> Measured:
+def run_remotely(kernel: Kernel, conditions: Conditions, devices: RpcDevices) -> Measured:
     """Check and measure a kernel on a device (in a worker)."""
     try:
-        session = farm.session(conditions.timeout)
+        session = devices.session(conditions.timeout)
     except Exception:
         return Measured((), _LOST, traceback.format_exc())
     try:
@@ -168,27 +168,27 @@ def _machine_of(target: NATarget) -> str:
     return target.triple.partition("-")[0]
 
 
-class FarmMeasurer:
-    """Measures on the devices of a farm, as many at once as there are."""
+class RpcMeasurer:
+    """Measures on several devices at once, as many as there are."""
 
-    def __init__(self, farm: Farm, conditions: Conditions, target: NATarget, log: Path) -> None:
+    def __init__(self, devices: RpcDevices, conditions: Conditions, target: NATarget, log: Path) -> None:
         """Start a process for each device.
 
         Args:
-            farm: The devices.
+            devices: The devices.
             conditions: How to measure.
             target: What they are; one of another architecture links kernels itself.
             log: The file for what the processes print.
         """
         from tvm_na.targets.target import detect_target
 
-        self.farm, self.conditions = farm, conditions
+        self.devices, self.conditions = devices, conditions
         if target.kind == "cuda":
             self.conditions = dataclasses.replace(conditions, threads=1, device="cuda:0", repeats=GPU_REPEATS)
         # What launches kernels for GPUs is compiled for this machine's CPU.
         same = target.kind == "cuda" or _machine_of(target) == _machine_of(detect_target())
         self.suffix = ".so" if same else ".tar"
-        self._pool = workers.Pool(max(1, farm.devices()), _USES, log, workers.nothing)
+        self._pool = workers.Pool(max(1, devices.count()), _USES, log, workers.nothing)
 
     def measure(
         self,
@@ -203,7 +203,7 @@ class FarmMeasurer:
         """
         if not kernels:
             return
-        self._pool.grow(self.farm.devices())
+        self._pool.grow(self.devices.count())
         left, attempt = list(range(len(kernels))), 0
         while left:
             attempt += 1
@@ -223,8 +223,8 @@ class FarmMeasurer:
         def ended(number: int, outcome: workers.Outcome) -> None:
             index = left[number]
             measured = outcome.value if outcome.failure is None else Measured((), outcome.failure, outcome.message)
-            if measured.failure == "timeout" and not self.farm.devices():
-                raise RuntimeError(f"rpc: required devices with the key {self.farm.key!r}, got none any more")
+            if measured.failure == "timeout" and not self.devices.count():
+                raise RuntimeError(f"rpc: required devices with the key {self.devices.key!r}, got none any more")
             if measured.failure != _LOST:
                 done(index, measured)
             elif attempt < _ATTEMPTS:
@@ -232,8 +232,8 @@ class FarmMeasurer:
             else:
                 done(index, dataclasses.replace(measured, failure="crash"))
 
-        timeout = self.farm.wait + self.conditions.timeout
-        calls = [(kernels[i], self.conditions, self.farm) for i in left]
+        timeout = self.devices.wait + self.conditions.timeout
+        calls = [(kernels[i], self.conditions, self.devices) for i in left]
         self._pool.run(run_remotely, calls, timeout, ended, stopped)
         return again
 

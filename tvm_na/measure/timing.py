@@ -1,17 +1,110 @@
-"""Timing to be trusted: candidates take turns, every sample is kept, wrong numbers get no speedup."""
+"""Timing to be trusted: candidates are interleaved, every sample is kept, wrong numbers get no speedup.
+
+The machine's speed changes, and more than candidates differ. Samples that are neighbors meet the same speed.
+"""
 
 from __future__ import annotations
 
 import datetime
+import functools
 import math
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Several times the last cache of any GPU so far.
+ROTATED_BYTES = 3 * 2**27
+_FLUSHED_BYTES = 128 * 2**20  # more than the last cache of most CPUs
+#: For so long, for each call, the GPU is kept busy before a sample begins: about 10 microseconds, in which a call is
+#: prepared. So calls wait for the GPU, and the GPU for none, however short a kernel is.
+_CYCLES_PER_CALL = 20_000
+
+
+class Clock(Protocol):
+    """What times calls."""
+
+    def seconds(self, call: Callable[[], object], count: int) -> float:
+        """Seconds per call of ``count`` calls in a row."""
+
+    def flush(self) -> None:
+        """Fill the last cache with something else."""
+
+
+class CpuClock:
+    """Times calls that return when their work is done."""
+
+    def seconds(self, call: Callable[[], object], count: int) -> float:
+        """See :class:`Clock`."""
+        start = time.perf_counter()
+        for _ in range(count):
+            call()
+        return (time.perf_counter() - start) / count
+
+    def flush(self) -> None:
+        """See :class:`Clock`."""
+        _filler("cpu", _FLUSHED_BYTES).add_(1)
+
+
+class CudaClock:
+    """Times calls of kernels on the current stream, by the GPU's clock."""
+
+    def seconds(self, call: Callable[[], object], count: int) -> float:
+        """See :class:`Clock`."""
+        import torch
+
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda._sleep(count * _CYCLES_PER_CALL)
+        start.record()
+        for _ in range(count):
+            call()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3 / count
+
+    def flush(self) -> None:
+        """See :class:`Clock`."""
+        _filler("cuda", ROTATED_BYTES).add_(1)
+
+
+@functools.lru_cache(maxsize=1)
+def _filler(device: str, size: int) -> Tensor:
+    import torch
+
+    return torch.zeros(size, dtype=torch.uint8, device=device)
+
+
+def clock_of(device: str) -> Clock:
+    """The clock of a device by PyTorch's name: ``cpu``, ``cuda:0``."""
+    return CpuClock() if device == "cpu" else CudaClock()
+
+
+def interleaved(
+    candidates: Sequence[Callable[[], Sequence[float]]],
+    enough: Callable[[Sequence[float]], bool],
+    rotating: bool = False,
+) -> list[tuple[float, ...]]:
+    """The samples of candidates, taken in turns.
+
+    Args:
+        candidates: Each measures itself once when it is called, and gives one sample or several.
+        enough: Whether the samples of the first candidate so far are enough; asked before every round.
+        rotating: Whether every round begins with another candidate.
+    """
+    samples: list[list[float]] = [[] for _ in candidates]
+    numbers, first = list(range(len(candidates))), 0
+    while not enough(samples[0]):
+        for number in numbers[first:] + numbers[:first]:
+            samples[number] += candidates[number]()
+        first = (first + 1) % len(candidates) if rotating else 0
+    return [tuple(found) for found in samples]
 
 
 @dataclass(frozen=True)
@@ -65,18 +158,20 @@ def measure(
     rounds: int = 15,
     sample_time: float = 0.02,
     warmup_time: float = 0.1,
+    clock: Clock | None = None,
 ) -> dict[str, Timing]:
     """Time functions against each other.
 
-    Each is warmed up; then in every round each is timed once, in turns, beginning with another one every round, so
+    Each is warmed up; then in every round each is timed once, interleaved, beginning with another one every round, so
     that what the machine does meanwhile meets all of them. A sample is the mean of as many calls in a row as fill
     ``sample_time``, after one call that is not timed and brings back what the others evicted.
 
     Args:
-        functions: Candidates by name; each returns when its work is done.
+        functions: Candidates by name.
         rounds: Samples of each.
         sample_time: Seconds that a sample should last at least.
         warmup_time: Seconds of calls before the first sample (at least two calls).
+        clock: What times them; the CPU's if None, for functions that return when their work is done.
 
     Returns:
         A :class:`Timing` per name, in the order of ``functions``.
@@ -91,18 +186,29 @@ def measure(
     for name, seconds in (("sample_time", sample_time), ("warmup_time", warmup_time)):
         if not (math.isfinite(seconds) and seconds >= 0):
             raise ValueError(f"{name}: required seconds >= 0, got {seconds}")
-    calls = {name: _calls_per_sample(f, sample_time, warmup_time) for name, f in functions.items()}
-    samples: dict[str, list[float]] = {name: [] for name in functions}
-    names = list(functions)
-    for turn in range(rounds):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            functions[name]()
-            samples[name].append(_time_calls(functions[name], calls[name]))
-    return {name: Timing(tuple(values), calls[name]) for name, values in samples.items()}
+    watch = CpuClock() if clock is None else clock
+    calls = {name: _calls_per_sample(f, watch, sample_time, warmup_time) for name, f in functions.items()}
+
+    def sample(name: str) -> list[float]:
+        functions[name]()
+        return [watch.seconds(functions[name], calls[name])]
+
+    candidates = [functools.partial(sample, name) for name in functions]
+    samples = interleaved(candidates, lambda found: len(found) >= rounds, rotating=True)
+    return {name: Timing(found, calls[name]) for name, found in zip(functions, samples, strict=True)}
 
 
-def ratio_in_turns(numerator: Timing, denominator: Timing) -> float:
+def _calls_per_sample(function: Callable[[], object], clock: Clock, sample_time: float, warmup_time: float) -> int:
+    """Warm ``function`` up; the calls that fill ``sample_time``, after the fastest of the warm-up."""
+    function()  # compilers, allocators and thread pools start here
+    fastest, spent = math.inf, 0.0
+    while not spent or spent < warmup_time:
+        seconds = max(clock.seconds(function, 1), 1e-9)
+        fastest, spent = min(fastest, seconds), spent + seconds
+    return max(1, math.ceil(sample_time / fastest))
+
+
+def interleaved_ratio(numerator: Timing, denominator: Timing) -> float:
     """The median of the ratios of samples of the same round of :func:`measure`.
 
     It is steadier than a ratio of medians: neighboring samples meet the same speed of the machine.
@@ -114,23 +220,6 @@ def ratio_in_turns(numerator: Timing, denominator: Timing) -> float:
         had = f"{len(numerator.samples)} and {len(denominator.samples)}"
         raise ValueError(f"numerator, denominator: required as many samples, got {had}")
     return statistics.median(a / b for a, b in zip(numerator.samples, denominator.samples, strict=True))
-
-
-def _time_calls(function: Callable[[], object], calls: int) -> float:
-    start = time.perf_counter()
-    for _ in range(calls):
-        function()
-    return (time.perf_counter() - start) / calls
-
-
-def _calls_per_sample(function: Callable[[], object], sample_time: float, warmup_time: float) -> int:
-    """Warm ``function`` up; the calls that fill ``sample_time``, after the fastest of the warm-up."""
-    function()  # compilers, allocators and thread pools start here
-    fastest, spent = math.inf, 0.0
-    while not spent or spent < warmup_time:
-        seconds = max(_time_calls(function, 1), 1e-9)
-        fastest, spent = min(fastest, seconds), spent + seconds
-    return max(1, math.ceil(sample_time / fastest))
 
 
 def speedup(candidate: Timing, baseline: Timing, error: float, budget: float) -> float | None:

@@ -19,7 +19,7 @@ from tvm_na.problems.registry import Problem, problem_from_json
 from tvm_na.records.read import Record, read_meta, records_in
 from tvm_na.targets.target import NATarget, parse_target
 from tvm_na.tune.tasks import formulations_of
-from tvm_na.tune.trial_log import JOURNAL, Trial, point, trials_in
+from tvm_na.tune.trial_log import TRIAL_LOG, Trial, point, trials_in
 
 _log = logging.getLogger(__name__)
 
@@ -205,7 +205,7 @@ def load(folder: Path) -> ReportData:
             measured = tuple(r for r in own_records if (r.threads, r.batch) == (threads, batch))
             full = name if batch == 1 else f"{name}, batch {batch}"
             tasks.append(Task(problem, threads, full, measured, tried, min(seconds, default=None), batch))
-    return ReportData(folder, target, tuple(tasks), common, tuple(meta.sessions), (folder / JOURNAL).exists())
+    return ReportData(folder, target, tuple(tasks), common, tuple(meta.sessions), (folder / TRIAL_LOG).exists())
 
 
 def _trials(folder: Path) -> list[tuple[Problem, Trial]]:
@@ -221,7 +221,7 @@ def _trials(folder: Path) -> list[tuple[Problem, Trial]]:
             if trial.predicted is not None and not math.isfinite(trial.predicted):
                 raise ValueError(f"predicted: required a finite number, got {trial.predicted}")
         except (ValueError, TypeError, AttributeError) as damage:
-            _log.warning("%s: skipped the trial of %s, %s", folder / JOURNAL, trial.time, damage)
+            _log.warning("%s: skipped the trial of %s, %s", folder / TRIAL_LOG, trial.time, damage)
         else:
             found.append((problems[trial.problem], trial))
     return found

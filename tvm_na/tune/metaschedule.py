@@ -55,25 +55,21 @@ def skip_tensor_intrinsics() -> None:
         parent.tensor_intrin = sys.modules[name]  # type: ignore[attr-defined]
 
 
-def make_mutator(mutate: Callable[[Any], Any]) -> Any:
-    """A mutator: ``mutate(trace)`` gives another trace, or None if it cannot."""
-    ms = import_metaschedule()
+def _derived(base: Any, **methods: Any) -> Any:
+    """An object of a class that derives from one of MetaSchedule's."""
     from tvm.ir.utils import derived_object
 
-    mutator_base: Any = ms.mutator.PyMutator
+    return derived_object(type("Derived", (base,), methods))()
 
-    @derived_object
-    class Mutator(mutator_base):
-        def _initialize_with_tune_context(self, context: Any) -> None:
-            pass
 
-        def apply(self, trace: Any, _: Any) -> Any:
-            return mutate(trace)
-
-        def clone(self) -> Any:
-            return make_mutator(mutate)
-
-    return Mutator()
+def make_mutator(mutate: Callable[[Any], Any]) -> Any:
+    """A mutator: ``mutate(trace)`` gives another trace, or None if it cannot."""
+    return _derived(
+        import_metaschedule().mutator.PyMutator,
+        _initialize_with_tune_context=lambda self, context: None,
+        apply=lambda self, trace, _: mutate(trace),
+        clone=lambda self: make_mutator(mutate),
+    )
 
 
 def make_model(features: Callable[[str, Any], Sequence[float]], warm_up: int, seed: int) -> Any:
@@ -88,15 +84,12 @@ def make_model(features: Callable[[str, Any], Sequence[float]], warm_up: int, se
     import tvm
     from tvm.ir.utils import derived_object
 
-    extractor_base: Any = ms.feature_extractor.PyFeatureExtractor
+    def extract_from(_: Any, context: Any, candidates: Any) -> list[Any]:
+        name = str(context.task_name)
+        rows = (np.array([features(name, candidate.sch.trace)], "float32") for candidate in candidates)
+        return [tvm.runtime.tensor(row) for row in rows]
 
-    @derived_object
-    class Extractor(extractor_base):
-        def extract_from(self, context: Any, candidates: Any) -> list[Any]:
-            name = str(context.task_name)
-            rows = (np.array([features(name, candidate.sch.trace)], "float32") for candidate in candidates)
-            return [tvm.runtime.tensor(row) for row in rows]
-
+    extractor = _derived(ms.feature_extractor.PyFeatureExtractor, extract_from=extract_from)
     rng = np.random.default_rng(seed)
 
     model_base: Any = ms.cost_model.XGBModel._cls
@@ -120,52 +113,31 @@ def make_model(features: Callable[[str, Any], Sequence[float]], warm_up: int, se
 
     config = ms.cost_model.xgb_model.XGBConfig(seed=seed)
     # One thread: samples are few, and threads that wait for work would disturb the measurements.
-    return Model(extractor=Extractor(), config=config, num_warmup_samples=warm_up, num_tuning_cores=1)
+    return Model(extractor=extractor, config=config, num_warmup_samples=warm_up, num_tuning_cores=1)
 
 
 def make_builder(build: Callable[[], Sequence[tuple[str | None, str | None]]]) -> Any:
     """A builder: ``build()`` gives (path of the kernel, or None; error, or None) of each current candidate."""
     ms = import_metaschedule()
-    from tvm.ir.utils import derived_object
 
-    builder_base: Any = ms.builder.PyBuilder
+    def built(_: Any, inputs: Any) -> list[Any]:
+        return [ms.builder.BuilderResult(path, error) for path, error in build()]
 
-    @derived_object
-    class Builder(builder_base):
-        def build(self, build_inputs: Any) -> list[Any]:
-            return [ms.builder.BuilderResult(path, error) for path, error in build()]
-
-    return Builder()
+    return _derived(ms.builder.PyBuilder, build=built)
 
 
 def make_runner(run: Callable[[list[str]], Sequence[tuple[float | None, str | None]]]) -> Any:
     """A runner: ``run(paths)`` gives (seconds, or None; error, or None) of each kernel."""
     ms = import_metaschedule()
-    from tvm.ir.utils import derived_object
 
-    done_base: Any = ms.runner.PyRunnerFuture
+    def done(seconds: float | None, error: str | None) -> Any:
+        result = run_result(seconds, error)
+        return _derived(ms.runner.PyRunnerFuture, done=lambda _: True, result=lambda _: result)
 
-    @derived_object
-    class Done(done_base):
-        def __init__(self, value: Any) -> None:
-            super().__init__()
-            self.value = value
+    def ran(_: Any, inputs: Any) -> list[Any]:
+        return [done(*found) for found in run([str(given.artifact_path) for given in inputs])]
 
-        def done(self) -> bool:
-            return True
-
-        def result(self) -> Any:
-            return self.value
-
-    runner_base: Any = ms.runner.PyRunner
-
-    @derived_object
-    class Runner(runner_base):
-        def run(self, runner_inputs: Any) -> list[Any]:
-            results = run([str(given.artifact_path) for given in runner_inputs])
-            return [Done(run_result(seconds, error)) for seconds, error in results]
-
-    return Runner()
+    return _derived(ms.runner.PyRunner, run=ran)
 
 
 def run_result(seconds: float | None, error: str | None) -> Any:
@@ -176,17 +148,11 @@ def run_result(seconds: float | None, error: str | None) -> Any:
 
 def make_callback(measured: Callable[[int, Any, Any], None]) -> Any:
     """A measure callback: ``measured(task id, candidates, runner results)`` after every batch."""
-    ms = import_metaschedule()
-    from tvm.ir.utils import derived_object
 
-    callback_base: Any = ms.measure_callback.PyMeasureCallback
+    def apply(_: Any, scheduler: Any, task_id: int, candidates: Any, built: Any, results: Any) -> None:
+        measured(int(task_id), candidates, results)
 
-    @derived_object
-    class Callback(callback_base):
-        def apply(self, scheduler: Any, task_id: int, candidates: Any, built: Any, results: Any) -> None:
-            measured(int(task_id), candidates, results)
-
-    return Callback()
+    return _derived(import_metaschedule().measure_callback.PyMeasureCallback, apply=apply)
 
 
 def make_scheduler(pick: Callable[[], int]) -> Any:
@@ -194,17 +160,11 @@ def make_scheduler(pick: Callable[[], int]) -> Any:
 
     Batches are not overlapped: building beside a measurement would disturb it.
     """
-    ms = import_metaschedule()
-    from tvm.ir.utils import derived_object
 
-    scheduler_base: Any = ms.task_scheduler.PyTaskScheduler
+    def next_task_id(self: Any) -> int:
+        scheduler = self._outer()
+        for task_id in range(len(scheduler.tasks_)):
+            scheduler.touch_task(task_id)  # joins the batch that has just been measured
+        return pick()
 
-    @derived_object
-    class Scheduler(scheduler_base):
-        def next_task_id(self) -> int:
-            scheduler = self._outer()
-            for task_id in range(len(scheduler.tasks_)):
-                scheduler.touch_task(task_id)  # joins the batch that has just been measured
-            return pick()
-
-    return Scheduler()
+    return _derived(import_metaschedule().task_scheduler.PyTaskScheduler, next_task_id=next_task_id)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 from tvm_na import settings
 from tvm_na.problems.registry import Problem
 from tvm_na.reference.case import DISTINCT
 from tvm_na.targets.target import NATarget
-from tvm_na.tune.search import Strategy
 
 #: The batch on a GPU, where its memory has room for it: enough work for all of its processors.
 GPU_BATCH = 128
@@ -17,42 +17,77 @@ _PART = 4
 _DOUBLE = 8  # bytes
 
 
+#: The search with XGBoost's cost model, and random points to compare it with.
+Strategy = Literal["evolutionary", "random"]
+_COUNTS = ("trials", "jobs", "seed", "threads", "batch", "candidates")
+
+
 @dataclass(frozen=True)
-class Options:
-    """How to tune; see :func:`tune`."""
+class TuneOptions:
+    """How to tune.
+
+    Attributes:
+        trials: Measurements at most, failed ones too, over all tasks, with those that are already recorded.
+        time_limit: Seconds at most.
+        jobs: Candidates compiled at once; 0 for one per core.
+        seed: Of all random numbers.
+        threads: Threads of a kernel; 0 for what production uses. On a GPU it plays no role.
+        batch: Samples of a call; 0 for 1 on a CPU, and on a GPU for 128, or fewer where its memory is small, or as many
+            as the problem's former trials in the same folder had. Trials with others are not compared.
+        cold_cache: Whether caches are flushed before each repeat; such records are not comparable with others.
+
+    Raises:
+        TypeError, ValueError: name the option, what was required and what came.
+    """
 
     trials: int = 1000
     time_limit: float | None = None
     jobs: int = 0
     seed: int = 0
     threads: int = 0
-    candidates: int = 0
-    strategy: Strategy = "evolutionary"
-    defaults_first: bool = True
-    only_default_formulation: bool = False
-    cold_cache: bool = False
     batch: int = 0
+    cold_cache: bool = False
 
     def __post_init__(self) -> None:
-        minima = (("trials", 1), ("jobs", 0), ("seed", 0), ("threads", 0), ("candidates", 0), ("batch", 0))
-        for name, minimum in minima:
-            value = getattr(self, name)
+        for name, value in vars(self).items():
+            minimum = 1 if name == "trials" else 0
+            if name not in _COUNTS:
+                continue
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name}: required an integer, got {type(value).__name__} {value!r}")
             if value < minimum:
                 raise ValueError(f"{name}: required an integer >= {minimum}, got {value}")
         if self.time_limit is not None and not self.time_limit > 0:
             raise ValueError(f"time_limit: required seconds > 0, got {self.time_limit}")
-        if self.strategy not in ("evolutionary", "random"):
+
+
+@dataclass(frozen=True)
+class SearchOptions(TuneOptions):
+    """With what experiments change of the search itself.
+
+    Attributes:
+        candidates: Built and measured in one go; 0 for a number that fits the trials.
+        strategy: See :data:`Strategy`.
+        defaults_first: Whether the default point of each formulation is measured first.
+        only_default_formulation: Whether the other formulations are left out.
+    """
+
+    candidates: int = 0
+    strategy: Strategy = "evolutionary"
+    defaults_first: bool = True
+    only_default_formulation: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.strategy not in get_args(Strategy):
             raise ValueError(f"strategy: required evolutionary or random, got {self.strategy!r}")
 
-    def completed(self, problems: int) -> Options:
+    def completed(self, problems: int, threads: int) -> SearchOptions:
         """With numbers in place of zeros, for so many problems; but the batch, which each problem has for itself."""
         jobs = self.jobs or settings.available_cores()
         # Fewer ask the model more often, more keep more jobs busy.
-        candidates = max(4, min(16, self.trials // problems // 8))
-        threads = self.threads or settings.num_threads()
-        return replace(self, jobs=jobs, threads=threads, candidates=self.candidates or candidates)
+        candidates = self.candidates or max(4, min(16, self.trials // problems // 8))
+        return replace(self, jobs=jobs, threads=threads, candidates=candidates)
 
 
 def batch_for(problem: Problem, target: NATarget, wanted: int, before: int | None, free: int | None) -> int:

@@ -1,4 +1,4 @@
-"""The fastest records of a problem measured against each other, in turns.
+"""The fastest records of a problem measured against each other, interleaved.
 
 Of many candidates that are about as fast, the one with the shortest time is the one whose measurement erred the most.
 Measured once more, with more repeats, that luck is gone.
@@ -6,13 +6,14 @@ Measured once more, with more repeats, that luck is gone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
 from tvm_na.jit import build
-from tvm_na.measure.local import Conditions, Kernel, Measured, checked_call, plan, stopwatch
+from tvm_na.measure.local import Conditions, Kernel, Measured, checked_call
+from tvm_na.measure.timing import clock_of, measure
 from tvm_na.problems.registry import Problem
 from tvm_na.records.files import writing
 from tvm_na.records.maintain import best_of, meta_of, rewrite
@@ -54,8 +55,8 @@ class Outcome:
         return median(self.default) / median(self.records[0][1]) if self.records else 1.0
 
 
-def contest(folder: Path, count: int, rounds: int) -> Iterator[Outcome]:
-    """Measure records of each problem and number of threads in turns with the default schedule.
+def remeasure(folder: Path, count: int, rounds: int) -> Iterator[Outcome]:
+    """Measure records of each problem and number of threads, interleaved with the default schedule.
 
     The ``count`` fastest take part, and the first, since the tuner begins with default points; all with the batch that
     the fastest was measured with.
@@ -74,11 +75,11 @@ def contest(folder: Path, count: int, rounds: int) -> Iterator[Outcome]:
     taking_part = dict.fromkeys([*first.values(), *best_of(records, count)])
     for (_, threads), records in grouped(taking_part, lambda record: (record.problem, record.threads)).items():
         target = parse_target(records[0].target)
-        place = check_measurable(records, target)
+        device = check_measurable(records, target)
         fastest = min(records, key=lambda record: record.seconds_per_sample)
         of_its_batch = [record for record in records if record.batch == fastest.batch]
         with running_on(threads):
-            yield _measured(of_its_batch, target, place.conditions(Conditions(threads)), rounds)
+            yield _measured(of_its_batch, target, device.conditions(Conditions(threads)), rounds)
 
 
 def _measured(records: Sequence[Record], target: NATarget, conditions: Conditions, rounds: int) -> Outcome:
@@ -95,14 +96,16 @@ def _measured(records: Sequence[Record], target: NATarget, conditions: Condition
             calls[record.digest] = _call(kernel, batch, conditions, record.formulation)
         except (InapplicableError, ValueError) as error:
             failures.append(f"{record.digest}: {error}")
-    samples = _samples(calls, conditions, rounds)
+    clock = clock_of(conditions.device)
+    timings = measure(calls, rounds=rounds, sample_time=_SAMPLE, warmup_time=_WARM_UP, clock=clock)
+    default_secs = timings["default"].samples
     found = []
     for record in records:
-        if record.digest in samples:
-            measured = Measured(samples[record.digest], reference_secs=samples["default"])
-            found.append((record, measured.beside(median(samples["default"]))))
+        if record.digest in timings:
+            measured = Measured(timings[record.digest].samples, reference_secs=default_secs)
+            found.append((record, measured.beside(median(default_secs))))
     found.sort(key=lambda pair: median(pair[1]))
-    return Outcome(problem, records[0].threads, batch, samples["default"], tuple(found), tuple(failures))
+    return Outcome(problem, records[0].threads, batch, default_secs, tuple(found), tuple(failures))
 
 
 def _call(kernel: build.Kernel, batch: int, conditions: Conditions, formulation: str) -> Callable[[], object]:
@@ -112,25 +115,6 @@ def _call(kernel: build.Kernel, batch: int, conditions: Conditions, formulation:
         return checked_call(kernel.file, what, conditions)
     except WrongNumbers as error:
         raise ValueError(f"wrong numbers: {error}") from error
-
-
-def _samples(
-    calls: Mapping[str, Callable[[], object]], conditions: Conditions, rounds: int
-) -> dict[str, tuple[float, ...]]:
-    """Seconds per call of so many samples of each, in turns."""
-    if not conditions.on_gpu:
-        from tvm_na.measure import timing as benchmark
-
-        timings = benchmark.measure(calls, rounds=rounds, sample_time=_SAMPLE, warmup_time=_WARM_UP)
-        return {name: timing.samples for name, timing in timings.items()}
-    watch = stopwatch(conditions)
-    counts = {name: plan(min(watch.seconds(call, 1) for _ in range(3)), conditions)[0] for name, call in calls.items()}
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds):
-        first = turn % len(calls)
-        for name in [*calls][first:] + [*calls][:first]:
-            found[name].append(watch.seconds(calls[name], counts[name]))
-    return {name: tuple(seconds) for name, seconds in found.items()}
 
 
 def keep(folder: Path, outcomes: Sequence[Outcome], count: int) -> None:

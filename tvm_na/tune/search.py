@@ -5,13 +5,11 @@ from __future__ import annotations
 import functools
 import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tvm_na.tune import metaschedule
 from tvm_na.tune.features import Features, Mutator, read_point
 from tvm_na.tune.session import Candidate, Session, Slot
-
-Strategy = Literal["evolutionary", "random"]
 
 _log = logging.getLogger("tvm_na.tune")
 _UNLIMITED = 2**30
@@ -35,18 +33,10 @@ def candidate_of(slot: Slot, schedule: Any, args_info: Any = None) -> Candidate:
 class Search:
     """Searches the formulations that are open, batch by batch, until the session stops."""
 
-    def __init__(self, session: Session, strategy: Strategy, seed: int, candidates: int, jobs: int) -> None:
-        """Make MetaSchedule's objects.
-
-        Args:
-            session: What it works with.
-            strategy: "evolutionary" with a cost model, or "random".
-            seed: Of every random number here; with one job, equal measurements give equal searches.
-            candidates: Built and measured in one go.
-            jobs: Threads of the search.
-        """
-        ms = metaschedule.import_metaschedule()
-        self._session, self._batch_size = session, candidates
+    def __init__(self, session: Session) -> None:
+        """Make MetaSchedule's objects; with one job, equal seeds and measurements give equal searches."""
+        ms, options = metaschedule.import_metaschedule(), session.options
+        self._session, self._batch_size = session, options.candidates
         self._slots = [slot for slot in session.slots if slot.state.open]
         self._idle = [0] * len(self._slots)
         self._recalled: set[int] = set()
@@ -54,12 +44,13 @@ class Search:
         self._batch: list[Candidate] = []
         self._files: dict[str, Candidate] = {}
         self._features = Features([slot.formulation for slot in self._slots])
-        self._model = metaschedule.make_model(self._features, _WARM_UP, seed) if strategy == "evolutionary" else None
-        self._contexts = [self._context(ms, number, seed, jobs) for number in range(len(self._slots))]
+        with_model = options.strategy == "evolutionary"
+        self._model = metaschedule.make_model(self._features, _WARM_UP, options.seed) if with_model else None
+        self._contexts = [self._context(ms, number) for number in range(len(self._slots))]
         self._scheduler = metaschedule.make_scheduler(self._pick)
 
-    def _context(self, ms: Any, number: int, seed: int, jobs: int) -> Any:
-        slot = self._slots[number]
+    def _context(self, ms: Any, number: int) -> Any:
+        slot, seed = self._slots[number], self._session.options.seed
         # Only the instructions of these count, not their decisions.
         spaces = [scheduled.schedule for scheduled in slot.formulation.spaces.values()]
         mutators = {}
@@ -85,7 +76,7 @@ class Search:
             search_strategy=search,
             task_name=str(number),
             rand_state=seed * 1009 + number + 1,
-            num_threads=jobs,
+            num_threads=self._session.options.jobs,
             logger=_log,
         )
 
@@ -109,7 +100,7 @@ class Search:
     def _pick(self) -> int:
         """The task that is to have the next batch; -1 to end."""
         session = self._session
-        if session.stopped():
+        if session.state.stopped():
             return -1
         for number, record in enumerate(self._scheduler.tasks_):
             if record.is_terminated:
@@ -175,6 +166,6 @@ class Search:
         self._idle[number] = 0 if fresh else self._idle[number] + 1
         if self._idle[number] >= _IDLE:
             slot.state.open = False
-        if self._model is not None and fresh and not self._session.stopped():
+        if self._model is not None and fresh and not self._session.state.stopped():
             with self._session.state.during("training"):
                 self._model.update(self._contexts[number], [candidates[i] for i in fresh], [results[i] for i in fresh])

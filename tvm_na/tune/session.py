@@ -14,16 +14,17 @@ from tvm_na.problems.registry import Problem
 from tvm_na.records.write import TuningDatabase, now
 from tvm_na.tune.builder import REJECTIONS, Builder, Built, Source, source_for_any_batch, source_of
 from tvm_na.tune.metaschedule import import_metaschedule
+from tvm_na.tune.options import SearchOptions
 from tvm_na.tune.state import FormulationState, ProblemState, TuneState
 from tvm_na.tune.tasks import Formulation
-from tvm_na.tune.trial_log import Journal, Trial, point
+from tvm_na.tune.trial_log import Trial, TrialLog, point
 
 _log = logging.getLogger("tvm_na.tune")
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The kernel of a problem that its candidates are measured in turns with: that of the default schedule.
+    """The kernel of a problem that its candidates are interleaved with: that of the default schedule.
 
     Attributes:
         file: Its library.
@@ -97,33 +98,31 @@ class Session:
 
     Attributes:
         state: Where tuning stands.
-        slots: Every formulation of every problem.
         database: The records on disk, open.
-        journal: The journal, open.
+        log: The trial log, open.
         builder: Compiles candidates.
         measurer: Measures kernels.
         target: TVM's target of the records.
-        threads: Threads of a kernel.
+        options: How to tune, completed.
         number: The session's number in ``meta.json``.
         observe: Called after each trial and at the beginning of each phase.
-        stopped: Whether to end.
         memory: MetaSchedule's database of the search: the medians alone, for these threads alone.
+        slots: Every formulation of every problem.
         known: Points tried before: their seconds, None for a failure; by problem and point.
-        references: What candidates of a problem are measured in turns with.
+        references: What candidates of a problem are interleaved with.
     """
 
     state: TuneState
-    slots: list[Slot]
     database: TuningDatabase
-    journal: Journal
+    log: TrialLog
     builder: Builder
     measurer: Measurer
     target: Any
-    threads: int
+    options: SearchOptions
     number: int
     observe: Callable[[TuneState], None]
-    stopped: Callable[[], bool]
     memory: Any
+    slots: list[Slot] = field(default_factory=list)
     known: dict[tuple[object, ...], float | None] = field(default_factory=dict)
     references: dict[Problem, Reference] = field(default_factory=dict)
 
@@ -143,7 +142,7 @@ class Session:
                 candidate.failure = "stopped"
         with self._during("building"):
             sources = [self._source(candidate.slot, candidate.schedule) for candidate in fresh]
-            built = iter(self.builder.build(sources, self.measurer.suffix, self.stopped))
+            built = iter(self.builder.build(sources, self.measurer.suffix, self.state.stopped))
         results = []
         for candidate in candidates:
             result = next(built) if candidate.fresh else Built(None, candidate.failure)
@@ -166,13 +165,13 @@ class Session:
         problem, batch = slot.problem.problem, slot.problem.batch
         with self._during("building"):
             source = self._source(slot, slot.formulation.default.schedule)
-            built = self.builder.build([source], self.measurer.suffix, self.stopped)[0]
+            built = self.builder.build([source], self.measurer.suffix, self.state.stopped)[0]
         why = built.failure, built.message
         if built.file is not None and seconds is None:
             found: dict[int, Measured] = {}
             with self._during("measuring"):
                 kernel = Kernel(built.file, problem, batch=batch, formulation=slot.state.text)
-                self.measurer.measure([kernel], found.__setitem__, self.stopped)
+                self.measurer.measure([kernel], found.__setitem__, self.state.stopped)
             seconds, why = median(found[0].run_secs), (found[0].failure, found[0].message)
         if built.file is not None and seconds is not None:
             self.references[problem] = Reference(built.file, seconds, slot.state.text)
@@ -180,7 +179,7 @@ class Session:
             _log.warning("%s: measured without a reference, its default kernel fails: %s\n%s", problem, *why)
 
     def measure(self, candidates: Sequence[Candidate], files: Sequence[Path]) -> None:
-        """Measure built candidates, each in turns with the reference of its problem."""
+        """Measure built candidates, each interleaved with the reference of its problem."""
         problems = [candidate.slot.problem for candidate in candidates]
         references = [self.references.get(p.problem) for p in problems]
         kernels = [
@@ -198,7 +197,7 @@ class Session:
             self._ended(candidates[index], measured)
 
         with self._during("measuring"):
-            self.measurer.measure(kernels, done, self.stopped)
+            self.measurer.measure(kernels, done, self.state.stopped)
         for file in files:
             file.unlink(missing_ok=True)
 
@@ -227,13 +226,13 @@ class Session:
         if candidate.seconds is not None:
             trace = candidate.schedule.trace
             batch = slot.problem.batch
-            self.database.commit(slot.workload, trace, run_secs, self.threads, candidate.args_info, batch)
+            self.database.commit(slot.workload, trace, run_secs, self.options.threads, candidate.args_info, batch)
             self.remember(slot, trace, candidate.seconds, candidate.args_info)
         else:
             candidate.reason = measured.message if measured.failure in REJECTIONS else ""
             where = f"{slot.problem.problem} | {slot.state.label} | {candidate.structure} {candidate.choices}"
             _log.warning("%s: %s\n%s", measured.failure, where, measured.message)
-        self.journal.write(self._trial(candidate))
+        self.log.write(self._trial(candidate))
         self.known[(slot.problem.problem, *candidate.point)] = candidate.seconds
         state.measured += 1
         note(slot.problem, slot.state, candidate.seconds, candidate.failure)
@@ -247,20 +246,20 @@ class Session:
     def _trial(self, candidate: Candidate) -> Trial:
         slot, reference = candidate.slot, self.references.get(candidate.slot.problem.problem)
         return Trial(
-            now(),
-            self.number,
-            slot.problem.problem.to_json(),
-            slot.state.text,
-            self.threads,
-            slot.problem.trials,
-            candidate.predicted,
-            candidate.seconds,
-            candidate.failure,
-            candidate.choices,
-            candidate.structure,
-            None if reference is None else reference.seconds,
-            slot.problem.batch,
-            candidate.reason,
+            time=now(),
+            session=self.number,
+            problem=slot.problem.problem.to_json(),
+            formulation=slot.state.text,
+            threads=self.options.threads,
+            trial=slot.problem.trials,
+            predicted=candidate.predicted,
+            seconds=candidate.seconds,
+            failure=candidate.failure,
+            choices=candidate.choices,
+            structure=candidate.structure,
+            reference=None if reference is None else reference.seconds,
+            batch=slot.problem.batch,
+            reason=candidate.reason,
         )
 
 

@@ -6,6 +6,8 @@ Pure bookkeeping, without TVM: what is shown on the screen and what decides abou
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -160,6 +162,31 @@ class TuneState:
     def trials(self) -> int:
         """Trials of all problems, with those of former sessions."""
         return sum(p.trials for p in self.problems)
+
+    def stopped(self) -> bool:
+        """Whether to end, for whatever reason."""
+        if not self.ending and time.monotonic() >= self.deadline:
+            self.ending = "the time is up"
+        if not self.ending and self.trials >= self.limit:
+            self.ending = "all trials are done"
+        return bool(self.ending)
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Let Ctrl-C be such a reason, as long as the block lasts."""
+        if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
+            yield
+            return
+
+        def interrupted(*_: object) -> None:
+            self.ending = "interrupted"
+            signal.signal(signal.SIGINT, before)  # the next one is not waited for
+
+        before = signal.signal(signal.SIGINT, interrupted)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     @property
     def elapsed(self) -> float:

@@ -1,4 +1,4 @@
-"""The journal of the tuner: one line of JSON for each trial, failed ones too, in the order in which they ended."""
+"""The trial log of the tuner: one line of JSON for each trial, failed ones too, in the order in which they ended."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import IO
 _log = logging.getLogger(__name__)
 
 #: Its name in a folder of records.
-JOURNAL = "journal.jsonl"
+TRIAL_LOG = "journal.jsonl"
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Trial:
         failure: What it failed at (:mod:`tvm_na.tune.builder`, :mod:`tvm_na.measure.local`); None if it did not.
         choices: The decisions, by name.
         structure: The name of its structure.
-        reference: Seconds that the default kernel was taken to need, which it was measured in turns with; None if it
-            was measured alone.
+        reference: Seconds that the default kernel was taken to need, which it was interleaved with; None if it was
+            measured alone.
         batch: Samples of a call.
         reason: Why a candidate was rejected without a measurement, in words; "" otherwise.
     """
@@ -66,7 +66,7 @@ def point(formulation: str, structure: str, choices: Mapping[str, int]) -> tuple
 def trials_in(folder: Path) -> list[Trial]:
     """The trials of a folder of records, oldest first; lines that cannot be read are skipped with a warning."""
     try:
-        lines = (folder / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = (folder / TRIAL_LOG).read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return []
     found = []
@@ -74,19 +74,19 @@ def trials_in(folder: Path) -> list[Trial]:
         try:
             found.append(Trial(**json.loads(line)))
         except (ValueError, TypeError) as damage:
-            _log.warning("%s, line %d: skipped, %s", folder / JOURNAL, number, damage)
+            _log.warning("%s, line %d: skipped, %s", folder / TRIAL_LOG, number, damage)
     return found
 
 
-class Journal:
-    """The journal of a folder, open for writing; a context manager."""
+class TrialLog:
+    """The trial log of a folder, open for writing; a context manager."""
 
     def __init__(self, folder: Path) -> None:
         """Nothing is opened before ``__enter__``."""
-        self._file = folder / JOURNAL
+        self._file = folder / TRIAL_LOG
         self._out: IO[bytes] | None = None
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> TrialLog:
         self._out = self._file.open("ab+")
         if self._out.tell():
             self._out.seek(-1, 2)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tvm_na import settings
 from tvm_na.jit import build
-from tvm_na.measure.devices import Here
+from tvm_na.measure.devices import LocalDevice
 from tvm_na.measure.worker_pool import Last
 from tvm_na.records.maintain import best_of
 from tvm_na.records.read import Record
@@ -55,8 +55,8 @@ def draw(records: Sequence[Record], target: NATarget, count: int, seed: int) -> 
     return sorted(drawn, key=lambda record: (str(record.problem), record.threads)), len(best) - len(possible)
 
 
-def check_measurable(records: Sequence[Record], target: NATarget) -> Here:
-    """Where on this machine records for ``target`` are measured.
+def check_measurable(records: Sequence[Record], target: NATarget) -> LocalDevice:
+    """The device of this machine on which records for ``target`` are measured.
 
     Raises:
         ValueError: a record is for another target, or this machine cannot run its kernels.
@@ -64,11 +64,11 @@ def check_measurable(records: Sequence[Record], target: NATarget) -> Here:
     """
     if importlib.util.find_spec("psutil") is None:
         raise RuntimeError("measuring: required the packages of the extra tvm_na[tune], missing psutil")
-    here = Here.of(target)
+    device = LocalDevice.of(target)
     foreign = sorted({record.target for record in records} - {target.name})
     if foreign:
         raise ValueError(f"records: required records of {target.name} to measure here, got {', '.join(foreign)}")
-    return here
+    return device
 
 
 def verify(record: Record) -> Verified:
@@ -85,7 +85,7 @@ def verify(record: Record) -> Verified:
         kernel = build.kernel_with(selection, record.problem, target)
     except InapplicableError as error:
         return Verified(record, None, f"does not apply: {error}")
-    conditions = Here.of(target).conditions(Conditions(record.threads))
+    conditions = LocalDevice.of(target).conditions(Conditions(record.threads))
     with running_on(record.threads):
         measured = run_kernel(
             Kernel(kernel.file, record.problem, batch=record.batch, formulation=record.formulation), conditions

@@ -20,16 +20,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.footprint import CANDIDATES, FUSED, OURS, WRITTEN_OUT, call_of, footprint_of, problem_of
-from benchmarks.property_cases import dense_flops, distance_to_self_attention, drawn, interior, shift_errors
-from benchmarks.property_plots import plot_cost, plot_shift, plot_window
-from benchmarks.report import RESULTS, load_before, use_all_cores, write_json
+from benchmarks.common import RESULTS, load_before, use_all_cores, write_json
+from benchmarks.memory import CANDIDATES, FUSED, OURS, WRITTEN_OUT, call_of, footprint_of, problem_of
+from benchmarks.properties.cases import dense_flops, distance_to_self_attention, drawn, interior, shift_errors
+from benchmarks.properties.plots import plot_cost, plot_shift, plot_window
 from tvm_na.measure.timing import Timing, format_time, measure
 from tvm_na.problems.attention import NAProblem
 from tvm_na.reference import attention as reference
 from tvm_na.reference.accuracy import ERROR_BUDGET, relative_error
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 SIZES = (14, 28, 56, 84, 112)
 #: The map, its windows and the shift of the pictures; blocks of the window's length fill the map.
 MAP, WINDOWS, BLOCK, SHIFT = 28, (3, 5, 7, 11, 15, 19, 23, 26, 28), 7, (1, 1)
@@ -59,7 +59,7 @@ class Cost:
 
 
 def cost_of(size: int, rounds: int) -> Cost:
-    """Measure every candidate on one map, in turns, then the memory of each."""
+    """Measure every candidate on one map, interleaved, then the memory of each."""
     problem = problem_of(size)
     tensors = drawn(problem, problem.spatial, 1, 0)[:3]
     calls = {name: call_of(name, *tensors) for name in CANDIDATES}

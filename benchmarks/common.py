@@ -1,0 +1,99 @@
+"""What the benchmarks share: devices, threads, JSON and file names."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+from rich.console import Console
+
+from tvm_na import settings
+from tvm_na.measure.timing import machine
+
+RESULTS = Path(__file__).parent / "results"
+Device = Annotated[Literal["cpu", "cuda"], typer.Option(help="Device to measure on.")]
+
+
+def use_all_cores() -> int:
+    """Let PyTorch and our kernels use every core, whatever the environment says; their number."""
+    cores = settings.available_cores()
+    torch.set_num_threads(cores)
+    os.environ["TVM_NA_NUM_THREADS"] = str(cores)
+    return cores
+
+
+def load_before(console: Console) -> float:
+    """Processes that computed over the last minute; says so when there were any."""
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        console.print(
+            f"warning: the machine is not idle (load {load:.1f} over the last minute); that slows whoever waits at "
+            "OpenMP barriers most, so a speedup over PyTorch may come out too high",
+            style="yellow",
+        )
+    return load
+
+
+def start(device: str, console: Console, **only_on_cpu: object) -> float:
+    """Make ready to measure; the load of the machine. Exits with 2 without a GPU, if it is to be on one.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        console: What is written to.
+        only_on_cpu: Options that are refused on a GPU, if they are given.
+    """
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            console.print("required a CUDA device, got none", style="red")
+            raise typer.Exit(2)
+        for name, given in only_on_cpu.items():
+            if given:
+                raise typer.BadParameter(f"{name}: required --device cpu with it, got cuda")
+    use_all_cores()
+    return load_before(console)
+
+
+def driver_version() -> str | None:
+    """The version of NVIDIA's driver, such as ``580.159.03``; None where ``nvidia-smi`` does not tell."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told.splitlines()[0].strip() if told.strip() else None
+
+
+def machine_of(device: str) -> dict[str, Any]:
+    """``machine()``; on a GPU also its name, capability, memory, driver and CUDA."""
+    if device == "cpu":
+        return machine()
+    about = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        **machine(),
+        "device": about.name,
+        "capability": f"{about.major}.{about.minor}",
+        "memory_bytes": about.total_memory,
+        "driver": driver_version(),
+        "cuda": torch.version.cuda,
+    }
+
+
+def result_file(name: str, device: str) -> Path:
+    """Where a result goes if nothing else is said."""
+    return RESULTS / (f"{name}.json" if device == "cpu" else f"{name}_{device}.json")
+
+
+def write_json(path: Path, content: dict[str, Any], device: str = "cpu") -> None:
+    """Write a result with the machine it was measured on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"machine": machine_of(device), **content}, indent=1) + "\n", encoding="utf-8")
+
+
+def ratio_text(ratio: float | None) -> str:
+    """``"3.10x"``, or ``"refused"`` where the numbers of one of the two are wrong."""
+    return "refused" if ratio is None else f"{ratio:.2f}x"

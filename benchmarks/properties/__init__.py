@@ -1,0 +1,1 @@
+"""The three properties of neighborhood attention, as numbers and pictures."""

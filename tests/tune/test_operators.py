@@ -1,0 +1,185 @@
+"""Each operator in the tuner and among records of others; for GPUs, without one, times are invented."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.cuda.test_limits import needs_compiler
+from tests.records.tuned import commit_drawn
+from tests.tune.runs import run
+from tests.tune.test_cuda import FATBIN, pretended
+from tvm_na.cli import app
+from tvm_na.jit import build
+from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.backward import BackwardProblem, scratch_shapes
+from tvm_na.problems.dense import DenseProblem
+from tvm_na.problems.registry import Problem
+from tvm_na.problems.unfused import UnfusedProblem
+from tvm_na.records import select
+from tvm_na.records.read import Record, records_in
+from tvm_na.records.replay import decisions_of, replayed, workloads_of
+from tvm_na.reference.cases import budget_of, case_of
+from tvm_na.report.data import load
+from tvm_na.schedules.describe import in_words
+from tvm_na.targets.target import NATarget, detect_target, parse_target
+from tvm_na.tune.options import GPU_BATCH
+from tvm_na.tune.remeasure import remeasure
+from tvm_na.tune.tasks import formulations_of
+from tvm_na.tune.trial_log import trials_in
+from tvm_na.tune.verify import verify
+
+CPU, GPU = detect_target(), parse_target("cuda-sm_90")
+ATTENTION = NAProblem.make((7, 6), 3, 1, 4)
+HALVES: dict[str, Any] = {"dtype": "float16"}
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A problem that was tuned, another that its best record fits too, and the name of their space."""
+
+    problem: Problem
+    near: Problem
+    space: str
+    target: NATarget = CPU
+    batch: int = 1
+    folder: Path = field(default_factory=Path)
+
+    @property
+    def records(self) -> list[Record]:
+        return [record for record in records_in(self.folder) if record.problem == self.problem]
+
+
+def backward(heads: int, **options: Any) -> BackwardProblem:
+    return BackwardProblem(NAProblem.make((7, 6), 3, heads, 16, bias=True, **options))
+
+
+def unfused(kind: str, heads: int) -> UnfusedProblem:
+    return UnfusedProblem.make(kind, (8, 9), 3, heads, 16, bias=kind == "qk", **HALVES)
+
+
+LINEAR = DenseProblem.make(49, 32, 48, activation="gelu")
+CONV = DenseProblem.make((10, 10), 8, 16, kernel_size=3, stride=2, padding=1, bias=False)
+HALF = backward(2, return_lse=True, **HALVES)
+GIVEN = {
+    "backward": Tuned(backward(1), backward(2), "cpu-backward"),
+    "linear": Tuned(LINEAR, replace(LINEAR, out_channels=96), "cpu-dense", batch=3),
+    "convolution": Tuned(CONV, replace(CONV, out_channels=32), "cpu-dense"),
+    "backward on a GPU": Tuned(HALF, backward(4, return_lse=True, **HALVES), "cuda-backward", GPU, GPU_BATCH),
+    "qk on a GPU": Tuned(unfused("qk", 2), unfused("qk", 4), "cuda-unfused", GPU, GPU_BATCH),
+    "bias_parts on a GPU": Tuned(unfused("bias_parts", 2), unfused("bias_parts", 4), "cuda-unfused", GPU, GPU_BATCH),
+}
+
+
+def tune(tuned: Tuned, trials: int) -> Any:
+    devices = None if tuned.target is CPU else pretended()
+    batch = tuned.batch if tuned.target is CPU else 0
+    how: dict[str, Any] = {"candidates": 2, "only_default_formulation": True, "jobs": 2}
+    if tuned.target is CPU:
+        how["threads"] = 1
+    return run(tuned.problem, tuned.target, output=tuned.folder, devices=devices, trials=trials, batch=batch, **how)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=needs_compiler if given.target is GPU else ()) for name, given in GIVEN.items()],
+)
+def tuned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tuned:
+    """After two trials, in a folder with a record of attention."""
+    given = GIVEN[request.param]
+    found = replace(given, folder=tmp_path_factory.mktemp("records") / given.target.name)
+    tune(found, 2)
+    if found.target is CPU:
+        commit_drawn(found.folder, ATTENTION)
+    return found
+
+
+@pytest.fixture
+def best(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> Record:
+    """The best record, which is the user's."""
+    monkeypatch.setenv("TVM_NA_RECORDS_DIR", str(tuned.folder.parent))
+    monkeypatch.setenv("TVM_NA_NUM_THREADS", "1")
+    return min(tuned.records, key=lambda record: record.seconds)
+
+
+def test_every_candidate_is_measured(tuned: Tuned) -> None:
+    trials, records = trials_in(tuned.folder), tuned.records
+    assert [(t.problem, t.failure, t.batch) for t in trials] == [(tuned.problem.to_json(), None, tuned.batch)] * 2
+    assert len({t.point for t in trials}) == len(records) == 2
+    assert [record.seconds for record in records] == [trial.seconds for trial in trials]
+    for record in records:
+        structure, choices = decisions_of(record, tuned.target)
+        assert structure and choices
+        assert record.workload in workloads_of(record.problem, tuned.target)
+        assert "{}" not in in_words(record.formulation, structure, choices)
+
+
+def test_records_have_the_batch_in_all_arguments(tuned: Tuned) -> None:
+    record = tuned.records[0]
+    assert (record.batch, record.threads) == (tuned.batch, 1)
+    lines = (tuned.folder / "database_tuning_record.json").read_text().splitlines()
+    shapes = [shape for _, _, shape in json.loads(lines[record.line - 1])[1][3]]
+    case = case_of(tuned.problem, tuned.batch, record.formulation)
+    wanted = [list(t.shape) for t in (*case.inputs, *case.outputs())]
+    if tuned.space == "cuda-backward":
+        assert isinstance(tuned.problem, BackwardProblem)
+        wanted += [list(shape) for shape in scratch_shapes(tuned.problem, tuned.batch)]
+    assert shapes == wanted
+
+
+def test_the_same_command_knows_what_was_measured(tuned: Tuned) -> None:
+    again = tune(tuned, 1)
+    assert (again.state.measured, again.state.trials) == (0, 2)
+    assert again.state.problems[0].best == min(record.seconds for record in tuned.records)
+
+
+def test_the_best_record_is_what_is_built(tuned: Tuned, best: Record) -> None:
+    chosen = select.select(tuned.problem, tuned.target)
+    assert chosen.kind == "record" and chosen.record is not None and chosen.record.digest == best.digest
+    assert f"{tuned.space}, user's record {best.digest[:8]}" in build.explain(tuned.problem, tuned.target)
+    if tuned.target is GPU:
+        data = build.compile_for(tuned.problem, GPU).read_bytes()
+        assert FATBIN in data or b"\x7fELF" in data[4:]
+        assert "batch" in replayed(best, tuned.problem, GPU).script()  # one kernel for every batch
+        return
+    case = case_of(tuned.problem, 5, best.formulation)
+    outputs = case.outputs()
+    build.kernel_for(tuned.problem, CPU).function(*case.inputs, *outputs)
+    case.check(outputs, budget_of(tuned.problem))
+    assert verify(best).failure == ""
+
+
+def test_a_near_problem_gets_it_too(tuned: Tuned, best: Record) -> None:
+    chosen = select.select(tuned.near, tuned.target)
+    assert chosen.kind == "nearest" and chosen.record is not None and chosen.record.problem == tuned.problem
+    module, space = build.scheduled_module(tuned.near, tuned.target, chosen)
+    assert space.name == tuned.space
+    assert module["main"].attrs["tvm_na.formulation"] == chosen.record.formulation
+    if isinstance(tuned.near, BackwardProblem):
+        assert BackwardProblem.from_json(str(module["main"].attrs["tvm_na.problem"])) == tuned.near
+
+
+def test_records_are_shown_and_measured_again(tuned: Tuned, best: Record) -> None:
+    for command in ("ls", "best"):
+        result = CliRunner().invoke(app, ["records", command, str(tuned.folder)], env={"COLUMNS": "250"})
+        assert result.exit_code == 0, result.output
+        assert str(tuned.problem) in result.output and "no longer applies" not in result.output
+    tasks = {task.problem: task for task in load(tuned.folder).tasks}
+    assert tasks[tuned.problem].default and tasks[tuned.problem].gain
+    if tuned.target is CPU:
+        assert tasks.keys() == {tuned.problem, ATTENTION}
+        outcomes = list(remeasure(tuned.folder, 1, 3))
+        assert {outcome.problem for outcome in outcomes} == {tuned.problem, ATTENTION}
+        assert all(outcome.records and not outcome.failures for outcome in outcomes)
+
+
+def test_operators_have_formulations_of_their_own() -> None:
+    for given in GIVEN.values():
+        assert {f.space.name for f in formulations_of(given.problem, given.target)} == {given.space}
+    with pytest.raises(ValueError, match="problem: required one that has a compiled kernel on cuda-sm_90, got bias_su"):
+        formulations_of(UnfusedProblem.make("bias_sums", (8, 9), 3, 2, 16), GPU)
