@@ -21,7 +21,6 @@ from tvm_na.measure.local import Conditions, Kernel
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.backward import BackwardProblem
 from tvm_na.problems.dense import DenseProblem
-from tvm_na.problems.registry import bytes_of
 from tvm_na.records import select
 from tvm_na.reference import attention as reference
 from tvm_na.reference.case import Case, WrongNumbers
@@ -71,10 +70,10 @@ def test_an_rpc_session_measures_them() -> None:
 def test_a_report_names_them_and_counts_their_bytes() -> None:
     names, common = short_names([BACKWARD, NEAR])
     assert names == ["heads 1", "heads 2"] and common.startswith("backward, 7x6, dim 4")
-    # Query, key, value and the output's gradient are read, three gradients written.
-    assert bytes_of(BACKWARD) == 4 * 7 * 6 * 7 * 4
+    # Query, key, value, the output's gradient, lse and bias are read, three gradients and that of the bias written.
+    assert BACKWARD.bytes == 4 * (7 * 6 * (7 * 4 + 1) + 2 * 5 * 5)
     other = BackwardProblem.make((4, 5), 3, 6, 8, heads_kv=2, head_dim_v=16, dtype="float64")
-    assert bytes_of(other) == 8 * 20 * (2 * 6 * 8 + 6 * 16 + 2 * 2 * (8 + 16))
+    assert other.bytes == 8 * 20 * (2 * 6 * 8 + 6 * 16 + 2 * 2 * (8 + 16) + 6)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -129,7 +128,7 @@ def test_files_have_them(tmp_path: Path) -> None:
 
 def test_the_batch_must_fit() -> None:
     large = BackwardProblem.make((256, 256), 7, 2, 64)
-    most = (2**31 - 1) // (2 * 8 * 256 * 256 * 2 * 64)
+    most = large.largest_batch("llvm")
     assert batch_for(large, TARGET, most, None, None) == most
     with pytest.raises(ValueError, match=f"batch: required at most {most} .* for backward of 256x256"):
         batch_for(large, TARGET, most + 1, None, None)

@@ -15,7 +15,6 @@ from tvm_na.cli import app
 from tvm_na.jit import build
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.dense import DenseProblem
-from tvm_na.problems.registry import bytes_of
 from tvm_na.records import select
 from tvm_na.reference.case import WrongNumbers
 from tvm_na.reference.cases import case_of
@@ -114,7 +113,7 @@ def test_files_may_mix_operators(tmp_path: Path) -> None:
 
 
 def test_the_batch_must_fit() -> None:
-    assert bytes_of(LINEAR) == 4 * (49 * 32 + 32 * 48 + 48 + 49 * 48)
+    assert LINEAR.bytes == 4 * (49 * 32 + 32 * 48 + 48 + 49 * 48)
     large = DenseProblem.make(2**20, 64, 64)
     assert batch_for(large, TARGET, 0, None, None) == 1
     with pytest.raises(ValueError, match="batch: required at most 15"):
