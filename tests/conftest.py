@@ -1,9 +1,14 @@
-"""What every test starts from: the seeds, and how far a result may lie from the oracle."""
+"""What every test starts from: the kernels on disk, the seeds, and how far a result may lie from the oracle."""
 
 from __future__ import annotations
 
+import multiprocessing.process
+import os
 import random
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,14 +22,30 @@ TOLERANCE = {"float32": 2e-6, "float64": 1e-13, "float16": 2e-3, "bfloat16": 1.5
 #: The same for gradients, which add up more numbers.
 GRADIENT_TOLERANCE = {"float32": 5e-6, "float64": 1e-13}
 
+#: Kernels of all workers and of the processes that tests start, found by their content; ``make clean`` removes them.
+CACHE = Path(__file__).parents[1] / "build" / "test-kernels"
 
-@pytest.fixture(autouse=True, scope="session")
-def _no_tuning_records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Kernels have default schedules unless a test says otherwise, whatever its user or this checkout has tuned."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TVM_NA_RECORDS_DIR", str(tmp_path_factory.mktemp("no-records")))
-        patch.setenv("TVM_NA_RECORDS", "user")
-        yield
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="skip a test once it begins to compile or starts a process")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ.setdefault("TVM_NA_CACHE_DIR", str(CACHE))  # workers of xdist inherit it
+    if config.getoption("quick"):
+        _forbid_what_takes_seconds()
+
+
+def _forbid_what_takes_seconds() -> None:
+    """Skip tests where they compile a kernel, which is not in the cache, or start a process, such as a compiler."""
+    import tvm
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        pytest.skip("--quick: it compiles, or starts a process")
+
+    tvm.compile = refuse
+    subprocess.Popen.__init__ = refuse  # type: ignore[method-assign]
+    multiprocessing.process.BaseProcess.start = refuse  # type: ignore[method-assign]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,6 +55,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu") is not None:
             item.add_marker(pytest.mark.skip(reason=f"{item.name} needs a GPU, PyTorch sees none"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_tuning_records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Kernels have default schedules unless a test says otherwise, whatever its user or this checkout has tuned."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TVM_NA_RECORDS_DIR", str(tmp_path_factory.mktemp("no-records")))
+        patch.setenv("TVM_NA_RECORDS", "user")
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 from typing import Any
 
@@ -13,6 +14,9 @@ from torch import Tensor
 from tvm_na.problems.attention import NAProblem, per_axis_ints
 from tvm_na.reference import attention as reference
 
+#: How many random problems a test of one room draws; 500 take minutes. The default is what `make test` has time for.
+PROBLEMS = int(os.environ.get("TVM_NA_TEST_PROBLEMS", "80"))
+
 HEAD_DIMS = (4, 12, 24, 32, 40, 64, 128)
 MAX_KERNEL = 9
 MAX_DILATION = 4
@@ -20,6 +24,11 @@ MAX_DILATION = 4
 MAX_GATHERED = 2**24
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None]
+
+
+def share(part: int) -> int:
+    """:data:`PROBLEMS` over ``part``, rounded up: for tests whose problems cost more, or come in blocks of ``part``."""
+    return -(-PROBLEMS // part)
 
 
 def relative_error(out: Tensor, ref: Tensor) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import random
 import warnings
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.conftest import TOLERANCE
-from tests.helpers import random_additional, random_problem, relative_error
+from tests.helpers import random_additional, random_problem, relative_error, share
 from tests.ops.gradients import NUMBERS, PROBLEM, assert_close, attend, leaves, same_as_reference, wanted
 from tvm_na import functional, na2d, settings
 from tvm_na.jit import build
@@ -27,9 +26,6 @@ from tvm_na.ops import launch as launchers
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.backward import BackwardProblem
 from tvm_na.reference import attention as reference
-
-# How many random problems are tried; each is two kernels to compile.
-PROBLEMS = int(os.environ.get("TVM_NA_TEST_PROBLEMS", "20"))
 
 
 @pytest.fixture(autouse=True)
@@ -59,7 +55,7 @@ def compile_all(problems: list[NAProblem]) -> None:
         list(pool.map(lambda problem: build.compile_for(problem, target), needed))
 
 
-@pytest.mark.parametrize("block", range((PROBLEMS + 9) // 10))
+@pytest.mark.parametrize("block", range(share(40)))
 def test_random_problems_have_the_gradients_of_the_reference(block: int) -> None:
     """All elements against the reference's, and along random directions against differences."""
     seeds = range(10 * block, 10 * block + 10)

@@ -1,0 +1,94 @@
+"""Plant each fault in a copy of the working tree, and see whether the tests find it.
+
+The working tree stays as it is. A fault counts as found if a test fails; each run has an empty cache of kernels. First
+the tests run without a fault, and must pass. Exits with 1 if a fault was missed or cannot be planted any more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from tests.faults.catalogue import FAULTS, ROOT, Fault
+
+
+def copy_tree(folder: Path) -> Path:
+    """The files of the working tree, also those that git does not know yet, in ``folder``."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    for name in names:
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    return folder
+
+
+def failing_test(tree: Path, tests: Sequence[str], workers: str) -> str | None:
+    """The first test that fails in ``tree``, None if all pass; RuntimeError if they could not run."""
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "PYTHONPATH": str(tree), "TVM_NA_CACHE_DIR": cache, "PYTHONDONTWRITEBYTECODE": "1"}
+        environment.setdefault("TVM_NA_TEST_PROBLEMS", "40")
+        options = ["-x", "-q", "-r", "fE", "--no-header", "-p", "no:cacheprovider", "-n", workers]
+        command = [sys.executable, "-m", "pytest", *options, *tests]
+        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return None
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+::.+?)(?: - |$)", done.stdout, re.MULTILINE)
+    if failed is None:
+        raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return failed[1]
+
+
+def try_fault(fault: Fault | None, tests: Sequence[str], workers: str) -> tuple[bool, str]:
+    """Whether it went as it should (a fault found, no fault none), and what was found."""
+    if fault is not None and (problem := fault.problem()) is not None:
+        return False, problem
+    with tempfile.TemporaryDirectory(prefix="tvm-na-faults-") as folder:
+        tree = copy_tree(Path(folder))
+        if fault is not None:
+            fault.plant(tree)
+        try:
+            failed = failing_test(tree, tests, workers)
+        except RuntimeError as error:
+            return False, str(error)
+    return (failed is None) == (fault is None), failed or "every test passes"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--only", metavar="WORDS", help="faults whose names hold these words, without the run before")
+    parser.add_argument("--all-tests", action="store_true", help="run all tests, not those that should find a fault")
+    parser.add_argument("--workers", default="0", help="processes that run tests, a number or auto")
+    options = parser.parse_args()
+    chosen = [fault for fault in FAULTS if (options.only or "") in fault.name]
+    if not chosen:
+        parser.error(f"--only: required words in the name of a fault, got {options.only!r}")
+    runs: list[Fault | None] = [*chosen] if options.only else [None, *chosen]
+    every = sorted({test for fault in chosen for test in fault.tests})
+
+    console, table, wrong = Console(), Table("fault", "", "found by"), 0
+    with Progress(console=console) as progress:
+        for fault in progress.track(runs, description="faults"):
+            tests = ["tests"] if options.all_tests else every if fault is None else fault.tests
+            name = "none" if fault is None else fault.name
+            right, words = try_fault(fault, tests, options.workers)
+            wrong += not right
+            progress.console.print(f"{'as it should' if right else 'WRONG'}: {name}: {words}", markup=False)
+            table.add_row(name, "yes" if right else "NO", words)
+    console.print(table)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
