@@ -16,7 +16,7 @@ if not os.path.isdir(os.path.join(__path__[0], "models")):
 __version__ = "0.1.0"
 
 _HOMES = {
-    "NAProblem": "tvm_na.problem",
+    "NAProblem": "tvm_na.problems.attention",
     "Backend": "tvm_na.functional",
     "na1d": "tvm_na.functional",
     "na2d": "tvm_na.functional",

@@ -35,8 +35,9 @@ class Fault:
         return None if found == 1 else f"required {self.text!r} in {self.file} once, got it {found} times"
 
     def plant(self, root: Path) -> None:
-        """Change the file below ``root``; AssertionError if it cannot be planted."""
-        assert self.problem(root) is None, self.problem(root)
+        """Change the file below ``root``; ValueError if it cannot be planted."""
+        if (problem := self.problem(root)) is not None:
+            raise ValueError(problem)
         path = root / self.file
         path.write_text(path.read_text(encoding="utf-8").replace(self.text, self.planted), encoding="utf-8")
 

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.conftest import TOLERANCE
 from tests.helpers import random_additional, random_problem, relative_error, share
 from tests.ops.gradients import NUMBERS, PROBLEM, assert_close, attend, leaves, same_as_reference, wanted
+from tests.ops.views import misaligned, negated, strided
 from tvm_na import functional, na2d, settings
 from tvm_na.jit import build
 from tvm_na.ops import attention as ops
@@ -256,18 +257,6 @@ def test_a_known_call_is_launched_directly_both_ways_unless_it_is_watched(monkey
 
 
 # --- what the launcher guards
-
-
-def negated(t: Tensor) -> Tensor:
-    return torch._neg_view(-t)
-
-
-def misaligned(t: Tensor) -> Tensor:
-    return torch.empty(t.numel() + 1, dtype=t.dtype)[1:].view(t.shape).copy_(t)
-
-
-def strided(t: Tensor) -> Tensor:
-    return t.transpose(0, -1).contiguous().transpose(0, -1)
 
 
 @pytest.mark.parametrize("view", [negated, misaligned, strided])

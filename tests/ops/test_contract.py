@@ -22,6 +22,7 @@ from torch import Tensor
 from tests.brute import neighbors
 from tests.conftest import TOLERANCE
 from tests.helpers import Inputs, random_additional, random_inputs, random_problem, relative_error, share
+from tests.ops.views import as_it_is, misaligned, negated, sliced, strided
 from tvm_na import functional, na1d, na2d, na3d, settings
 from tvm_na.jit import build
 from tvm_na.ops import launch as launchers
@@ -34,26 +35,6 @@ SIZES = {1: (1, 40), 2: (1, 14), 3: (1, 7)}
 
 
 # --- random calls
-
-
-def as_it_is(t: Tensor) -> Tensor:
-    return t
-
-
-def strided(t: Tensor) -> Tensor:
-    return t.transpose(0, -1).contiguous().transpose(0, -1)
-
-
-def sliced(t: Tensor) -> Tensor:
-    return torch.cat([t, torch.full_like(t, torch.nan)], dim=-1)[..., : t.shape[-1]]
-
-
-def misaligned(t: Tensor) -> Tensor:
-    return torch.empty(t.numel() + 1, dtype=t.dtype)[1:].view(t.shape).copy_(t)
-
-
-def negated(t: Tensor) -> Tensor:
-    return torch._neg_view(-t)
 
 
 VIEWS = (as_it_is, as_it_is, as_it_is, strided, sliced, misaligned, negated)
