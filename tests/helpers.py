@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 import os
 import random
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +21,7 @@ from tvm_na.reference import attention as reference
 #: How many random problems a test of one room draws; 500 take minutes. The default is what `make test` has time for.
 PROBLEMS = int(os.environ.get("TVM_NA_TEST_PROBLEMS", "80"))
 
+ROOT = Path(__file__).parents[1]
 HEAD_DIMS = (4, 12, 24, 32, 40, 64, 128)
 MAX_KERNEL = 9
 MAX_DILATION = 4
@@ -131,6 +136,45 @@ def reference64(problem: NAProblem, inputs: Inputs, scale: float | None = None) 
     rpb = None if inputs[3] is None else inputs[3].double()
     factor = problem.head_dim**-0.5 if scale is None else scale
     return reference.neighborhood_attention(problem, query, key, value, factor, rpb)
+
+
+def run_python(code: str, *arguments: str, **options: Any) -> str:
+    """What a fresh Python prints that runs ``code``, by default at the root of the repository; it must end well."""
+    command = [sys.executable, "-c", textwrap.dedent(code), *arguments]
+    options = {"cwd": ROOT, "timeout": 120, **options}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+_FORKING = """
+import os, sys, traceback
+before, code, count, at_once = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "True"
+exec(before)
+children = []
+for _ in range(count):
+    children.append(os.fork())
+    if children[-1] == 0:
+        try:
+            exec(code)
+            sys.stdout.flush()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    if not at_once:
+        assert os.waitpid(children.pop(), 0)[1] == 0
+assert all([os.waitpid(child, 0)[1] == 0 for child in children])
+"""
+
+
+def run_forked(before: str, code: str, count: int, at_once: bool, **options: Any) -> list[str]:
+    """The lines that ``count`` processes print that run ``code``, at once or one after the other.
+
+    They are forked from a fresh Python that ran ``before``, so what that imports is imported once.
+    """
+    texts = (textwrap.dedent(before), textwrap.dedent(code))
+    return run_python(_FORKING, *texts, str(count), str(at_once), **options).splitlines()
 
 
 def bad(argument: str, value: Any, error: type[Exception], *says: str, name: str = "", **others: Any) -> Any:
