@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Files stay whole, as their fixtures are expensive, and come in the order of tests/conftest.py.
+PARALLEL := -n auto --dist loadscope --no-loadscope-reorder
 
 .PHONY: install demo test check lint typecheck bench gpu clean
 
@@ -18,10 +20,10 @@ demo: install
 	$(BIN)/python examples/train_digits.py --epochs 5 --no-resume --require-accuracy 90
 
 test: install lint typecheck
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest $(PARALLEL)
 
 check: install lint typecheck
-	$(BIN)/python -m pytest -n auto --dist worksteal --quick -m "not slow" -q -r fE
+	$(BIN)/python -m pytest $(PARALLEL) --quick -m "not slow" -q -r fE
 
 lint: install
 	$(BIN)/ruff check .

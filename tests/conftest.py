@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from tvm_na import settings
+
 #: The largest :func:`tests.helpers.relative_error` of an operator's result, by dtype name, against the
 #: reference in float64 on the same (already rounded) inputs. float16 and bfloat16 round each output once, to
 #: 2^-11 and 2^-8, and have room for another rounding; float32 and float64 add up the order of their sums; tf32 rounds
@@ -24,6 +26,9 @@ GRADIENT_TOLERANCE = {"float32": 5e-6, "float64": 1e-13}
 
 #: Kernels of all workers and of the processes that tests start, found by their content; ``make clean`` removes them.
 CACHE = Path(__file__).parents[1] / "build" / "test-kernels"
+
+#: Rooms whose files take minutes.
+_EXPENSIVE = ("schedules", "deploy", "tune", "measure", "cli", "examples")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -48,8 +53,19 @@ def _forbid_what_takes_seconds() -> None:
     multiprocessing.process.BaseProcess.start = refuse  # type: ignore[method-assign]
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One and a half per core: a third of the time tests wait, for processes that they start and for disks."""
+    return max(1, settings.available_cores() * 3 // 2)
+
+
+def _is_cheap(item: pytest.Item) -> bool:
+    return item.path.relative_to(Path(__file__).parent).parts[0] not in _EXPENSIVE
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs a GPU is skipped where there is none, each test by its name."""
+    """Expensive files come first, so that none runs alone at the end; what needs a GPU is skipped without one."""
+    items.sort(key=_is_cheap)
     if torch.cuda.is_available():
         return
     for item in items:

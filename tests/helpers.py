@@ -148,23 +148,24 @@ def run_python(code: str, *arguments: str, **options: Any) -> str:
 
 
 _FORKING = """
-import os, sys, traceback
-before, code, count, at_once = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "True"
-exec(before)
-children = []
-for _ in range(count):
-    children.append(os.fork())
-    if children[-1] == 0:
+import contextlib, io, os, sys, traceback
+exec(sys.argv[1])
+forked_children = []
+for _ in range(int(sys.argv[3])):
+    forked_children.append(os.fork())
+    if forked_children[-1] == 0:
         try:
-            exec(code)
-            sys.stdout.flush()
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                exec(sys.argv[2])
+            os.write(1, printed.getvalue().encode())  # at once, so that lines stay whole
             os._exit(0)
         except BaseException:
             traceback.print_exc()
             os._exit(1)
-    if not at_once:
-        assert os.waitpid(children.pop(), 0)[1] == 0
-assert all([os.waitpid(child, 0)[1] == 0 for child in children])
+    if sys.argv[4] == "one by one":
+        assert os.waitpid(forked_children.pop(), 0)[1] == 0
+for child in forked_children:
+    assert os.waitpid(child, 0)[1] == 0
 """
 
 
@@ -174,7 +175,7 @@ def run_forked(before: str, code: str, count: int, at_once: bool, **options: Any
     They are forked from a fresh Python that ran ``before``, so what that imports is imported once.
     """
     texts = (textwrap.dedent(before), textwrap.dedent(code))
-    return run_python(_FORKING, *texts, str(count), str(at_once), **options).splitlines()
+    return run_python(_FORKING, *texts, str(count), "at once" if at_once else "one by one", **options).splitlines()
 
 
 def bad(argument: str, value: Any, error: type[Exception], *says: str, name: str = "", **others: Any) -> Any:
