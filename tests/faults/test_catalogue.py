@@ -11,15 +11,20 @@ from tests.faults.catalogue import FAULTS, Fault
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_fault_can_still_be_planted(fault: Fault) -> None:
-    assert fault.problem() is None
+    assert fault.file().is_file()
     assert fault.planted != fault.text
 
 
-def test_a_fault_whose_text_is_gone_is_told(tmp_path: Path) -> None:
-    fault = Fault("some", "a.py", "x = 1", "x = 2", ())
-    assert fault.problem(tmp_path) == "a.py is no file"
-    (tmp_path / "a.py").write_text("x = 1\n", encoding="utf-8")
-    assert fault.problem(tmp_path) is None
+def test_a_fault_is_planted_in_the_one_file_that_has_its_text(tmp_path: Path) -> None:
+    fault = Fault("some", "room", "x = 1", "x = 2", ())
+    (tmp_path / "room" / "deeper").mkdir(parents=True)
+    file = tmp_path / "room" / "deeper" / "a.py"
+    for text, times in (("", 0), ("x = 1\nx = 1\n", 2)):
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=f"text: required 'x = 1' in room once, got it {times} times"):
+            fault.plant(tmp_path)
+    file.write_text("x = 1\n", encoding="utf-8")
     fault.plant(tmp_path)
-    assert (tmp_path / "a.py").read_text(encoding="utf-8") == "x = 2\n"
-    assert fault.problem(tmp_path) == "required 'x = 1' in a.py once, got it 0 times"
+    assert file.read_text(encoding="utf-8") == "x = 2\n"
+    with pytest.raises(ValueError, match="tests: required files, got tests/gone.py"):
+        Fault("some", "room", "x = 2", "x = 1", ("tests/gone.py",)).plant(tmp_path)
