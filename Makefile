@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Files stay whole, as their fixtures are expensive, and come in the order of tests/conftest.py.
+PARALLEL := -n auto --dist loadscope --no-loadscope-reorder
 
-.PHONY: install demo test lint typecheck bench gpu clean
+.PHONY: install demo test check lint typecheck bench gpu clean
 
 install: $(VENV)/.installed
 
@@ -18,7 +20,10 @@ demo: install
 	$(BIN)/python examples/train_digits.py --epochs 5 --no-resume --require-accuracy 90
 
 test: install lint typecheck
-	$(BIN)/python -m pytest -n auto --dist loadscope
+	$(BIN)/python -m pytest $(PARALLEL)
+
+check: install lint typecheck
+	$(BIN)/python -m pytest $(PARALLEL) --quick -m "not slow" -q -r fE
 
 lint: install
 	$(BIN)/ruff check .
@@ -27,7 +32,7 @@ lint: install
 typecheck: install
 	rm -rf build/typed && mkdir -p build/typed && cp -r tvm_na build/typed/ # as installed: one package
 	cp -r models schedules build/typed/tvm_na/
-	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p tvm_na
+	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../mypy-cache -p tvm_na
 
 bench: install
 	$(BIN)/python -m benchmarks.op --check

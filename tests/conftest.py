@@ -1,12 +1,19 @@
-"""What every test starts from: the seeds, and how far a result may lie from the oracle."""
+"""What every test starts from: the kernels on disk, the seeds, and how far a result may lie from the oracle."""
 
 from __future__ import annotations
 
+import multiprocessing.process
+import os
 import random
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from tvm_na import settings
 
 #: The largest :func:`tests.helpers.relative_error` of an operator's result, by dtype name, against the
 #: reference in float64 on the same (already rounded) inputs. float16 and bfloat16 round each output once, to
@@ -17,6 +24,54 @@ TOLERANCE = {"float32": 2e-6, "float64": 1e-13, "float16": 2e-3, "bfloat16": 1.5
 #: The same for gradients, which add up more numbers.
 GRADIENT_TOLERANCE = {"float32": 5e-6, "float64": 1e-13}
 
+#: Kernels of all workers and of the processes that tests start, found by their content; ``make clean`` removes them.
+CACHE = Path(__file__).parents[1] / "build" / "test-kernels"
+
+#: Rooms whose files take minutes.
+_EXPENSIVE = ("schedules", "deploy", "tune", "measure", "cli", "examples")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="skip a test once it begins to compile or starts a process")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ.setdefault("TVM_NA_CACHE_DIR", str(CACHE))  # workers of xdist inherit it
+    if config.getoption("quick"):
+        _forbid_what_takes_seconds()
+
+
+def _forbid_what_takes_seconds() -> None:
+    """Skip tests where they compile a kernel, which is not in the cache, or start a process, such as a compiler."""
+    import tvm
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        pytest.skip("--quick: it compiles, or starts a process")
+
+    tvm.compile = refuse
+    subprocess.Popen.__init__ = refuse  # type: ignore[method-assign]
+    multiprocessing.process.BaseProcess.start = refuse  # type: ignore[method-assign]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One and a half per core: a third of the time tests wait, for processes that they start and for disks."""
+    return max(1, settings.available_cores() * 3 // 2)
+
+
+def _is_cheap(item: pytest.Item) -> bool:
+    return item.path.relative_to(Path(__file__).parent).parts[0] not in _EXPENSIVE
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Expensive files come first, so that none runs alone at the end; what needs a GPU is skipped without one."""
+    items.sort(key=_is_cheap)
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu") is not None:
+            item.add_marker(pytest.mark.skip(reason=f"{item.name} needs a GPU, PyTorch sees none"))
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _no_tuning_records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -25,15 +80,6 @@ def _no_tuning_records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
         patch.setenv("TVM_NA_RECORDS_DIR", str(tmp_path_factory.mktemp("no-records")))
         patch.setenv("TVM_NA_RECORDS", "user")
         yield
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs a GPU is skipped where there is none, each test by its name."""
-    if torch.cuda.is_available():
-        return
-    for item in items:
-        if item.get_closest_marker("gpu") is not None:
-            item.add_marker(pytest.mark.skip(reason=f"{item.name} needs a GPU, PyTorch sees none"))
 
 
 @pytest.fixture(autouse=True)

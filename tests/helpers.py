@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import random
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +20,10 @@ from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.checks import per_axis_ints
 from tvm_na.reference import attention as reference
 
+#: How many random problems a test of one room draws; 500 take minutes. The default is what `make test` has time for.
+PROBLEMS = int(os.environ.get("TVM_NA_TEST_PROBLEMS", "80"))
+
+ROOT = Path(__file__).parents[1]
 HEAD_DIMS = (4, 12, 24, 32, 40, 64, 128)
 MAX_KERNEL = 9
 MAX_DILATION = 4
@@ -22,6 +31,11 @@ MAX_DILATION = 4
 MAX_GATHERED = 2**24
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None]
+
+
+def share(part: int) -> int:
+    """:data:`PROBLEMS` over ``part``, rounded up: for tests whose problems cost more, or come in blocks of ``part``."""
+    return -(-PROBLEMS // part)
 
 
 def relative_error(out: Tensor, ref: Tensor) -> float:
@@ -124,6 +138,46 @@ def reference64(problem: NAProblem, inputs: Inputs, scale: float | None = None) 
     rpb = None if inputs[3] is None else inputs[3].double()
     factor = problem.head_dim**-0.5 if scale is None else scale
     return reference.neighborhood_attention(problem, query, key, value, factor, rpb)
+
+
+def run_python(code: str, *arguments: str, **options: Any) -> str:
+    """What a fresh Python prints that runs ``code``, by default at the root of the repository; it must end well."""
+    command = [sys.executable, "-c", textwrap.dedent(code), *arguments]
+    options = {"cwd": ROOT, "timeout": 120, **options}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+_FORKING = """
+import contextlib, io, os, sys, traceback
+exec(sys.argv[1])
+forked_children = []
+for _ in range(int(sys.argv[3])):
+    forked_children.append(os.fork())
+    if forked_children[-1] == 0:
+        try:
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                exec(sys.argv[2])
+            os.write(1, printed.getvalue().encode())  # at once, so that lines stay whole
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    if sys.argv[4] == "one by one":
+        assert os.waitpid(forked_children.pop(), 0)[1] == 0
+for child in forked_children:
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def run_forked(before: str, code: str, count: int, at_once: bool, **options: Any) -> list[str]:
+    """The lines that ``count`` processes print that run ``code``, at once or one after the other.
+
+    They are forked from a fresh Python that ran ``before``, so what that imports is imported once.
+    """
+    texts = (textwrap.dedent(before), textwrap.dedent(code))
+    return run_python(_FORKING, *texts, str(count), "at once" if at_once else "one by one", **options).splitlines()
 
 
 def bad(argument: str, value: Any, error: type[Exception], *says: str, name: str = "", **others: Any) -> Any:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import TOLERANCE
-from tests.helpers import random_inputs, reference64, relative_error
+from tests.helpers import random_inputs, reference64, relative_error, run_forked, run_python
 from tests.records.tuned import commit_drawn, edit_line, edit_meta
 from tvm_na import fingerprint, settings
 from tvm_na.jit import build, cache
@@ -26,7 +23,6 @@ from tvm_na.records.read import records_in
 from tvm_na.schedules import spaces_for
 from tvm_na.targets.target import detect_target, list_targets, parse_target
 
-ROOT = Path(__file__).parents[2]
 PROBLEM = NAProblem.make((9, 9), 3, 1, 8)
 NEAR = NAProblem.make((9, 9), 3, 1, 8, return_lse=True)
 FAR = NAProblem.make((9, 9), 9, 1, 64)
@@ -396,14 +392,6 @@ def test_a_cache_that_cannot_be_written_costs_time_only(
 # --- processes
 
 
-def run(code: str, count: int = 1) -> list[str]:
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    running = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(count)]
-    outputs = [process.communicate()[0] for process in running]
-    assert [process.returncode for process in running] == [0] * count
-    return outputs
-
-
 def test_a_warm_process_needs_no_tvm(user: Path) -> None:
     build.kernel_for(PROBLEM)
     code = """
@@ -416,19 +404,21 @@ def test_a_warm_process_needs_no_tvm(user: Path) -> None:
         (kernel,) = build._kernels.values()
         print(kernel.schedule.kind)
     """
-    assert run(code) == ["record\n"]
+    assert run_python(code) == "record\n"
 
 
 def test_two_processes_with_a_broken_record(user: Path) -> None:
     edit_line(user, 2, break_trace)
-    code = """
+    before = """
         import torch
         from tvm_na import na2d
         from tvm_na.jit import build
+    """
+    code = """
         q = torch.rand(1, 9, 9, 1, 8)
         assert na2d(q, q, q, 3, backend="compiled").isfinite().all()
         (kernel,) = build._kernels.values()
         print(kernel.schedule.record.seconds)
     """
-    assert run(code, 2) == ["0.002\n"] * 2
+    assert run_forked(before, code, 2, at_once=True) == ["0.002"] * 2
     assert len(cache.entries()) == 1

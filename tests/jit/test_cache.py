@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-import textwrap
 import threading
 from pathlib import Path
 
@@ -14,13 +11,12 @@ import pytest
 import torch
 
 from tests.conftest import TOLERANCE
-from tests.helpers import random_inputs, reference64, relative_error
+from tests.helpers import random_inputs, reference64, relative_error, run_forked
 from tvm_na import fingerprint, na2d
 from tvm_na.jit import build, cache
 from tvm_na.problems.attention import NAProblem
 from tvm_na.targets.target import detect_target, list_targets, parse_target
 
-ROOT = Path(__file__).parents[2]
 PROBLEM = NAProblem.make((6, 7), 3, 1, 4)
 
 
@@ -135,11 +131,10 @@ def test_of_many_threads_one_builds(folder: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_of_many_processes_one_builds(folder: Path) -> None:
-    code = """
+    before = """
         import torch
         from tvm_na import na2d
         from tvm_na.jit import cache
-        q = torch.rand(1, 6, 7, 1, 4)
         built = []
         original = cache.get_or_build
         def count(request, describe, compile_):
@@ -148,14 +143,13 @@ def test_of_many_processes_one_builds(folder: Path) -> None:
                 return compile_()
             return original(request, describe, counted)
         cache.get_or_build = count
+    """
+    code = """
+        q = torch.rand(1, 6, 7, 1, 4)
         assert na2d(q, q, q, 3, backend="compiled").isfinite().all()
         print(len(built))
     """
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    running = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    outputs = [process.communicate()[0] for process in running]
-    assert [process.returncode for process in running] == [0] * 4
-    assert sorted(int(o) for o in outputs) == [0, 0, 0, 1]
+    assert sorted(run_forked(before, code, 4, at_once=True)) == ["0", "0", "0", "1"]
 
 
 def test_clear_removes_all(folder: Path) -> None:
@@ -184,23 +178,17 @@ def test_a_warm_process_calls_a_kernel_without_tvm_in_100_ms(folder: Path) -> No
     query = torch.rand(1, 6, 7, 1, 4)
     na2d(query, query, query, 3, backend="compiled")
     code = """
-        import sys, time, torch
         start = time.process_time()
         import tvm_na
         q = torch.rand(1, 6, 7, 1, 4)
-        imported = time.process_time()
         tvm_na.na2d(q, q, q, 3, backend="compiled")
-        end = time.process_time()
+        seconds = time.process_time() - start
         assert "tvm" not in sys.modules and "tvm_ffi" in sys.modules
-        print(end - start)
+        print(seconds)
     """
     # With the bytecode that every second process finds, also where this one may not write any.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPYCACHEPREFIX"] = str(folder.parent / "bytecode")
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    seconds = []
-    for _ in range(5):
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-        seconds.append(float(done.stdout))
+    seconds = run_forked("import sys, time, torch", code, 5, at_once=False, env=environment)
     # The processor's time, and the fastest of a few: what other processes take is not ours.
-    assert min(seconds) < 0.100, seconds
+    assert min(map(float, seconds)) < 0.100, seconds

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import textwrap
 import threading
 from pathlib import Path
 
@@ -13,10 +10,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from tests.helpers import run_python
 from tvm_na import na2d, settings
 from tvm_na.jit import openmp, runtime
-
-ROOT = Path(__file__).parents[2]
 
 
 def attention(seed: int) -> torch.Tensor:
@@ -58,9 +54,7 @@ def test_workers_forked_before_the_first_call() -> None:
         from tests.jit.test_runtime import attention
         assert all(torch.allclose(got[i], attention(i)[0], atol=1e-6) for i in range(4))
     """
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
+    run_python(code)
 
 
 def test_eight_threads_at_once() -> None:
@@ -92,10 +86,7 @@ def test_threads_that_compile_import_tvm_once(tmp_path: Path) -> None:
             files = list(pool.map(lambda p: build.compile_for(p, build.target_for("cpu")), problems))
         assert all(file.is_file() for file in files)
     """
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    environment = os.environ | {"TVM_NA_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120, env=environment)
-    assert done.returncode == 0, done.stderr
+    run_python(code, env={**os.environ, "TVM_NA_CACHE_DIR": str(tmp_path)})
 
 
 def test_the_number_of_threads_is_read_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,12 +140,7 @@ def test_kernels_run_on_the_openmp_that_pytorch_brought() -> None:
         na2d(q, q, q, 7, backend="compiled")
         print(before, len(os.listdir("/proc/self/task")))
     """
-    environment = {**os.environ, "TVM_NA_NUM_THREADS": "2"}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        cwd=ROOT, capture_output=True, text=True, check=True, env=environment,
-    )  # fmt: skip
-    before, after = map(int, done.stdout.split())
+    before, after = run_python(code, env={**os.environ, "TVM_NA_NUM_THREADS": "2"}).split()
     assert after == before
 
 
@@ -176,7 +162,4 @@ def test_without_openmp_tvms_pool_computes_the_same(tmp_path: Path) -> None:
         assert os.waitpid(child, 0)[1] == 0
     """
     torch.save(attention(3), tmp_path / "expected.pt")
-    environment = {**os.environ, "TVM_NA_NUM_THREADS": "2"}
-    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "expected.pt")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment, timeout=120)
-    assert done.returncode == 0, done.stderr
+    run_python(code, str(tmp_path / "expected.pt"), env={**os.environ, "TVM_NA_NUM_THREADS": "2"})

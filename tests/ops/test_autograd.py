@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import random
 import warnings
 from collections.abc import Iterator
@@ -17,8 +16,9 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.conftest import TOLERANCE
-from tests.helpers import forget_calls, random_additional, random_problem, relative_error
+from tests.helpers import forget_calls, random_additional, random_problem, relative_error, share
 from tests.ops.gradients import NUMBERS, PROBLEM, assert_close, attend, leaves, same_as_reference, wanted
+from tests.ops.views import misaligned, negated, strided
 from tvm_na import na2d, settings
 from tvm_na.jit import build
 from tvm_na.ops import fast_path as autograd
@@ -26,9 +26,6 @@ from tvm_na.ops import table as ops
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.backward import BackwardProblem
 from tvm_na.reference import attention as reference
-
-# How many random problems are tried; each is two kernels to compile.
-PROBLEMS = int(os.environ.get("TVM_NA_TEST_PROBLEMS", "20"))
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +55,7 @@ def compile_all(problems: list[NAProblem]) -> None:
         list(pool.map(lambda problem: build.compile_for(problem, target), needed))
 
 
-@pytest.mark.parametrize("block", range((PROBLEMS + 9) // 10))
+@pytest.mark.parametrize("block", range(share(40)))
 def test_random_problems_have_the_gradients_of_the_reference(block: int) -> None:
     """All elements against the reference's, and along random directions against differences."""
     seeds = range(10 * block, 10 * block + 10)
@@ -263,18 +260,6 @@ def test_a_known_call_is_launched_directly_both_ways_unless_it_is_watched(monkey
 
 
 # --- what the launcher guards
-
-
-def negated(t: Tensor) -> Tensor:
-    return torch._neg_view(-t)
-
-
-def misaligned(t: Tensor) -> Tensor:
-    return torch.empty(t.numel() + 1, dtype=t.dtype)[1:].view(t.shape).copy_(t)
-
-
-def strided(t: Tensor) -> Tensor:
-    return t.transpose(0, -1).contiguous().transpose(0, -1)
 
 
 @pytest.mark.parametrize("view", [negated, misaligned, strided])

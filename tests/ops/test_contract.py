@@ -1,7 +1,7 @@
 """The operator as a whole, through na1d, na2d and na3d: random calls against the reference in float64, the corners of
 maps against the definition, and where 32 bits end.
 
-TVM_NA_TEST_PROBLEMS says how many calls are drawn; three at a time share a kernel, which takes about a second.
+Three random calls at a time share a kernel, which takes about a second.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import os
 import random
 from collections import namedtuple
 from collections.abc import Iterable
@@ -22,40 +21,20 @@ from torch import Tensor
 
 from tests.brute import neighbors
 from tests.conftest import TOLERANCE
-from tests.helpers import Inputs, forget_calls, random_additional, random_inputs, random_problem, relative_error
+from tests.helpers import Inputs, forget_calls, random_additional, random_inputs, random_problem, relative_error, share
+from tests.ops.views import as_it_is, misaligned, negated, sliced, strided
 from tvm_na import na1d, na2d, na3d, settings
 from tvm_na.jit import build
 from tvm_na.ops import launch as launchers
 from tvm_na.problems.attention import DTYPES, NAProblem
 from tvm_na.reference import attention as reference
 
-PROBLEMS = int(os.environ.get("TVM_NA_TEST_PROBLEMS", "60"))
-BLOCK = 30
+BLOCK = 30  # calls, and 10 kernels
 HEAD_DIMS = (1, 2, 3, 5, 8, 13, 17, 32)
 SIZES = {1: (1, 40), 2: (1, 14), 3: (1, 7)}
 
 
 # --- random calls
-
-
-def as_it_is(t: Tensor) -> Tensor:
-    return t
-
-
-def strided(t: Tensor) -> Tensor:
-    return t.transpose(0, -1).contiguous().transpose(0, -1)
-
-
-def sliced(t: Tensor) -> Tensor:
-    return torch.cat([t, torch.full_like(t, torch.nan)], dim=-1)[..., : t.shape[-1]]
-
-
-def misaligned(t: Tensor) -> Tensor:
-    return torch.empty(t.numel() + 1, dtype=t.dtype)[1:].view(t.shape).copy_(t)
-
-
-def negated(t: Tensor) -> Tensor:
-    return torch._neg_view(-t)
 
 
 VIEWS = (as_it_is, as_it_is, as_it_is, strided, sliced, misaligned, negated)
@@ -180,9 +159,9 @@ def assert_right(call: Call) -> None:
         assert (own - at_corner(call, corner)).abs().max() <= call.budget(dtype) * largest, f"{corner} of {note}"
 
 
-@pytest.mark.parametrize("block", range(-(-PROBLEMS // BLOCK)))
+@pytest.mark.parametrize("block", range(share(40)))
 def test_random_calls_are_those_of_the_reference_and_corners_those_of_the_definition(block: int) -> None:
-    calls = [drawn(seed) for seed in range(BLOCK * block, min(BLOCK * (block + 1), PROBLEMS))]
+    calls = [drawn(seed) for seed in range(BLOCK * block, BLOCK * (block + 1))]
     compile_all(calls)
     for call in calls:
         assert_right(call)
@@ -214,7 +193,7 @@ def test_draws_have_every_option() -> None:
 
 
 def test_batches_too_large_for_32_bits_are_split_whatever_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = [dataclasses.replace(drawn(seed), batch=3) for seed in range(min(PROBLEMS, 30))]
+    calls = [dataclasses.replace(drawn(seed), batch=3) for seed in range(BLOCK)]
     compile_all(calls)
     for call in calls:
         forget_calls()

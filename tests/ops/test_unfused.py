@@ -195,8 +195,8 @@ def t(*shape: int, **options: Any) -> Tensor:
     return torch.zeros(shape or (2, 6, 7, 2, 8), **options)
 
 
-# what replaces good arguments, the error, the argument that its message names, and what it says
-BAD_QK: list[tuple[dict[str, Any], type[Exception], str, str]] = [
+# What replaces good arguments, the error, the argument that its message names, and what it says.
+BAD_QK = [
     ({"query": t(2, 6, 7, 8)}, ValueError, "query", "5 dimensions"),
     ({"query": t(dtype=torch.int32)}, TypeError, "query", "int32"),
     ({"key": t(2, 6, 8, 2, 8)}, ValueError, "key", "(2, 6, 8, 2, 8)"),
@@ -212,7 +212,7 @@ BAD_QK: list[tuple[dict[str, Any], type[Exception], str, str]] = [
     ({"rpb": t(2, 5, 4)}, ValueError, "rpb", "(2, 5, 5)"),
     ({"backend": "cuda"}, ValueError, "backend", "'cuda'"),
 ]
-BAD_AV: list[tuple[dict[str, Any], type[Exception], str, str]] = [
+BAD_AV = [
     ({"attn": [[1.0]]}, TypeError, "attn", "list"),
     ({"attn": t(2, 6, 7, 2, 8)}, ValueError, "attn", "(2, 6, 7, 2, 9)"),
     ({"attn": t(2, 6, 7, 9)}, ValueError, "attn", "5 dimensions"),
@@ -227,25 +227,19 @@ BAD_AV: list[tuple[dict[str, Any], type[Exception], str, str]] = [
     ({"kernel_size": (3, 5)}, ValueError, "attn", "(2, 6, 7, 2, 15)"),
     ({"dilation": 0}, ValueError, "dilation", ">= 1"),
 ]
+GOOD_QK = {"query": t(), "key": t(), "kernel_size": 3}
+GOOD_AV = {"attn": t(2, 6, 7, 2, 9), "value": t(), "kernel_size": 3}
+BAD = [(na2d_qk, GOOD_QK, *bad) for bad in BAD_QK] + [(na2d_av, GOOD_AV, *bad) for bad in BAD_AV]
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-@pytest.mark.parametrize(("change", "error", "argument", "says"), BAD_QK)
-def test_bad_input_of_scores_is_named(change: Any, error: Any, argument: str, says: str, backend: str) -> None:
-    good = {"query": t(), "key": t(), "kernel_size": 3, "backend": backend}
-    na2d_qk(**good)
+@pytest.mark.parametrize(("call", "good", "change", "error", "argument", "says"), BAD)
+def test_bad_input_is_named(
+    call: Any, good: Any, change: Any, error: Any, argument: str, says: str, backend: str
+) -> None:
+    call(**good, backend=backend)
     with pytest.raises(error) as caught:
-        na2d_qk(**{**good, **change})
-    assert_says(caught, argument, error, [says])
-
-
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-@pytest.mark.parametrize(("change", "error", "argument", "says"), BAD_AV)
-def test_bad_input_of_sums_is_named(change: Any, error: Any, argument: str, says: str, backend: str) -> None:
-    good = {"attn": t(2, 6, 7, 2, 9), "value": t(), "kernel_size": 3, "backend": backend}
-    na2d_av(**good)
-    with pytest.raises(error) as caught:
-        na2d_av(**{**good, **change})
+        call(**{**good, "backend": backend, **change})
     assert_says(caught, argument, error, [says])
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.conftest import TOLERANCE
 from tests.helpers import forget_calls, relative_error
-from tests.ops.test_attention import channels, expanded, misaligned, negated, sliced, strided, subclass
+from tests.ops.views import channels_first, expanded, misaligned, negated, parameter, sliced, strided
 from tvm_na import na2d_av, na2d_qk
 from tvm_na.ops import launch as launchers
 from tvm_na.ops import table as ops_unfused
@@ -93,8 +93,8 @@ def test_meta_tensors_give_shapes() -> None:
     assert list(shapes.values()) == [scores, scores, scores, heads, keys, (4, 5, 3)]
 
 
-VIEWS_OF_ALL = (misaligned, negated, sliced, subclass)
-VIEWS_OF_MAPS = (*VIEWS_OF_ALL, strided, expanded, channels)
+VIEWS_OF_ALL = (misaligned, negated, sliced, parameter)
+VIEWS_OF_MAPS = (*VIEWS_OF_ALL, strided, expanded, channels_first)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-import os
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 
 from tests.conftest import TOLERANCE
 from tests.cuda_emulator.emulate import Emulated
-from tests.helpers import random_inputs, reference64, relative_error
+from tests.helpers import random_inputs, reference64, relative_error, share
 from tvm_na.cuda.library import generated
 from tvm_na.cuda.limits import Sizes, UnlaunchableError, check_sizes
 from tvm_na.problems.attention import NAProblem
@@ -23,8 +22,8 @@ from tvm_na.schedules.base import Plan, Scheduled
 from tvm_na.targets.target import parse_target
 
 TARGET = parse_target("cuda-sm_80")
-#: How many random points of each space are tried; 200 and more take minutes.
-POINTS = int(os.environ.get("TVM_NA_TEST_POINTS", "16"))
+#: How many random points of each space are tried.
+POINTS = share(5)
 GATHER, BAND = "cuda-gather", "cuda-band"
 
 

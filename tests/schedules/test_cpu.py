@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import TOLERANCE
-from tests.helpers import random_inputs, random_problem, reference64, relative_error
+from tests.helpers import random_inputs, random_problem, reference64, relative_error, share
 from tvm_na import settings
 from tvm_na.jit import build
 from tvm_na.problems.attention import NAProblem
@@ -22,8 +21,6 @@ from tvm_na.targets.target import NATarget, detect_target, list_targets, parse_t
 from tvm_na.te.attention.lanes import LanesTile, forward, lanes_of, spanned_columns
 from tvm_na.te.common.window import group_length, group_window
 
-# How many random problems are tried; 500 take minutes.
-PROBLEMS = int(os.environ.get("TVM_NA_TEST_PROBLEMS", "80"))
 _HEAD_DIMS = (4, 12, 24, 32, 40, 64, 128)
 
 
@@ -78,7 +75,7 @@ def drawn(seed: int) -> NAProblem:
     return random_problem(rng, rank=rank, sizes=sizes, head_dim=dim, head_dim_v=dim_v, dtype=dtype)
 
 
-@pytest.mark.parametrize("block", range(PROBLEMS // 20))
+@pytest.mark.parametrize("block", range(share(20)))
 def test_random_problems_agree_with_the_reference(block: int) -> None:
     seeds = range(20 * block, 20 * block + 20)
     problems = [drawn(seed) for seed in seeds]
@@ -119,7 +116,7 @@ def test_every_tile_gives_the_same_numbers(queries: int, exact: bool, pack: bool
     assert all(e <= TOLERANCE["float32"] for e in found), found
 
 
-@pytest.mark.parametrize("seed", range(PROBLEMS // 25))
+@pytest.mark.parametrize("seed", range(share(25)))
 def test_drawn_points_give_the_same_numbers(seed: int) -> None:
     rng = random.Random(seed)
     problem = list(CORNERS.values())[seed // 2 % len(CORNERS)] if seed % 2 else drawn(1000 + seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import GRADIENT_TOLERANCE
-from tests.helpers import random_inputs, random_problem, reference64, relative_error
+from tests.helpers import random_inputs, random_problem, reference64, relative_error, share
 from tests.ops.gradients import wanted
 from tests.schedules.test_cpu import compile_all
 from tvm_na.jit import build
@@ -25,8 +24,6 @@ from tvm_na.te.backward.lanes import backward
 from tvm_na.te.backward.lanes_tile import BackwardTile, Chunks
 from tvm_na.te.common.rows import Rows
 
-# How many random problems are tried; 500 take minutes.
-PROBLEMS = int(os.environ.get("TVM_NA_TEST_PROBLEMS", "80")) * 3 // 10
 _HEAD_DIMS = (4, 12, 24, 32, 40, 64)
 
 
@@ -82,9 +79,9 @@ def scheduled(problem: NAProblem) -> Any:
     return build.scheduled_module(BackwardProblem(problem), detect_target())[0]
 
 
-@pytest.mark.parametrize("block", range(PROBLEMS // 20))
+@pytest.mark.parametrize("block", range(share(40)))
 def test_random_problems_agree_with_the_reference(block: int) -> None:
-    seeds = range(20 * block, 20 * block + 20)
+    seeds = range(10 * block, 10 * block + 10)
     problems = [drawn(seed) for seed in seeds]
     for seed, problem, kernel in zip(seeds, problems, compile_all(list(map(scheduled, problems))), strict=True):
         check(problem, kernel, 1 + seed % 2, seed)
@@ -126,7 +123,7 @@ def test_every_tile_gives_the_same_numbers(queries: int, tiles: int) -> None:
         check(problem, kernel, 1, 0)
 
 
-@pytest.mark.parametrize("seed", range(PROBLEMS // 12))
+@pytest.mark.parametrize("seed", range(share(40)))
 def test_drawn_points_give_the_same_numbers(seed: int) -> None:
     problem, target, rng = drawn(1000 + seed), detect_target(), random.Random(seed)
     func = rng.choice(cpu_backward.formulations(BackwardProblem(problem), target))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from dataclasses import replace
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.helpers import random_problem
+from tests.helpers import random_problem, share
 from tests.schedules.test_cpu import compile_all
 from tvm_na.jit import build
 from tvm_na.problems.unfused import KINDS as ALL_KINDS
@@ -26,9 +25,6 @@ from tvm_na.te.unfused.lanes_transposed import TransposedTile, transposed
 
 #: Kinds that CPUs have kernels of.
 KINDS = tuple(kind for kind in ALL_KINDS if kind != "bias_parts")
-
-# How many random problems are tried; 500 take minutes.
-PROBLEMS = int(os.environ.get("TVM_NA_TEST_PROBLEMS", "40"))
 
 
 def drawn(seed: int) -> UnfusedProblem:
@@ -61,7 +57,7 @@ def check(problem: UnfusedProblem, kernel: object, batch: int) -> None:
         pytest.fail(f"{problem}: {error}")
 
 
-@pytest.mark.parametrize("block", range(-(-PROBLEMS // 10)))
+@pytest.mark.parametrize("block", range(share(20)))
 def test_random_problems_agree_with_the_reference(block: int) -> None:
     problems = [drawn(seed) for seed in range(10 * block, 10 * block + 10)]
     for seed, (problem, kernel) in enumerate(zip(problems, compile_all(list(map(scheduled, problems))), strict=True)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import random
 import shutil
 from typing import Any
@@ -18,7 +17,7 @@ from tests.conftest import TOLERANCE
 from tests.cuda_emulator.emulate import Emulated
 from tests.cuda_emulator.errors import EmulationError
 from tests.cuda_emulator.mutate import barriers, replaced, without_barrier
-from tests.helpers import random_problem, relative_error
+from tests.helpers import random_problem, relative_error, share
 from tests.schedules.cuda_kernels import _extents
 from tvm_na.cuda.inspection import inspect_kernel
 from tvm_na.cuda.library import generated
@@ -40,9 +39,7 @@ TARGET = parse_target("cuda-sm_80")
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 #: Kinds that GPUs have kernels of.
 OF_GPUS = tuple(kind for kind in KINDS if kind != "bias_sums")
-#: How many random problems are tried; 100 take minutes.
-PROBLEMS = int(os.environ.get("TVM_NA_TEST_PROBLEMS", "15"))
-MUTATIONS = max(2, PROBLEMS // 10)
+MUTATIONS = share(40)
 _NAMES = {
     "qk": ("query", "key", "scale", "rpb"),
     "dots": ("query", "key", "scale"),
@@ -118,7 +115,7 @@ def drawn(seed: int) -> UnfusedProblem:
     return UnfusedProblem(kind, dataclasses.replace(problem, head_dim_v=problem.head_dim))
 
 
-@pytest.mark.parametrize("seed", range(PROBLEMS))
+@pytest.mark.parametrize("seed", range(share(5)))
 def test_random_points_of_random_problems(seed: int) -> None:
     problem, rng = drawn(seed), random.Random(seed)
     formulation = rng.randrange(len(cuda_unfused.formulations(problem, TARGET)))

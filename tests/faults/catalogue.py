@@ -1,0 +1,181 @@
+"""The faults. Each is a small change to one file that a plausible slip would make; some test must fail with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A text that is in the sources once, and what is put in its place.
+
+    Attributes:
+        name: In a few words what is wrong.
+        place: A file, or a folder with the file, from the root of the repository.
+        text: What is there.
+        planted: What the fault makes of it.
+        tests: Files of tests of which at least one must find it, as pytest takes them.
+    """
+
+    name: str
+    place: str
+    text: str
+    planted: str
+    tests: tuple[str, ...]
+
+    def file(self, root: Path = ROOT) -> Path:
+        """The file with the text.
+
+        Raises:
+            ValueError: there is none, or the text is there more than once, or a file of tests is missing.
+        """
+        for test in self.tests:
+            if not (root / test).is_file():
+                raise ValueError(f"tests: required files, got {test}")
+        files = [root / self.place] if (root / self.place).is_file() else sorted((root / self.place).rglob("*.py"))
+        found = [file for file in files for _ in range(file.read_text(encoding="utf-8").count(self.text))]
+        if len(found) != 1:
+            raise ValueError(f"text: required {self.text!r} in {self.place} once, got it {len(found)} times")
+        return found[0]
+
+    def plant(self, root: Path) -> None:
+        """Change the file below ``root``; ValueError as :meth:`file`."""
+        file = self.file(root)
+        file.write_text(file.read_text(encoding="utf-8").replace(self.text, self.planted), encoding="utf-8")
+
+
+_WINDOW = "tvm_na/te/common/window.py"
+_LANES = "tvm_na/te/attention"
+_CPU = ("tests/schedules/test_cpu.py",)
+
+FAULTS = (
+    # --- mathematics
+    Fault(
+        "windows of even size shifted by one",
+        _WINDOW,
+        "leader - kernel_size // 2, length",
+        "leader - (kernel_size - 1) // 2, length",
+        ("tests/te/test_window.py",),
+    ),
+    Fault(
+        "every dilation group as long as the longest",
+        _WINDOW,
+        "return (length - residue + dilation - 1) // dilation",
+        "return (length + dilation - 1) // dilation",
+        ("tests/te/test_window.py",),
+    ),
+    Fault(
+        "one query too few in the range of a backward pass",
+        _WINDOW,
+        "kernel_size // 2 + (stride + 1) // 2",
+        "kernel_size // 2 + stride // 2",
+        ("tests/te/test_window.py",),
+    ),
+    Fault(
+        "the bias's index mirrored along rows",
+        "tvm_na/te/common/rows.py",
+        "index = start + offset - position // d + k - 1",
+        "index = position // d - start - offset + k - 1",
+        _CPU,
+    ),
+    Fault(
+        "the stride of rows taken for that of columns",
+        _LANES,
+        "p.stride[-1], p.is_causal[-1])",
+        "p.stride[0], p.is_causal[-1])",
+        _CPU,
+    ),
+    Fault("no causal mask along rows", _LANES, "column < end, *self.rows.exists(i, a))", "column < end)", _CPU),
+    Fault(
+        "a log-sum-exp without the maximum", _LANES, "(maximum[q] + tirx.log2(total[q]))", "tirx.log2(total[q])", _CPU
+    ),
+    Fault(
+        "queries read the keys of another group's head",
+        _LANES,
+        "(lambda h: h // (problem.heads // problem.heads_kv))",
+        "(lambda h: h % problem.heads_kv)",
+        _CPU,
+    ),
+    Fault(
+        "values of a window read in reverse",
+        "tvm_na/te/unfused/lanes.py",
+        "row, column = rows.key_row(i, a), residue + dilation * (start + l)",
+        "row, column = rows.key_row(i, a), residue + dilation * (start + columns - 1 - l)",
+        ("tests/schedules/test_cpu_unfused.py",),
+    ),
+    Fault(
+        "computing before asynchronous copies have arrived",
+        "tvm_na/cuda/async_copies.py",
+        '_scoped("async_wait_inflight_count", 0,',
+        '_scoped("async_wait_inflight_count", 1,',
+        ("tests/schedules/test_tensor_cores.py",),
+    ),
+    # --- calls
+    Fault(
+        "the default scale without its root",
+        "tvm_na/problems",
+        "return head_dim**-0.5",
+        "return head_dim**-1.0",
+        ("tests/ops/test_contract.py",),
+    ),
+    Fault(
+        "the last sample of a split batch lost",
+        "tvm_na/ops/launch.py",
+        "for start in range(0, len(first), samples):",
+        "for start in range(0, len(first) - 1, samples):",
+        ("tests/ops/test_attention.py",),
+    ),
+    Fault(
+        "the bias's gradient of the last part alone",
+        "tvm_na/ops/launch.py",
+        "into += found",
+        "into.copy_(found)",
+        ("tests/ops/test_autograd.py",),
+    ),
+    # --- what is kept on disk
+    Fault(
+        "a changed schedule in a subfolder keeps its old kernels",
+        "tvm_na/fingerprint.py",
+        '.rglob("*.py")',
+        '.glob("*.py")',
+        ("tests/records/test_fingerprint.py",),
+    ),
+    Fault(
+        "a kernel built without the lock",
+        "tvm_na/jit/cache.py",
+        "        with lock:\n",
+        "        if lock:\n",
+        ("tests/jit/test_cache.py",),
+    ),
+    Fault(
+        "a damaged kernel loaded",
+        "tvm_na/jit/cache.py",
+        'if _sha256(file) == entry["sha256"]:',
+        "if file.is_file():",
+        ("tests/jit/test_cache.py",),
+    ),
+    Fault(
+        "records of another target used",
+        "tvm_na/records/index.py",
+        "record.target ",
+        "target_name ",
+        ("tests/jit/test_build_records.py",),
+    ),
+    Fault(
+        "weights that no model has, skipped in silence",
+        "models/checkpoint.py",
+        "unexpected=tuple(key for key in state if key not in wanted),",
+        "unexpected=(),",
+        ("tests/models/test_checkpoint.py",),
+    ),
+    Fault(
+        "an artifact's files not compared with their digests",
+        "tvm_na/deploy/manifest.py",
+        'if digest != wanted["sha256"]:',
+        "if not digest:",
+        ("tests/deploy/test_manifest.py",),
+    ),
+)
