@@ -8,16 +8,15 @@ takes the default, the value that a plan wishes for, or one that MetaSchedule dr
 
 from __future__ import annotations
 
-import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
-from tvm_na.problems.attention import NAProblem
-from tvm_na.problems.backward import BackwardProblem
-from tvm_na.problems.registry import Problem, problem_from_json
-from tvm_na.problems.unfused import UnfusedProblem
+from tvm_na.problems.registry import problem_from_json
+from tvm_na.targets.target import NATarget
+from tvm_na.te.common.formulation import Tile
 
 #: The key of the block annotation under which a trace keeps the name of its structure.
 STRUCTURE = "tvm_na.structure"
@@ -128,66 +127,85 @@ class Opened:
     Attributes:
         schedule: TVM's Schedule of a module with the function, as it is.
         problem: What the function computes.
-        formulation: What its formulation depends on, by name.
+        tile: What its formulation depends on.
+        target: The machine.
         structure: The structure that is wanted.
         decide: Makes the decisions.
     """
 
     schedule: Any
-    problem: Problem
-    formulation: dict[str, Any]
+    problem: Any
+    tile: Any
+    target: NATarget
     structure: str
     decide: Decisions
 
-    def scheduled(self, block: str = "out") -> Scheduled:
-        """The function, now that it is scheduled; the trace keeps the name of its structure, as a note at ``block``."""
-        self.schedule.annotate(self.schedule.get_sblock(block), STRUCTURE, self.structure)
-        return Scheduled(self.schedule, self.structure, tuple(self.decide.made))
 
+class SearchSpace(ABC):
+    """The schedules of some formulations of one operator on one kind of machine.
 
-def _in_formulation(func: Any, *formulations: str) -> bool:
-    if not func.attrs or "tvm_na.formulation" not in func.attrs:
-        return False
-    return json.loads(str(func.attrs["tvm_na.formulation"]))["formulation"] in formulations
-
-
-def problem_of(func: Any, formulation: str) -> NAProblem | None:
-    """The attention that a PrimFunc computes; None if it is not in that formulation."""
-    return NAProblem.from_json(str(func.attrs["tvm_na.problem"])) if _in_formulation(func, formulation) else None
-
-
-def backward_of(func: Any, formulation: str) -> BackwardProblem | None:
-    """The gradients that a PrimFunc computes; None if it is not in that formulation."""
-    return BackwardProblem.from_json(str(func.attrs["tvm_na.problem"])) if _in_formulation(func, formulation) else None
-
-
-def unfused_of(func: Any, *formulations: str) -> UnfusedProblem | None:
-    """What a PrimFunc of the unfused operators computes; None if it is in none of those formulations."""
-    return UnfusedProblem.from_json(str(func.attrs["tvm_na.problem"])) if _in_formulation(func, *formulations) else None
-
-
-def open_func(func: Any, plan: Plan, structures: Sequence[str]) -> Opened:
-    """A PrimFunc with a problem and a formulation, ready to be scheduled (imports TVM).
-
-    Args:
-        func: The PrimFunc.
-        plan: Which point of its space is wanted.
-        structures: The structures of the space, the default first.
-
-    Raises:
-        ValueError: the plan wants another structure.
+    Attributes:
+        name: For records and display.
+        problems: The class of the problems.
+        tiles: The classes of the tiles of its formulations.
+        note_at: The block at which traces note their structure.
+        all_structures: The structures, the default first, where all functions have the same.
     """
-    import tvm
-    from tvm import s_tir
 
-    structure = plan.structure or structures[0]
-    if structure not in structures:
-        raise ValueError(f"structure: required one of {', '.join(structures)}, got {structure}")
-    formulation = json.loads(str(func.attrs["tvm_na.formulation"]))
-    del formulation["formulation"]
-    problem = problem_from_json(str(func.attrs["tvm_na.problem"]))
-    sch = s_tir.Schedule(tvm.IRModule({"main": func}), seed=plan.seed)
-    return Opened(sch, problem, formulation, structure, Decisions(sch, plan))
+    name: ClassVar[str]
+    problems: ClassVar[type]
+    tiles: ClassVar[tuple[type[Tile], ...]]
+    note_at: ClassVar[str] = "out"
+    all_structures: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def serves(self, problem: Any, target: NATarget) -> bool:
+        """Whether there is a kernel for a problem, which is of the class of the space's, on ``target``."""
+
+    @abstractmethod
+    def formulations(self, problem: Any, target: NATarget, batch: int | None = None) -> list[Any]:
+        """The PrimFuncs of a problem that are worth scheduling, the default first (imports TVM).
+
+        With a symbolic batch, or (for the tuner) the one given.
+        """
+
+    def structures(self, func: Any, target: NATarget) -> tuple[str, ...]:
+        """The names of the structures for one of :meth:`formulations`, the default first."""
+        return self.all_structures
+
+    @abstractmethod
+    def schedule(self, opened: Opened) -> None:
+        """Transform the loops of a function."""
+
+    def apply(self, func: Any, target: NATarget, plan: Plan = Plan()) -> Scheduled | None:
+        """The schedule of a PrimFunc of this space; None for any other function or target (imports TVM).
+
+        Args:
+            func: One of :meth:`formulations`, unscheduled.
+            target: The machine.
+            plan: Which point of the space is wanted.
+
+        Raises:
+            ValueError: if there is no such structure.
+        """
+        tile = next(filter(None, (kind.of(func) for kind in self.tiles)), None)
+        if tile is None:
+            return None
+        problem = problem_from_json(str(func.attrs["tvm_na.problem"]))
+        if not self.serves(problem, target):
+            return None
+        structures = self.structures(func, target)
+        structure = plan.structure or structures[0]
+        if structure not in structures:
+            raise ValueError(f"structure: required one of {', '.join(structures)}, got {structure}")
+        import tvm
+        from tvm import s_tir
+
+        sch = s_tir.Schedule(tvm.IRModule({"main": func}), seed=plan.seed)
+        decide = Decisions(sch, plan)
+        self.schedule(Opened(sch, problem, tile, target, structure, decide))
+        sch.annotate(sch.get_sblock(self.note_at), STRUCTURE, structure)
+        return Scheduled(sch, structure, tuple(decide.made))
 
 
 def choices_of(trace: Any, scheduled: Scheduled) -> tuple[Choice, ...]:

@@ -26,7 +26,7 @@ from tvm_na.problems.registry import bytes_of
 from tvm_na.records.write import TuningDatabase
 from tvm_na.report import page as report
 from tvm_na.report import plots as report_plots
-from tvm_na.report.data import load, quality_of, schedule_in_words, short_names
+from tvm_na.report.data import described, load, quality_of, short_names
 from tvm_na.report.ranking import found_of_best, ranks, spearman
 from tvm_na.report.roofline import WORKING_SETS, Rates, bound_of, last_cache_bytes, measure_rates
 from tvm_na.targets.target import cpu_name, detect_target
@@ -219,9 +219,9 @@ def test_lines_that_make_no_sense_are_skipped(folder: Path, caplog: pytest.LogCa
 def test_the_best_schedule_is_told(folder: Path) -> None:
     best = load(folder).tasks[0].best
     assert best is not None
-    said = schedule_in_words(best)
-    assert said.startswith("a tile of ") and "packed" in said
-    assert "it no longer applies" in schedule_in_words(replace(best, workload="1"))
+    said = described(best)
+    assert said.startswith("formulation: lanes; queries: ") and "; structure: pack" in said
+    assert "it no longer applies" in described(replace(best, workload="1"))
 
 
 def test_names_leave_out_what_all_problems_have() -> None:
@@ -313,7 +313,7 @@ def test_numbers_are_those_of_the_records(folder: Path, out: Path) -> None:
     assert page.tables["sessions"][1][2:] == ["2", "3", "evolutionary", "7", "12", "12", "all trials are done"]
     assert page.tables["phases"][1][1:] == ["9.5", "25.0", "15.0", "7.5", "2.5", "50.0", "80%"]
     for task in data.tasks:
-        assert task.best is not None and schedule_in_words(task.best) in page.text
+        assert task.best is not None and described(task.best) in page.text
 
 
 @pytest.mark.usefixtures("no_pictures")

@@ -19,7 +19,8 @@ from tvm_na.schedules import base, spaces_for
 from tvm_na.schedules.base import Plan
 from tvm_na.schedules.cpu import attention as cpu
 from tvm_na.targets.target import NATarget, detect_target, list_targets, parse_target
-from tvm_na.te.attention.lanes import LanesTile, forward, lanes_of, spanned_columns
+from tvm_na.te.attention.lanes import forward
+from tvm_na.te.attention.lanes_tile import LanesTile, lanes_of, spanned_columns
 from tvm_na.te.common.window import group_length, group_window
 
 # How many random problems are tried; 500 take minutes.
@@ -34,7 +35,7 @@ def compile_(problem: NAProblem, tile: LanesTile | None = None) -> Any:
     if tile is None:
         module = build.scheduled_module(problem, target)[0]
     else:
-        module = cpu.apply(forward(problem, tile), target).schedule.mod
+        module = cpu.SPACE.apply(forward(problem, tile), target).schedule.mod
     return tvm.compile(module, target=target.tvm_target())["main"]
 
 
@@ -126,9 +127,9 @@ def test_drawn_points_give_the_same_numbers(seed: int) -> None:
     target = detect_target()
     points = []
     for k in range(10):
-        func = rng.choice(cpu.formulations(problem, target))
-        plan = Plan(rng.choice(cpu.structures(func, target)), sample=True, seed=100 * seed + k + 1)
-        scheduled = cpu.apply(func, target, plan)
+        func = rng.choice(cpu.SPACE.formulations(problem, target))
+        plan = Plan(rng.choice(cpu.SPACE.structures(func, target)), sample=True, seed=100 * seed + k + 1)
+        scheduled = cpu.SPACE.apply(func, target, plan)
         assert scheduled is not None
         points.append(scheduled)
     kernels = compile_all([point.schedule.mod for point in points])
@@ -140,10 +141,10 @@ def test_drawn_points_give_the_same_numbers(seed: int) -> None:
 def test_plans() -> None:
     """The default, a wish, the nearest to a wish, and draws that a seed repeats."""
     problem, target = NAProblem.make((12, 12), 5, 2, 8), detect_target()
-    func = cpu.formulations(problem, target)[0]
+    func = cpu.SPACE.formulations(problem, target)[0]
 
     def values(plan: Plan) -> dict[str, int]:
-        scheduled = cpu.apply(func, target, plan)
+        scheduled = cpu.SPACE.apply(func, target, plan)
         assert scheduled is not None
         assert base.choices_of(scheduled.schedule.trace, scheduled) == scheduled.choices
         assert base.structure_of(scheduled.schedule.trace) == scheduled.structure
@@ -159,9 +160,9 @@ def test_plans() -> None:
     assert len({tuple(draw.items()) for draw in draws}) == 3
     with pytest.raises(ValueError, match="structure: required one of pack first"):
         values(Plan(structure="none"))
-    for structure in cpu.structures(func, target):
+    for structure in cpu.SPACE.structures(func, target):
         with pytest.raises(ValueError, match="trace: required"):
-            base.choices_of(cpu.apply(func, target, Plan(structure)).schedule.trace, base.Scheduled(None, "", ()))
+            base.choices_of(cpu.SPACE.apply(func, target, Plan(structure)).schedule.trace, base.Scheduled(None, "", ()))
 
 
 def test_one_kernel_serves_every_batch() -> None:
@@ -232,9 +233,9 @@ def test_the_space_refuses_what_it_does_not_serve() -> None:
 
     target = detect_target()
     problem = NAProblem.make((5, 5), 3, 1, 4)
-    assert cpu.apply(natural(problem), target) is None
+    assert cpu.SPACE.apply(natural(problem), target) is None
     cuda = NATarget("cuda-sm_90", "cuda", "", "", (), 16, 255)
-    assert cpu.apply(forward(problem, LanesTile(1, 8)), cuda) is None
+    assert cpu.SPACE.apply(forward(problem, LanesTile(1, 8)), cuda) is None
     assert spaces_for(NAProblem.make((5, 5), 3, 1, 4, dtype="float16"), target) == []
 
 

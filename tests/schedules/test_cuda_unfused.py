@@ -31,9 +31,10 @@ from tvm_na.reference.cases import make_case
 from tvm_na.reference.unfused_case import _SCALE, _draw, _expected
 from tvm_na.schedules import spaces_for
 from tvm_na.schedules.base import Plan, Scheduled
-from tvm_na.schedules.cuda import unfused_space as cuda_unfused
+from tvm_na.schedules.cuda import unfused as cuda_unfused
 from tvm_na.targets.target import parse_target
-from tvm_na.te.unfused.gather import UnfusedTile, gathered
+from tvm_na.te.unfused.gather import gathered
+from tvm_na.te.unfused.tiles import UnfusedTile
 from tvm_na.tune.features import with_changes
 
 TARGET = parse_target("cuda-sm_80")
@@ -85,7 +86,7 @@ class Kernel:
 
 
 def scheduled(problem: UnfusedProblem, formulation: int = 0, plan: Plan = Plan()) -> Scheduled:  # noqa: B008
-    found = cuda_unfused.apply(cuda_unfused.formulations(problem, TARGET)[formulation], TARGET, plan)
+    found = cuda_unfused.SPACE.apply(cuda_unfused.SPACE.formulations(problem, TARGET)[formulation], TARGET, plan)
     assert found is not None
     return found
 
@@ -121,7 +122,7 @@ def drawn(seed: int) -> UnfusedProblem:
 @pytest.mark.parametrize("seed", range(PROBLEMS))
 def test_random_points_of_random_problems(seed: int) -> None:
     problem, rng = drawn(seed), random.Random(seed)
-    formulation = rng.randrange(len(cuda_unfused.formulations(problem, TARGET)))
+    formulation = rng.randrange(len(cuda_unfused.SPACE.formulations(problem, TARGET)))
     # Every other one has the default point; the others are drawn until there is one that a GPU can launch.
     for attempt in range(20):
         point = scheduled(problem, formulation, Plan(sample=bool(seed // 5 % 2), seed=seed * 100 + attempt + 1))
@@ -144,7 +145,7 @@ def mutated(problem: UnfusedProblem, formulation: int, seed: int) -> Scheduled:
     rng = random.Random(seed)
     point = scheduled(problem, formulation, Plan(sample=True, seed=seed + 1))
     changes = {n: (rng.choice(choice.options), choice.options) for n, choice in enumerate(point.choices)}
-    func = cuda_unfused.formulations(problem, TARGET)[formulation]
+    func = cuda_unfused.SPACE.formulations(problem, TARGET)[formulation]
     schedule = s_tir.Schedule(tvm.IRModule({"main": func}))
     with_changes(point.schedule.trace, changes).apply_to_schedule(schedule, remove_postproc=False)
     return dataclasses.replace(point, schedule=schedule)
@@ -313,11 +314,11 @@ def test_the_space_serves_all_but_whole_sums_for_a_bias() -> None:
 
 def test_the_space_refuses_what_is_not_its_own() -> None:
     problem = UnfusedProblem.make("qk", (5, 5), 3, 1, 6)
-    func = cuda_unfused.formulations(problem, TARGET)[0]
-    assert cuda_unfused.apply(func, parse_target("llvm-x86-avx2")) is None
-    assert cuda_unfused.apply(func.without_attr("tvm_na.formulation"), TARGET) is None
+    func = cuda_unfused.SPACE.formulations(problem, TARGET)[0]
+    assert cuda_unfused.SPACE.apply(func, parse_target("llvm-x86-avx2")) is None
+    assert cuda_unfused.SPACE.apply(func.without_attr("tvm_na.formulation"), TARGET) is None
     with pytest.raises(ValueError, match="structure: required one of through the cache"):
-        cuda_unfused.apply(func, TARGET, Plan("none"))
+        cuda_unfused.SPACE.apply(func, TARGET, Plan("none"))
     for tile in (UnfusedTile(parts=4), UnfusedTile(width=0)):
         with pytest.raises(ValueError, match="(parts|width): required a divisor of 6 channels, got"):
             gathered(problem, tile)
@@ -326,7 +327,7 @@ def test_the_space_refuses_what_is_not_its_own() -> None:
 @pytest.mark.parametrize("kind", OF_GPUS)
 def test_points_are_drawn_and_told(kind: str) -> None:
     problem = UnfusedProblem.make(kind, (16, 16), 7, 4, 32, dtype="float16")
-    for formulation in range(len(cuda_unfused.formulations(problem, TARGET))):
+    for formulation in range(len(cuda_unfused.SPACE.formulations(problem, TARGET))):
         points = {tuple(scheduled(problem, formulation, Plan(sample=True, seed=n + 1)).choices) for n in range(5)}
         assert len(points) > 1
         assert scheduled(problem, formulation).points >= 12

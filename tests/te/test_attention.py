@@ -152,7 +152,8 @@ def test_what_lies_outside_a_window_does_not_act(form: str, name: str, poison: f
 
 
 def test_parts_divide_the_head_dimension() -> None:
-    from tvm_na.te.attention.gather import GatherTile, forward
+    from tvm_na.te.attention.gather import forward
+    from tvm_na.te.attention.gather_tile import GatherTile
 
     with pytest.raises(ValueError, match="parts: required a divisor of head_dim 4, got 3"):
         forward(PROBLEMS["2d"], GatherTile(3))

@@ -25,9 +25,6 @@ from tvm_na.records.select import Chosen
 from tvm_na.reference.case import WrongNumbers
 from tvm_na.reference.cases import case_of
 from tvm_na.report.data import load
-from tvm_na.schedules import spaces_for
-from tvm_na.schedules.base import Choice, Plan
-from tvm_na.schedules.describe import in_words
 from tvm_na.targets.target import detect_target, parse_target
 from tvm_na.te.dense.product import tile_of
 from tvm_na.tune.options import batch_for
@@ -130,29 +127,6 @@ def test_commands_show_them(tuned: TuneResult) -> None:
     assert "49, channels 32->48, bias, gelu" in [task.name for task in data.tasks]
     assert all(task.default for task in data.tasks if task.problem != ATTENTION)
     assert bytes_of(LINEAR) == 4 * (49 * 32 + 32 * 48 + 48 + 49 * 48)
-
-
-def test_schedules_are_told_completely() -> None:
-    (space,) = spaces_for(CONV, TARGET)
-    func = space.formulations(CONV, TARGET, 1)[0]
-    tile = tile_of(func)
-    for name, structure in (
-        ("rows outside", "each tile meets one block of weights after the other"),
-        ("weights outside", "each block of weights meets one tile after the other"),
-    ):
-        scheduled = space.apply(func, TARGET, Plan(name, like={"row tiles per task": 1, "weight blocks per task": 1}))
-        assert scheduled is not None
-        assert in_words(tile.to_json(), name, scheduled.choices).split("; ") == [
-            f"tiles of {tile.rows} positions x {tile.vectors} vectors of {tile.vector} channels",
-            structure,
-            "tasks of 1 tile x 1 block of weights",
-            "4 channels at once",
-        ]
-    assert "tasks of 3 tiles x 2 blocks of weights" in in_words(
-        tile.to_json(),
-        "rows outside",
-        [Choice("row tiles per task", (3,), 3), Choice("weight blocks per task", (2,), 2)],
-    )
 
 
 def test_a_case_has_weights_as_the_kernel_wants_them() -> None:

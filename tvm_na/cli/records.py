@@ -99,7 +99,7 @@ def records_ls(folders: Folders = None) -> None:
 @app.command("best")
 @reports_errors
 def records_best(folders: Folders = None) -> None:
-    """Show the fastest schedule of every problem in words: formulation, structure, decisions. Takes TVM."""
+    """Show the fastest schedule of every problem: formulation, structure, decisions. Takes TVM."""
     from rich.text import Text
 
     from tvm_na.cli.common import rows_of
@@ -117,22 +117,22 @@ def records_best(folders: Folders = None) -> None:
         title = f"{best.problem}, {conditions}: {format_time(best.seconds)}"
         out.print(Text(title, style="bold cyan"), soft_wrap=True)
         rows: list[tuple[object, ...]] = [("record", f"{best.digest}, {best.folder}, line {best.line}")]
-        rows += [("" if number else "schedule", words) for number, words in enumerate(_in_words(best))]
+        rows += [("" if number else "schedule", words) for number, words in enumerate(_described(best))]
         out.print(rows_of(rows), "")
     return None
 
 
-def _in_words(record: Record) -> list[str]:
+def _described(record: Record) -> list[str]:
     from tvm_na.records.replay import decisions_of
     from tvm_na.records.select import InapplicableError
-    from tvm_na.schedules.describe import formulation_in_words, in_words
+    from tvm_na.schedules.describe import describe
     from tvm_na.targets.target import parse_target
 
     try:
         structure, choices = decisions_of(record, parse_target(record.target))
     except InapplicableError as error:
-        return [formulation_in_words(record.formulation), f"it no longer applies: {error}"]
-    return in_words(record.formulation, structure, choices).split("; ")
+        return [*describe(record.formulation), f"it no longer applies: {error}"]
+    return describe(record.formulation, structure, choices)
 
 
 @app.command("merge")

@@ -255,17 +255,17 @@ def default_point(problem: Problem, target: NATarget) -> tuple[object, ...] | No
     return None
 
 
-def schedule_in_words(record: Record) -> str:
-    """The schedule of a record, in words (imports TVM)."""
+def described(record: Record) -> str:
+    """The schedule of a record (imports TVM)."""
     from tvm_na.records.replay import decisions_of
     from tvm_na.records.select import InapplicableError
-    from tvm_na.schedules.describe import formulation_in_words, in_words
+    from tvm_na.schedules.describe import describe
 
     try:
         structure, choices = decisions_of(record, parse_target(record.target))
     except InapplicableError as error:
-        return f"{formulation_in_words(record.formulation)}; it no longer applies: {error}"
-    return in_words(record.formulation, structure, choices)
+        return "; ".join([*describe(record.formulation), f"it no longer applies: {error}"])
+    return "; ".join(describe(record.formulation, structure, choices))
 
 
 def short_names(problems: Sequence[Problem]) -> tuple[list[str], str]:

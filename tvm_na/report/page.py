@@ -12,7 +12,7 @@ from typing import Any
 from tvm_na import settings
 from tvm_na.measure.timing import versions
 from tvm_na.records.write import now
-from tvm_na.report.data import BEST_SHARE, MIN_PREDICTED, ReportData, Task, load, quality_of, schedule_in_words
+from tvm_na.report.data import BEST_SHARE, MIN_PREDICTED, ReportData, Task, described, load, quality_of
 from tvm_na.report.roofline import Bound, Rates, bound_of, measure_rates
 from tvm_na.targets.target import cpu_name
 
@@ -144,7 +144,7 @@ def page_of(data: ReportData, rates: Rates | str, out: Path) -> str:
         quality=[(task, quality_of(task)) for task in data.tasks if task.predictions],
         best_share=BEST_SHARE,
         min_predicted=MIN_PREDICTED,
-        words=[(task, schedule_in_words(task.best)) for task in data.tasks if task.best],
+        words=[(task, described(task.best)) for task in data.tasks if task.best],
         sessions=[_session(facts) for facts in data.sessions],
         versions=versions(),
         date=now(),

@@ -10,44 +10,21 @@ Kernels are called as ``kernel(query, key, scale[, rpb], out)``, ``kernel(attn, 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
 from tvm import te, tirx
-from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from tvm_na.problems.unfused import UnfusedProblem
-from tvm_na.te import ENTRY
-from tvm_na.te.attention.gather import unflattened
 from tvm_na.te.common.blocks import argument, loops, whole
+from tvm_na.te.common.formulation import of_blocks, of_expressions
 from tvm_na.te.common.neighbors import Neighbors
 from tvm_na.te.common.rows import unravelled
 from tvm_na.te.common.threads import registers
 from tvm_na.te.common.window import axis_window
 from tvm_na.te.unfused.lanes_transposed import over_queries
-
-FORMULATION = "unfused gather"
-
-
-@dataclass(frozen=True)
-class UnfusedTile:
-    """What the expressions depend on.
-
-    Attributes:
-        parts: Of scores: parts that a dot product is cut into, each of which a thread computes; divides the channels.
-        width: Of sums over queries: channels of a thread, which it reads at once; divides the channels.
-    """
-
-    parts: int = 1
-    width: int = 1
-
-    def to_json(self) -> str:
-        """A canonical JSON text."""
-        return json.dumps({"formulation": FORMULATION, **asdict(self)}, sort_keys=True)
+from tvm_na.te.unfused.tiles import UnfusedTile
 
 
 def gathered(problem: UnfusedProblem, tile: UnfusedTile, batch_size: int | None = None) -> Any:
@@ -64,14 +41,10 @@ def gathered(problem: UnfusedProblem, tile: UnfusedTile, batch_size: int | None 
         raise ValueError(f"problem: required another kind than bias_sums, got {problem}")
     batch = tirx.Var("batch", "int32") if batch_size is None else batch_size
     if problem.kind in ("av_transposed", "bias_parts"):
-        func = _of_blocks(_av_transposed if problem.kind == "av_transposed" else _bias_parts, problem, tile, batch)
-    else:
-        func = te.create_prim_func((_av if problem.kind == "av" else _scores)(problem, tile, batch))
-    return (
-        func.with_attr("global_symbol", ENTRY)
-        .with_attr("tvm_na.problem", problem.to_json())
-        .with_attr("tvm_na.formulation", tile.to_json())
-    )
+        write = _av_transposed if problem.kind == "av_transposed" else _bias_parts
+        return of_blocks(lambda: write(problem, tile, batch), problem, tile.to_json())
+    arguments = _av(problem, batch) if problem.kind == "av" else _scores(problem, tile, batch)
+    return of_expressions(arguments, problem, tile.to_json())
 
 
 # --- tensor expressions
@@ -96,7 +69,7 @@ class _Step:
 
     def offset(self, w: Any) -> tuple[Any, ...]:
         """The offset of the ``w``-th key of a window along each axis."""
-        return unflattened(self.problem, w)
+        return unravelled(w, self.problem.kernel_size)
 
 
 def _scores(problem: UnfusedProblem, tile: UnfusedTile, batch: Any) -> list[Any]:
@@ -129,7 +102,7 @@ def _scores(problem: UnfusedProblem, tile: UnfusedTile, batch: Any) -> list[Any]
     return [query, key, step.scale, *([] if rpb is None else [rpb]), te.compute(window, score, name="out")]
 
 
-def _av(problem: UnfusedProblem, tile: UnfusedTile, batch: Any) -> list[Any]:
+def _av(problem: UnfusedProblem, batch: Any) -> list[Any]:
     """The arguments of ``av``, the output last."""
     step = _Step(problem, batch)
     p, near, accum = step.problem, step.near, step.accum
@@ -152,13 +125,6 @@ def _av(problem: UnfusedProblem, tile: UnfusedTile, batch: Any) -> list[Any]:
 
 
 # --- blocks
-
-
-def _of_blocks(make: Callable[..., None], *args: Any) -> Any:
-    with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name("main")
-        make(*args)
-    return builder.get().with_attr("tirx.noalias", True)
 
 
 def _av_transposed(problem: UnfusedProblem, tile: UnfusedTile, batch: Any) -> None:

@@ -10,27 +10,20 @@ contiguous tensors with the shapes of :mod:`tvm_na.unfused`; scale is ``[1]`` in
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from tvm import te, tirx
 
 from tvm_na.problems.unfused import UnfusedProblem
-from tvm_na.te import ENTRY
+from tvm_na.te.common.formulation import of_expressions
 from tvm_na.te.common.rows import Rows
 from tvm_na.te.common.window import axis_window
-
-FORMULATION = "unfused"
+from tvm_na.te.unfused.tiles import UnfusedLanesTile
 
 
 def lanes_of(problem: UnfusedProblem, vector: int) -> int:
     """The columns of a window, rounded up to vectors of so many elements."""
     return -(-problem.forward.kernel_size[-1] // vector) * vector
-
-
-def formulation_of(vector: int) -> str:
-    """A canonical JSON text of what the expressions depend on."""
-    return json.dumps({"formulation": FORMULATION, "vector": vector}, sort_keys=True)
 
 
 class _Step:
@@ -64,14 +57,6 @@ class _Step:
         for index, size in zip(position[:-1], self.rows.sizes, strict=True):
             i = index if isinstance(i, int) else i * size + index
         return i
-
-    def prim_func(self, arguments: list[Any], problem: UnfusedProblem, vector: int) -> Any:
-        return (
-            te.create_prim_func(arguments)
-            .with_attr("global_symbol", ENTRY)
-            .with_attr("tvm_na.problem", problem.to_json())
-            .with_attr("tvm_na.formulation", formulation_of(vector))
-        )
 
 
 def qk(problem: UnfusedProblem, vector: int, batch_size: int | None = None) -> Any:
@@ -128,7 +113,8 @@ def qk(problem: UnfusedProblem, vector: int, batch_size: int | None = None) -> A
         return tirx.Select(tirx.all(*there), found, missing) if there else found
 
     scores = te.compute((*step.tokens, step.window), score, name="out")
-    return step.prim_func([query, key, step.scale, *([] if rpb is None else [rpb]), scores], problem, vector)
+    arguments = [query, key, step.scale, *([] if rpb is None else [rpb]), scores]
+    return of_expressions(arguments, problem, UnfusedLanesTile(vector).to_json())
 
 
 def av(problem: UnfusedProblem, vector: int, batch_size: int | None = None) -> Any:
@@ -155,4 +141,4 @@ def av(problem: UnfusedProblem, vector: int, batch_size: int | None = None) -> A
     shape = (*step.tokens, p.head_dim)
     sums = te.compute(shape, weighted, name="sums")
     out = te.compute(shape, lambda *index: sums[index] * step.scale[0], name="out")
-    return step.prim_func([attn, value, step.scale, out], problem, vector)
+    return of_expressions([attn, value, step.scale, out], problem, UnfusedLanesTile(vector).to_json())
