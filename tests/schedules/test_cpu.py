@@ -24,7 +24,7 @@ from tvm_na.te.attention.lanes_tile import LanesTile, lanes_of, spanned_columns
 from tvm_na.te.common.window import group_length, group_window
 
 # How many random problems are tried; 500 take minutes.
-PROBLEMS = int(os.environ.get("TVM_NA_TEST_PROBLEMS", "80"))
+PROBLEMS = int(os.environ.get("TVM_NA_TEST_PROBLEMS", "40"))
 _HEAD_DIMS = (4, 12, 24, 32, 40, 64, 128)
 
 
@@ -79,7 +79,7 @@ def drawn(seed: int) -> NAProblem:
     return random_problem(rng, rank=rank, sizes=sizes, head_dim=dim, head_dim_v=dim_v, dtype=dtype)
 
 
-@pytest.mark.parametrize("block", range(PROBLEMS // 20))
+@pytest.mark.parametrize("block", range(-(-PROBLEMS // 20)))
 def test_random_problems_agree_with_the_reference(block: int) -> None:
     seeds = range(20 * block, 20 * block + 20)
     problems = [drawn(seed) for seed in seeds]
@@ -113,14 +113,14 @@ def test_corners_of_the_space_agree_with_the_reference(problem: NAProblem) -> No
 
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("pack", [True, False])
-@pytest.mark.parametrize("queries", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("queries", [1, 3, 8])
 def test_every_tile_gives_the_same_numbers(queries: int, exact: bool, pack: bool) -> None:
     problem = NAProblem.make((11, 22), (3, 4), 2, 8, dilation=(2, 3), stride=(1, 2), bias=True, return_lse=True)
     found = errors(problem, compile_(problem, LanesTile(queries, 8, exact, pack)), batch=2, seed=1)
     assert all(e <= TOLERANCE["float32"] for e in found), found
 
 
-@pytest.mark.parametrize("seed", range(PROBLEMS // 25))
+@pytest.mark.parametrize("seed", range(-(-PROBLEMS // 20)))
 def test_drawn_points_give_the_same_numbers(seed: int) -> None:
     rng = random.Random(seed)
     problem = list(CORNERS.values())[seed // 2 % len(CORNERS)] if seed % 2 else drawn(1000 + seed)

@@ -23,8 +23,8 @@ from tvm_na.targets.target import detect_target, list_targets, parse_target
 from tvm_na.te.dense.product import DenseTile, forward, pack_weight, packed_shape, positions_of, tile_of, tiles_of
 
 
-@pytest.mark.parametrize("block", range(4))
-def test_80_random_problems_agree_with_pytorch(block: int) -> None:
+@pytest.mark.parametrize("block", range(2))
+def test_40_random_problems_agree_with_pytorch(block: int) -> None:
     rng = random.Random(block)
     problems = [random_problem(rng, "float64" if n % 5 == 4 else "float32") for n in range(20)]
     points = [scheduled(problem) for problem in problems]

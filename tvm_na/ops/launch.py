@@ -148,7 +148,7 @@ def _elements_of_bias(problem: NAProblem) -> int:
 
 def largest_batch(problem: NAProblem | BackwardProblem) -> int:
     """The samples that a kernel for CPUs takes at once: it counts elements in 32 bits. 0 if one is too large."""
-    if isinstance(problem, BackwardProblem):  # sums of chunks have up to twice the rows, see schedules/cpu_backward.py
+    if isinstance(problem, BackwardProblem):  # sums of chunks have up to twice the rows, see schedules/cpu/backward.py
         return largest_batch(problem.forward) // 2
     if _elements_of_bias(problem) > MAX_ELEMENTS:
         return 0

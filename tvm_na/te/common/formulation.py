@@ -42,6 +42,13 @@ class Tile:
         return cls(**fields) if fields.pop("formulation", None) == cls.formulation else None
 
 
+def batch_axis(size: int | None) -> Any:
+    """The extent of the first axis: ``size`` samples, or any number of them."""
+    from tvm import tirx
+
+    return tirx.Var("batch", "int32") if size is None else size
+
+
 def marked(func: Any, problem: Named, formulation: str) -> Any:
     """``func`` as a kernel's function that says what it computes, and how. Shipped records hold these names."""
     marks = {"global_symbol": ENTRY, "tvm_na.problem": problem.to_json(), "tvm_na.formulation": formulation}

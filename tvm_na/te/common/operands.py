@@ -20,7 +20,7 @@ from tvm import te, tirx
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.backward import BackwardProblem
 from tvm_na.te.common.blocks import argument
-from tvm_na.te.common.formulation import of_expressions
+from tvm_na.te.common.formulation import batch_axis, of_expressions
 
 #: Makes an argument of this name, shape and dtype.
 Make = Callable[[str, Sequence[Any], str], Any]
@@ -45,7 +45,7 @@ class Operands:
     @classmethod
     def of(cls, problem: NAProblem, size: int | None = None, make: Make = placeholder) -> Operands:
         """Operands of ``problem``, with a batch of ``size`` or a symbolic one."""
-        batch = tirx.Var("batch", "int32") if size is None else size
+        batch = batch_axis(size)
         dtype = problem.tensor_dtype
         kv = (batch, *problem.spatial, problem.heads_kv)
         return cls(

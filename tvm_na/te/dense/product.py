@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tvm_na.problems.dense import DenseProblem
-from tvm_na.te.common.formulation import Tile, of_expressions
+from tvm_na.te.common.formulation import Tile, batch_axis, of_expressions
 from tvm_na.te.common.layout import with_output_layout
 from tvm_na.te.common.rows import unravelled
 
@@ -138,7 +138,7 @@ def forward(problem: DenseProblem, tile: DenseTile, batch_size: int | None = Non
     from tvm_na.te.common.math import gelu
 
     dtype, out_spatial = problem.dtype, problem.out_spatial
-    batch = tirx.Var("batch", "int32") if batch_size is None else batch_size
+    batch = batch_axis(batch_size)
     x = te.placeholder((batch, *problem.spatial, problem.in_channels), dtype, name="x")
     weight = te.placeholder(packed_shape(problem, tile), dtype, name="weight")
     bias = te.placeholder((problem.out_channels,), dtype, name="bias") if problem.bias else None

@@ -16,7 +16,7 @@ from tvm.script.ir_builder import tirx as T
 
 from tvm_na.problems.unfused import UnfusedProblem
 from tvm_na.te.common.blocks import argument, local, loops, store, sums, whole
-from tvm_na.te.common.formulation import of_blocks
+from tvm_na.te.common.formulation import batch_axis, of_blocks
 from tvm_na.te.common.rows import Rows
 from tvm_na.te.common.window import axis_queries, group_length, group_window
 from tvm_na.te.unfused.tiles import TransposedTile
@@ -27,9 +27,8 @@ _LANES = 16
 
 def transposed(problem: UnfusedProblem, tile: TransposedTile, batch_size: int | None = None) -> Any:
     """``av_transposed`` or ``bias_sums`` as an unscheduled PrimFunc; the batch is symbolic unless it is given."""
-    batch = tirx.Var("batch", "int32") if batch_size is None else batch_size
     write = _bias_sums if problem.kind == "bias_sums" else _av_transposed
-    return of_blocks(lambda: write(problem, tile, batch), problem, tile.to_json())
+    return of_blocks(lambda: write(problem, tile, batch_axis(batch_size)), problem, tile.to_json())
 
 
 def _av_transposed(problem: UnfusedProblem, tile: TransposedTile, batch: Any) -> None:
