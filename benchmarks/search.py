@@ -1,6 +1,6 @@
 """The search with its cost model against random points: ten problems, as many trials each, the same seeds.
 
-Both draw from the same spaces (the default formulation, all structures), start without the default point, and build
+Both draw from the same spaces (the default formulation, all sketches), start without the default point, and build
 and measure alike. What each found best is then measured again, in turns with the other.
 """
 

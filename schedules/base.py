@@ -1,8 +1,8 @@
-"""What a search space is, and how it makes decisions.
+"""What a search space is, and how the tunable parameters of its schedules get their values.
 
 A space schedules a PrimFunc by ``apply(func, target, plan) -> Scheduled | None``: None where it does not serve
 ``func`` on ``target``. Where loops can be nested in ways that differ by more than numbers, each way is a
-*structure* of the space; everything else is a *decision*. Every decision goes through :class:`Decisions`, which
+*sketch* of the space; everything else is a *tunable parameter*. Each goes through :class:`Parameters`, which
 takes the default, the value that a plan wishes for, or one that MetaSchedule draws; all leave the same trace.
 """
 
@@ -18,8 +18,8 @@ from tvm_na.problems.registry import problem_from_json
 from tvm_na.targets.target import NATarget
 from tvm_na.te.common.formulation import Tile
 
-#: The key of the block annotation under which a trace keeps the name of its structure.
-STRUCTURE = "tvm_na.structure"
+#: The key of the block annotation under which a trace keeps the name of its sketch; recorded traces hold it as it is.
+SKETCH = "tvm_na.structure"
 
 
 @dataclass(frozen=True)
@@ -27,25 +27,25 @@ class Plan:
     """Which point of a space is wanted.
 
     Attributes:
-        structure: The name of the structure; None for the default one.
-        sample: Whether MetaSchedule draws the decisions.
+        sketch: The name of the sketch; None for the default one.
+        sample: Whether MetaSchedule draws the parameters.
         seed: For MetaSchedule's draws; None for another one each time.
-        like: Values to take, by the name of the decision; where one is no option, the nearest is taken.
-            Decisions without one take their defaults.
+        like: Values to take, by the name of the parameter; where one is no option, the nearest is taken.
+            Parameters without one take their defaults.
     """
 
-    structure: str | None = None
+    sketch: str | None = None
     sample: bool = False
     seed: int | None = None
     like: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Choice:
-    """One decision that was made.
+class Parameter:
+    """A tunable parameter and its value.
 
     Attributes:
-        name: What was decided, in a few words.
+        name: What it says, in a few words.
         options: All values that it could have.
         value: The value it has.
     """
@@ -61,30 +61,30 @@ class Scheduled:
 
     Attributes:
         schedule: TVM's Schedule of a module with the function.
-        structure: The structure's name.
-        choices: The decisions, in the order in which the trace has them.
+        sketch: The sketch's name.
+        parameters: Those that were set, in the order in which the trace has them.
     """
 
     schedule: Any
-    structure: str
-    choices: tuple[Choice, ...]
+    sketch: str
+    parameters: tuple[Parameter, ...]
 
     @property
     def points(self) -> int:
-        """How many points this structure has."""
-        return prod(len(choice.options) for choice in self.choices)
+        """How many points this sketch has."""
+        return prod(len(parameter.options) for parameter in self.parameters)
 
 
-class Decisions:
-    """Makes the decisions of one schedule and remembers them.
+class Parameters:
+    """Sets the parameters of one schedule and remembers them.
 
     Attributes:
-        made: The decisions so far.
+        made: Those so far.
     """
 
     def __init__(self, sch: Any, plan: Plan) -> None:
         self._sch, self._plan = sch, plan
-        self.made: list[Choice] = []
+        self.made: list[Parameter] = []
 
     def _wanted(self, name: str, options: Sequence[int], default: int) -> int:
         if name not in self._plan.like:
@@ -92,7 +92,7 @@ class Decisions:
         return min(options, key=lambda option: abs(option - self._plan.like[name]))
 
     def _made(self, name: str, options: Sequence[int], variable: Any) -> None:
-        self.made.append(Choice(name, tuple(options), int(self._sch.get(variable))))
+        self.made.append(Parameter(name, tuple(options), int(self._sch.get(variable))))
 
     def one_of(self, name: str, options: Sequence[int], default: int) -> Any:
         """One of ``options`` (distinct); ``default`` must be among them."""
@@ -129,16 +129,16 @@ class Opened:
         problem: What the function computes.
         tile: What its formulation depends on.
         target: The machine.
-        structure: The structure that is wanted.
-        decide: Makes the decisions.
+        sketch: The sketch that is wanted.
+        parameters: Sets the parameters.
     """
 
     schedule: Any
     problem: Any
     tile: Any
     target: NATarget
-    structure: str
-    decide: Decisions
+    sketch: str
+    parameters: Parameters
 
 
 class SearchSpace(ABC):
@@ -148,15 +148,15 @@ class SearchSpace(ABC):
         name: For records and display.
         problems: The class of the problems.
         tiles: The classes of the tiles of its formulations.
-        note_at: The block at which traces note their structure.
-        all_structures: The structures, the default first, where all functions have the same.
+        note_at: The block at which traces note their sketch.
+        all_sketches: The sketches, the default first, where all functions have the same.
     """
 
     name: ClassVar[str]
     problems: ClassVar[type]
     tiles: ClassVar[tuple[type[Tile], ...]]
     note_at: ClassVar[str] = "out"
-    all_structures: ClassVar[tuple[str, ...]] = ()
+    all_sketches: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def serves(self, problem: Any, target: NATarget) -> bool:
@@ -169,9 +169,9 @@ class SearchSpace(ABC):
         With a symbolic batch, or (for the tuner) the one given.
         """
 
-    def structures(self, func: Any, target: NATarget) -> tuple[str, ...]:
-        """The names of the structures for one of :meth:`formulations`, the default first."""
-        return self.all_structures
+    def sketches(self, func: Any, target: NATarget) -> tuple[str, ...]:
+        """The names of the sketches for one of :meth:`formulations`, the default first."""
+        return self.all_sketches
 
     @abstractmethod
     def schedule(self, opened: Opened) -> None:
@@ -186,7 +186,7 @@ class SearchSpace(ABC):
             plan: Which point of the space is wanted.
 
         Raises:
-            ValueError: if there is no such structure.
+            ValueError: if there is no such sketch.
         """
         tile = next(filter(None, (kind.of(func) for kind in self.tiles)), None)
         if tile is None:
@@ -194,43 +194,43 @@ class SearchSpace(ABC):
         problem = problem_from_json(str(func.attrs["tvm_na.problem"]))
         if not self.serves(problem, target):
             return None
-        structures = self.structures(func, target)
-        structure = plan.structure or structures[0]
-        if structure not in structures:
-            raise ValueError(f"structure: required one of {', '.join(structures)}, got {structure}")
+        sketches = self.sketches(func, target)
+        sketch = plan.sketch or sketches[0]
+        if sketch not in sketches:
+            raise ValueError(f"sketch: required one of {', '.join(sketches)}, got {sketch}")
         import tvm
         from tvm import s_tir
 
         sch = s_tir.Schedule(tvm.IRModule({"main": func}), seed=plan.seed)
-        decide = Decisions(sch, plan)
-        self.schedule(Opened(sch, problem, tile, target, structure, decide))
-        sch.annotate(sch.get_sblock(self.note_at), STRUCTURE, structure)
-        return Scheduled(sch, structure, tuple(decide.made))
+        parameters = Parameters(sch, plan)
+        self.schedule(Opened(sch, problem, tile, target, sketch, parameters))
+        sch.annotate(sch.get_sblock(self.note_at), SKETCH, sketch)
+        return Scheduled(sch, sketch, tuple(parameters.made))
 
 
-def choices_of(trace: Any, scheduled: Scheduled) -> tuple[Choice, ...]:
-    """The decisions in ``trace``, named as those of ``scheduled``, a schedule of the same function and structure.
+def parameters_of(trace: Any, scheduled: Scheduled) -> tuple[Parameter, ...]:
+    """The parameters in ``trace``, named as those of ``scheduled``, a schedule of the same function and sketch.
 
     Raises:
-        ValueError: if the trace has other decisions.
+        ValueError: if the trace has others.
     """
     sampled = [inst for inst in trace.insts if inst.kind.name.startswith("Sample")]
-    if len(sampled) != len(scheduled.choices):
-        raise ValueError(f"trace: required {len(scheduled.choices)} decisions, got {len(sampled)}")
+    if len(sampled) != len(scheduled.parameters):
+        raise ValueError(f"trace: required {len(scheduled.parameters)} parameters, got {len(sampled)}")
     found = []
-    for inst, choice in zip(sampled, scheduled.choices, strict=True):
+    for inst, parameter in zip(sampled, scheduled.parameters, strict=True):
         decision, tile = trace.get_decision(inst), inst.kind.name == "SamplePerfectTile"
         value = int(decision[-1] if tile else inst.attrs[0][int(decision)])
-        if value not in choice.options:
-            raise ValueError(f"trace: required {choice.name} in {choice.options}, got {value}")
-        found.append(Choice(choice.name, choice.options, value))
+        if value not in parameter.options:
+            raise ValueError(f"trace: required {parameter.name} in {parameter.options}, got {value}")
+        found.append(Parameter(parameter.name, parameter.options, value))
     return tuple(found)
 
 
-def structure_of(trace: Any) -> str | None:
-    """The name of the structure that ``trace`` was made with; None if it has none."""
+def sketch_of(trace: Any) -> str | None:
+    """The name of the sketch that ``trace`` was made with; None if it has none."""
     for inst in trace.insts:
-        if inst.kind.name == "Annotate" and str(inst.attrs[0]) == STRUCTURE:
+        if inst.kind.name == "Annotate" and str(inst.attrs[0]) == SKETCH:
             return str(inst.inputs[1])
     return None
 

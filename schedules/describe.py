@@ -1,4 +1,4 @@
-"""Schedules for people: everything that was decided, as ``name: value``."""
+"""Schedules for people: every tunable parameter, as ``name: value``."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from tvm_na.schedules.base import Choice
+from tvm_na.schedules.base import Parameter
 
 
-def describe(formulation_json: str, structure: str | None = None, choices: Iterable[Choice] = ()) -> list[str]:
-    """The parts of a schedule, each ``name: value``: the formulation and its fields, the structure, the decisions.
+def describe(formulation_json: str, sketch: str | None = None, parameters: Iterable[Parameter] = ()) -> list[str]:
+    """The parts of a schedule, each ``name: value``: the formulation and its fields, the sketch, the parameters.
 
     Args:
         formulation_json: Of the PrimFunc, its attribute ``tvm_na.formulation``.
-        structure: The name of the structure; None tells the formulation alone.
-        choices: The decisions.
+        sketch: The name of the sketch; None tells the formulation alone.
+        parameters: With their values.
 
     Raises:
         ValueError: ``formulation_json`` is no JSON object.
@@ -25,9 +25,9 @@ def describe(formulation_json: str, structure: str | None = None, choices: Itera
     except (TypeError, ValueError) as error:
         raise ValueError(f"formulation_json: required a JSON object, got {formulation_json!r}") from error
     told: dict[str, Any] = {"formulation": fields.pop("formulation", "unnamed"), **fields}
-    if structure is not None:
-        told["structure"] = structure
-    told |= {choice.name: choice.value for choice in choices}
+    if sketch is not None:
+        told["sketch"] = sketch
+    told |= {parameter.name: parameter.value for parameter in parameters}
     return [f"{name.replace('_', ' ')}: {_text(value)}" for name, value in told.items()]
 
 

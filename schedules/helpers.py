@@ -10,10 +10,10 @@ from tvm_na.schedules.base import Opened
 
 
 class FuncSchedule(ABC):
-    """Transforms the stages of one PrimFunc; decisions are made in the order of the calls."""
+    """Transforms the stages of one PrimFunc; parameters are set in the order of the calls."""
 
     def __init__(self, opened: Opened) -> None:
-        self.sch, self.decide, self.structure = opened.schedule, opened.decide, opened.structure
+        self.sch, self.parameters, self.sketch = opened.schedule, opened.parameters, opened.sketch
         self.problem: Any = opened.problem
         self.tile: Any = opened.tile
 
@@ -62,7 +62,7 @@ class FuncSchedule(ABC):
         return last
 
     def unroll_by_compiler(self, loop: Any, name: str, options: Sequence[int], default: int) -> None:
-        """Let the compiler unroll a loop, if it has no more steps than are decided on."""
-        steps = self.decide.one_of(name, options, default=default)
+        """Let the compiler unroll a loop, if it has no more steps than a parameter says."""
+        steps = self.parameters.one_of(name, options, default=default)
         self.sch.annotate(loop, "pragma_auto_unroll_max_step", steps)
         self.sch.annotate(loop, "pragma_unroll_explicit", 0)

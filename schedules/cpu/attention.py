@@ -1,6 +1,6 @@
 """CPUs (LLVM): every float32 and float64 problem, through the lanes formulation.
 
-Which formulations and structures there are; ``lanes.py`` schedules them. See ``docs/DESIGN.md`` for what was
+Which formulations and sketches there are; ``lanes.py`` schedules them. See ``docs/DESIGN.md`` for what was
 measured.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from tvm_na.problems.attention import NAProblem
 from tvm_na.schedules.base import Opened, SearchSpace
-from tvm_na.schedules.cpu.lanes import STRUCTURES, LanesSchedule
+from tvm_na.schedules.cpu.lanes import SKETCHES, LanesSchedule
 from tvm_na.schedules.cpu.vectors import vector_length
 from tvm_na.targets.target import NATarget
 from tvm_na.te.attention.lanes_tile import LanesTile, lanes_of
@@ -51,7 +51,7 @@ class CpuLanes(SearchSpace):
     name = "cpu-lanes"
     problems = NAProblem
     tiles = (LanesTile,)
-    all_structures = tuple(STRUCTURES)
+    all_sketches = tuple(SKETCHES)
 
     def serves(self, problem: NAProblem, target: NATarget) -> bool:
         """Float32 and float64 alone."""

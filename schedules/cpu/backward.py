@@ -22,7 +22,7 @@ from tvm_na.te.common.rows import Rows
 
 #: What is outside where both gradients and sums of keys are computed: the tiles of a row, each with all rows of its
 #: window, or the rows, each with all tiles.
-STRUCTURES = ("tiles outside", "rows outside")
+SKETCHES = ("tiles outside", "rows outside")
 
 # How many sizes of a tile are worth the tuner's time.
 _TILES = 2
@@ -74,7 +74,7 @@ class CpuBackward(SearchSpace):
     problems = BackwardProblem
     tiles = (BackwardTile,)
     note_at = "d_query"
-    all_structures = STRUCTURES
+    all_sketches = SKETCHES
 
     def serves(self, problem: BackwardProblem, target: NATarget) -> bool:
         """What the attention is served for."""
@@ -96,7 +96,7 @@ class BackwardSchedule(BoxSchedule):
 
     def __init__(self, opened: Opened) -> None:
         super().__init__(opened, opened.problem.forward, opened.tile.lanes())
-        self.rows_outside = opened.structure == "rows outside"
+        self.rows_outside = opened.sketch == "rows outside"
         self.pack_keys = opened.tile.pack_keys
 
     def build(self) -> None:
@@ -158,7 +158,7 @@ class BackwardSchedule(BoxSchedule):
         x, lane = self.vector_of(x, dim)
         vectors = dim // channel_vector(dim, self.tile.vector)
         at_once = largest_divisor(vectors, max(1, self.accumulators // (self.tile.queries + 1)))
-        x_outer, x_inner = self.decide.split(f"{name} vectors at once", x, vectors, at_once)
+        x_outer, x_inner = self.parameters.split(f"{name} vectors at once", x, vectors, at_once)
         sch.reorder(x_outer, *((a, n) if self.rows_outside else (n, a)), l, x_inner, lane)
         self.unroll(x_inner)
         sch.vectorize(lane)

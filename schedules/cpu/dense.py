@@ -17,7 +17,7 @@ from tvm_na.targets.target import NATarget
 from tvm_na.te.dense.product import DenseTile, positions_of, tiles_of
 
 #: Of the loops over tiles of rows and blocks of weights, which one is outside; the default for many rows first.
-STRUCTURES = ("rows outside", "weights outside")
+SKETCHES = ("rows outside", "weights outside")
 
 # How many tiles are worth the tuner's time.
 _TILES = 5
@@ -66,11 +66,11 @@ class CpuDense(SearchSpace):
 
         return [forward(problem, tile, batch) for tile in tiles(problem, target)[:_TILES]]
 
-    def structures(self, func: Any, target: NATarget) -> tuple[str, ...]:
+    def sketches(self, func: Any, target: NATarget) -> tuple[str, ...]:
         """The default first: what is larger is read once, the rest stays near."""
         problem = DenseProblem.from_json(str(func.attrs["tvm_na.problem"]))
         window = problem.useful_flops // (2 * positions_of(problem))  # numbers in the weights
-        return STRUCTURES if positions_of(problem) * problem.in_channels >= window else STRUCTURES[::-1]
+        return SKETCHES if positions_of(problem) * problem.in_channels >= window else SKETCHES[::-1]
 
     def schedule(self, opened: Opened) -> None:
         """See :class:`DenseSchedule`."""
@@ -113,14 +113,14 @@ class DenseSchedule(FuncSchedule):
         count = tiles_of(self.problem, self.tile)
         # Of a row, or of a block of weights, as much as a task can take; of the other what is left.
         at_once = _WORK_PER_TASK / (self.tile.rows * self.tile.vectors * prod(self.problem.weight_shape[1:]))
-        if self.structure == "rows outside":
+        if self.sketch == "rows outside":
             block_count = _nearest_divisor(self.blocks, at_once)
             tile_count = _nearest_divisor(count, at_once / block_count)
         else:
             tile_count = _nearest_divisor(count, at_once)
             block_count = _nearest_divisor(self.blocks, at_once / tile_count)
-        row_factors = self.decide.factors("row tiles per task", tiles, count, tile_count)
-        block_factors = self.decide.factors("weight blocks per task", blocks, self.blocks, block_count)
+        row_factors = self.parameters.factors("row tiles per task", tiles, count, tile_count)
+        block_factors = self.parameters.factors("weight blocks per task", blocks, self.blocks, block_count)
         return row_factors, block_factors
 
     def place_in_tasks(self) -> None:
@@ -132,7 +132,7 @@ class DenseSchedule(FuncSchedule):
         vectors, lane = self.split(channel, [None, self.lanes])
         per_block = tile.block // self.lanes
         block_task, block, vector = self.split(vectors, [None, blocks_in_task, per_block])
-        if self.structure == "rows outside":
+        if self.sketch == "rows outside":
             tasks, inside = (row_task, block_task), (row_tile, block)
         else:
             tasks, inside = (block_task, row_task), (block, row_tile)
@@ -150,7 +150,7 @@ class DenseSchedule(FuncSchedule):
         row, channel_of_block, *window, channel = self.loops("sums")[-problem.rank - 3 :]
         vector, lane = self.split(channel_of_block, [None, self.tile.vector])
         at_once = largest_divisor(problem.in_channels, 4)
-        outer, inner = self.decide.split("channels at once", channel, problem.in_channels, at_once, limit=16)
+        outer, inner = self.parameters.split("channels at once", channel, problem.in_channels, at_once, limit=16)
         sch.reorder(*window, outer, inner, row, vector, lane)
         self.unroll(inner, row, vector)
         if problem.in_channels * problem.kernel_size[-1] <= _SHORT:

@@ -32,7 +32,7 @@ class Nesting:
 
 
 #: By name, the default first.
-STRUCTURES = {
+SKETCHES = {
     "pack first": Nesting(False, False),
     "pack in task": Nesting(True, False),
     "pack first, value rows outside": Nesting(False, True),
@@ -40,8 +40,8 @@ STRUCTURES = {
 }
 
 
-_DEFAULT = next(iter(STRUCTURES.values()))
-# Where the structures that only the tuner looks at start from: as many rows as are worth packing again at the edges
+_DEFAULT = next(iter(SKETCHES.values()))
+# Where the sketches that only the tuner looks at start from: as many rows as are worth packing again at the edges
 # of a task, and as many queries as the first cache holds the scores of.
 _ROWS_PER_TASK, _QUERIES_AT_ONCE = 14, 64
 
@@ -51,7 +51,7 @@ class LanesSchedule(BoxSchedule):
 
     def __init__(self, opened: Opened) -> None:
         super().__init__(opened, opened.problem, opened.tile)
-        self.nesting = STRUCTURES[opened.structure]
+        self.nesting = SKETCHES[opened.sketch]
 
     def build(self) -> None:
         """Apply every transformation."""
@@ -71,8 +71,8 @@ class LanesSchedule(BoxSchedule):
             batch, i, j, head, *rest = self.loops(name)
             if not row_factors:
                 rows_per_task = largest_divisor(self.map_rows, _ROWS_PER_TASK if self.nesting.pack_in_task else 1)
-                row_factors = self.decide.factors("rows per task", i, self.map_rows, rows_per_task)
-                head_factors = self.decide.factors("heads per task", head, p.heads, 1)
+                row_factors = self.parameters.factors("rows per task", i, self.map_rows, rows_per_task)
+                head_factors = self.parameters.factors("heads per task", head, p.heads, 1)
             row_task, row = self.split(i, row_factors)
             head_task, head = self.split(head, head_factors)
             sch.reorder(batch, head_task, row_task, head, row, j, *rest)
@@ -90,7 +90,7 @@ class LanesSchedule(BoxSchedule):
         extent, factors = self.extent(tiles[0]), [None, 1]
         if extent is not None:  # else from uneven groups
             at_once = largest_divisor(extent, 1 if self.nesting == _DEFAULT else _QUERIES_AT_ONCE // self.tile.queries)
-            factors = self.decide.factors("tiles at once", tiles[0], extent, at_once)
+            factors = self.parameters.factors("tiles at once", tiles[0], extent, at_once)
         block = self.merge([self.split(tile, factors)[0] for tile in tiles])
         for name in _TILE_STAGES:
             sch.compute_at(self.block(name), block, preserve_unit_loops=True)

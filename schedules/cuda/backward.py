@@ -30,7 +30,7 @@ class CudaBackward(SearchSpace):
     problems = BackwardProblem
     tiles = (BackwardGatherTile,)
     note_at = "d_query"
-    all_structures = ("keys and queries in turn",)
+    all_sketches = ("keys and queries in turn",)
 
     def serves(self, problem: BackwardProblem, target: NATarget) -> bool:
         """Always, on a GPU, but in TF32."""
@@ -48,7 +48,7 @@ class CudaBackward(SearchSpace):
 
 
 class _Schedule(FuncSchedule):
-    """Schedules one PrimFunc; decisions are made in the order of the calls."""
+    """Schedules one PrimFunc."""
 
     def __init__(self, opened: Opened) -> None:
         super().__init__(opened)
@@ -102,8 +102,8 @@ class _Schedule(FuncSchedule):
         self.bind([outer], [inner], lane)
 
     def cut(self, name: str, loop: Any, among: list[int], default: int) -> list[Any]:
-        """Split a loop by a decision; what is beyond its end is left out by a condition."""
-        size = self.decide.one_of(name, among, default)
+        """Split a loop by a parameter; what is beyond its end is left out by a condition."""
+        size = self.parameters.one_of(name, among, default)
         return self.split(loop, [None, size])
 
     def bind(self, blocks: list[Any], groups: list[Any], lane: Any) -> None:

@@ -30,7 +30,7 @@ class BandSchedule(FuncSchedule):
         super().__init__(opened)
         problem, tile = self.problem, self.tile
         self.row, self.column = axes(problem, tile)
-        self.turn = self.structure.partition(" in turn")[0] if self.structure != AT_ONCE else None
+        self.turn = self.sketch.partition(" in turn")[0] if self.sketch != AT_ONCE else None
         self.default = default_shape(problem, tile, opened.target, self.turn)
         self.passes = ("_first", "") if tile.passes == 2 else ("",)
         self.outputs = {"normalized": "out"} | ({"lse_tile": "lse"} if problem.return_lse else {})
@@ -51,7 +51,7 @@ class BandSchedule(FuncSchedule):
         self.keep_in_registers()
         self.use_tensor_cores()
         self.deal_out()
-        if self.structure == HEADS_IN_TURN:
+        if self.sketch == HEADS_IN_TURN:
             self.overlap()
 
     # --- where stages are computed
@@ -64,11 +64,11 @@ class BandSchedule(FuncSchedule):
         for name, nest in zip(self.outputs.values(), nests, strict=True):
             sch.reverse_compute_at(self.block(name), nest, preserve_unit_loops=True)
         warp = self.merge(nests)
-        block, *turn = self.loops("normalized")[: 1 if self.structure == AT_ONCE else 2]
+        block, *turn = self.loops("normalized")[: 1 if self.sketch == AT_ONCE else 2]
         sch.bind(block, "blockIdx.x")
         sch.bind(warp, "threadIdx.y")
         self.at_block, self.at_warp = block, warp
-        self.at_queries = turn[0] if self.structure == HEADS_IN_TURN else block
+        self.at_queries = turn[0] if self.sketch == HEADS_IN_TURN else block
         self.fetch = {"": self.at_queries}
         for name in ("attended", "total", "ones"):
             sch.compute_at(self.block(name), warp, preserve_unit_loops=True)
@@ -89,7 +89,7 @@ class BandSchedule(FuncSchedule):
             shared.append(group)
         loops = {"rows": row, "columns": column, "heads": head}
         if not self.factors:
-            self.factors = {axis: self.decide_factors(axis, loop) for axis, loop in loops.items()}
+            self.factors = {axis: self.axis_factors(axis, loop) for axis, loop in loops.items()}
         split = {a: self.split(loop, self.factors[a]) for a, loop in loops.items()}
         blocks = [batch, *residues, *shared, *(split[axis][0] for axis in loops)]
         turn = [split[axis][1] for axis in loops if axis == self.turn]
@@ -98,21 +98,22 @@ class BandSchedule(FuncSchedule):
         self.fuse(blocks)
         return self.fuse(warps)
 
-    def decide_factors(self, axis: str, loop: Any) -> list[Any]:
+    def axis_factors(self, axis: str, loop: Any) -> list[Any]:
         """How many sub-tiles along an axis, or heads, a block has."""
         name = f"{axis} in turn" if axis == self.turn else f"{axis} at once"
         extent = {"rows": self.row.tiles, "columns": self.column.tiles, "heads": heads_of(self.problem)}[axis]
-        return self.decide.factors(name, loop, extent, getattr(self.default, axis), limit=getattr(MAX_IN_BLOCK, axis))
+        default, limit = getattr(self.default, axis), getattr(MAX_IN_BLOCK, axis)
+        return self.parameters.factors(name, loop, extent, default, limit=limit)
 
     def place_in_steps(self) -> None:
         """The stages of two passes: some rows of the band at a time."""
-        sch, decide = self.sch, self.decide
+        sch, parameters = self.sch, self.parameters
         steps: list[Any] = []
         for name in ("attended", "total"):
             *others, row, column = self.loops(name)[-4:]
             if not steps:
                 default = default_rows(self.tile, self.row, self.column)
-                self.rows = decide.factors("band rows at once", row, self.row.keys, default)
+                self.rows = parameters.factors("band rows at once", row, self.row.keys, default)
             step, row = self.split(row, self.rows)
             sch.reorder(step, *others, row, column)
             steps.append(step)

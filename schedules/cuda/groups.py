@@ -36,7 +36,7 @@ class GroupSchedule(FuncSchedule):
     def block_factors(self, axes: list[Any], heads: int, default: tuple[int, int, int]) -> list[list[Any]]:
         """How the loops over rows (if there are rows), columns and heads are cut into blocks and what is in one.
 
-        One decision for each axis, rather than for all together: only so does TVM find the shared memory of a block.
+        One parameter for each axis, rather than for all together: only so does TVM find the shared memory of a block.
 
         Args:
             axes: The loops.
@@ -48,7 +48,7 @@ class GroupSchedule(FuncSchedule):
         found = []
         for loop, (axis, extent, most), inner in zip(axes, wanted[-len(axes) :], default[-len(axes) :], strict=True):
             limit = min(most, MAX_THREADS // self.group)
-            found.append(self.decide.factors(f"{axis} at once", loop, extent, inner, limit=limit))
+            found.append(self.parameters.factors(f"{axis} at once", loop, extent, inner, limit=limit))
         self.of_block = [factors[1] for factors in found]
         for factor in self.of_block:
             self.queries *= int(self.sch.get(factor))

@@ -1,6 +1,6 @@
 """GPUs (CUDA) with tensor cores, in 16 bits or TF32: two-dimensional problems, through the band formulation.
 
-Which formulations and structures there are; ``band.py`` schedules them. See ``docs/DESIGN.md``.
+Which formulations and sketches there are; ``band.py`` schedules them. See ``docs/DESIGN.md``.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class CudaBand(SearchSpace):
         """One for each of :func:`tiles`."""
         return [self.formulation(problem, tile, batch) for tile in tiles(problem, target)]
 
-    def structures(self, func: Any, target: NATarget) -> tuple[str, ...]:
+    def sketches(self, func: Any, target: NATarget) -> tuple[str, ...]:
         """Sub-tiles one after the other, where there are several along an axis and one pass."""
         problem, tile = NAProblem.from_json(str(func.attrs["tvm_na.problem"])), BandTile.of(func)
         assert tile is not None

@@ -92,7 +92,7 @@ class ScoresSchedule(_Schedule):
         *positions, window = self.loops("out")
         blocks, inside = self.place(positions, p.heads, self.queries_in_shared(of_key))
         default = self.keys_in_shared(of_key)
-        some_keys, keys = self.decide.split("keys at once", window, self.problem.window, default)
+        some_keys, keys = self.parameters.split("keys at once", window, self.problem.window, default)
         sch.reorder(*blocks, some_keys, *inside, keys)
         self.bind_block(blocks)
         sch.compute_at(self.block("dots"), keys, preserve_unit_loops=True)
@@ -141,7 +141,7 @@ class SumsSchedule(_Schedule):
         sch.set_scope(self.block("sums"), 0, "local")
         x, window = self.loops("sums")[-2:]
         default = self.keys_in_shared(of_key)
-        some_keys, keys = self.decide.split("keys at once", window, self.problem.window, default)
+        some_keys, keys = self.parameters.split("keys at once", window, self.problem.window, default)
         lane, outer, inner = self.channels(x)
         rows, keys = self.rows_of(keys)
         sch.reorder(some_keys, lane, rows, keys, outer, inner)
@@ -184,12 +184,12 @@ class PartsSchedule(_Schedule):
         most = -(-indices // _WARP) * _WARP  # in whole warps
         options = [n for n in _INDICES if n <= most]
         wasted = {n: -indices % n for n in options}  # threads of the last block
-        lanes = self.decide.one_of("indices at once", options, default=min(options, key=lambda n: (wasted[n], -n)))
+        lanes = self.parameters.one_of("indices at once", options, default=min(options, key=lambda n: (wasted[n], -n)))
         of_block, lane = self.split(index, [None, lanes])
         threads = int(sch.get(lanes))
         limit = min(MAX_HEADS, MAX_THREADS // threads)
         default = largest_divisor(p.heads, min(limit, max(1, THREADS // threads)))
-        heads, head = self.decide.split("heads at once", head, p.heads, default, limit=limit)
+        heads, head = self.parameters.split("heads at once", head, p.heads, default, limit=limit)
         sch.reorder(batch, part, heads, of_block, head, lane)
         self.unroll_steps(sch.add_unit_loop(self.block("out")), "query unrolling")
         self.bind_block([batch, part, heads, of_block])
@@ -224,7 +224,7 @@ class CudaUnfused(SearchSpace):
     name = "cuda-unfused"
     problems = UnfusedProblem
     tiles = (UnfusedTile,)
-    all_structures = ("through the cache",)
+    all_sketches = ("through the cache",)
 
     def serves(self, problem: UnfusedProblem, target: NATarget) -> bool:
         """On a GPU all but whole sums for a bias."""

@@ -95,14 +95,14 @@ def test_without_records(tmp_path: Path) -> None:
 
 
 def test_best_tells_the_schedule(user: Path) -> None:
-    from tvm_na.records.replay import decisions_of
+    from tvm_na.records.replay import point_of
     from tvm_na.schedules.describe import describe
 
     out = records("best")
     best = min(records_in(user), key=lambda record: record.seconds)
     assert "9x9 heads 1 dim 8 k 3 float32, 1 thread: 1.00 ms" in out
     assert re.search(rf"record +{best.digest}, .*line 2", out)
-    for words in describe(best.formulation, *decisions_of(best, detect_target())):
+    for words in describe(best.formulation, *point_of(best, detect_target())):
         assert words in out
     assert out.count("schedule ") == 2
 

@@ -128,14 +128,14 @@ def test_drawn_points_give_the_same_numbers(seed: int) -> None:
     points = []
     for k in range(10):
         func = rng.choice(cpu.SPACE.formulations(problem, target))
-        plan = Plan(rng.choice(cpu.SPACE.structures(func, target)), sample=True, seed=100 * seed + k + 1)
+        plan = Plan(rng.choice(cpu.SPACE.sketches(func, target)), sample=True, seed=100 * seed + k + 1)
         scheduled = cpu.SPACE.apply(func, target, plan)
         assert scheduled is not None
         points.append(scheduled)
     kernels = compile_all([point.schedule.mod for point in points])
     for k, (point, kernel) in enumerate(zip(points, kernels, strict=True)):
         found = errors(problem, kernel, batch=1 + k % 2, seed=k)
-        assert all(e <= TOLERANCE[problem.dtype] for e in found), (str(problem), point.structure, point.choices, found)
+        assert all(e <= TOLERANCE[problem.dtype] for e in found), (str(problem), point.sketch, point.parameters, found)
 
 
 def test_plans() -> None:
@@ -146,23 +146,23 @@ def test_plans() -> None:
     def values(plan: Plan) -> dict[str, int]:
         scheduled = cpu.SPACE.apply(func, target, plan)
         assert scheduled is not None
-        assert base.choices_of(scheduled.schedule.trace, scheduled) == scheduled.choices
-        assert base.structure_of(scheduled.schedule.trace) == scheduled.structure
-        assert all(choice.value in choice.options for choice in scheduled.choices)
-        return {choice.name: choice.value for choice in scheduled.choices}
+        assert base.parameters_of(scheduled.schedule.trace, scheduled) == scheduled.parameters
+        assert base.sketch_of(scheduled.schedule.trace) == scheduled.sketch
+        assert all(parameter.value in parameter.options for parameter in scheduled.parameters)
+        return {parameter.name: parameter.value for parameter in scheduled.parameters}
 
     default = values(Plan())
     assert values(Plan(like=default)) == default
-    wished = values(Plan(structure="pack in task", like={"rows per task": 7, "unknown": 3}))
+    wished = values(Plan(sketch="pack in task", like={"rows per task": 7, "unknown": 3}))
     assert wished == {**values(Plan("pack in task")), "rows per task": 6}
     draws = [values(Plan(sample=True, seed=seed)) for seed in (1, 1, 2, 3)]
     assert draws[0] == draws[1]
     assert len({tuple(draw.items()) for draw in draws}) == 3
-    with pytest.raises(ValueError, match="structure: required one of pack first"):
-        values(Plan(structure="none"))
-    for structure in cpu.SPACE.structures(func, target):
+    with pytest.raises(ValueError, match="sketch: required one of pack first"):
+        values(Plan(sketch="none"))
+    for sketch in cpu.SPACE.sketches(func, target):
         with pytest.raises(ValueError, match="trace: required"):
-            base.choices_of(cpu.SPACE.apply(func, target, Plan(structure)).schedule.trace, base.Scheduled(None, "", ()))
+            base.parameters_of(cpu.SPACE.apply(func, target, Plan(sketch)).schedule.trace, base.Scheduled(None, "", ()))
 
 
 def test_one_kernel_serves_every_batch() -> None:
@@ -255,7 +255,7 @@ def test_kernels_for_other_cpus_use_their_vectors(name: str) -> None:
     assert "expf" not in assembly
 
 
-def test_decisions() -> None:
+def test_divisors() -> None:
     assert base.largest_divisor(12, 5) == 4
     assert base.largest_divisor(7, 6) == 1
     assert base.largest_divisor(5, 0) == 1

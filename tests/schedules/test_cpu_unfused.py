@@ -157,5 +157,5 @@ def test_the_space_refuses_what_it_does_not_serve() -> None:
     assert spaces_for(parts, target) == []
     assert "bias_sums" in build.unsupported(parts, target)
     assert spaces_for(UnfusedProblem.make("qk", (5, 5), 3, 1, 4, dtype="float16"), target) == []
-    with pytest.raises(ValueError, match="structure: required one of rows in parallel"):
+    with pytest.raises(ValueError, match="sketch: required one of rows in parallel"):
         cpu_unfused.SPACE.apply(cpu_unfused.SPACE.formulations(problem, target)[0], target, Plan("none"))

@@ -212,7 +212,7 @@ def test_it_serves_every_problem_on_a_gpu_and_none_elsewhere() -> None:
             assert space.name == "cuda-backward"
         (func, *_) = formulations(problem)
         assert cuda_backward.SPACE.apply(func, parse_target("llvm-x86-avx2")) is None
-    with pytest.raises(ValueError, match="structure: required one of .*, got none"):
+    with pytest.raises(ValueError, match="sketch: required one of .*, got none"):
         scheduled(problem, plan=Plan("none"))
     forward = spaces_for(PROBLEMS["2d"], TARGET)[0].formulations(PROBLEMS["2d"], TARGET)[0]
     assert cuda_backward.SPACE.apply(forward, TARGET) is None

@@ -105,13 +105,13 @@ def test_random_points_of_random_problems(seed: int) -> None:
 
 
 def mutated(problem: UnfusedProblem, formulation: int, seed: int) -> Scheduled:
-    """A point as the tuner's mutations make it: the trace of another one, with other decisions."""
+    """A point as the tuner's mutations make it: the trace of another one, with other parameters."""
     import tvm
     from tvm import s_tir
 
     rng = random.Random(seed)
     point = scheduled(problem, formulation, Plan(sample=True, seed=seed + 1))
-    changes = {n: (rng.choice(choice.options), choice.options) for n, choice in enumerate(point.choices)}
+    changes = {n: (rng.choice(parameter.options), parameter.options) for n, parameter in enumerate(point.parameters)}
     func = formulations(problem)[formulation]
     schedule = s_tir.Schedule(tvm.IRModule({"main": func}))
     with_changes(point.schedule.trace, changes).apply_to_schedule(schedule, remove_postproc=False)
@@ -120,7 +120,7 @@ def mutated(problem: UnfusedProblem, formulation: int, seed: int) -> Scheduled:
 
 @pytest.mark.parametrize("kind", ["qk", "av", "av_transposed", "bias_parts"])
 def test_mutated_traces_give_the_same_numbers(kind: str) -> None:
-    """No number in a trace depends on a decision but through a variable of the trace."""
+    """No number in a trace depends on a parameter but through a variable of the trace."""
     sizes = {"qk": ((4, 12), (3, 4), 4, 8), "av": ((3, 8, 4), (3, 2, 4), 2, 16)}.get(kind, ((8, 12), (3, 5), 4, 16))
     problem, tried = UnfusedProblem.make(kind, *sizes, bias=kind == "qk", is_causal=True, dtype="float64"), 0
     for seed in range(3 * MUTATIONS):
@@ -287,7 +287,7 @@ def test_the_space_refuses_what_is_not_its_own() -> None:
     func = formulations(problem)[0]
     assert cuda_unfused.SPACE.apply(func, parse_target("llvm-x86-avx2")) is None
     assert cuda_unfused.SPACE.apply(func.without_attr("tvm_na.formulation"), TARGET) is None
-    with pytest.raises(ValueError, match="structure: required one of through the cache"):
+    with pytest.raises(ValueError, match="sketch: required one of through the cache"):
         cuda_unfused.SPACE.apply(func, TARGET, Plan("none"))
     for tile in (UnfusedTile(parts=4), UnfusedTile(width=0)):
         with pytest.raises(ValueError, match="(parts|width): required a divisor of 6 channels, got"):
@@ -298,6 +298,6 @@ def test_the_space_refuses_what_is_not_its_own() -> None:
 def test_points_are_drawn_and_told(kind: str) -> None:
     problem = UnfusedProblem.make(kind, (16, 16), 7, 4, 32, dtype="float16")
     for formulation in range(len(formulations(problem))):
-        points = {tuple(scheduled(problem, formulation, Plan(sample=True, seed=n + 1)).choices) for n in range(5)}
+        points = {tuple(scheduled(problem, formulation, Plan(sample=True, seed=n + 1)).parameters) for n in range(5)}
         assert len(points) > 1
         assert scheduled(problem, formulation).points >= 12

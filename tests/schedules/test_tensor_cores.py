@@ -72,15 +72,15 @@ CASES = [(name, HALVES[n % 2]) for n, name in enumerate(NAMED)] + [(name, TF32) 
 
 @functools.cache
 def kernel_for(
-    problem: NAProblem, number: int = 0, structure: str | None = None, like: tuple[str, int] | None = None
+    problem: NAProblem, number: int = 0, sketch: str | None = None, like: tuple[str, int] | None = None
 ) -> CudaKernel:
     """The kernel of a formulation, the same for all tests."""
-    plan = Plan(structure, like={} if like is None else dict([like]))
+    plan = Plan(sketch, like={} if like is None else dict([like]))
     return kernel_of(problem, scheduled(problem, number, plan, BAND))
 
 
-def structures(problem: NAProblem, number: int = 0) -> tuple[str, ...]:
-    return space_of(problem, BAND).structures(formulations(problem, BAND)[number], TARGET)
+def sketches(problem: NAProblem, number: int = 0) -> tuple[str, ...]:
+    return space_of(problem, BAND).sketches(formulations(problem, BAND)[number], TARGET)
 
 
 @pytest.mark.parametrize(("name", "dtype"), CASES)
@@ -93,11 +93,11 @@ def test_named_problems_are_right(name: str, dtype: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["nat", "uneven groups"])
 def test_every_formulation_and_structure_is_right(name: str, dtype: str) -> None:
-    """Every formulation, and every structure of the default one."""
+    """Every formulation, and every sketch of the default one."""
     problem = problem_of(name, dtype)
     points = [(number, AT_ONCE) for number in range(1, len(formulations(problem, BAND)))]
-    for number, structure in points + [(0, structure) for structure in structures(problem)[1:]]:
-        kernel = kernel_for(problem, number, structure)
+    for number, sketch in points + [(0, sketch) for sketch in sketches(problem)[1:]]:
+        kernel = kernel_for(problem, number, sketch)
         assert kernel.fits
         assert_right_in_halves(kernel, batch=1 + number % 2, seed=number)
 
@@ -105,9 +105,9 @@ def test_every_formulation_and_structure_is_right(name: str, dtype: str) -> None
 @pytest.mark.parametrize(("name", "dtype"), [("causal", "float16"), ("shared keys", "bfloat16"), ("dinat", "float16")])
 def test_structures_of_other_problems_are_right(name: str, dtype: str) -> None:
     problem = problem_of(name, dtype)
-    assert len(structures(problem)) > 1 or name == "dinat"
-    for structure in structures(problem)[1:]:
-        assert_right_in_halves(kernel_for(problem, 0, structure), batch=1, seed=0)
+    assert len(sketches(problem)) > 1 or name == "dinat"
+    for sketch in sketches(problem)[1:]:
+        assert_right_in_halves(kernel_for(problem, 0, sketch), batch=1, seed=0)
 
 
 # --- random points of random problems
@@ -122,10 +122,10 @@ def drawn_problem(seed: int) -> NAProblem:
     return random_problem(rng, sizes=(3, 20), stride=1, head_dim=dim, head_dim_v=dim_v, dtype=dtype)
 
 
-def drawn_shape(problem: NAProblem, tile: BandTile, structure: str, rng: random.Random) -> dict[str, int]:
-    """Decisions that a block can have."""
+def drawn_shape(problem: NAProblem, tile: BandTile, sketch: str, rng: random.Random) -> dict[str, int]:
+    """Parameters that a block can have."""
     row, column = axes(problem, tile)
-    turn = structure.partition(" in turn")[0]
+    turn = sketch.partition(" in turn")[0]
     while True:
         extents = (row.tiles, column.tiles, heads_of(problem))
         shape = BlockShape(*(rng.choice(divisors(n)) for n in extents))
@@ -140,9 +140,9 @@ def test_random_points_of_random_problems(seed: int) -> None:
     problem, rng = drawn_problem(seed), random.Random(seed)
     tile = rng.choice(tiles(problem, TARGET))
     func = cuda_mma.SPACE.formulation(problem, tile)
-    structure = rng.choice(cuda_mma.SPACE.structures(func, TARGET))
-    like = drawn_shape(problem, tile, structure, rng) if seed % 2 else {}
-    point = cuda_mma.SPACE.apply(func, TARGET, Plan(structure, like=like))
+    sketch = rng.choice(cuda_mma.SPACE.sketches(func, TARGET))
+    like = drawn_shape(problem, tile, sketch, rng) if seed % 2 else {}
+    point = cuda_mma.SPACE.apply(func, TARGET, Plan(sketch, like=like))
     assert point is not None
     kernel = kernel_of(problem, point)
     assert kernel.fits
@@ -257,12 +257,10 @@ def test_shared_memory_is_what_was_reckoned() -> None:
 
 
 def test_structures_are_those_that_make_a_difference() -> None:
-    assert structures(PLAIN) == (AT_ONCE, COLUMNS_IN_TURN, HEADS_IN_TURN)
-    assert structures(NAProblem.make((7, 7), 7, 1, 32, dtype="float16")) == (AT_ONCE,)
-    assert structures(PLAIN_TF32) == (AT_ONCE, COLUMNS_IN_TURN)  # copies that cannot round are left out
-    with pytest.raises(
-        ValueError, match="structure: required one of tiles at once, columns in turn, heads in turn, got"
-    ):
+    assert sketches(PLAIN) == (AT_ONCE, COLUMNS_IN_TURN, HEADS_IN_TURN)
+    assert sketches(NAProblem.make((7, 7), 7, 1, 32, dtype="float16")) == (AT_ONCE,)
+    assert sketches(PLAIN_TF32) == (AT_ONCE, COLUMNS_IN_TURN)  # copies that cannot round are left out
+    with pytest.raises(ValueError, match="sketch: required one of tiles at once, columns in turn, heads in turn, got"):
         scheduled(PLAIN, 0, Plan("rows in turn"), BAND)
 
 
@@ -326,14 +324,14 @@ def test_defaults_fit_registers_and_use_tensor_cores(name: str, dtype: str, arch
 
 
 @nvcc
-@pytest.mark.parametrize("structure", [AT_ONCE, COLUMNS_IN_TURN, HEADS_IN_TURN])
-def test_nat_needs_few_registers(structure: str) -> None:
+@pytest.mark.parametrize("sketch", [AT_ONCE, COLUMNS_IN_TURN, HEADS_IN_TURN])
+def test_nat_needs_few_registers(sketch: str) -> None:
     """At 128 registers a multiprocessor has 16 warps."""
     problem = NAProblem.make((56, 56), 7, 2, 32, bias=True, dtype="float16")
-    found = inspect_kernel(kernel_for(problem, 0, structure).source, "sm_90")
+    found = inspect_kernel(kernel_for(problem, 0, sketch).source, "sm_90")
     assert found.registers <= 128
     assert found.count("LDGSTS" if found.language == "SASS" else "cp.async.cg") > 0
-    if structure == AT_ONCE:  # straight to the end: no copy waits for the one before, nor for a branch
+    if sketch == AT_ONCE:  # straight to the end: no copy waits for the one before, nor for a branch
         assert found.count("BRA" if found.language == "SASS" else "bra") <= 2
         assert sum(found.instructions.values()) <= (1000 if found.language == "SASS" else 1100)
 

@@ -69,13 +69,13 @@ def test_drawn_points_give_the_same_numbers() -> None:
     drawn = []
     for seed, problem in enumerate(problems):
         offered = len(cpu_dense.SPACE.formulations(problem, detect_target()))
-        for structure in cpu_dense.STRUCTURES:
-            plan = Plan(structure, sample=True, seed=seed + 1)
+        for sketch in cpu_dense.SKETCHES:
+            plan = Plan(sketch, sample=True, seed=seed + 1)
             drawn.append((problem, *scheduled(problem, rng.randrange(offered), plan)))
     kernels = compile_all([point for _, _, point in drawn])
     for (problem, tile, point), kernel in zip(drawn, kernels, strict=True):
         error = error_of(problem, tile, kernel, 2)
-        assert error <= TOLERANCE["float32"], (str(problem), tile, point.structure, point.choices, error)
+        assert error <= TOLERANCE["float32"], (str(problem), tile, point.sketch, point.parameters, error)
 
 
 def test_plans() -> None:
@@ -85,23 +85,23 @@ def test_plans() -> None:
     def made(plan: Plan) -> base.Scheduled:
         point = cpu_dense.SPACE.apply(func, target, plan)
         assert point is not None
-        assert base.choices_of(point.schedule.trace, point) == point.choices
-        assert base.structure_of(point.schedule.trace) == point.structure
+        assert base.parameters_of(point.schedule.trace, point) == point.parameters
+        assert base.sketch_of(point.schedule.trace) == point.sketch
         return point
 
-    values = [{c.name: c.value for c in made(Plan(name)).choices} for name in cpu_dense.SPACE.structures(func, target)]
+    values = [{c.name: c.value for c in made(Plan(name)).parameters} for name in cpu_dense.SPACE.sketches(func, target)]
     assert values[0].keys() == values[1].keys()
-    assert {c.name: c.value for c in made(Plan(like={"channels at once": 7})).choices}["channels at once"] == 8
-    assert made(Plan(sample=True, seed=5)).choices == made(Plan(sample=True, seed=5)).choices
-    with pytest.raises(ValueError, match="structure: required one of"):
+    assert {c.name: c.value for c in made(Plan(like={"channels at once": 7})).parameters}["channels at once"] == 8
+    assert made(Plan(sample=True, seed=5)).parameters == made(Plan(sample=True, seed=5)).parameters
+    with pytest.raises(ValueError, match="sketch: required one of"):
         made(Plan("none"))
 
 
-def test_what_is_larger_decides_the_default_structure() -> None:
+def test_what_is_larger_decides_the_default_sketch() -> None:
     target = detect_target()
     for problem, first in ((DenseProblem.make(3136, 64, 64), "rows"), (DenseProblem.make(49, 512, 512), "weights")):
         func = forward(problem, cpu_dense.tiles(problem, target)[0], 1)
-        assert cpu_dense.SPACE.structures(func, target)[0] == f"{first} outside"
+        assert cpu_dense.SPACE.sketches(func, target)[0] == f"{first} outside"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

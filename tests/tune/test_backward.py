@@ -27,7 +27,7 @@ from tvm_na.problems.dense import DenseProblem
 from tvm_na.problems.registry import bytes_of
 from tvm_na.records import select as choose
 from tvm_na.records.read import records_in
-from tvm_na.records.replay import decisions_of, workloads_of
+from tvm_na.records.replay import point_of, workloads_of
 from tvm_na.reference import attention as reference
 from tvm_na.reference.case import Case, WrongNumbers
 from tvm_na.reference.cases import budget_of, case_of, make_case
@@ -81,8 +81,8 @@ def test_the_tuner_measures_them(tuned: TuneResult) -> None:
     assert not tuned.state.problems[0].failures
     assert sum(record.problem == BACKWARD for record in records) == _TRIALS
     for record in records:
-        structure, choices = decisions_of(record, TARGET)
-        assert structure and choices
+        sketch, parameters = point_of(record, TARGET)
+        assert sketch and parameters
         assert record.workload in workloads_of(record.problem, TARGET)
 
 

@@ -77,8 +77,8 @@ def test_the_best_record_is_what_is_built(tuned: TuneResult, tmp_path: Path, mon
 
 def test_records_are_told(tuned: TuneResult) -> None:
     for record in records_in(tuned.folder):
-        structure, choices = replay.decisions_of(record, SM_80)
-        assert describe(record.formulation, structure, choices)[0] == "formulation: backward gather"
+        sketch, parameters = replay.point_of(record, SM_80)
+        assert describe(record.formulation, sketch, parameters)[0] == "formulation: backward gather"
 
 
 def test_the_batch_leaves_room() -> None:

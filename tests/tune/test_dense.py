@@ -20,7 +20,7 @@ from tvm_na.problems.registry import bytes_of
 from tvm_na.records import select as choose
 from tvm_na.records.index import ref_of
 from tvm_na.records.read import records_in
-from tvm_na.records.replay import decisions_of, workloads_of
+from tvm_na.records.replay import point_of, workloads_of
 from tvm_na.records.select import Chosen
 from tvm_na.reference.case import WrongNumbers
 from tvm_na.reference.cases import case_of
@@ -58,8 +58,8 @@ def test_the_tuner_measures_them(tuned: TuneResult) -> None:
     assert [trial.problem for trial in trials] == [LINEAR.to_json()] * _TRIALS + [CONV.to_json()] * 2
     assert trials[_TRIALS - 1].predicted is not None
     for record in records:
-        structure, choices = decisions_of(record, TARGET)
-        assert structure and choices
+        sketch, parameters = point_of(record, TARGET)
+        assert sketch and parameters
         assert record.workload in workloads_of(record.problem, TARGET)
 
 

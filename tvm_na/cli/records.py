@@ -99,7 +99,7 @@ def records_ls(folders: Folders = None) -> None:
 @app.command("best")
 @reports_errors
 def records_best(folders: Folders = None) -> None:
-    """Show the fastest schedule of every problem: formulation, structure, decisions. Takes TVM."""
+    """Show the fastest schedule of every problem: formulation, sketch, parameters. Takes TVM."""
     from rich.text import Text
 
     from tvm_na.cli.common import rows_of
@@ -123,16 +123,16 @@ def records_best(folders: Folders = None) -> None:
 
 
 def _described(record: Record) -> list[str]:
-    from tvm_na.records.replay import decisions_of
+    from tvm_na.records.replay import point_of
     from tvm_na.records.select import InapplicableError
     from tvm_na.schedules.describe import describe
     from tvm_na.targets.target import parse_target
 
     try:
-        structure, choices = decisions_of(record, parse_target(record.target))
+        sketch, parameters = point_of(record, parse_target(record.target))
     except InapplicableError as error:
         return [*describe(record.formulation), f"it no longer applies: {error}"]
-    return describe(record.formulation, structure, choices)
+    return describe(record.formulation, sketch, parameters)
 
 
 @app.command("merge")

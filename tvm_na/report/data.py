@@ -250,22 +250,22 @@ def default_point(problem: Problem, target: NATarget) -> tuple[object, ...] | No
         func = space.formulations(problem, target, 1)[0]
         scheduled = space.apply(func, target, Plan())
         if scheduled is not None:
-            choices = {choice.name: choice.value for choice in scheduled.choices}
-            return point(str(func.attrs["tvm_na.formulation"]), scheduled.structure, choices)
+            parameters = {parameter.name: parameter.value for parameter in scheduled.parameters}
+            return point(str(func.attrs["tvm_na.formulation"]), scheduled.sketch, parameters)
     return None
 
 
 def described(record: Record) -> str:
     """The schedule of a record (imports TVM)."""
-    from tvm_na.records.replay import decisions_of
+    from tvm_na.records.replay import point_of
     from tvm_na.records.select import InapplicableError
     from tvm_na.schedules.describe import describe
 
     try:
-        structure, choices = decisions_of(record, parse_target(record.target))
+        sketch, parameters = point_of(record, parse_target(record.target))
     except InapplicableError as error:
         return "; ".join([*describe(record.formulation), f"it no longer applies: {error}"])
-    return "; ".join(describe(record.formulation, structure, choices))
+    return "; ".join(describe(record.formulation, sketch, parameters))
 
 
 def short_names(problems: Sequence[Problem]) -> tuple[list[str], str]:
