@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from tvm_na.problems.registry import problem_from_json
 from tvm_na.targets.target import NATarget
@@ -130,7 +130,7 @@ class Opened:
         tile: What its formulation depends on.
         target: The machine.
         sketch: The sketch that is wanted.
-        parameters: Sets the parameters.
+        tune: Sets the parameters.
     """
 
     schedule: Any
@@ -138,7 +138,13 @@ class Opened:
     tile: Any
     target: NATarget
     sketch: str
-    parameters: Parameters
+    tune: Parameters
+
+
+class Transform(Protocol):
+    """Makes what transforms an opened function in its ``build()``, a :class:`tvm_na.schedules.helpers.FuncSchedule`."""
+
+    def __call__(self, opened: Opened, /) -> Any: ...
 
 
 class SearchSpace(ABC):
@@ -147,14 +153,16 @@ class SearchSpace(ABC):
     Attributes:
         name: For records and display.
         problems: The class of the problems.
-        tiles: The classes of the tiles of its formulations.
+        tile_types: The classes of the tiles of its formulations.
+        transform: How its functions are scheduled.
         note_at: The block at which traces note their sketch.
         all_sketches: The sketches, the default first, where all functions have the same.
     """
 
     name: ClassVar[str]
     problems: ClassVar[type]
-    tiles: ClassVar[tuple[type[Tile], ...]]
+    tile_types: ClassVar[tuple[type[Tile], ...]]
+    transform: ClassVar[Transform]
     note_at: ClassVar[str] = "out"
     all_sketches: ClassVar[tuple[str, ...]] = ()
 
@@ -173,10 +181,6 @@ class SearchSpace(ABC):
         """The names of the sketches for one of :meth:`formulations`, the default first."""
         return self.all_sketches
 
-    @abstractmethod
-    def schedule(self, opened: Opened) -> None:
-        """Transform the loops of a function."""
-
     def apply(self, func: Any, target: NATarget, plan: Plan = Plan()) -> Scheduled | None:
         """The schedule of a PrimFunc of this space; None for any other function or target (imports TVM).
 
@@ -188,7 +192,7 @@ class SearchSpace(ABC):
         Raises:
             ValueError: if there is no such sketch.
         """
-        tile = next(filter(None, (kind.of(func) for kind in self.tiles)), None)
+        tile = next(filter(None, (kind.of(func) for kind in self.tile_types)), None)
         if tile is None:
             return None
         problem = problem_from_json(str(func.attrs["tvm_na.problem"]))
@@ -202,10 +206,10 @@ class SearchSpace(ABC):
         from tvm import s_tir
 
         sch = s_tir.Schedule(tvm.IRModule({"main": func}), seed=plan.seed)
-        parameters = Parameters(sch, plan)
-        self.schedule(Opened(sch, problem, tile, target, sketch, parameters))
+        tune = Parameters(sch, plan)
+        type(self).transform(Opened(sch, problem, tile, target, sketch, tune)).build()
         sch.annotate(sch.get_sblock(self.note_at), SKETCH, sketch)
-        return Scheduled(sch, sketch, tuple(parameters.made))
+        return Scheduled(sch, sketch, tuple(tune.made))
 
 
 def parameters_of(trace: Any, scheduled: Scheduled) -> tuple[Parameter, ...]:

@@ -13,7 +13,7 @@ class FuncSchedule(ABC):
     """Transforms the stages of one PrimFunc; parameters are set in the order of the calls."""
 
     def __init__(self, opened: Opened) -> None:
-        self.sch, self.parameters, self.sketch = opened.schedule, opened.parameters, opened.sketch
+        self.sch, self.tune, self.sketch = opened.schedule, opened.tune, opened.sketch
         self.problem: Any = opened.problem
         self.tile: Any = opened.tile
 
@@ -63,6 +63,6 @@ class FuncSchedule(ABC):
 
     def unroll_by_compiler(self, loop: Any, name: str, options: Sequence[int], default: int) -> None:
         """Let the compiler unroll a loop, if it has no more steps than a parameter says."""
-        steps = self.parameters.one_of(name, options, default=default)
+        steps = self.tune.one_of(name, options, default=default)
         self.sch.annotate(loop, "pragma_auto_unroll_max_step", steps)
         self.sch.annotate(loop, "pragma_unroll_explicit", 0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from tvm_na.problems.attention import NAProblem
-from tvm_na.schedules.base import Opened, SearchSpace
+from tvm_na.schedules.base import SearchSpace
 from tvm_na.schedules.cpu.lanes import SKETCHES, LanesSchedule
 from tvm_na.schedules.cpu.vectors import vector_length
 from tvm_na.targets.target import NATarget
@@ -50,8 +50,9 @@ class CpuLanes(SearchSpace):
 
     name = "cpu-lanes"
     problems = NAProblem
-    tiles = (LanesTile,)
-    all_sketches = tuple(SKETCHES)
+    tile_types = (LanesTile,)
+    transform = LanesSchedule
+    all_sketches = SKETCHES
 
     def serves(self, problem: NAProblem, target: NATarget) -> bool:
         """Float32 and float64 alone."""
@@ -72,10 +73,6 @@ class CpuLanes(SearchSpace):
         first = found[0]
         found += [LanesTile(first.queries, vector, exact, not first.pack_values) for exact in (True, False)]
         return [forward(problem, tile, batch) for tile in found]
-
-    def schedule(self, opened: Opened) -> None:
-        """See ``lanes.py``."""
-        LanesSchedule(opened).build()
 
 
 SPACE = CpuLanes()

@@ -67,30 +67,6 @@ def tiles(problem: BackwardProblem, target: NATarget) -> list[BackwardTile]:
     return list(dict.fromkeys(found))
 
 
-class CpuBackward(SearchSpace):
-    """Gradients on CPUs."""
-
-    name = "cpu-backward"
-    problems = BackwardProblem
-    tiles = (BackwardTile,)
-    note_at = "d_query"
-    all_sketches = SKETCHES
-
-    def serves(self, problem: BackwardProblem, target: NATarget) -> bool:
-        """What the attention is served for."""
-        return attention.SPACE.serves(problem.forward, target)
-
-    def formulations(self, problem: BackwardProblem, target: NATarget, batch: int | None = None) -> list[Any]:
-        """One for each of :func:`tiles`."""
-        from tvm_na.te.backward.lanes import backward
-
-        return [backward(problem, tile, batch) for tile in tiles(problem, target)]
-
-    def schedule(self, opened: Opened) -> None:
-        """See :class:`BackwardSchedule`."""
-        BackwardSchedule(opened).build()
-
-
 class BackwardSchedule(BoxSchedule):
     """Schedules one PrimFunc; see the module."""
 
@@ -158,7 +134,7 @@ class BackwardSchedule(BoxSchedule):
         x, lane = self.vector_of(x, dim)
         vectors = dim // channel_vector(dim, self.tile.vector)
         at_once = largest_divisor(vectors, max(1, self.accumulators // (self.tile.queries + 1)))
-        x_outer, x_inner = self.parameters.split(f"{name} vectors at once", x, vectors, at_once)
+        x_outer, x_inner = self.tune.split(f"{name} vectors at once", x, vectors, at_once)
         sch.reorder(x_outer, *((a, n) if self.rows_outside else (n, a)), l, x_inner, lane)
         self.unroll(x_inner)
         sch.vectorize(lane)
@@ -177,6 +153,27 @@ class BackwardSchedule(BoxSchedule):
             sch.reorder(h, y, b, c, e)
             sch.vectorize(e)
             sch.vectorize(self.split_off_init("bias_sums", b, unrolled=0))
+
+
+class CpuBackward(SearchSpace):
+    """Gradients on CPUs."""
+
+    name = "cpu-backward"
+    problems = BackwardProblem
+    tile_types = (BackwardTile,)
+    transform = BackwardSchedule
+    note_at = "d_query"
+    all_sketches = SKETCHES
+
+    def serves(self, problem: BackwardProblem, target: NATarget) -> bool:
+        """What the attention is served for."""
+        return attention.SPACE.serves(problem.forward, target)
+
+    def formulations(self, problem: BackwardProblem, target: NATarget, batch: int | None = None) -> list[Any]:
+        """One for each of :func:`tiles`."""
+        from tvm_na.te.backward.lanes import backward
+
+        return [backward(problem, tile, batch) for tile in tiles(problem, target)]
 
 
 SPACE = CpuBackward()

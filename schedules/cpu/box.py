@@ -56,18 +56,18 @@ class BoxSchedule(FuncSchedule):
             v, lane = self.lanes_of(l)
             if split is None:
                 vectors_inner = largest_divisor(self.vectors, max(1, self.accumulators // tile.queries))
-                vector_factors = self.parameters.factors("score vectors at once", v, self.vectors, vectors_inner)
+                vector_factors = self.tune.factors("score vectors at once", v, self.vectors, vectors_inner)
                 queries_inner = largest_divisor(tile.queries, self.accumulators)
-                query_factors = self.parameters.factors("score queries at once", u, tile.queries, queries_inner)
+                query_factors = self.tune.factors("score queries at once", u, tile.queries, queries_inner)
                 rows = self.even_block(self.rows, self.accumulators // (queries_inner * vectors_inner))
-                row_block = self.parameters.one_of("score rows at once", range(1, min(self.rows, 8) + 1), default=rows)
+                row_block = self.tune.one_of("score rows at once", range(1, min(self.rows, 8) + 1), default=rows)
                 split = (vector_factors, query_factors, row_block)
             v_outer, v_inner = self.split(v, split[0])
             u_outer, u_inner = self.split(u, split[1])
             a_outer, a_inner = self.split(a, [None, split[2]])
             if dim not in channel_factors:
                 of = "score" if not channel_factors else "weight"
-                channel_factors[dim] = self.parameters.factors(f"{of} channels at once", d, dim, 1, limit=8)
+                channel_factors[dim] = self.tune.factors(f"{of} channels at once", d, dim, 1, limit=8)
             d_outer, d_inner = self.split(d, channel_factors[dim])
             sch.reorder(u_outer, a_outer, v_outer, d_outer, d_inner, a_inner, v_inner, u_inner, lane)
             # Unrolled, so that a last block with fewer rows costs no test inside.
@@ -85,7 +85,7 @@ class BoxSchedule(FuncSchedule):
         """How many rows of a box are unrolled."""
         short = self.rows * self.vectors <= 16
         _, a, _ = self.inner_loops(name, 3)
-        return self.parameters.factors("softmax rows at once", a, self.rows, self.rows if short else 1)
+        return self.tune.factors("softmax rows at once", a, self.rows, self.rows if short else 1)
 
     def elementwise(self, name: str, factors: list[Any]) -> None:
         """A stage over the box, as vectors of lanes."""
@@ -121,10 +121,10 @@ class BoxSchedule(FuncSchedule):
         x, lane = self.vector_of(x, dim)
         vectors = dim // channel_vector(dim, self.tile.vector)
         vectors_inner = largest_divisor(vectors, self.accumulators)
-        x_outer, x_inner = self.parameters.split("value vectors at once", x, vectors, vectors_inner)
+        x_outer, x_inner = self.tune.split("value vectors at once", x, vectors, vectors_inner)
         queries = self.even_block(self.tile.queries, self.accumulators // vectors_inner)
         options = range(1, min(self.tile.queries, 8) + 1)
-        query_block = self.parameters.one_of("value queries at once", options, default=queries)
+        query_block = self.tune.one_of("value queries at once", options, default=queries)
         u_outer, u_inner = self.split(u, [None, query_block])
         if rows_outside:
             sch.reorder(a, *tile, u_outer, x_outer, l, u_inner, x_inner, lane)

@@ -49,34 +49,6 @@ def tiles(problem: DenseProblem, target: NATarget) -> list[DenseTile]:
     return sorted(filter(fits, every), key=cost)
 
 
-class CpuDense(SearchSpace):
-    """Linear layers and convolutions on CPUs."""
-
-    name = "cpu-dense"
-    problems = DenseProblem
-    tiles = (DenseTile,)
-
-    def serves(self, problem: DenseProblem, target: NATarget) -> bool:
-        """Always, on a CPU."""
-        return target.kind == "llvm"
-
-    def formulations(self, problem: DenseProblem, target: NATarget, batch: int | None = None) -> list[Any]:
-        """One for each of the first of :func:`tiles`."""
-        from tvm_na.te.dense.product import forward
-
-        return [forward(problem, tile, batch) for tile in tiles(problem, target)[:_TILES]]
-
-    def sketches(self, func: Any, target: NATarget) -> tuple[str, ...]:
-        """The default first: what is larger is read once, the rest stays near."""
-        problem = DenseProblem.from_json(str(func.attrs["tvm_na.problem"]))
-        window = problem.useful_flops // (2 * positions_of(problem))  # numbers in the weights
-        return SKETCHES if positions_of(problem) * problem.in_channels >= window else SKETCHES[::-1]
-
-    def schedule(self, opened: Opened) -> None:
-        """See :class:`DenseSchedule`."""
-        DenseSchedule(opened).build()
-
-
 def _nearest_divisor(n: int, wanted: float) -> int:
     """The divisor of ``n`` with the smallest ratio to ``wanted``."""
     return min(divisors(n), key=lambda d: max(d / wanted, wanted / d))
@@ -119,8 +91,8 @@ class DenseSchedule(FuncSchedule):
         else:
             tile_count = _nearest_divisor(count, at_once)
             block_count = _nearest_divisor(self.blocks, at_once / tile_count)
-        row_factors = self.parameters.factors("row tiles per task", tiles, count, tile_count)
-        block_factors = self.parameters.factors("weight blocks per task", blocks, self.blocks, block_count)
+        row_factors = self.tune.factors("row tiles per task", tiles, count, tile_count)
+        block_factors = self.tune.factors("weight blocks per task", blocks, self.blocks, block_count)
         return row_factors, block_factors
 
     def place_in_tasks(self) -> None:
@@ -150,13 +122,38 @@ class DenseSchedule(FuncSchedule):
         row, channel_of_block, *window, channel = self.loops("sums")[-problem.rank - 3 :]
         vector, lane = self.split(channel_of_block, [None, self.tile.vector])
         at_once = largest_divisor(problem.in_channels, 4)
-        outer, inner = self.parameters.split("channels at once", channel, problem.in_channels, at_once, limit=16)
+        outer, inner = self.tune.split("channels at once", channel, problem.in_channels, at_once, limit=16)
         sch.reorder(*window, outer, inner, row, vector, lane)
         self.unroll(inner, row, vector)
         if problem.in_channels * problem.kernel_size[-1] <= _SHORT:
             self.unroll(outer, window[-1])
         sch.vectorize(lane)
         sch.vectorize(self.split_off_init("sums", window[0], unrolled=2))
+
+
+class CpuDense(SearchSpace):
+    """Linear layers and convolutions on CPUs."""
+
+    name = "cpu-dense"
+    problems = DenseProblem
+    tile_types = (DenseTile,)
+    transform = DenseSchedule
+
+    def serves(self, problem: DenseProblem, target: NATarget) -> bool:
+        """Always, on a CPU."""
+        return target.kind == "llvm"
+
+    def formulations(self, problem: DenseProblem, target: NATarget, batch: int | None = None) -> list[Any]:
+        """One for each of the first of :func:`tiles`."""
+        from tvm_na.te.dense.product import forward
+
+        return [forward(problem, tile, batch) for tile in tiles(problem, target)[:_TILES]]
+
+    def sketches(self, func: Any, target: NATarget) -> tuple[str, ...]:
+        """The default first: what is larger is read once, the rest stays near."""
+        problem = DenseProblem.from_json(str(func.attrs["tvm_na.problem"]))
+        window = problem.useful_flops // (2 * positions_of(problem))  # numbers in the weights
+        return SKETCHES if positions_of(problem) * problem.in_channels >= window else SKETCHES[::-1]
 
 
 SPACE = CpuDense()

@@ -6,7 +6,6 @@ output are register-blocked matrix products, the softmax between them runs over 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from tvm_na.schedules.base import Opened, largest_divisor
@@ -15,32 +14,16 @@ from tvm_na.schedules.cpu.box import BoxSchedule
 # The stages of a tile, last first.
 _TILE_STAGES = ("attended", "inverse", "total", "total_lanes", "weights", "maximum", "maximum_lanes", "scores", "dots")
 
+#: How loops are nested, the default first. Keys (and values) are packed before all tasks, or each task packs those that
+#: it reads: one parallel region less, but rows that two tasks read are packed twice. A block of tiles meets one row of
+#: values after the other, or each tile all of its rows: values are read while they are near, sums written once per row.
+SKETCHES = (
+    "pack first",
+    "pack in task",
+    "pack first, value rows outside",
+    "pack in task, value rows outside",
+)
 
-@dataclass(frozen=True)
-class Nesting:
-    """How the loops are nested.
-
-    Attributes:
-        pack_in_task: Whether each task packs the keys (and values) that it reads, instead of all of them being
-            packed before: one parallel region less, but rows that two tasks read are packed twice.
-        value_rows_outside: Whether a block of tiles meets one row of values after the other, instead of each
-            tile all of its rows: values are read while they are near, sums are written once per row.
-    """
-
-    pack_in_task: bool
-    value_rows_outside: bool
-
-
-#: By name, the default first.
-SKETCHES = {
-    "pack first": Nesting(False, False),
-    "pack in task": Nesting(True, False),
-    "pack first, value rows outside": Nesting(False, True),
-    "pack in task, value rows outside": Nesting(True, True),
-}
-
-
-_DEFAULT = next(iter(SKETCHES.values()))
 # Where the sketches that only the tuner looks at start from: as many rows as are worth packing again at the edges
 # of a task, and as many queries as the first cache holds the scores of.
 _ROWS_PER_TASK, _QUERIES_AT_ONCE = 14, 64
@@ -51,7 +34,8 @@ class LanesSchedule(BoxSchedule):
 
     def __init__(self, opened: Opened) -> None:
         super().__init__(opened, opened.problem, opened.tile)
-        self.nesting = SKETCHES[opened.sketch]
+        self.pack_in_task = "pack in task" in opened.sketch
+        self.value_rows_outside = "value rows outside" in opened.sketch
 
     def build(self) -> None:
         """Apply every transformation."""
@@ -60,7 +44,7 @@ class LanesSchedule(BoxSchedule):
         self.pack()
         self.box_products({"dots": self.problem.head_dim})
         self.softmax()
-        self.window_products("attended", self.problem.head_dim_v, self.nesting.value_rows_outside)
+        self.window_products("attended", self.problem.head_dim_v, self.value_rows_outside)
 
     def place_in_tasks(self) -> None:
         """Loops of the outputs: batch, heads, rows (parallel); then a task's heads, and their rows."""
@@ -70,9 +54,9 @@ class LanesSchedule(BoxSchedule):
         for name in ("out", "lse") if p.return_lse else ("out",):
             batch, i, j, head, *rest = self.loops(name)
             if not row_factors:
-                rows_per_task = largest_divisor(self.map_rows, _ROWS_PER_TASK if self.nesting.pack_in_task else 1)
-                row_factors = self.parameters.factors("rows per task", i, self.map_rows, rows_per_task)
-                head_factors = self.parameters.factors("heads per task", head, p.heads, 1)
+                rows_per_task = largest_divisor(self.map_rows, _ROWS_PER_TASK if self.pack_in_task else 1)
+                row_factors = self.tune.factors("rows per task", i, self.map_rows, rows_per_task)
+                head_factors = self.tune.factors("heads per task", head, p.heads, 1)
             row_task, row = self.split(i, row_factors)
             head_task, head = self.split(head, head_factors)
             sch.reorder(batch, head_task, row_task, head, row, j, *rest)
@@ -89,8 +73,10 @@ class LanesSchedule(BoxSchedule):
         tiles = [self.loops(name)[9] for name in names]
         extent, factors = self.extent(tiles[0]), [None, 1]
         if extent is not None:  # else from uneven groups
-            at_once = largest_divisor(extent, 1 if self.nesting == _DEFAULT else _QUERIES_AT_ONCE // self.tile.queries)
-            factors = self.parameters.factors("tiles at once", tiles[0], extent, at_once)
+            at_once = largest_divisor(
+                extent, 1 if self.sketch == SKETCHES[0] else _QUERIES_AT_ONCE // self.tile.queries
+            )
+            factors = self.tune.factors("tiles at once", tiles[0], extent, at_once)
         block = self.merge([self.split(tile, factors)[0] for tile in tiles])
         for name in _TILE_STAGES:
             sch.compute_at(self.block(name), block, preserve_unit_loops=True)
@@ -102,7 +88,7 @@ class LanesSchedule(BoxSchedule):
         sch, bias = self.sch, self.problem.bias
         packed = ["packed_key", "packed_value"] if self.tile.pack_values else ["packed_key"]
         head = self.loops("out")[3]
-        if self.nesting.pack_in_task:
+        if self.pack_in_task:
             for name in packed:
                 sch.compute_at(self.block(name), head, preserve_unit_loops=True)
         *_, row, group, d, c = self.loops("packed_key")
@@ -112,9 +98,9 @@ class LanesSchedule(BoxSchedule):
         if self.tile.pack_values:
             *_, value_row, _, _, c = self.loops("packed_value")
             sch.vectorize(self.vector_of(c, self.problem.head_dim_v)[1])
-            if not self.nesting.pack_in_task:
+            if not self.pack_in_task:
                 sch.merge(row, value_row)  # waking the threads costs more than a small copy
-        if not self.nesting.pack_in_task:
+        if not self.pack_in_task:
             sch.parallel(sch.fuse(*self.loops("packed_key")[:4]))
         if bias:
             sch.vectorize(self.loops("padded_bias")[-1])

@@ -49,34 +49,6 @@ def _transposed_tiles(problem: UnfusedProblem, target: NATarget) -> list[Transpo
     return [TransposedTile(vector, n) for n in dict.fromkeys(largest_divisor(vectors, limit) for limit in limits)]
 
 
-class CpuUnfused(SearchSpace):
-    """The unfused operators on CPUs."""
-
-    name = "cpu-unfused"
-    problems = UnfusedProblem
-    tiles = (UnfusedLanesTile, TransposedTile)
-    all_sketches = ("rows in parallel",)
-
-    def serves(self, problem: UnfusedProblem, target: NATarget) -> bool:
-        """Float32 and float64 alone, and no parts of the sums for a bias."""
-        return target.kind == "llvm" and problem.dtype in ("float32", "float64") and problem.kind != "bias_parts"
-
-    def formulations(self, problem: UnfusedProblem, target: NATarget, batch: int | None = None) -> list[Any]:
-        """Some vectors of columns or of channels."""
-        from tvm_na.te.unfused.lanes import av, qk
-        from tvm_na.te.unfused.lanes_transposed import transposed
-
-        if problem.kind in ("av_transposed", "bias_sums"):
-            return [transposed(problem, tile, batch) for tile in _transposed_tiles(problem, target)]
-        if problem.kind == "av":
-            return [av(problem, _register(problem, target), batch)]
-        return [qk(problem, vector, batch) for vector in lane_vectors(problem, target)]
-
-    def schedule(self, opened: Opened) -> None:
-        """See :class:`UnfusedSchedule`."""
-        UnfusedSchedule(opened).build()
-
-
 class UnfusedSchedule(FuncSchedule):
     """Schedules one PrimFunc."""
 
@@ -104,7 +76,7 @@ class UnfusedSchedule(FuncSchedule):
         *rows, column = loops
         if self.rank == 1:
             size = self.problem.spatial[0]
-            part, column = self.parameters.split("columns per task", column, size, largest_divisor(size, 64))
+            part, column = self.tune.split("columns per task", column, size, largest_divisor(size, 64))
             rows.append(part)
         return rows, column
 
@@ -126,12 +98,12 @@ class UnfusedSchedule(FuncSchedule):
         keys, lanes = self.problem.window // columns, -(-columns // vector)
         v, lane = self.split(l, [None, vector])
         vectors = largest_divisor(lanes, self.accumulators)
-        v_outer, v_inner = self.parameters.split("score vectors at once", v, lanes, vectors)
+        v_outer, v_inner = self.tune.split("score vectors at once", v, lanes, vectors)
         limit = max(1, min(keys, 8, self.accumulators // vectors))
         even = -(-keys // -(-keys // limit))
-        at_once = self.parameters.one_of("score rows at once", range(1, min(keys, 8) + 1), default=even)
+        at_once = self.tune.one_of("score rows at once", range(1, min(keys, 8) + 1), default=even)
         a_outer, a_inner = self.split(a, [None, at_once])
-        d_outer, d_inner = self.parameters.split("score channels at once", d, p.head_dim, 1, limit=8)
+        d_outer, d_inner = self.tune.split("score channels at once", d, p.head_dim, 1, limit=8)
         sch.reorder(v_outer, a_outer, d_outer, d_inner, a_inner, v_inner, lane)
         if keys <= 32:
             self.unroll(a_outer)
@@ -150,11 +122,11 @@ class UnfusedSchedule(FuncSchedule):
         self.vectorize(self.split(x, [None, vector])[1])
         of_task = largest_divisor(vectors, self.accumulators)
         wanted = min(self.accumulators // of_task, -(-IN_FLIGHT // of_task))
-        h_outer, _ = self.parameters.split("heads at once", h, p.heads, largest_divisor(p.heads, wanted), limit=8)
+        h_outer, _ = self.tune.split("heads at once", h, p.heads, largest_divisor(p.heads, wanted), limit=8)
         sch.compute_at(self.block("sums"), h_outer, preserve_unit_loops=True)
         h, x, a, l = self.loops("sums")[-4:]
         x, lane = self.split(x, [None, vector])
-        x_outer, x_inner = self.parameters.split("value vectors at once", x, vectors, of_task)
+        x_outer, x_inner = self.tune.split("value vectors at once", x, vectors, of_task)
         sch.reorder(x_outer, a, l, h, x_inner, lane)
         self.unroll(h, x_inner)
         if p.kernel_size[-1] <= _SHORT:
@@ -181,6 +153,31 @@ class UnfusedSchedule(FuncSchedule):
         zeros = self.split_off_init("total", b, unrolled=0)
         if short:
             self.vectorize(zeros)
+
+
+class CpuUnfused(SearchSpace):
+    """The unfused operators on CPUs."""
+
+    name = "cpu-unfused"
+    problems = UnfusedProblem
+    tile_types = (UnfusedLanesTile, TransposedTile)
+    transform = UnfusedSchedule
+    all_sketches = ("rows in parallel",)
+
+    def serves(self, problem: UnfusedProblem, target: NATarget) -> bool:
+        """Float32 and float64 alone, and no parts of the sums for a bias."""
+        return target.kind == "llvm" and problem.dtype in ("float32", "float64") and problem.kind != "bias_parts"
+
+    def formulations(self, problem: UnfusedProblem, target: NATarget, batch: int | None = None) -> list[Any]:
+        """Some vectors of columns or of channels."""
+        from tvm_na.te.unfused.lanes import av, qk
+        from tvm_na.te.unfused.lanes_transposed import transposed
+
+        if problem.kind in ("av_transposed", "bias_sums"):
+            return [transposed(problem, tile, batch) for tile in _transposed_tiles(problem, target)]
+        if problem.kind == "av":
+            return [av(problem, _register(problem, target), batch)]
+        return [qk(problem, vector, batch) for vector in lane_vectors(problem, target)]
 
 
 SPACE = CpuUnfused()

@@ -23,30 +23,6 @@ _UNROLLED = (0, 128, 512)  # steps, at most, that the loop over a row of the win
 _JOINED = 8  # entries of the bias in a block, each with a warp
 
 
-class CudaBackward(SearchSpace):
-    """Gradients on GPUs."""
-
-    name = "cuda-backward"
-    problems = BackwardProblem
-    tiles = (BackwardGatherTile,)
-    note_at = "d_query"
-    all_sketches = ("keys and queries in turn",)
-
-    def serves(self, problem: BackwardProblem, target: NATarget) -> bool:
-        """Always, on a GPU, but in TF32."""
-        return target.kind == "cuda" and problem.dtype in DTYPES
-
-    def formulations(self, problem: BackwardProblem, target: NATarget, batch: int | None = None) -> list[Any]:
-        """One for each of :func:`tiles`."""
-        from tvm_na.te.backward.gather import backward
-
-        return [backward(problem, tile, batch) for tile in tiles(problem)]
-
-    def schedule(self, opened: Opened) -> None:
-        """See the module."""
-        _Schedule(opened).build()
-
-
 class _Schedule(FuncSchedule):
     """Schedules one PrimFunc."""
 
@@ -103,7 +79,7 @@ class _Schedule(FuncSchedule):
 
     def cut(self, name: str, loop: Any, among: list[int], default: int) -> list[Any]:
         """Split a loop by a parameter; what is beyond its end is left out by a condition."""
-        size = self.parameters.one_of(name, among, default)
+        size = self.tune.one_of(name, among, default)
         return self.split(loop, [None, size])
 
     def bind(self, blocks: list[Any], groups: list[Any], lane: Any) -> None:
@@ -111,6 +87,27 @@ class _Schedule(FuncSchedule):
         self.sch.bind(self.fuse(blocks), "blockIdx.x")
         self.sch.bind(self.fuse(groups), "threadIdx.y")
         self.sch.bind(lane, "threadIdx.x")
+
+
+class CudaBackward(SearchSpace):
+    """Gradients on GPUs."""
+
+    name = "cuda-backward"
+    problems = BackwardProblem
+    tile_types = (BackwardGatherTile,)
+    transform = _Schedule
+    note_at = "d_query"
+    all_sketches = ("keys and queries in turn",)
+
+    def serves(self, problem: BackwardProblem, target: NATarget) -> bool:
+        """Always, on a GPU, but in TF32."""
+        return target.kind == "cuda" and problem.dtype in DTYPES
+
+    def formulations(self, problem: BackwardProblem, target: NATarget, batch: int | None = None) -> list[Any]:
+        """One for each of :func:`tiles`."""
+        from tvm_na.te.backward.gather import backward
+
+        return [backward(problem, tile, batch) for tile in tiles(problem)]
 
 
 SPACE = CudaBackward()

@@ -102,18 +102,17 @@ class BandSchedule(FuncSchedule):
         """How many sub-tiles along an axis, or heads, a block has."""
         name = f"{axis} in turn" if axis == self.turn else f"{axis} at once"
         extent = {"rows": self.row.tiles, "columns": self.column.tiles, "heads": heads_of(self.problem)}[axis]
-        default, limit = getattr(self.default, axis), getattr(MAX_IN_BLOCK, axis)
-        return self.parameters.factors(name, loop, extent, default, limit=limit)
+        return self.tune.factors(name, loop, extent, getattr(self.default, axis), limit=getattr(MAX_IN_BLOCK, axis))
 
     def place_in_steps(self) -> None:
         """The stages of two passes: some rows of the band at a time."""
-        sch, parameters = self.sch, self.parameters
+        sch = self.sch
         steps: list[Any] = []
         for name in ("attended", "total"):
             *others, row, column = self.loops(name)[-4:]
             if not steps:
                 default = default_rows(self.tile, self.row, self.column)
-                self.rows = parameters.factors("band rows at once", row, self.row.keys, default)
+                self.rows = self.tune.factors("band rows at once", row, self.row.keys, default)
             step, row = self.split(row, self.rows)
             sch.reorder(step, *others, row, column)
             steps.append(step)

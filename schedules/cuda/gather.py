@@ -98,7 +98,7 @@ class GatherSchedule(GroupSchedule):
         """Scores, some keys at once; then their maximum, the weights and their sum, each thread some keys."""
         loop = self.inner_loops("scores")[-1]
         default = largest_divisor(self.window, keys_in_shared(self.problem, self.tile, self.queries))
-        some_keys, _ = self.parameters.split("keys at once", loop, self.window, default)
+        some_keys, _ = self.tune.split("keys at once", loop, self.window, default)
         self.score("partial", "dots", "scores", some_keys)
         for name in ("maximum", "weights", "total"):
             self.deal_out(name)
@@ -175,7 +175,7 @@ class OnlineGatherSchedule(GatherSchedule):
         lane, keys = self.inner_loops("lane_sums")[-2:]
         each = -(-self.window // self.tile.lanes)
         limit = keys_in_shared(self.problem, self.tile, self.queries) // self.tile.lanes
-        self.keys = self.parameters.factors("keys at once", keys, each, largest_divisor(each, limit))
+        self.keys = self.tune.factors("keys at once", keys, each, largest_divisor(each, limit))
         some_keys, keys = self.split(keys, self.keys)
         sch.reorder(some_keys, lane, keys)
         sch.bind(lane, "threadIdx.x")
@@ -199,12 +199,17 @@ class OnlineGatherSchedule(GatherSchedule):
         sch.decompose_reduction(self.block("attended"), some_keys)
 
 
+def _transform(opened: Opened) -> GatherSchedule:
+    return OnlineGatherSchedule(opened) if opened.tile.lanes else GatherSchedule(opened)
+
+
 class CudaGather(SearchSpace):
     """Attention on GPUs, on every architecture."""
 
     name = "cuda-gather"
     problems = NAProblem
-    tiles = (GatherTile,)
+    tile_types = (GatherTile,)
+    transform = staticmethod(_transform)
     all_sketches = ("through the cache",)
 
     def serves(self, problem: NAProblem, target: NATarget) -> bool:
@@ -216,10 +221,6 @@ class CudaGather(SearchSpace):
         from tvm_na.te.attention.gather import forward
 
         return [forward(problem, tile, batch) for tile in tiles(problem)]
-
-    def schedule(self, opened: Opened) -> None:
-        """See the module."""
-        (OnlineGatherSchedule if opened.tile.lanes else GatherSchedule)(opened).build()
 
 
 SPACE = CudaGather()

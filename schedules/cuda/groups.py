@@ -48,7 +48,7 @@ class GroupSchedule(FuncSchedule):
         found = []
         for loop, (axis, extent, most), inner in zip(axes, wanted[-len(axes) :], default[-len(axes) :], strict=True):
             limit = min(most, MAX_THREADS // self.group)
-            found.append(self.parameters.factors(f"{axis} at once", loop, extent, inner, limit=limit))
+            found.append(self.tune.factors(f"{axis} at once", loop, extent, inner, limit=limit))
         self.of_block = [factors[1] for factors in found]
         for factor in self.of_block:
             self.queries *= int(self.sch.get(factor))

@@ -9,7 +9,7 @@ from typing import Any
 
 from tvm_na.cuda import workarounds
 from tvm_na.problems.attention import TF32, NAProblem
-from tvm_na.schedules.base import Opened, SearchSpace
+from tvm_na.schedules.base import SearchSpace
 from tvm_na.schedules.cuda import mma, mma_tf32
 from tvm_na.schedules.cuda.band import AT_ONCE, COLUMNS_IN_TURN, HEADS_IN_TURN, BandSchedule
 from tvm_na.schedules.cuda.band_sizes import BlockShape, heads_of, keeps_scores, keys_of, shared_bytes
@@ -50,7 +50,8 @@ class CudaBand(SearchSpace):
 
     name = "cuda-band"
     problems = NAProblem
-    tiles = (BandTile,)
+    tile_types = (BandTile,)
+    transform = BandSchedule
 
     def serves(self, problem: NAProblem, target: NATarget) -> bool:
         """Two axes, no stride, 16 bits or TF32, on architectures that have the instructions."""
@@ -85,10 +86,6 @@ class CudaBand(SearchSpace):
         copies = problem.dtype != TF32
         heads = (HEADS_IN_TURN,) if copies and heads_of(problem) > 1 and twice <= target.max_shared_bytes else ()
         return (AT_ONCE, *columns, *heads)
-
-    def schedule(self, opened: Opened) -> None:
-        """See ``band.py``."""
-        BandSchedule(opened).build()
 
 
 SPACE = CudaBand()

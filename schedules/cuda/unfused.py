@@ -92,7 +92,7 @@ class ScoresSchedule(_Schedule):
         *positions, window = self.loops("out")
         blocks, inside = self.place(positions, p.heads, self.queries_in_shared(of_key))
         default = self.keys_in_shared(of_key)
-        some_keys, keys = self.parameters.split("keys at once", window, self.problem.window, default)
+        some_keys, keys = self.tune.split("keys at once", window, self.problem.window, default)
         sch.reorder(*blocks, some_keys, *inside, keys)
         self.bind_block(blocks)
         sch.compute_at(self.block("dots"), keys, preserve_unit_loops=True)
@@ -141,7 +141,7 @@ class SumsSchedule(_Schedule):
         sch.set_scope(self.block("sums"), 0, "local")
         x, window = self.loops("sums")[-2:]
         default = self.keys_in_shared(of_key)
-        some_keys, keys = self.parameters.split("keys at once", window, self.problem.window, default)
+        some_keys, keys = self.tune.split("keys at once", window, self.problem.window, default)
         lane, outer, inner = self.channels(x)
         rows, keys = self.rows_of(keys)
         sch.reorder(some_keys, lane, rows, keys, outer, inner)
@@ -184,12 +184,12 @@ class PartsSchedule(_Schedule):
         most = -(-indices // _WARP) * _WARP  # in whole warps
         options = [n for n in _INDICES if n <= most]
         wasted = {n: -indices % n for n in options}  # threads of the last block
-        lanes = self.parameters.one_of("indices at once", options, default=min(options, key=lambda n: (wasted[n], -n)))
+        lanes = self.tune.one_of("indices at once", options, default=min(options, key=lambda n: (wasted[n], -n)))
         of_block, lane = self.split(index, [None, lanes])
         threads = int(sch.get(lanes))
         limit = min(MAX_HEADS, MAX_THREADS // threads)
         default = largest_divisor(p.heads, min(limit, max(1, THREADS // threads)))
-        heads, head = self.parameters.split("heads at once", head, p.heads, default, limit=limit)
+        heads, head = self.tune.split("heads at once", head, p.heads, default, limit=limit)
         sch.reorder(batch, part, heads, of_block, head, lane)
         self.unroll_steps(sch.add_unit_loop(self.block("out")), "query unrolling")
         self.bind_block([batch, part, heads, of_block])
@@ -218,12 +218,17 @@ def tiles(problem: UnfusedProblem) -> list[UnfusedTile]:
     return [UnfusedTile()]
 
 
+def _transform(opened: Opened) -> FuncSchedule:
+    return _SCHEDULES[opened.problem.kind](opened)
+
+
 class CudaUnfused(SearchSpace):
     """The unfused operators on GPUs, on every architecture, in every dtype."""
 
     name = "cuda-unfused"
     problems = UnfusedProblem
-    tiles = (UnfusedTile,)
+    tile_types = (UnfusedTile,)
+    transform = staticmethod(_transform)
     all_sketches = ("through the cache",)
 
     def serves(self, problem: UnfusedProblem, target: NATarget) -> bool:
@@ -235,10 +240,6 @@ class CudaUnfused(SearchSpace):
         from tvm_na.te.unfused.gather import gathered
 
         return [gathered(problem, tile, batch) for tile in tiles(problem)]
-
-    def schedule(self, opened: Opened) -> None:
-        """See the module."""
-        _SCHEDULES[opened.problem.kind](opened).build()
 
 
 SPACE = CudaUnfused()

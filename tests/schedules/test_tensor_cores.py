@@ -307,7 +307,8 @@ ON_TENSOR_CORES = {
 @nvcc
 @pytest.mark.parametrize(
     ("name", "dtype", "arch"),
-    [(name, dtype, arch) for name, dtype in CASES if dtype != TF32 for arch in ("sm_80", "sm_90")]
+    [(name, dtype, "sm_90") for name, dtype in CASES if dtype != TF32]
+    + [("nat", "float16", "sm_80"), ("wide heads", "float16", "sm_80"), ("25x25", "float16", "sm_80")]
     + [("nat", TF32, "sm_80"), ("nat", TF32, "sm_90"), ("wide heads", TF32, "sm_80"), ("13x13", TF32, "sm_90")],
 )
 def test_defaults_fit_registers_and_use_tensor_cores(name: str, dtype: str, arch: str) -> None:
