@@ -220,7 +220,7 @@ def test_the_best_schedule_is_told(folder: Path) -> None:
     best = load(folder).tasks[0].best
     assert best is not None
     said = described(best)
-    assert said.startswith("formulation: lanes; queries: ") and "; sketch: pack" in said
+    assert said.startswith("formulation: lanes; ") and "; sketch: pack" in said
     assert "it no longer applies" in described(replace(best, workload="1"))
 
 
