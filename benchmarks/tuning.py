@@ -29,9 +29,8 @@ from tvm_na import fingerprint
 from tvm_na.jit import build, runtime
 from tvm_na.measure.timing import Timing, format_time, interleaved_ratio, measure
 from tvm_na.problems.attention import NAProblem
-from tvm_na.records.index import ref_of
 from tvm_na.records.read import Record, read_meta, records_in
-from tvm_na.records.select import Chosen
+from tvm_na.records.select import Selection
 from tvm_na.reference.accuracy import ERROR_BUDGET
 from tvm_na.reference.cases import case_of
 from tvm_na.targets.target import NATarget
@@ -193,7 +192,7 @@ def is_finished(folder: Path, trials: int) -> bool:
 def compare(task: SearchTask, found: dict[str, Found], target: NATarget, rounds: int) -> Outcome:
     """Measure what the searches found best in turns, and the default schedule beside them."""
     kernels = {
-        name: build.kernel_with(Chosen("record", ref_of(f.best, shipped=False), "to be compared"), task.problem, target)
+        name: build.kernel_with(Selection.of(f.best, "to be compared"), task.problem, target)
         for name, f in found.items()
     }
     kernels[DEFAULT] = build.kernel_for(task.problem, target, records="off")

@@ -1,26 +1,25 @@
-"""What a search space is, and how it makes decisions.
+"""What a search space is, and how the tunable parameters of its schedules get their values.
 
 A space schedules a PrimFunc by ``apply(func, target, plan) -> Scheduled | None``: None where it does not serve
 ``func`` on ``target``. Where loops can be nested in ways that differ by more than numbers, each way is a
-*structure* of the space; everything else is a *decision*. Every decision goes through :class:`Decisions`, which
+*sketch* of the space; everything else is a *tunable parameter*. Each goes through :class:`Parameters`, which
 takes the default, the value that a plan wishes for, or one that MetaSchedule draws; all leave the same trace.
 """
 
 from __future__ import annotations
 
-import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
-from tvm_na.problems.attention import NAProblem
-from tvm_na.problems.backward import BackwardProblem
-from tvm_na.problems.registry import Problem, problem_from_json
-from tvm_na.problems.unfused import UnfusedProblem
+from tvm_na.problems.registry import problem_from_json
+from tvm_na.targets.target import NATarget
+from tvm_na.te.common.formulation import Tile
 
-#: The key of the block annotation under which a trace keeps the name of its structure.
-STRUCTURE = "tvm_na.structure"
+#: The key of the block annotation under which a trace keeps the name of its sketch; recorded traces hold it as it is.
+SKETCH = "tvm_na.structure"
 
 
 @dataclass(frozen=True)
@@ -28,25 +27,25 @@ class Plan:
     """Which point of a space is wanted.
 
     Attributes:
-        structure: The name of the structure; None for the default one.
-        sample: Whether MetaSchedule draws the decisions.
+        sketch: The name of the sketch; None for the default one.
+        sample: Whether MetaSchedule draws the parameters.
         seed: For MetaSchedule's draws; None for another one each time.
-        like: Values to take, by the name of the decision; where one is no option, the nearest is taken.
-            Decisions without one take their defaults.
+        like: Values to take, by the name of the parameter; where one is no option, the nearest is taken.
+            Parameters without one take their defaults.
     """
 
-    structure: str | None = None
+    sketch: str | None = None
     sample: bool = False
     seed: int | None = None
     like: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Choice:
-    """One decision that was made.
+class Parameter:
+    """A tunable parameter and its value.
 
     Attributes:
-        name: What was decided, in a few words.
+        name: What it says, in a few words.
         options: All values that it could have.
         value: The value it has.
     """
@@ -62,30 +61,30 @@ class Scheduled:
 
     Attributes:
         schedule: TVM's Schedule of a module with the function.
-        structure: The structure's name.
-        choices: The decisions, in the order in which the trace has them.
+        sketch: The sketch's name.
+        parameters: Those that were set, in the order in which the trace has them.
     """
 
     schedule: Any
-    structure: str
-    choices: tuple[Choice, ...]
+    sketch: str
+    parameters: tuple[Parameter, ...]
 
     @property
     def points(self) -> int:
-        """How many points this structure has."""
-        return prod(len(choice.options) for choice in self.choices)
+        """How many points this sketch has."""
+        return prod(len(parameter.options) for parameter in self.parameters)
 
 
-class Decisions:
-    """Makes the decisions of one schedule and remembers them.
+class Parameters:
+    """Sets the parameters of one schedule and remembers them.
 
     Attributes:
-        made: The decisions so far.
+        made: Those so far.
     """
 
     def __init__(self, sch: Any, plan: Plan) -> None:
         self._sch, self._plan = sch, plan
-        self.made: list[Choice] = []
+        self.made: list[Parameter] = []
 
     def _wanted(self, name: str, options: Sequence[int], default: int) -> int:
         if name not in self._plan.like:
@@ -93,7 +92,7 @@ class Decisions:
         return min(options, key=lambda option: abs(option - self._plan.like[name]))
 
     def _made(self, name: str, options: Sequence[int], variable: Any) -> None:
-        self.made.append(Choice(name, tuple(options), int(self._sch.get(variable))))
+        self.made.append(Parameter(name, tuple(options), int(self._sch.get(variable))))
 
     def one_of(self, name: str, options: Sequence[int], default: int) -> Any:
         """One of ``options`` (distinct); ``default`` must be among them."""
@@ -128,91 +127,114 @@ class Opened:
     Attributes:
         schedule: TVM's Schedule of a module with the function, as it is.
         problem: What the function computes.
-        formulation: What its formulation depends on, by name.
-        structure: The structure that is wanted.
-        decide: Makes the decisions.
+        tile: What its formulation depends on.
+        target: The machine.
+        sketch: The sketch that is wanted.
+        tune: Sets the parameters.
     """
 
     schedule: Any
-    problem: Problem
-    formulation: dict[str, Any]
-    structure: str
-    decide: Decisions
-
-    def scheduled(self, block: str = "out") -> Scheduled:
-        """The function, now that it is scheduled; the trace keeps the name of its structure, as a note at ``block``."""
-        self.schedule.annotate(self.schedule.get_sblock(block), STRUCTURE, self.structure)
-        return Scheduled(self.schedule, self.structure, tuple(self.decide.made))
+    problem: Any
+    tile: Any
+    target: NATarget
+    sketch: str
+    tune: Parameters
 
 
-def _in_formulation(func: Any, *formulations: str) -> bool:
-    if not func.attrs or "tvm_na.formulation" not in func.attrs:
-        return False
-    return json.loads(str(func.attrs["tvm_na.formulation"]))["formulation"] in formulations
+class Transform(Protocol):
+    """Makes what transforms an opened function in its ``build()``, a :class:`tvm_na.schedules.helpers.FuncSchedule`."""
+
+    def __call__(self, opened: Opened, /) -> Any: ...
 
 
-def problem_of(func: Any, formulation: str) -> NAProblem | None:
-    """The attention that a PrimFunc computes; None if it is not in that formulation."""
-    return NAProblem.from_json(str(func.attrs["tvm_na.problem"])) if _in_formulation(func, formulation) else None
+class SearchSpace(ABC):
+    """The schedules of some formulations of one operator on one kind of machine.
 
-
-def backward_of(func: Any, formulation: str) -> BackwardProblem | None:
-    """The gradients that a PrimFunc computes; None if it is not in that formulation."""
-    return BackwardProblem.from_json(str(func.attrs["tvm_na.problem"])) if _in_formulation(func, formulation) else None
-
-
-def unfused_of(func: Any, *formulations: str) -> UnfusedProblem | None:
-    """What a PrimFunc of the unfused operators computes; None if it is in none of those formulations."""
-    return UnfusedProblem.from_json(str(func.attrs["tvm_na.problem"])) if _in_formulation(func, *formulations) else None
-
-
-def open_func(func: Any, plan: Plan, structures: Sequence[str]) -> Opened:
-    """A PrimFunc with a problem and a formulation, ready to be scheduled (imports TVM).
-
-    Args:
-        func: The PrimFunc.
-        plan: Which point of its space is wanted.
-        structures: The structures of the space, the default first.
-
-    Raises:
-        ValueError: the plan wants another structure.
+    Attributes:
+        name: For records and display.
+        problems: The class of the problems.
+        tile_types: The classes of the tiles of its formulations.
+        transform: How its functions are scheduled.
+        note_at: The block at which traces note their sketch.
+        all_sketches: The sketches, the default first, where all functions have the same.
     """
-    import tvm
-    from tvm import s_tir
 
-    structure = plan.structure or structures[0]
-    if structure not in structures:
-        raise ValueError(f"structure: required one of {', '.join(structures)}, got {structure}")
-    formulation = json.loads(str(func.attrs["tvm_na.formulation"]))
-    del formulation["formulation"]
-    problem = problem_from_json(str(func.attrs["tvm_na.problem"]))
-    sch = s_tir.Schedule(tvm.IRModule({"main": func}), seed=plan.seed)
-    return Opened(sch, problem, formulation, structure, Decisions(sch, plan))
+    name: ClassVar[str]
+    problems: ClassVar[type]
+    tile_types: ClassVar[tuple[type[Tile], ...]]
+    transform: ClassVar[Transform]
+    note_at: ClassVar[str] = "out"
+    all_sketches: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def serves(self, problem: Any, target: NATarget) -> bool:
+        """Whether there is a kernel for a problem, which is of the class of the space's, on ``target``."""
+
+    @abstractmethod
+    def formulations(self, problem: Any, target: NATarget, batch: int | None = None) -> list[Any]:
+        """The PrimFuncs of a problem that are worth scheduling, the default first (imports TVM).
+
+        With a symbolic batch, or (for the tuner) the one given.
+        """
+
+    def sketches(self, func: Any, target: NATarget) -> tuple[str, ...]:
+        """The names of the sketches for one of :meth:`formulations`, the default first."""
+        return self.all_sketches
+
+    def apply(self, func: Any, target: NATarget, plan: Plan = Plan()) -> Scheduled | None:
+        """The schedule of a PrimFunc of this space; None for any other function or target (imports TVM).
+
+        Args:
+            func: One of :meth:`formulations`, unscheduled.
+            target: The machine.
+            plan: Which point of the space is wanted.
+
+        Raises:
+            ValueError: if there is no such sketch.
+        """
+        tile = next(filter(None, (kind.of(func) for kind in self.tile_types)), None)
+        if tile is None:
+            return None
+        problem = problem_from_json(str(func.attrs["tvm_na.problem"]))
+        if not self.serves(problem, target):
+            return None
+        sketches = self.sketches(func, target)
+        sketch = plan.sketch or sketches[0]
+        if sketch not in sketches:
+            raise ValueError(f"sketch: required one of {', '.join(sketches)}, got {sketch}")
+        import tvm
+        from tvm import s_tir
+
+        sch = s_tir.Schedule(tvm.IRModule({"main": func}), seed=plan.seed)
+        tune = Parameters(sch, plan)
+        type(self).transform(Opened(sch, problem, tile, target, sketch, tune)).build()
+        sch.annotate(sch.get_sblock(self.note_at), SKETCH, sketch)
+        return Scheduled(sch, sketch, tuple(tune.made))
 
 
-def choices_of(trace: Any, scheduled: Scheduled) -> tuple[Choice, ...]:
-    """The decisions in ``trace``, named as those of ``scheduled``, a schedule of the same function and structure.
+def parameters_of(trace: Any, scheduled: Scheduled) -> tuple[Parameter, ...]:
+    """The parameters in ``trace``, named as those of ``scheduled``, a schedule of the same function and sketch.
 
     Raises:
-        ValueError: if the trace has other decisions.
+        ValueError: if the trace has others.
     """
     sampled = [inst for inst in trace.insts if inst.kind.name.startswith("Sample")]
-    if len(sampled) != len(scheduled.choices):
-        raise ValueError(f"trace: required {len(scheduled.choices)} decisions, got {len(sampled)}")
+    if len(sampled) != len(scheduled.parameters):
+        raise ValueError(f"trace: required {len(scheduled.parameters)} parameters, got {len(sampled)}")
     found = []
-    for inst, choice in zip(sampled, scheduled.choices, strict=True):
+    for inst, parameter in zip(sampled, scheduled.parameters, strict=True):
         decision, tile = trace.get_decision(inst), inst.kind.name == "SamplePerfectTile"
         value = int(decision[-1] if tile else inst.attrs[0][int(decision)])
-        if value not in choice.options:
-            raise ValueError(f"trace: required {choice.name} in {choice.options}, got {value}")
-        found.append(Choice(choice.name, choice.options, value))
+        if value not in parameter.options:
+            raise ValueError(f"trace: required {parameter.name} in {parameter.options}, got {value}")
+        found.append(Parameter(parameter.name, parameter.options, value))
     return tuple(found)
 
 
-def structure_of(trace: Any) -> str | None:
-    """The name of the structure that ``trace`` was made with; None if it has none."""
+def sketch_of(trace: Any) -> str | None:
+    """The name of the sketch that ``trace`` was made with; None if it has none."""
     for inst in trace.insts:
-        if inst.kind.name == "Annotate" and str(inst.attrs[0]) == STRUCTURE:
+        if inst.kind.name == "Annotate" and str(inst.attrs[0]) == SKETCH:
             return str(inst.inputs[1])
     return None
 

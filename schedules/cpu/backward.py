@@ -11,17 +11,18 @@ from dataclasses import replace
 from typing import Any
 
 from tvm_na.problems.backward import BackwardProblem
-from tvm_na.schedules.base import Opened, Plan, Scheduled, backward_of, largest_divisor, open_func
-from tvm_na.schedules.cpu import attention as cpu
+from tvm_na.schedules.base import Opened, SearchSpace, largest_divisor
+from tvm_na.schedules.cpu import attention
 from tvm_na.schedules.cpu.box import BoxSchedule
+from tvm_na.schedules.cpu.vectors import channel_vector
 from tvm_na.targets.target import NATarget
-from tvm_na.te.attention.lanes import Geometry, LanesTile
-from tvm_na.te.backward.lanes_tile import FORMULATION, BackwardTile, Chunks
+from tvm_na.te.attention.lanes_tile import Geometry, LanesTile
+from tvm_na.te.backward.lanes_tile import BackwardTile, Chunks
 from tvm_na.te.common.rows import Rows
 
 #: What is outside where both gradients and sums of keys are computed: the tiles of a row, each with all rows of its
 #: window, or the rows, each with all tiles.
-STRUCTURES = ("tiles outside", "rows outside")
+SKETCHES = ("tiles outside", "rows outside")
 
 # How many sizes of a tile are worth the tuner's time.
 _TILES = 2
@@ -33,11 +34,6 @@ _OWN_ROWS = 2
 _MAX_SUMS = 2
 # Elements of the boxes of the tiles that pass through a stage together, of which there are some in the first cache.
 _BOX_ELEMENTS = 4096
-
-
-def serves(problem: BackwardProblem, target: NATarget) -> bool:
-    """Whether this space has a kernel for ``problem`` on ``target``."""
-    return cpu.serves(problem.forward, target)
 
 
 def chunks_of(problem: BackwardProblem) -> int:
@@ -53,8 +49,8 @@ def chunks_of(problem: BackwardProblem) -> int:
 def tiles(problem: BackwardProblem, target: NATarget) -> list[BackwardTile]:
     """Tiles that are worth the tuner's time, the one expected to be the fastest first."""
     forward, chunks = problem.forward, chunks_of(problem)
-    pack = forward.dilation[-1] * forward.heads_kv * forward.head_dim >= cpu.PACK_VALUES_FROM
-    sizes = [(tile.queries, tile.vector) for tile in cpu.tiles(forward, target)[:_TILES]]
+    pack = forward.dilation[-1] * forward.heads_kv * forward.head_dim >= attention.PACK_VALUES_FROM
+    sizes = [(tile.queries, tile.vector) for tile in attention.tiles(forward, target)[:_TILES]]
 
     def tile(queries: int, vector: int, elements: int = _BOX_ELEMENTS) -> BackwardTile:
         geo = Geometry(forward, LanesTile(queries, vector))
@@ -71,45 +67,13 @@ def tiles(problem: BackwardProblem, target: NATarget) -> list[BackwardTile]:
     return list(dict.fromkeys(found))
 
 
-def formulations(problem: BackwardProblem, target: NATarget, batch: int | None = None) -> list[Any]:
-    """The PrimFuncs of ``problem`` that are worth scheduling, the default first."""
-    from tvm_na.te.backward.lanes import backward
-
-    return [backward(problem, tile, batch) for tile in tiles(problem, target)]
-
-
-def structures(func: Any, target: NATarget) -> tuple[str, ...]:
-    """The structures, the default first."""
-    return STRUCTURES
-
-
-def apply(func: Any, target: NATarget, plan: Plan = Plan()) -> Scheduled | None:  # noqa: B008
-    """The schedule of a PrimFunc of gradients; None for any other function or target.
-
-    Args:
-        func: An unscheduled PrimFunc of :func:`tvm_na.te.backward.lanes.backward`.
-        target: The machine.
-        plan: Which point of the space is wanted.
-
-    Raises:
-        ValueError: if there is no such structure.
-    """
-    problem = backward_of(func, FORMULATION)
-    if problem is None or not serves(problem, target):
-        return None
-    opened = open_func(func, plan, STRUCTURES)
-    BackwardSchedule(opened, problem, BackwardTile(**opened.formulation), target).build()
-    return opened.scheduled("d_query")
-
-
 class BackwardSchedule(BoxSchedule):
     """Schedules one PrimFunc; see the module."""
 
-    def __init__(self, opened: Opened, problem: BackwardProblem, tile: BackwardTile, target: NATarget) -> None:
-        super().__init__(opened.schedule, problem.forward, tile.lanes(), target, opened.decide)
-        self.rows_outside = opened.structure == "rows outside"
-        self.pack_keys = tile.pack_keys
-        self.chunk_rows = Chunks.of(Rows(problem.forward), tile.chunks).rows
+    def __init__(self, opened: Opened) -> None:
+        super().__init__(opened, opened.problem.forward, opened.tile.lanes())
+        self.rows_outside = opened.sketch == "rows outside"
+        self.pack_keys = opened.tile.pack_keys
 
     def build(self) -> None:
         """Apply every transformation."""
@@ -129,31 +93,27 @@ class BackwardSchedule(BoxSchedule):
         sch = self.sch
         rows = []
         for name in ("packed_key", "packed_value"):
-            *_, row, group, d, x = sch.get_loops(self.block(name))
-            tiles, lane = sch.split(x, [None, self.tile.vector], preserve_unit_iters=True)
+            *_, row, group, d, x = self.loops(name)
+            tiles, lane = self.lanes_of(x)
             sch.reorder(group, tiles, d, lane)
             sch.vectorize(lane)
             rows.append(row)
         if self.pack_keys:
-            rows.append(sch.get_loops(self.block("key_rows"))[2])
+            rows.append(self.loops("key_rows")[2])
             self.vectorize_channels("key_rows", self.problem.head_dim)
         sch.merge(*rows)
-        sch.parallel(sch.fuse(*sch.get_loops(self.block("packed_key"))[:3]))
+        sch.parallel(sch.fuse(*self.loops("packed_key")[:3]))
         if self.problem.bias:
-            sch.vectorize(sch.get_loops(self.block("padded_bias"))[-1])
+            sch.vectorize(self.loops("padded_bias")[-1])
 
     def tasks(self) -> None:
         """The parallel loop, and the zeros that a task's sums start from."""
         sch, problem = self.sch, self.problem
-        sch.parallel(sch.fuse(*sch.get_loops(self.block("task"))))
+        sch.parallel(sch.fuse(*self.loops("task")))
         self.vectorize_channels("sum_key_zero", problem.head_dim)
         self.vectorize_channels("sum_value_zero", problem.head_dim_v)
         if problem.bias:
-            sch.vectorize(sch.get_loops(self.block("sum_bias_zero"))[-1])
-
-    def vectorize_channels(self, name: str, dim: int) -> None:
-        """Vectors along the last loop of a block, which is over ``dim`` channels."""
-        self.sch.vectorize(self.vector_of(self.sch.get_loops(self.block(name))[-1], dim)[1])
+            sch.vectorize(self.loops("sum_bias_zero")[-1])
 
     def scores(self) -> None:
         """Weights and the gradients of scores: vectors of lanes, as many rows at once as are unrolled."""
@@ -162,19 +122,19 @@ class BackwardSchedule(BoxSchedule):
             self.elementwise(name, factors)
         self.fold("mean", factors)
         if self.problem.bias:
-            l = self.inner_loops(self.block("add_bias"), 1)[0]
-            v, lane = self.sch.split(l, [None, self.tile.vector], preserve_unit_iters=True)
+            l = self.inner_loops("add_bias", 1)[0]
+            v, lane = self.lanes_of(l)
             self.unroll(v)
             self.sch.vectorize(lane)
 
     def scatter(self, name: str, dim: int) -> None:
         """Rows of keys, keys, and as many vectors of channels at once as there are registers for."""
         sch = self.sch
-        n, a, l, x = self.inner_loops(self.block(name), 4)
+        n, a, l, x = self.inner_loops(name, 4)
         x, lane = self.vector_of(x, dim)
-        vectors = dim // self.vector_width(dim)
+        vectors = dim // channel_vector(dim, self.tile.vector)
         at_once = largest_divisor(vectors, max(1, self.accumulators // (self.tile.queries + 1)))
-        x_outer, x_inner = self.decide.split(f"{name} vectors at once", x, vectors, at_once)
+        x_outer, x_inner = self.tune.split(f"{name} vectors at once", x, vectors, at_once)
         sch.reorder(x_outer, *((a, n) if self.rows_outside else (n, a)), l, x_inner, lane)
         self.unroll(x_inner)
         sch.vectorize(lane)
@@ -184,12 +144,36 @@ class BackwardSchedule(BoxSchedule):
         sch, problem = self.sch, self.problem
         rows = []
         for name, dim in (("d_key", problem.head_dim), ("d_value", problem.head_dim_v)):
-            rows.append(sch.get_loops(self.block(name))[1])
+            rows.append(self.loops(name)[1])
             self.vectorize_channels(name, dim)
         sch.merge(*rows)
-        sch.parallel(sch.fuse(*sch.get_loops(self.block("d_key"))[:2]))
+        sch.parallel(sch.fuse(*self.loops("d_key")[:2]))
         if problem.bias:
-            h, y, e, b, c = sch.get_loops(self.block("bias_sums"))
+            h, y, e, b, c = self.loops("bias_sums")
             sch.reorder(h, y, b, c, e)
             sch.vectorize(e)
-            self.split_off_init("bias_sums", b, unrolled=0)
+            sch.vectorize(self.split_off_init("bias_sums", b, unrolled=0))
+
+
+class CpuBackward(SearchSpace):
+    """Gradients on CPUs."""
+
+    name = "cpu-backward"
+    problems = BackwardProblem
+    tile_types = (BackwardTile,)
+    transform = BackwardSchedule
+    note_at = "d_query"
+    all_sketches = SKETCHES
+
+    def serves(self, problem: BackwardProblem, target: NATarget) -> bool:
+        """What the attention is served for."""
+        return attention.SPACE.serves(problem.forward, target)
+
+    def formulations(self, problem: BackwardProblem, target: NATarget, batch: int | None = None) -> list[Any]:
+        """One for each of :func:`tiles`."""
+        from tvm_na.te.backward.lanes import backward
+
+        return [backward(problem, tile, batch) for tile in tiles(problem, target)]
+
+
+SPACE = CpuBackward()

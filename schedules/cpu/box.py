@@ -7,40 +7,40 @@ from collections.abc import Mapping
 from typing import Any
 
 from tvm_na.problems.attention import NAProblem
-from tvm_na.schedules.base import Decisions, largest_divisor
-from tvm_na.targets.target import NATarget
-from tvm_na.te.attention.lanes import LanesTile, lanes_of
+from tvm_na.schedules.base import Opened, largest_divisor
+from tvm_na.schedules.cpu.vectors import channel_vector
+from tvm_na.schedules.helpers import FuncSchedule
+from tvm_na.te.attention.lanes_tile import LanesTile, lanes_of
 from tvm_na.te.common.rows import Rows
 
 
-class BoxSchedule:
-    """Transforms the stages of a tile; decisions are made in the order of the calls."""
+class BoxSchedule(FuncSchedule):
+    """Transforms the stages of a tile."""
 
-    def __init__(self, sch: Any, problem: NAProblem, tile: LanesTile, target: NATarget, decide: Decisions) -> None:
-        self.sch, self.problem, self.tile, self.decide = sch, problem, tile, decide
+    def __init__(self, opened: Opened, problem: NAProblem, tile: LanesTile) -> None:
+        super().__init__(opened)
+        self.problem, self.tile = problem, tile
         rows = Rows(problem)
         self.map_rows, self.rows = rows.count, rows.keys
         self.vectors = lanes_of(problem, tile) // tile.vector
         # Accumulators that fit beside the operands of a multiply-add.
-        self.accumulators = target.vector_registers * 3 // 4
+        self.accumulators = opened.target.vector_registers * 3 // 4
 
-    def block(self, name: str) -> Any:
-        return self.sch.get_sblock(name)
-
-    def inner_loops(self, block: Any, n: int) -> list[Any]:
-        return list(self.sch.get_loops(block)[-n:])
-
-    def vector_width(self, dim: int) -> int:
-        """Elements of ``dim`` channels in a vector: a register of them, half of one, or what divides it."""
-        limit = self.tile.vector
-        if dim <= limit:
-            return dim
-        power = largest_divisor(limit, dim & -dim)
-        return power if power >= limit // 2 else largest_divisor(dim, limit)
+    def inner_loops(self, name: str, n: int) -> list[Any]:
+        """The last loops around a stage."""
+        return self.loops(name)[-n:]
 
     def vector_of(self, loop: Any, dim: int) -> list[Any]:
         """A loop over ``dim`` channels split into vectors; the inner one is to be vectorised."""
-        return list(self.sch.split(loop, [None, self.vector_width(dim)], preserve_unit_iters=True))
+        return self.split(loop, [None, channel_vector(dim, self.tile.vector)])
+
+    def lanes_of(self, loop: Any) -> list[Any]:
+        """A loop over lanes split into vectors; the inner one is to be vectorised."""
+        return self.split(loop, [None, self.tile.vector])
+
+    def vectorize_channels(self, name: str, dim: int) -> None:
+        """Vectors along the last loop of a stage, which is over ``dim`` channels."""
+        self.sch.vectorize(self.vector_of(self.loops(name)[-1], dim)[1])
 
     def box_products(self, blocks: Mapping[str, int]) -> None:
         """queries x rows x vectors accumulators, the reduction over channels inside of every block of them.
@@ -52,29 +52,28 @@ class BoxSchedule:
         channel_factors: dict[int, list[Any]] = {}
         split: tuple[Any, Any, Any] | None = None
         for name, dim in blocks.items():
-            u, a, l, d = self.inner_loops(self.block(name), 4)
-            v, lane = sch.split(l, [None, tile.vector], preserve_unit_iters=True)
+            u, a, l, d = self.inner_loops(name, 4)
+            v, lane = self.lanes_of(l)
             if split is None:
                 vectors_inner = largest_divisor(self.vectors, max(1, self.accumulators // tile.queries))
-                vector_factors = self.decide.factors("score vectors at once", v, self.vectors, vectors_inner)
+                vector_factors = self.tune.factors("score vectors at once", v, self.vectors, vectors_inner)
                 queries_inner = largest_divisor(tile.queries, self.accumulators)
-                query_factors = self.decide.factors("score queries at once", u, tile.queries, queries_inner)
+                query_factors = self.tune.factors("score queries at once", u, tile.queries, queries_inner)
                 rows = self.even_block(self.rows, self.accumulators // (queries_inner * vectors_inner))
-                row_block = self.decide.one_of("score rows at once", range(1, min(self.rows, 8) + 1), default=rows)
+                row_block = self.tune.one_of("score rows at once", range(1, min(self.rows, 8) + 1), default=rows)
                 split = (vector_factors, query_factors, row_block)
-            v_outer, v_inner = sch.split(v, split[0], preserve_unit_iters=True)
-            u_outer, u_inner = sch.split(u, split[1], preserve_unit_iters=True)
-            a_outer, a_inner = sch.split(a, [None, split[2]], preserve_unit_iters=True)
+            v_outer, v_inner = self.split(v, split[0])
+            u_outer, u_inner = self.split(u, split[1])
+            a_outer, a_inner = self.split(a, [None, split[2]])
             if dim not in channel_factors:
                 of = "score" if not channel_factors else "weight"
-                channel_factors[dim] = self.decide.factors(f"{of} channels at once", d, dim, 1, limit=8)
-            d_outer, d_inner = sch.split(d, channel_factors[dim], preserve_unit_iters=True)
+                channel_factors[dim] = self.tune.factors(f"{of} channels at once", d, dim, 1, limit=8)
+            d_outer, d_inner = self.split(d, channel_factors[dim])
             sch.reorder(u_outer, a_outer, v_outer, d_outer, d_inner, a_inner, v_inner, u_inner, lane)
             # Unrolled, so that a last block with fewer rows costs no test inside.
-            for loop in (a_outer, d_inner, a_inner, v_inner, u_inner):
-                self.unroll(loop)
+            self.unroll(a_outer, d_inner, a_inner, v_inner, u_inner)
             sch.vectorize(lane)
-            self.split_off_init(name, d_outer, unrolled=3)
+            sch.vectorize(self.split_off_init(name, d_outer, unrolled=3))
 
     @staticmethod
     def even_block(n: int, limit: int) -> int:
@@ -82,39 +81,31 @@ class BoxSchedule:
         limit = max(1, min(limit, 8, n))
         return -(-n // -(-n // limit))
 
-    def split_off_init(self, name: str, loop: Any, unrolled: int) -> None:
-        """The zeros of a reduction in a block of their own in front of ``loop``, unrolled and vectorised."""
-        init = self.sch.decompose_reduction(self.block(name), loop)
-        loops = self.sch.get_loops(init)
-        for outer in loops[len(loops) - 1 - unrolled : -1]:
-            self.unroll(outer)
-        self.sch.vectorize(loops[-1])
-
     def softmax_row_factors(self, name: str) -> list[Any]:
         """How many rows of a box are unrolled."""
         short = self.rows * self.vectors <= 16
-        _, a, _ = self.inner_loops(self.block(name), 3)
-        return self.decide.factors("softmax rows at once", a, self.rows, self.rows if short else 1)
+        _, a, _ = self.inner_loops(name, 3)
+        return self.tune.factors("softmax rows at once", a, self.rows, self.rows if short else 1)
 
     def elementwise(self, name: str, factors: list[Any]) -> None:
         """A stage over the box, as vectors of lanes."""
-        _, a, l = self.inner_loops(self.block(name), 3)
-        v, lane = self.sch.split(l, [None, self.tile.vector], preserve_unit_iters=True)
+        _, a, l = self.inner_loops(name, 3)
+        v, lane = self.lanes_of(l)
         self.unroll_rows(a, v, factors)
         self.sch.vectorize(lane)
 
     def fold(self, name: str, factors: list[Any]) -> None:
         """A reduction of the box: over rows and vectors (``name_lanes``), then over the lanes of a vector."""
-        lane, a, v = self.inner_loops(self.block(f"{name}_lanes"), 3)
+        lane, a, v = self.inner_loops(f"{name}_lanes", 3)
         self.sch.reorder(a, v, lane)
         a = self.unroll_rows(a, v, factors)
         self.sch.vectorize(lane)
-        self.split_off_init(f"{name}_lanes", a, unrolled=0)
-        self.unroll(self.inner_loops(self.block(name), 1)[0])
+        self.sch.vectorize(self.split_off_init(f"{name}_lanes", a, unrolled=0))
+        self.unroll(self.inner_loops(name, 1)[0])
 
     def unroll_rows(self, a: Any, v: Any, factors: list[Any]) -> Any:
         """Unroll the inner part of a row loop and the vectors in it; returns the row loop's outer part."""
-        outer, inner = self.sch.split(a, factors, preserve_unit_iters=True)
+        outer, inner = self.split(a, factors)
         self.unroll(inner)
         if self.vectors <= 4:
             self.unroll(v)
@@ -126,25 +117,19 @@ class BoxSchedule:
         With ``rows_outside``, a block of tiles meets one row of the window after the other.
         """
         sch = self.sch
-        *tile, u, x, a, l = self.inner_loops(self.block(name), 5)
+        *tile, u, x, a, l = self.inner_loops(name, 5)
         x, lane = self.vector_of(x, dim)
-        vectors = dim // self.vector_width(dim)
+        vectors = dim // channel_vector(dim, self.tile.vector)
         vectors_inner = largest_divisor(vectors, self.accumulators)
-        x_outer, x_inner = self.decide.split("value vectors at once", x, vectors, vectors_inner)
+        x_outer, x_inner = self.tune.split("value vectors at once", x, vectors, vectors_inner)
         queries = self.even_block(self.tile.queries, self.accumulators // vectors_inner)
         options = range(1, min(self.tile.queries, 8) + 1)
-        query_block = self.decide.one_of("value queries at once", options, default=queries)
-        u_outer, u_inner = sch.split(u, [None, query_block], preserve_unit_iters=True)
+        query_block = self.tune.one_of("value queries at once", options, default=queries)
+        u_outer, u_inner = self.split(u, [None, query_block])
         if rows_outside:
             sch.reorder(a, *tile, u_outer, x_outer, l, u_inner, x_inner, lane)
         else:
             sch.reorder(u_outer, x_outer, a, l, u_inner, x_inner, lane)
-        for loop in (u_outer, u_inner, x_inner):
-            self.unroll(loop)
+        self.unroll(u_outer, u_inner, x_inner)
         sch.vectorize(lane)
-        self.split_off_init(name, a, unrolled=2)
-
-    def unroll(self, loop: Any) -> None:
-        # Where a region is inferred from uneven groups, its extent is an expression: that stays a loop.
-        if hasattr(self.sch.get(loop).extent, "value"):
-            self.sch.unroll(loop)
+        sch.vectorize(self.split_off_init(name, a, unrolled=2))

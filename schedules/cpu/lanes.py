@@ -6,45 +6,25 @@ output are register-blocked matrix products, the softmax between them runs over 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from tvm_na.problems.attention import NAProblem
-from tvm_na.schedules.base import Decisions, largest_divisor
+from tvm_na.schedules.base import Opened, largest_divisor
 from tvm_na.schedules.cpu.box import BoxSchedule
-from tvm_na.targets.target import NATarget
-from tvm_na.te.attention.lanes import LanesTile
 
 # The stages of a tile, last first.
 _TILE_STAGES = ("attended", "inverse", "total", "total_lanes", "weights", "maximum", "maximum_lanes", "scores", "dots")
 
+#: How loops are nested, the default first. Keys (and values) are packed before all tasks, or each task packs those that
+#: it reads: one parallel region less, but rows that two tasks read are packed twice. A block of tiles meets one row of
+#: values after the other, or each tile all of its rows: values are read while they are near, sums written once per row.
+SKETCHES = (
+    "pack first",
+    "pack in task",
+    "pack first, value rows outside",
+    "pack in task, value rows outside",
+)
 
-@dataclass(frozen=True)
-class Structure:
-    """How the loops are nested.
-
-    Attributes:
-        pack_in_task: Whether each task packs the keys (and values) that it reads, instead of all of them being
-            packed before: one parallel region less, but rows that two tasks read are packed twice.
-        value_rows_outside: Whether a block of tiles meets one row of values after the other, instead of each
-            tile all of its rows: values are read while they are near, sums are written once per row.
-    """
-
-    pack_in_task: bool
-    value_rows_outside: bool
-
-
-#: By name, the default first.
-STRUCTURES = {
-    "pack first": Structure(False, False),
-    "pack in task": Structure(True, False),
-    "pack first, value rows outside": Structure(False, True),
-    "pack in task, value rows outside": Structure(True, True),
-}
-
-
-_DEFAULT = next(iter(STRUCTURES.values()))
-# Where the structures that only the tuner looks at start from: as many rows as are worth packing again at the edges
+# Where the sketches that only the tuner looks at start from: as many rows as are worth packing again at the edges
 # of a task, and as many queries as the first cache holds the scores of.
 _ROWS_PER_TASK, _QUERIES_AT_ONCE = 14, 64
 
@@ -52,11 +32,10 @@ _ROWS_PER_TASK, _QUERIES_AT_ONCE = 14, 64
 class LanesSchedule(BoxSchedule):
     """Schedules one PrimFunc; see the module."""
 
-    def __init__(
-        self, sch: Any, problem: NAProblem, tile: LanesTile, target: NATarget, structure: Structure, decide: Decisions
-    ) -> None:
-        super().__init__(sch, problem, tile, target, decide)
-        self.structure = structure
+    def __init__(self, opened: Opened) -> None:
+        super().__init__(opened, opened.problem, opened.tile)
+        self.pack_in_task = "pack in task" in opened.sketch
+        self.value_rows_outside = "value rows outside" in opened.sketch
 
     def build(self) -> None:
         """Apply every transformation."""
@@ -65,25 +44,24 @@ class LanesSchedule(BoxSchedule):
         self.pack()
         self.box_products({"dots": self.problem.head_dim})
         self.softmax()
-        self.window_products("attended", self.problem.head_dim_v, self.structure.value_rows_outside)
+        self.window_products("attended", self.problem.head_dim_v, self.value_rows_outside)
 
     def place_in_tasks(self) -> None:
         """Loops of the outputs: batch, heads, rows (parallel); then a task's heads, and their rows."""
         sch, p = self.sch, self.problem
-        row_factors, head_factors = None, None
+        row_factors: list[Any] = []
         rows = []
         for name in ("out", "lse") if p.return_lse else ("out",):
-            batch, i, j, head, *rest = sch.get_loops(self.block(name))
-            if row_factors is None:
-                rows_per_task = largest_divisor(self.map_rows, _ROWS_PER_TASK if self.structure.pack_in_task else 1)
-                row_factors = self.decide.factors("rows per task", i, self.map_rows, rows_per_task)
-                head_factors = self.decide.factors("heads per task", head, p.heads, 1)
-            row_task, row = sch.split(i, row_factors, preserve_unit_iters=True)
-            head_task, head = sch.split(head, head_factors, preserve_unit_iters=True)
+            batch, i, j, head, *rest = self.loops(name)
+            if not row_factors:
+                rows_per_task = largest_divisor(self.map_rows, _ROWS_PER_TASK if self.pack_in_task else 1)
+                row_factors = self.tune.factors("rows per task", i, self.map_rows, rows_per_task)
+                head_factors = self.tune.factors("heads per task", head, p.heads, 1)
+            row_task, row = self.split(i, row_factors)
+            head_task, head = self.split(head, head_factors)
             sch.reorder(batch, head_task, row_task, head, row, j, *rest)
             rows.append(row)
-        # Two outputs share a tile's sums: only in one loop nest can both have them at hand.
-        self.row = sch.merge(*rows) if p.return_lse else rows[0]
+        self.row = self.merge(rows)
 
     def place_in_tiles(self) -> None:
         """In a row, block after block of tiles, with all stages inside."""
@@ -92,44 +70,41 @@ class LanesSchedule(BoxSchedule):
         for name in names:  # each as early in the row as can be, so that both end up before the outputs
             sch.compute_at(self.block(name), self.row, preserve_unit_loops=True, index=-2)
         # The five loops of the row; then of its tiles: batch, head, row (of extent 1), group, tile, query, ...
-        tiles = [sch.get_loops(self.block(name))[9] for name in names]
-        extent = getattr(sch.get(tiles[0]).extent, "value", None)  # None: an expression, from uneven groups
-        if extent is not None:
-            at_once = (
-                1 if self.structure == _DEFAULT else largest_divisor(extent, _QUERIES_AT_ONCE // self.tile.queries)
+        tiles = [self.loops(name)[9] for name in names]
+        extent, factors = self.extent(tiles[0]), [None, 1]
+        if extent is not None:  # else from uneven groups
+            at_once = largest_divisor(
+                extent, 1 if self.sketch == SKETCHES[0] else _QUERIES_AT_ONCE // self.tile.queries
             )
-            factors = self.decide.factors("tiles at once", tiles[0], extent, at_once)
-            tiles = [sch.split(tile, factors, preserve_unit_iters=True)[0] for tile in tiles]
-        else:
-            tiles = [sch.split(tile, [None, 1], preserve_unit_iters=True)[0] for tile in tiles]
-        block = sch.merge(*tiles) if self.problem.return_lse else tiles[0]
+            factors = self.tune.factors("tiles at once", tiles[0], extent, at_once)
+        block = self.merge([self.split(tile, factors)[0] for tile in tiles])
         for name in _TILE_STAGES:
             sch.compute_at(self.block(name), block, preserve_unit_loops=True)
         for name in ("out", "normalised"):
-            sch.vectorize(self.vector_of(sch.get_loops(self.block(name))[-1], self.problem.head_dim_v)[1])
+            self.vectorize_channels(name, self.problem.head_dim_v)
 
     def pack(self) -> None:
         """Copies of keys with the lanes innermost, and perhaps of values; then the parallel loops."""
         sch, bias = self.sch, self.problem.bias
         packed = ["packed_key", "packed_value"] if self.tile.pack_values else ["packed_key"]
-        head = sch.get_loops(self.block("out"))[3]
-        if self.structure.pack_in_task:
+        head = self.loops("out")[3]
+        if self.pack_in_task:
             for name in packed:
                 sch.compute_at(self.block(name), head, preserve_unit_loops=True)
-        *_, row, group, d, c = sch.get_loops(self.block("packed_key"))
-        tiles, lane = sch.split(c, [None, self.tile.vector], preserve_unit_iters=True)
+        *_, row, group, d, c = self.loops("packed_key")
+        tiles, lane = self.lanes_of(c)
         sch.reorder(group, tiles, d, lane)
         sch.vectorize(lane)
         if self.tile.pack_values:
-            *_, value_row, _, _, c = sch.get_loops(self.block("packed_value"))
+            *_, value_row, _, _, c = self.loops("packed_value")
             sch.vectorize(self.vector_of(c, self.problem.head_dim_v)[1])
-            if not self.structure.pack_in_task:
+            if not self.pack_in_task:
                 sch.merge(row, value_row)  # waking the threads costs more than a small copy
-        if not self.structure.pack_in_task:
-            sch.parallel(sch.fuse(*sch.get_loops(self.block("packed_key"))[:4]))
+        if not self.pack_in_task:
+            sch.parallel(sch.fuse(*self.loops("packed_key")[:4]))
         if bias:
-            sch.vectorize(sch.get_loops(self.block("padded_bias"))[-1])
-        sch.parallel(sch.fuse(*sch.get_loops(self.block("out"))[:3]))
+            sch.vectorize(self.loops("padded_bias")[-1])
+        sch.parallel(sch.fuse(*self.loops("out")[:3]))
 
     def softmax(self) -> None:
         """Vectors of lanes; as many rows at once as are unrolled."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from tvm_na.schedules.base import largest_divisor
+from tvm_na.schedules.cpu.vectors import vector_length
 from tvm_na.targets.target import NATarget
 
 
 def lanes_for(channels: int, dtype: str, target: NATarget) -> int:
     """Elements of the vectors that a row is taken in."""
-    return largest_divisor(channels, target.vector_bytes // (8 if dtype == "float64" else 4))
+    return largest_divisor(channels, vector_length(dtype, target))
 
 
 def schedule(func: Any) -> Any:

@@ -9,36 +9,28 @@ from __future__ import annotations
 from typing import Any
 
 from tvm_na.problems.unfused import UnfusedProblem
-from tvm_na.schedules.base import Opened, Plan, Scheduled, largest_divisor, open_func, unfused_of
+from tvm_na.schedules.base import Opened, SearchSpace, largest_divisor
+from tvm_na.schedules.cpu.vectors import IN_FLIGHT, STACK_BYTES, channel_vector, vector_length
+from tvm_na.schedules.helpers import FuncSchedule
 from tvm_na.targets.target import NATarget
-
-STRUCTURES = ("rows in parallel",)
+from tvm_na.te.unfused.tiles import TransposedTile, UnfusedLanesTile
 
 # Queries whose sums for a bias are added up in one task: few enough for float32, and many times the sums themselves.
 _BIAS_TOKENS = 256
-# Multiply-adds that must be under way at once, since each waits for the one before it: two pipes, four cycles.
-_IN_FLIGHT = 8
-# From so many bytes on TVM takes sums from a pool of memory, not from the stack, and they are in no register.
-_STACK_BYTES = 1024
 # Keys of a window's row that are written out.
 _SHORT = 16
 # Columns of a window that are one vector, of whatever registers it takes.
 _LONG = 32
 
 
-def serves(problem: UnfusedProblem, target: NATarget) -> bool:
-    """Whether this space has a kernel for ``problem`` on ``target``: not for parts of the sums for a bias."""
-    return target.kind == "llvm" and problem.dtype in ("float32", "float64") and problem.kind != "bias_parts"
-
-
 def _register(problem: UnfusedProblem, target: NATarget) -> int:
     """Elements of a vector register."""
-    return target.vector_bytes // (8 if problem.accum_dtype == "float64" else 4)
+    return vector_length(problem.accum_dtype, target)
 
 
 def _accumulators(target: NATarget) -> int:
     """Accumulators that fit beside the operands of a multiply-add, and on the stack."""
-    return min(target.vector_registers * 3 // 4, (_STACK_BYTES - 1) // target.vector_bytes)
+    return min(target.vector_registers * 3 // 4, (STACK_BYTES - 1) // target.vector_bytes)
 
 
 def lane_vectors(problem: UnfusedProblem, target: NATarget) -> list[int]:
@@ -48,17 +40,7 @@ def lane_vectors(problem: UnfusedProblem, target: NATarget) -> list[int]:
     return sorted(options, key=lambda v: (-(-columns // v) * (1 + v / register), -v))[:2]
 
 
-def channel_vector(dim: int, register: int) -> int:
-    """Elements of ``dim`` channels in a vector: a register of them, half of one, or what divides them."""
-    if dim <= register:
-        return dim
-    power = largest_divisor(register, dim & -dim)
-    return power if power >= register // 2 else largest_divisor(dim, register)
-
-
-def _transposed_tiles(problem: UnfusedProblem, target: NATarget) -> list[Any]:
-    from tvm_na.te.unfused.lanes_transposed import TransposedTile
-
+def _transposed_tiles(problem: UnfusedProblem, target: NATarget) -> list[TransposedTile]:
     if problem.kind == "bias_sums":
         return [TransposedTile(tokens=tokens) for tokens in (_BIAS_TOKENS, 4 * _BIAS_TOKENS)]
     vector = channel_vector(problem.channels, _register(problem, target))
@@ -67,67 +49,24 @@ def _transposed_tiles(problem: UnfusedProblem, target: NATarget) -> list[Any]:
     return [TransposedTile(vector, n) for n in dict.fromkeys(largest_divisor(vectors, limit) for limit in limits)]
 
 
-def formulations(problem: UnfusedProblem, target: NATarget, batch: int | None = None) -> list[Any]:
-    """The PrimFuncs of ``problem`` that are worth scheduling, the default first."""
-    if problem.kind in ("av_transposed", "bias_sums"):
-        from tvm_na.te.unfused.lanes_transposed import transposed
+class UnfusedSchedule(FuncSchedule):
+    """Schedules one PrimFunc."""
 
-        return [transposed(problem, tile, batch) for tile in _transposed_tiles(problem, target)]
-    from tvm_na.te.unfused.lanes import av, qk
+    def __init__(self, opened: Opened) -> None:
+        super().__init__(opened)
+        self.rank = self.problem.rank
+        self.register = _register(self.problem, opened.target)
+        self.accumulators = _accumulators(opened.target)
 
-    if problem.kind == "av":
-        return [av(problem, _register(problem, target), batch)]
-    return [qk(problem, vector, batch) for vector in lane_vectors(problem, target)]
-
-
-def structures(func: Any, target: NATarget) -> tuple[str, ...]:
-    """The only structure."""
-    return STRUCTURES
-
-
-def apply(func: Any, target: NATarget, plan: Plan = Plan()) -> Scheduled | None:  # noqa: B008
-    """The schedule of an unfused PrimFunc; None for any other function or target.
-
-    Args:
-        func: An unscheduled PrimFunc of :mod:`tvm_na.te.unfused.lanes` or :mod:`tvm_na.te.unfused.lanes_transposed`.
-        target: The machine.
-        plan: Which point of the space is wanted.
-
-    Raises:
-        ValueError: if there is no such structure.
-    """
-    problem = unfused_of(func, "unfused", "unfused transposed")
-    if problem is None or not serves(problem, target):
-        return None
-    opened = open_func(func, plan, STRUCTURES)
-    schedule = _Schedule(opened, problem, target)
-    {"qk": schedule.qk, "dots": schedule.qk, "av": schedule.av, "av_transposed": schedule.av_transposed}.get(
-        problem.kind, schedule.bias_sums
-    )()
-    return opened.scheduled()
-
-
-class _Schedule:
-    """Schedules one PrimFunc; decisions are made in the order of the calls."""
-
-    def __init__(self, opened: Opened, problem: UnfusedProblem, target: NATarget) -> None:
-        self.sch, self.decide, self.formulation = opened.schedule, opened.decide, opened.formulation
-        self.problem, self.rank = problem, problem.rank
-        self.register = _register(problem, target)
-        self.accumulators = _accumulators(target)
-
-    def block(self, name: str) -> Any:
-        return self.sch.get_sblock(name)
-
-    def loops(self, name: str) -> list[Any]:
-        return list(self.sch.get_loops(self.block(name)))
+    def build(self) -> None:
+        """Apply every transformation."""
+        kind = self.problem.kind
+        getattr(self, "qk" if kind == "dots" else kind)()
 
     def vectorize(self, loop: Any) -> None:
-        if getattr(self.sch.get(loop).extent, "value", 2) != 1:
+        """Vectorise a loop that runs more than once."""
+        if self.extent(loop) != 1:
             self.sch.vectorize(loop)
-
-    def split(self, loop: Any, factors: list[Any]) -> list[Any]:
-        return list(self.sch.split(loop, factors, preserve_unit_iters=True))
 
     def tasks(self, loops: list[Any]) -> tuple[list[Any], Any]:
         """Of the loops over samples and positions, those that are to be parallel, and that over the columns in a task.
@@ -137,23 +76,14 @@ class _Schedule:
         *rows, column = loops
         if self.rank == 1:
             size = self.problem.spatial[0]
-            part, column = self.decide.split("columns per task", column, size, largest_divisor(size, 64))
+            part, column = self.tune.split("columns per task", column, size, largest_divisor(size, 64))
             rows.append(part)
         return rows, column
-
-    def split_off_init(self, name: str, loop: Any, unrolled: int) -> None:
-        """The zeros of a reduction in a block of their own in front of ``loop``, unrolled and vectorised."""
-        init = self.sch.decompose_reduction(self.block(name), loop)
-        loops = self.sch.get_loops(init)
-        for outer in loops[len(loops) - 1 - unrolled : -1]:
-            self.sch.unroll(outer)
-        if getattr(self.sch.get(loops[-1]).extent, "value", 0) <= _LONG:
-            self.vectorize(loops[-1])
 
     def qk(self) -> None:
         """Rows of keys x vectors of columns as accumulators, the reduction over channels outside of them."""
         sch, p = self.sch, self.problem.forward
-        vector, columns = self.formulation["vector"], p.kernel_size[-1]
+        vector, columns = self.tile.vector, p.kernel_size[-1]
         packed = self.loops("packed_key")
         self.vectorize(self.split(packed[-1], [None, vector])[1])
         sch.parallel(sch.fuse(*packed[:4]))
@@ -168,18 +98,19 @@ class _Schedule:
         keys, lanes = self.problem.window // columns, -(-columns // vector)
         v, lane = self.split(l, [None, vector])
         vectors = largest_divisor(lanes, self.accumulators)
-        v_outer, v_inner = self.decide.split("score vectors at once", v, lanes, vectors)
+        v_outer, v_inner = self.tune.split("score vectors at once", v, lanes, vectors)
         limit = max(1, min(keys, 8, self.accumulators // vectors))
         even = -(-keys // -(-keys // limit))
-        at_once = self.decide.one_of("score rows at once", range(1, min(keys, 8) + 1), default=even)
+        at_once = self.tune.one_of("score rows at once", range(1, min(keys, 8) + 1), default=even)
         a_outer, a_inner = self.split(a, [None, at_once])
-        d_outer, d_inner = self.decide.split("score channels at once", d, p.head_dim, 1, limit=8)
+        d_outer, d_inner = self.tune.split("score channels at once", d, p.head_dim, 1, limit=8)
         sch.reorder(v_outer, a_outer, d_outer, d_inner, a_inner, v_inner, lane)
-        for loop in (a_outer, d_inner, a_inner, v_inner) if keys <= 32 else (d_inner, a_inner, v_inner):
-            sch.unroll(loop)
+        if keys <= 32:
+            self.unroll(a_outer)
+        self.unroll(d_inner, a_inner, v_inner)
         self.vectorize(lane)
         sch.parallel(sch.fuse(*tasks))  # before sums have two blocks
-        self.split_off_init("dots", d_outer, unrolled=2)
+        self.vectorize(self.split_off_init("dots", d_outer, unrolled=2))
 
     def av(self) -> None:
         """Heads x vectors of channels as accumulators, the window outside of them."""
@@ -190,20 +121,19 @@ class _Schedule:
         tasks, _ = self.tasks(positions)
         self.vectorize(self.split(x, [None, vector])[1])
         of_task = largest_divisor(vectors, self.accumulators)
-        wanted = min(self.accumulators // of_task, -(-_IN_FLIGHT // of_task))
-        h_outer, _ = self.decide.split("heads at once", h, p.heads, largest_divisor(p.heads, wanted), limit=8)
+        wanted = min(self.accumulators // of_task, -(-IN_FLIGHT // of_task))
+        h_outer, _ = self.tune.split("heads at once", h, p.heads, largest_divisor(p.heads, wanted), limit=8)
         sch.compute_at(self.block("sums"), h_outer, preserve_unit_loops=True)
         h, x, a, l = self.loops("sums")[-4:]
         x, lane = self.split(x, [None, vector])
-        x_outer, x_inner = self.decide.split("value vectors at once", x, vectors, of_task)
+        x_outer, x_inner = self.tune.split("value vectors at once", x, vectors, of_task)
         sch.reorder(x_outer, a, l, h, x_inner, lane)
-        sch.unroll(h)
-        sch.unroll(x_inner)
+        self.unroll(h, x_inner)
         if p.kernel_size[-1] <= _SHORT:
             sch.unroll(l)
         self.vectorize(lane)
         sch.parallel(sch.fuse(*tasks))  # before sums have two blocks
-        self.split_off_init("sums", a, unrolled=2)
+        self.vectorize(self.split_off_init("sums", a, unrolled=2))
 
     def av_transposed(self) -> None:
         """Rows of keys in parallel; all else is as it was written."""
@@ -216,7 +146,38 @@ class _Schedule:
         sch.parallel(sch.fuse(*self.loops("partial")))
         h, y, e, b, c = self.loops("total")
         sch.reorder(h, y, b, c, e)
-        if 2 * self.problem.forward.kernel_size[-1] - 1 <= _LONG:
+        short = 2 * self.problem.forward.kernel_size[-1] - 1 <= _LONG
+        if short:
             self.vectorize(e)
         sch.parallel(h)
-        self.split_off_init("total", b, unrolled=0)
+        zeros = self.split_off_init("total", b, unrolled=0)
+        if short:
+            self.vectorize(zeros)
+
+
+class CpuUnfused(SearchSpace):
+    """The unfused operators on CPUs."""
+
+    name = "cpu-unfused"
+    problems = UnfusedProblem
+    tile_types = (UnfusedLanesTile, TransposedTile)
+    transform = UnfusedSchedule
+    all_sketches = ("rows in parallel",)
+
+    def serves(self, problem: UnfusedProblem, target: NATarget) -> bool:
+        """Float32 and float64 alone, and no parts of the sums for a bias."""
+        return target.kind == "llvm" and problem.dtype in ("float32", "float64") and problem.kind != "bias_parts"
+
+    def formulations(self, problem: UnfusedProblem, target: NATarget, batch: int | None = None) -> list[Any]:
+        """Some vectors of columns or of channels."""
+        from tvm_na.te.unfused.lanes import av, qk
+        from tvm_na.te.unfused.lanes_transposed import transposed
+
+        if problem.kind in ("av_transposed", "bias_sums"):
+            return [transposed(problem, tile, batch) for tile in _transposed_tiles(problem, target)]
+        if problem.kind == "av":
+            return [av(problem, _register(problem, target), batch)]
+        return [qk(problem, vector, batch) for vector in lane_vectors(problem, target)]
+
+
+SPACE = CpuUnfused()

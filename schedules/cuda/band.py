@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm_na.problems.attention import NAProblem
-from tvm_na.schedules.base import Decisions
+from tvm_na.schedules.base import Opened
 from tvm_na.schedules.cuda import mma
 from tvm_na.schedules.cuda.band_layouts import instructions_for, layouts_of
 from tvm_na.schedules.cuda.band_sizes import MAX_IN_BLOCK, copied, default_rows, default_shape, heads_of
-from tvm_na.targets.target import NATarget
-from tvm_na.te.attention.band_axis import SIDE, BandTile, axes
+from tvm_na.schedules.helpers import FuncSchedule
+from tvm_na.te.attention.band_axis import SIDE, axes
 
 _WRITE = ("write", 0)
 _LANES = 32
@@ -24,16 +23,15 @@ _MOST_UNROLLED = 64  # copies of a thread
 AT_ONCE, COLUMNS_IN_TURN, HEADS_IN_TURN = "tiles at once", "columns in turn", "heads in turn"
 
 
-class BandSchedule:
+class BandSchedule(FuncSchedule):
     """Schedules a PrimFunc of :func:`tvm_na.te.attention.band.forward`; see the module."""
 
-    def __init__(
-        self, sch: Any, problem: NAProblem, tile: BandTile, target: NATarget, decide: Decisions, structure: str
-    ) -> None:
-        self.sch, self.problem, self.tile, self.decide, self.structure = sch, problem, tile, decide, structure
+    def __init__(self, opened: Opened) -> None:
+        super().__init__(opened)
+        problem, tile = self.problem, self.tile
         self.row, self.column = axes(problem, tile)
-        self.turn = structure.partition(" in turn")[0] if structure != AT_ONCE else None
-        self.default = default_shape(problem, tile, target, self.turn)
+        self.turn = self.sketch.partition(" in turn")[0] if self.sketch != AT_ONCE else None
+        self.default = default_shape(problem, tile, opened.target, self.turn)
         self.passes = ("_first", "") if tile.passes == 2 else ("",)
         self.outputs = {"normalized": "out"} | ({"lse_tile": "lse"} if problem.return_lse else {})
         self.factors: dict[str, list[Any]] = {}
@@ -53,14 +51,8 @@ class BandSchedule:
         self.keep_in_registers()
         self.use_tensor_cores()
         self.deal_out()
-        if self.structure == HEADS_IN_TURN:
+        if self.sketch == HEADS_IN_TURN:
             self.overlap()
-
-    def block(self, name: str) -> Any:
-        return self.sch.get_sblock(name)
-
-    def loops(self, name: str) -> list[Any]:
-        return list(self.sch.get_loops(self.block(name)))
 
     # --- where stages are computed
 
@@ -71,13 +63,12 @@ class BandSchedule:
         nests = [self.nest(name) for name in self.outputs]
         for name, nest in zip(self.outputs.values(), nests, strict=True):
             sch.reverse_compute_at(self.block(name), nest, preserve_unit_loops=True)
-        # Two outputs share the sums of a sub-tile: only in one loop nest can both have them at hand.
-        warp = sch.merge(*nests) if len(nests) > 1 else nests[0]
-        block, *turn = self.loops("normalized")[: 1 if self.structure == AT_ONCE else 2]
+        warp = self.merge(nests)
+        block, *turn = self.loops("normalized")[: 1 if self.sketch == AT_ONCE else 2]
         sch.bind(block, "blockIdx.x")
         sch.bind(warp, "threadIdx.y")
         self.at_block, self.at_warp = block, warp
-        self.at_queries = turn[0] if self.structure == HEADS_IN_TURN else block
+        self.at_queries = turn[0] if self.sketch == HEADS_IN_TURN else block
         self.fetch = {"": self.at_queries}
         for name in ("attended", "total", "ones"):
             sch.compute_at(self.block(name), warp, preserve_unit_loops=True)
@@ -94,35 +85,35 @@ class BandSchedule:
         rest, shared = self.loops(name)[6:], []
         if self.problem.heads_kv < self.problem.heads:
             # A block has heads that share keys.
-            group, head = sch.split(head, [None, heads_of(self.problem)], preserve_unit_iters=True)
+            group, head = self.split(head, [None, heads_of(self.problem)])
             shared.append(group)
         loops = {"rows": row, "columns": column, "heads": head}
         if not self.factors:
-            self.factors = {axis: self.decide_factors(axis, loop) for axis, loop in loops.items()}
-        split = {a: sch.split(loop, self.factors[a], preserve_unit_iters=True) for a, loop in loops.items()}
+            self.factors = {axis: self.axis_factors(axis, loop) for axis, loop in loops.items()}
+        split = {a: self.split(loop, self.factors[a]) for a, loop in loops.items()}
         blocks = [batch, *residues, *shared, *(split[axis][0] for axis in loops)]
         turn = [split[axis][1] for axis in loops if axis == self.turn]
         warps = [split[axis][1] for axis in loops if axis != self.turn]
         sch.reorder(*blocks, *turn, *warps, *rest)
-        sch.fuse(*blocks, preserve_unit_iters=True)
-        return sch.fuse(*warps, preserve_unit_iters=True)
+        self.fuse(blocks)
+        return self.fuse(warps)
 
-    def decide_factors(self, axis: str, loop: Any) -> list[Any]:
+    def axis_factors(self, axis: str, loop: Any) -> list[Any]:
         """How many sub-tiles along an axis, or heads, a block has."""
         name = f"{axis} in turn" if axis == self.turn else f"{axis} at once"
         extent = {"rows": self.row.tiles, "columns": self.column.tiles, "heads": heads_of(self.problem)}[axis]
-        return self.decide.factors(name, loop, extent, getattr(self.default, axis), limit=getattr(MAX_IN_BLOCK, axis))
+        return self.tune.factors(name, loop, extent, getattr(self.default, axis), limit=getattr(MAX_IN_BLOCK, axis))
 
     def place_in_steps(self) -> None:
         """The stages of two passes: some rows of the band at a time."""
-        sch, decide = self.sch, self.decide
+        sch = self.sch
         steps: list[Any] = []
         for name in ("attended", "total"):
             *others, row, column = self.loops(name)[-4:]
             if not steps:
                 default = default_rows(self.tile, self.row, self.column)
-                self.rows = decide.factors("band rows at once", row, self.row.keys, default)
-            step, row = sch.split(row, self.rows, preserve_unit_iters=True)
+                self.rows = self.tune.factors("band rows at once", row, self.row.keys, default)
+            step, row = self.split(row, self.rows)
             sch.reorder(step, *others, row, column)
             steps.append(step)
         self.fetch[""] = sch.merge(*steps)
@@ -131,7 +122,7 @@ class BandSchedule:
         for name in ("maximum", "lane_maximum"):
             sch.compute_at(self.block(name), self.at_warp, preserve_unit_loops=True)
         m, lane, row = self.loops("lane_maximum")[-3:]
-        self.fetch["_first"], row = sch.split(row, self.rows, preserve_unit_iters=True)
+        self.fetch["_first"], row = self.split(row, self.rows)
         sch.reorder(self.fetch["_first"], m, lane, row)
         for name in ("row_maximum", "scores_first", "dots_first"):
             sch.compute_at(self.block(name), self.fetch["_first"], preserve_unit_loops=True)
@@ -139,7 +130,7 @@ class BandSchedule:
     # --- products, cut into those of a tensor core
 
     def by_side(self, *loops: Any) -> list[list[Any]]:
-        return [list(self.sch.split(loop, [None, SIDE], preserve_unit_iters=True)) for loop in loops]
+        return [self.split(loop, [None, SIDE]) for loop in loops]
 
     def product_of_scores(self, suffix: str) -> None:
         """Queries by keys."""
@@ -256,8 +247,7 @@ class BandSchedule:
             sch.decompose_reduction(tile, first)
             sch.tensorize(self.loops(f"{name}_init")[-2], mma.clear(width))
             sch.tensorize(self.loops(name)[-3], multiply)
-            for loop in loops:
-                sch.unroll(loop)
+            self.unroll(*loops)
 
     # --- lanes
 
@@ -283,8 +273,7 @@ class BandSchedule:
         sch = self.sch
         sch.reorder(low, four, *inner, *([] if vector is None else [vector]))
         sch.bind(sch.fuse(low, four), "threadIdx.x")
-        for loop in inner:
-            sch.unroll(loop)
+        self.unroll(*inner)
         if vector is not None:
             sch.vectorize(vector)
 
@@ -309,7 +298,7 @@ class BandSchedule:
         """The log-sum-exp goes through shared memory: one of the four lanes of a query writes it there."""
         sch = self.sch
         row, column = self.loops("lse_tile")[-2:]
-        _, four = sch.split(sch.add_unit_loop(self.block("lse_tile")), [None, 4], preserve_unit_iters=True)
+        _, four = self.split(sch.add_unit_loop(self.block("lse_tile")), [None, 4])
         high, low = sch.split(sch.fuse(row, column), [2, 8])
         self.bind_lanes(low, four, [high])
         _, lane = sch.split(sch.fuse(*self.loops("lse")[-2:]), [None, 32])

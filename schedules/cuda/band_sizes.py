@@ -39,7 +39,7 @@ class BlockShape:
         return self.rows * self.columns * self.heads
 
 
-#: More than this no structure has of a block.
+#: More than this no sketch has of a block.
 MAX_IN_BLOCK = BlockShape(16, 8, 8)
 
 

@@ -11,24 +11,23 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-from tvm_na.problems.attention import NAProblem
-from tvm_na.schedules.base import Decisions, largest_divisor
+from tvm_na.problems.attention import TF32, NAProblem
+from tvm_na.schedules.base import Opened, SearchSpace, largest_divisor
 from tvm_na.schedules.cuda.gather_sizes import (
+    LINE_BYTES,
     SIZES,
     THREADS,
-    group_threads,
     keys_in_shared,
     load_width,
     queries_in_shared,
+    tiles,
 )
-from tvm_na.te.attention.gather import GatherTile, window_size
-
-_UNROLLED = (0, 16, 64, 512)
-_MAX_THREADS, _MAX_ROWS, _MAX_HEADS = 1024, 4, 8  # of a block
-_LINE_BYTES = 128  # of the caches: shorter keys of neighboring heads share one
+from tvm_na.schedules.cuda.groups import GroupSchedule
+from tvm_na.targets.target import NATarget
+from tvm_na.te.attention.gather_tile import GatherTile
 
 
-class GatherSchedule:
+class GatherSchedule(GroupSchedule):
     """Schedules a PrimFunc that keeps the scores of a window; see the module."""
 
     #: The stages of a query, the last first; which of them are kept in registers, and which in shared memory.
@@ -36,11 +35,9 @@ class GatherSchedule:
     local: tuple[str, ...] = ("attended", "total", "maximum", "dots")
     shared: tuple[str, ...] = ("scores", "weights")
 
-    def __init__(self, sch: Any, problem: NAProblem, tile: GatherTile, decide: Decisions) -> None:
-        self.sch, self.problem, self.tile, self.decide = sch, problem, tile, decide
-        self.window = window_size(problem)
-        self.group = group_threads(problem)
-        self.queries = 1  # of a block
+    def __init__(self, opened: Opened) -> None:
+        super().__init__(opened, opened.problem)
+        self.window = prod(self.problem.kernel_size)
         self.factors: list[list[Any]] | None = None
         self.parts: list[Any] = []  # the stages that write parts to shared memory
 
@@ -54,9 +51,6 @@ class GatherSchedule:
         for block in (*map(self.block, self.shared), *self.parts):
             self.sch.set_scope(block, 0, "shared")
 
-    def block(self, name: str) -> Any:
-        return self.sch.get_sblock(name)
-
     # --- queries
 
     def place(self) -> None:
@@ -64,12 +58,11 @@ class GatherSchedule:
         sch = self.sch
         self.stored = sch.cache_write(self.block("out"), 0, "local")
         nests = [self.nest(self.stored)] + ([self.nest(self.block("lse"))] if self.problem.return_lse else [])
-        # Two outputs share the sums of a query: only in one loop nest can both have them at hand.
-        query = sch.merge(*nests) if len(nests) > 1 else nests[0]
+        query = self.merge(nests)
         for name in ("out", *self.stages):
             sch.compute_at(self.block(name), query, preserve_unit_loops=True, index=-2)
         *blocks, query, _ = sch.get_loops(self.stored)
-        sch.bind(sch.fuse(*blocks, preserve_unit_iters=True), "blockIdx.x")
+        self.bind_block(blocks)
         sch.bind(query, "threadIdx.y")
         for name in self.local:
             sch.set_scope(self.block(name), 0, "local")
@@ -82,35 +75,22 @@ class GatherSchedule:
         axes = [*outer[-1:], last, head]
         if self.factors is None:
             self.factors = self.block_shape(axes)
-        split = [sch.split(loop, two, preserve_unit_iters=True) for loop, two in zip(axes, self.factors, strict=True)]
+        split = [self.split(loop, two) for loop, two in zip(axes, self.factors, strict=True)]
         blocks, queries = (list(part) for part in zip(*split, strict=True))
         sch.reorder(batch, *outer[:-1], *blocks, *queries, *channels)
-        return sch.fuse(*queries, preserve_unit_iters=True)
+        return self.fuse(queries)
 
     def block_shape(self, axes: list[Any]) -> list[list[Any]]:
-        """The queries of a block: of some rows (if there are rows), columns and heads, each a divisor of all.
-
-        One factor for each axis, rather than for all together: only so does TVM find the shared memory of a block.
-        """
-        p, most = self.problem, _MAX_THREADS // self.group
-        line = _LINE_BYTES // (p.head_dim * SIZES[p.dtype])
+        """The queries of a block: of some columns and heads, as many as have room in shared memory."""
+        p = self.problem
+        line = LINE_BYTES // (p.head_dim * SIZES[p.dtype])
         heads = largest_divisor(p.heads, line)
         columns = largest_divisor(p.spatial[-1], queries_in_shared(p, self.tile, THREADS // self.group) // heads)
-        wanted = [
-            ("rows at once", p.spatial[-2] if p.rank > 1 else 1, 1, _MAX_ROWS),
-            ("columns at once", p.spatial[-1], columns, most),
-            ("heads at once", p.heads, heads, min(most, _MAX_HEADS)),
-        ][-len(axes) :]
-        found = [
-            self.decide.factors(name, loop, extent, default, limit=limit)
-            for loop, (name, extent, default, limit) in zip(axes, wanted, strict=True)
-        ]
-        self.queries = prod(int(self.sch.get(two[1])) for two in found)
-        return found
+        return self.block_factors(axes, p.heads, (1, columns, heads))
 
     def inner_loops(self, name: str) -> list[Any]:
         """The loops of a stage inside of a query."""
-        return list(self.sch.get_loops(self.block(name)))[2:]
+        return self.loops(name)[2:]
 
     # --- scores
 
@@ -118,7 +98,7 @@ class GatherSchedule:
         """Scores, some keys at once; then their maximum, the weights and their sum, each thread some keys."""
         loop = self.inner_loops("scores")[-1]
         default = largest_divisor(self.window, keys_in_shared(self.problem, self.tile, self.queries))
-        some_keys, _ = self.decide.split("keys at once", loop, self.window, default)
+        some_keys, _ = self.tune.split("keys at once", loop, self.window, default)
         self.score("partial", "dots", "scores", some_keys)
         for name in ("maximum", "weights", "total"):
             self.deal_out(name)
@@ -134,16 +114,16 @@ class GatherSchedule:
         """
         sch = self.sch
         self.deal_out(scores)
-        sch.compute_at(self.block(dots), sch.get_loops(self.block(scores))[-1], preserve_unit_loops=True)
+        sch.compute_at(self.block(dots), self.loops(scores)[-1], preserve_unit_loops=True)
         sch.compute_at(self.block(partial), at, preserve_unit_loops=True)
         written = sch.cache_write(self.block(partial), 0, "local")
         self.parts.append(written)
         w, p = list(sch.get_loops(written))[-2:]
-        w_outer, w_inner = sch.split(w, [None, self.group // self.tile.parts], preserve_unit_iters=True)
+        w_outer, w_inner = self.split(w, [None, self.group // self.tile.parts])
         sch.reorder(w_inner, p, w_outer)
-        lane = sch.fuse(w_inner, p, preserve_unit_iters=True)
+        lane = self.fuse([w_inner, p])
         sch.bind(lane, "threadIdx.x")
-        self.unroll(w_outer, f"{scores} unrolling")
+        self.unroll_steps(w_outer, f"{scores} unrolling")
         sch.compute_at(self.block(partial), w_outer, preserve_unit_loops=True)
         width = load_width(self.problem, self.problem.head_dim // self.tile.parts)
         for index, loop in ((0, lane), (1, w_outer)):
@@ -151,7 +131,7 @@ class GatherSchedule:
 
     def deal_out(self, name: str) -> None:
         """Deal the window out to the threads of a group."""
-        _, lane = self.sch.split(self.inner_loops(name)[-1], [None, self.group], preserve_unit_iters=True)
+        _, lane = self.split(self.inner_loops(name)[-1], [None, self.group])
         self.sch.bind(lane, "threadIdx.x")
 
     # --- output
@@ -163,53 +143,20 @@ class GatherSchedule:
         rows, keys = self.rows_of(window)
         self.sch.reorder(lane, rows, keys, outer, inner)
         self.copy("attended", 1, keys, self.width)
-        self.unroll(keys, "value unrolling")
+        self.unroll_steps(keys, "value unrolling")
         self.sch.decompose_reduction(self.block("attended"), rows)
 
     def outputs(self) -> None:
-        """Each thread writes its channels, as many at once as it reads."""
+        """What each thread writes."""
         sch = self.sch
-        lane, _, inner = self.channels(sch.get_loops(self.stored)[-1])
-        sch.vectorize(inner)
-        sch.compute_at(self.block("out"), lane, preserve_unit_loops=True)
-        sch.unroll(sch.get_loops(self.block("out"))[-1])
+        self.write_channels(self.stored)
         if self.problem.return_lse:
-            _, lane = sch.split(sch.add_unit_loop(self.block("lse")), [1, self.group], preserve_unit_iters=True)
+            _, lane = self.split(sch.add_unit_loop(self.block("lse")), [1, self.group])
             sch.bind(lane, "threadIdx.x")
-
-    def channels(self, loop: Any) -> list[Any]:
-        """Split a loop over channels: threads of a group (bound), rounds, a load's width."""
-        rounds = -(-self.problem.head_dim_v // (self.group * self.width))
-        loops = list(self.sch.split(loop, [self.group, rounds, self.width], preserve_unit_iters=True))
-        self.sch.bind(loops[0], "threadIdx.x")
-        self.sch.unroll(loops[1])
-        return loops
-
-    @property
-    def width(self) -> int:
-        """Channels that a thread reads at once: of the widest loads, unless that leaves threads without work."""
-        each = -(-self.problem.head_dim_v // self.group)
-        return min(load_width(self.problem, self.problem.head_dim_v), 1 << (each.bit_length() - 1))
 
     def rows_of(self, window: Any) -> list[Any]:
         """Split a loop over the window into rows and their keys."""
-        return list(self.sch.split(window, [None, self.problem.kernel_size[-1]], preserve_unit_iters=True))
-
-    # --- parts of all
-
-    def copy(self, name: str, index: int, loop: Any, width: int) -> None:
-        """Read what a stage reads through registers, ``width`` elements at once."""
-        sch, block = self.sch, self.block(name)
-        copied = sch.cache_read(block, index, "local", consumer_blocks=[block])
-        sch.compute_at(copied, loop, preserve_unit_loops=True)
-        _, inner = sch.split(sch.get_loops(copied)[-1], [None, width], preserve_unit_iters=True)
-        sch.vectorize(inner)
-
-    def unroll(self, loop: Any, name: str) -> None:
-        """Let the compiler unroll a loop, if it is short enough."""
-        steps = self.decide.one_of(name, _UNROLLED, default=_UNROLLED[2])
-        self.sch.annotate(loop, "pragma_auto_unroll_max_step", steps)
-        self.sch.annotate(loop, "pragma_unroll_explicit", 0)
+        return self.split(window, [None, self.problem.kernel_size[-1]])
 
 
 class OnlineGatherSchedule(GatherSchedule):
@@ -228,8 +175,8 @@ class OnlineGatherSchedule(GatherSchedule):
         lane, keys = self.inner_loops("lane_sums")[-2:]
         each = -(-self.window // self.tile.lanes)
         limit = keys_in_shared(self.problem, self.tile, self.queries) // self.tile.lanes
-        self.keys = self.decide.factors("keys at once", keys, each, largest_divisor(each, limit))
-        some_keys, keys = sch.split(keys, self.keys, preserve_unit_iters=True)
+        self.keys = self.tune.factors("keys at once", keys, each, largest_divisor(each, limit))
+        some_keys, keys = self.split(keys, self.keys)
         sch.reorder(some_keys, lane, keys)
         sch.bind(lane, "threadIdx.x")
         sch.compute_at(self.block("scores"), some_keys, preserve_unit_loops=True)
@@ -242,11 +189,38 @@ class OnlineGatherSchedule(GatherSchedule):
         """As many keys at once as before: their weights, then each thread's channels of their values."""
         sch = self.sch
         x, window = self.inner_loops("attended")[-2:]
-        some_keys, keys = sch.split(window, [self.keys[0], None], preserve_unit_iters=True)
+        some_keys, keys = self.split(window, [self.keys[0], None])
         lane, outer, inner = self.channels(x)
         sch.reorder(some_keys, lane, keys, outer, inner)
         self.copy("attended", 1, keys, self.width)
-        self.unroll(keys, "value unrolling")
+        self.unroll_steps(keys, "value unrolling")
         sch.compute_at(self.block("weights"), some_keys, preserve_unit_loops=True)
         self.score("partial_again", "dots_again", "weights", some_keys)
         sch.decompose_reduction(self.block("attended"), some_keys)
+
+
+def _transform(opened: Opened) -> GatherSchedule:
+    return OnlineGatherSchedule(opened) if opened.tile.lanes else GatherSchedule(opened)
+
+
+class CudaGather(SearchSpace):
+    """Attention on GPUs, on every architecture."""
+
+    name = "cuda-gather"
+    problems = NAProblem
+    tile_types = (GatherTile,)
+    transform = staticmethod(_transform)
+    all_sketches = ("through the cache",)
+
+    def serves(self, problem: NAProblem, target: NATarget) -> bool:
+        """Always, on a GPU, but in TF32."""
+        return target.kind == "cuda" and problem.dtype != TF32
+
+    def formulations(self, problem: NAProblem, target: NATarget, batch: int | None = None) -> list[Any]:
+        """One for each of :func:`tiles`."""
+        from tvm_na.te.attention.gather import forward
+
+        return [forward(problem, tile, batch) for tile in tiles(problem)]
+
+
+SPACE = CudaGather()

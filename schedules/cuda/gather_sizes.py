@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from tvm_na.problems.attention import NAProblem
 from tvm_na.schedules.base import divisors
-from tvm_na.te.attention.gather import GatherTile, window_size
+from tvm_na.te.attention.gather_tile import GatherTile
 
 #: Bytes of an element.
 SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 #: Threads of a block, by default.
 THREADS = 128
+#: At most, of a block.
+MAX_THREADS, MAX_ROWS, MAX_HEADS = 1024, 4, 8
+#: Of the caches: shorter keys of neighboring heads share a line.
+LINE_BYTES = 128
 _LOAD_BYTES = 16  # of the widest load
 _SHARED_BYTES = 48 * 1024  # that every GPU gives a block
 _FEWEST_KEYS, _FEWEST_QUERIES = 8, 4
@@ -31,12 +37,12 @@ def keys_in_shared(problem: NAProblem, tile: GatherTile, queries: int) -> int:
     elements = _SHARED_BYTES // (queries * SIZES[problem.accum_dtype])
     if tile.lanes:  # as many scores as keys at once; one more set for the second time
         return max(1, elements // (2 * (tile.parts + 1)))
-    return max(1, (elements - 2 * window_size(problem)) // tile.parts)
+    return max(1, (elements - 2 * prod(problem.kernel_size)) // tile.parts)
 
 
 def queries_in_shared(problem: NAProblem, tile: GatherTile, limit: int) -> int:
     """How many queries, at most ``limit``, shared memory has room for, if each has a few keys at once."""
-    enough = min(tile.lanes or _FEWEST_KEYS, window_size(problem))
+    enough = min(tile.lanes or _FEWEST_KEYS, prod(problem.kernel_size))
     fitting = (n for n in range(limit, 0, -1) if keys_in_shared(problem, tile, n) >= enough)
     return next(fitting, 1)
 

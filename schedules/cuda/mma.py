@@ -9,7 +9,12 @@ Source: PTX ISA, "Warp-level matrix instructions": mma.m16n8k16 and ldmatrix.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+#: (lane, number) of element (i, j).
+Layout = Callable[[Any, Any], tuple[Any, Any]]
 
 _NAMES = {"float16": "fp16", "bfloat16": "bf16"}
 
@@ -29,6 +34,11 @@ def lanes_of_rows(i: Any, lane: Any) -> tuple[Any, Any]:
     return 4 * (i % 8) + lane, i // 8
 
 
+def swapped(layout: Layout) -> Layout:
+    """The layout of the transposed matrix."""
+    return lambda k, n: layout(n, k)
+
+
 def register(dtype: str) -> None:
     """Make TVM know all of them, before it meets one in a tuning record."""
     for name in (load_left, load_right, load_right_transposed, multiply, multiply_narrow):
@@ -40,44 +50,47 @@ def register(dtype: str) -> None:
 @functools.cache
 def load_left(dtype: str) -> str:
     """The name of the intrinsic that loads [row, column] from shared memory to ``rows_first``."""
-    return registered(f"load_left_{dtype}", *_load(dtype, rows_first, swapped=False, transposed=False))
+    return registered_load(f"load_left_{dtype}", dtype, rows_first, _load(dtype, _left_row, transposed=False))
 
 
 @functools.cache
 def load_right(dtype: str) -> str:
     """The name of the intrinsic that loads [column, row] of a right matrix from shared memory to ``columns_first``."""
-    return registered(f"load_right_{dtype}", *_load(dtype, columns_first, swapped=True, transposed=False))
+
+    def row_of(lane: Any, stride: Any) -> Any:
+        return stride * 8 * (lane // 16) + stride * (lane % 8) + 8 * (lane % 16 // 8)
+
+    return registered_load(f"load_right_{dtype}", dtype, columns_first, _load(dtype, row_of, transposed=False))
 
 
 @functools.cache
 def load_right_transposed(dtype: str) -> str:
     """The name of the intrinsic that loads [row, column] of a right matrix from shared memory to ``columns_first``."""
-
-    def layout(k: Any, n: Any) -> tuple[Any, Any]:
-        return columns_first(n, k)
-
-    return registered(f"load_right_transposed_{dtype}", *_load(dtype, layout, swapped=False, transposed=True))
+    load = _load(dtype, _left_row, transposed=True)
+    return registered_load(f"load_right_transposed_{dtype}", dtype, swapped(columns_first), load)
 
 
 @functools.cache
 def multiply(dtype: str) -> str:
     """The name of the intrinsic for ``C[m, n] += A[m, k] * B[n, k]``, m, n and k in 16."""
-    return registered(f"multiply_{dtype}", *_multiply(dtype, 16))
+    name = f"multiply_{dtype}"
+    return registered_multiply(name, dtype, rows_first, columns_first, 16, _multiply(dtype, 16))
 
 
 @functools.cache
 def multiply_narrow(dtype: str) -> str:
     """The same with n in 8; half of each layout's numbers."""
-    return registered(f"multiply_narrow_{dtype}", *_multiply(dtype, 8))
+    name = f"multiply_narrow_{dtype}"
+    return registered_multiply(name, dtype, rows_first, columns_first, 8, _multiply(dtype, 8))
 
 
 @functools.cache
 def clear(width: int) -> str:
     """The name of the intrinsic that sets a float32 product of 16 x ``width`` (8 or 16) to 0."""
-    return registered(f"clear_{width}", *_clear(width))
+    return _registered(f"clear_{width}", *_clear(width))
 
 
-def registered(name: str, description: Any, implementation: Any) -> str:
+def _registered(name: str, description: Any, implementation: Any) -> str:
     """The full name of an intrinsic, once TVM knows what it does (``description``) and how (``implementation``)."""
     from tvm.s_tir import TensorIntrin
 
@@ -86,25 +99,25 @@ def registered(name: str, description: Any, implementation: Any) -> str:
     return full
 
 
-def _load(dtype: str, layout: Any, swapped: bool, transposed: bool) -> tuple[Any, Any]:
-    """Loads four matrices of 8 x 8, each lane naming a row of one of them.
+# --- what all intrinsics have
+
+
+def registered_load(name: str, dtype: str, layout: Layout, load: Callable[[Any, Any, Any, Any], None]) -> str:
+    """The full name of an intrinsic that loads a matrix of 16 x 16 from shared memory.
 
     Args:
+        name: Its name.
         dtype: Of the elements.
-        layout: Where an element of the 16 x 16 goes to.
-        swapped: Whether the second matrix is the one on the right of the first, else the one below it.
-        transposed: Whether lanes get columns of each of the four.
+        layout: Where an element goes to.
+        load: ``load(shared, warp, stride, lane)`` writes what a lane does; rows are so many elements apart.
     """
     from tvm.script import tirx as T
 
-    def row_of(lane: Any, stride: Any) -> Any:
-        if swapped:
-            return stride * 8 * (lane // 16) + stride * (lane % 8) + 8 * (lane % 16 // 8)
-        return stride * (lane % 16) + 8 * (lane // 16)
+    aligned = 16 if dtype in _NAMES else 4  # elements
 
     @T.prim_func(s_tir=True)
     def description(warp_handle: T.handle, shared_handle: T.handle) -> None:
-        shared = T.match_buffer(shared_handle, (16, 16), dtype, align=64, offset_factor=16, scope="shared.dyn")
+        shared = T.match_buffer(shared_handle, (16, 16), dtype, align=64, offset_factor=aligned, scope="shared.dyn")
         warp = T.match_buffer(warp_handle, (32, 8), dtype, align=64, offset_factor=8, scope="warp")
         with T.sblock("root"):
             T.reads(shared[0:16, 0:16])
@@ -122,34 +135,39 @@ def _load(dtype: str, layout: Any, swapped: bool, transposed: bool) -> tuple[Any
         s0 = T.int32()
         s1 = T.int32()
         shared = T.match_buffer(
-            shared_handle, (16, 16), dtype, align=64, offset_factor=16, scope="shared.dyn", strides=[s0, s1]
+            shared_handle, (16, 16), dtype, align=64, offset_factor=aligned, scope="shared.dyn", strides=[s0, s1]
         )
         warp = T.match_buffer(warp_handle, (32, 8), dtype, align=64, offset_factor=8, scope="warp")
         with T.sblock("root"):
             T.reads(shared[0:16, 0:16])
             T.writes(warp[0:32, 0:8])
             for lane in T.thread_binding(0, 32, "threadIdx.x"):
-                T.evaluate(
-                    T.ptx_legacy.ldmatrix(
-                        transposed,
-                        4,
-                        ".b16",
-                        warp.data,
-                        warp.elem_offset + lane * 8,
-                        shared.access_ptr("r"),
-                        row_of(lane, s0),
-                        dtype=dtype,
-                    )
-                )
+                load(shared, warp, s0, lane)
 
-    return description, implementation
+    return _registered(name, description, implementation)
 
 
-def _multiply(dtype: str, width: int) -> tuple[Any, Any]:
-    """One instruction for each 8 columns of the product."""
+def registered_multiply(
+    name: str,
+    dtype: str,
+    left: Layout,
+    right: Layout,
+    width: int,
+    multiply_lane: Callable[[Any, Any, Any, Any], None],
+) -> str:
+    """The full name of an intrinsic that adds a product of 16 x ``width`` to one in ``rows_first``.
+
+    Args:
+        name: Its name.
+        dtype: Of the matrices.
+        left: The layout of the left one.
+        right: The layout of the right one.
+        width: Columns of the product, 8 or 16.
+        multiply_lane: ``multiply_lane(A, B, C, lane)`` writes what a lane does.
+    """
     from tvm.script import tirx as T
 
-    name, numbers = _NAMES[dtype], width // 2
+    numbers = width // 2
 
     @T.prim_func(s_tir=True)
     def description(a: T.handle, b: T.handle, c: T.handle) -> None:
@@ -162,30 +180,12 @@ def _multiply(dtype: str, width: int) -> tuple[Any, Any]:
             for i, j, k in T.grid(16, width, 16):
                 with T.sblock("multiply"):
                     vi, vj, vk = T.axis.remap("SSR", [i, j, k])
-                    lane_a, at_a = T.meta_var(rows_first(vi, vk))
-                    lane_b, at_b = T.meta_var(columns_first(vj, vk))
+                    lane_a, at_a = T.meta_var(left(vi, vk))
+                    lane_b, at_b = T.meta_var(right(vj, vk))
                     lane_c, at_c = T.meta_var(rows_first(vi, vj))
                     T.reads(C[lane_c, at_c], A[lane_a, at_a], B[lane_b, at_b])
                     T.writes(C[lane_c, at_c])
-                    C[lane_c, at_c] += T.Cast("float32", A[lane_a, at_a]) * T.Cast("float32", B[lane_b, at_b])
-
-    def instruction(A: Any, B: Any, C: Any, lane: Any, n8: Any) -> Any:
-        return T.ptx_legacy.mma(
-            "m16n8k16",
-            "row",
-            "col",
-            name,
-            name,
-            "fp32",
-            A.data,
-            A.elem_offset + lane * 8,
-            B.data,
-            B.elem_offset + lane * numbers + 4 * n8,
-            C.data,
-            C.elem_offset + lane * numbers + 4 * n8,
-            False,
-            dtype="float32",
-        )
+                    C[lane_c, at_c] += A[lane_a, at_a].astype("float32") * B[lane_b, at_b].astype("float32")
 
     @T.prim_func(s_tir=True)
     def implementation(a: T.handle, b: T.handle, c: T.handle) -> None:
@@ -196,10 +196,57 @@ def _multiply(dtype: str, width: int) -> tuple[Any, Any]:
             T.reads(C[0:32, 0:numbers], A[0:32, 0:8], B[0:32, 0:numbers])
             T.writes(C[0:32, 0:numbers])
             for lane in T.thread_binding(0, 32, "threadIdx.x"):
-                for n8 in T.unroll(width // 8):
-                    T.evaluate(instruction(A, B, C, lane, n8))
+                multiply_lane(A, B, C, lane)
 
-    return description, implementation
+    return _registered(name, description, implementation)
+
+
+# --- what a lane does, in 16 bits
+
+
+def _left_row(lane: Any, stride: Any) -> Any:
+    """Where the row of a matrix of 8 x 8 begins that a lane names: the second matrix is the one below the first."""
+    return stride * (lane % 16) + 8 * (lane // 16)
+
+
+def _load(dtype: str, row_of: Callable[[Any, Any], Any], transposed: bool) -> Callable[[Any, Any, Any, Any], None]:
+    """Four matrices of 8 x 8; ``transposed``: lanes get columns of each of the four."""
+    from tvm.script import tirx as T
+
+    def load(shared: Any, warp: Any, stride: Any, lane: Any) -> None:
+        place = warp.elem_offset + lane * 8
+        source, row = shared.access_ptr("r"), row_of(lane, stride)
+        T.evaluate(T.ptx_legacy.ldmatrix(transposed, 4, ".b16", warp.data, place, source, row, dtype=dtype))
+
+    return load
+
+
+def _multiply(dtype: str, width: int) -> Callable[[Any, Any, Any, Any], None]:
+    """One instruction for each 8 columns of the product."""
+    from tvm.script import tirx as T
+
+    name, numbers = _NAMES[dtype], width // 2
+    kinds = ("m16n8k16", "row", "col", name, name, "fp32")
+
+    def multiply_lane(A: Any, B: Any, C: Any, lane: Any) -> None:
+        with unrolled("n8", width // 8) as n8:
+            right = (B.data, B.elem_offset + lane * numbers + 4 * n8)
+            product = (C.data, C.elem_offset + lane * numbers + 4 * n8)
+            left = (A.data, A.elem_offset + lane * 8)
+            T.evaluate(T.ptx_legacy.mma(*kinds, *left, *right, *product, False, dtype="float32"))
+
+    return multiply_lane
+
+
+@contextmanager
+def unrolled(name: str, extent: int) -> Iterator[Any]:
+    """An unrolled loop in an intrinsic; yields its variable."""
+    from tvm.script.ir_builder import IRBuilder
+    from tvm.script.ir_builder import tirx as T
+
+    with T.unroll(0, extent) as variable:
+        IRBuilder.name(name, variable)
+        yield variable
 
 
 def _clear(width: int) -> tuple[Any, Any]:

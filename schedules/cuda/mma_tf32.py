@@ -14,9 +14,14 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from tvm_na.schedules.cuda.mma import clear, columns_first, registered, rows_first
-
-Layout = Callable[[Any, Any], tuple[Any, Any]]
+from tvm_na.schedules.cuda.mma import (
+    clear,
+    columns_first,
+    registered_load,
+    registered_multiply,
+    swapped,
+    unrolled,
+)
 
 
 def left(i: Any, k: Any) -> tuple[Any, Any]:
@@ -53,7 +58,7 @@ def load_left() -> str:
     def row_of(lane: Any, half: Any, stride: Any) -> Any:
         return stride * (lane % 16) + 8 * half + 4 * (lane // 16)
 
-    return registered("load_left_tf32", _load_description(left), _load(row_of))
+    return registered_load("load_left_tf32", "float32", left, _load(row_of))
 
 
 @functools.cache
@@ -63,7 +68,7 @@ def load_right() -> str:
     def row_of(lane: Any, half: Any, stride: Any) -> Any:
         return stride * (8 * half + lane % 8) + 4 * (lane // 8)
 
-    return registered("load_right_tf32", _load_description(right), _load(row_of))
+    return registered_load("load_right_tf32", "float32", right, _load(row_of))
 
 
 @functools.cache
@@ -73,11 +78,7 @@ def load_right_transposed() -> str:
     ``ldmatrix`` transposes numbers of 16 bits alone. Where rows begin 4 banks apart, modulo 16, the 32 lanes of each
     load meet 32 banks.
     """
-
-    def layout(k: Any, n: Any) -> tuple[Any, Any]:
-        return right_of_product(n, k)
-
-    return registered("load_right_transposed_tf32", _load_description(layout), _load_each())
+    return registered_load("load_right_transposed_tf32", "float32", swapped(right_of_product), _load_each)
 
 
 @functools.cache
@@ -87,193 +88,94 @@ def multiply() -> str:
     As exact as float32 but for 2^-20 of a product: a number is one of TF32 and what it leaves, and of the four products
     of these only that of what both leave is left out.
     """
-    return registered("multiply_tf32", _multiply_description(left, right, 16), _multiply_parts())
+    return registered_multiply("multiply_tf32", "float32", left, right, 16, _multiply_parts)
 
 
 @functools.cache
 def multiply_product() -> str:
     """The same in plain TF32 with A as ``left_of_product``."""
-    description = _multiply_description(left_of_product, right_of_product, 16)
-    return registered("multiply_product_tf32", description, _multiply(16))
+    layouts = (left_of_product, right_of_product)
+    return registered_multiply("multiply_product_tf32", "float32", *layouts, 16, _multiply(16))
 
 
 @functools.cache
 def multiply_narrow() -> str:
     """The same with n in 8; half of the numbers of B and C."""
-    description = _multiply_description(left_of_product, right_of_product, 8)
-    return registered("multiply_narrow_tf32", description, _multiply(8))
+    layouts = (left_of_product, right_of_product)
+    return registered_multiply("multiply_narrow_tf32", "float32", *layouts, 8, _multiply(8))
 
 
-def _load_description(layout: Layout) -> Any:
-    from tvm.script import tirx as T
-
-    @T.prim_func(s_tir=True)
-    def description(warp_handle: T.handle, shared_handle: T.handle) -> None:
-        shared = T.match_buffer(shared_handle, (16, 16), "float32", align=64, offset_factor=4, scope="shared.dyn")
-        warp = T.match_buffer(warp_handle, (32, 8), "float32", align=64, offset_factor=8, scope="warp")
-        with T.sblock("root"):
-            T.reads(shared[0:16, 0:16])
-            T.writes(warp[0:32, 0:8])
-            for i, j in T.grid(16, 16):
-                with T.sblock("load"):
-                    vi, vj = T.axis.remap("SS", [i, j])
-                    lane, number = T.meta_var(layout(vi, vj))
-                    T.reads(shared[vi, vj])
-                    T.writes(warp[lane, number])
-                    warp[lane, number] = shared[vi, vj]
-
-    return description
+# --- what a lane does
 
 
-def _load(row_of: Callable[[Any, Any, Any], Any]) -> Any:
+def _load(row_of: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any, Any, Any], None]:
     """Two times four matrices of 8 x 4, which ``ldmatrix`` takes for 8 x 8 of 16 bits; each lane names a row of one."""
     from tvm.script import tirx as T
 
-    @T.prim_func(s_tir=True)
-    def implementation(warp_handle: T.handle, shared_handle: T.handle) -> None:
-        s0 = T.int32()
-        s1 = T.int32()
-        shared = T.match_buffer(
-            shared_handle, (16, 16), "float32", align=64, offset_factor=4, scope="shared.dyn", strides=[s0, s1]
-        )
-        warp = T.match_buffer(warp_handle, (32, 8), "float32", align=64, offset_factor=8, scope="warp")
-        with T.sblock("root"):
-            T.reads(shared[0:16, 0:16])
-            T.writes(warp[0:32, 0:8])
-            for lane in T.thread_binding(0, 32, "threadIdx.x"):
-                for half_of_numbers in T.unroll(2):
-                    T.evaluate(
-                        T.ptx_legacy.ldmatrix(
-                            False,
-                            4,
-                            ".b16",
-                            warp.data,
-                            warp.elem_offset + lane * 8 + 4 * half_of_numbers,
-                            shared.access_ptr("r"),
-                            row_of(lane, half_of_numbers, s0),
-                            dtype="float32",
-                        )
-                    )
+    def load(shared: Any, warp: Any, stride: Any, lane: Any) -> None:
+        with unrolled("half_of_numbers", 2) as half:
+            place = warp.elem_offset + lane * 8 + 4 * half
+            source, row = shared.access_ptr("r"), row_of(lane, half, stride)
+            T.evaluate(T.ptx_legacy.ldmatrix(False, 4, ".b16", warp.data, place, source, row, dtype="float32"))
 
-    return implementation
+    return load
 
 
-def _load_each() -> Any:
+def _load_each(shared: Any, warp: Any, stride: Any, lane: Any) -> None:
     """Each lane reads its numbers one by one."""
-    from tvm.script import tirx as T
+    from tvm.script.ir_builder import IRBuilder
+    from tvm.script.ir_builder import tirx as T
 
-    @T.prim_func(s_tir=True)
-    def implementation(warp_handle: T.handle, shared_handle: T.handle) -> None:
-        s0 = T.int32()
-        s1 = T.int32()
-        shared = T.match_buffer(
-            shared_handle, (16, 16), "float32", align=64, offset_factor=4, scope="shared.dyn", strides=[s0, s1]
-        )
-        warp = T.match_buffer(warp_handle, (32, 8), "float32", align=64, offset_factor=8, scope="warp")
-        with T.sblock("root"):
-            T.reads(shared[0:16, 0:16])
-            T.writes(warp[0:32, 0:8])
-            for lane in T.thread_binding(0, 32, "threadIdx.x"):
-                for n8, k8, pair in T.grid(2, 2, 2):
-                    warp[lane, 4 * n8 + 2 * k8 + pair] = shared[8 * k8 + lane % 4 * 2 + pair, 8 * n8 + lane // 4]
-
-    return implementation
+    with T.grid(2, 2, 2) as (n8, k8, pair):
+        for name, variable in (("n8", n8), ("k8", k8), ("pair", pair)):
+            IRBuilder.name(name, variable)
+        found = shared[8 * k8 + lane % 4 * 2 + pair, 8 * n8 + lane // 4]
+        T.buffer_store(warp, found, [lane, 4 * n8 + 2 * k8 + pair])
 
 
-def _multiply_description(left_layout: Layout, right_layout: Layout, width: int) -> Any:
-    from tvm.script import tirx as T
-
-    numbers = width // 2
-
-    @T.prim_func(s_tir=True)
-    def description(a: T.handle, b: T.handle, c: T.handle) -> None:
-        A = T.match_buffer(a, (32, 8), "float32", align=64, offset_factor=8, scope="warp")
-        B = T.match_buffer(b, (32, numbers), "float32", align=64, offset_factor=numbers, scope="warp")
-        C = T.match_buffer(c, (32, numbers), "float32", align=64, offset_factor=numbers, scope="warp")
-        with T.sblock("root"):
-            T.reads(C[0:32, 0:numbers], A[0:32, 0:8], B[0:32, 0:numbers])
-            T.writes(C[0:32, 0:numbers])
-            for i, j, k in T.grid(16, width, 16):
-                with T.sblock("multiply"):
-                    vi, vj, vk = T.axis.remap("SSR", [i, j, k])
-                    lane_a, at_a = T.meta_var(left_layout(vi, vk))
-                    lane_b, at_b = T.meta_var(right_layout(vj, vk))
-                    lane_c, at_c = T.meta_var(rows_first(vi, vj))
-                    T.reads(C[lane_c, at_c], A[lane_a, at_a], B[lane_b, at_b])
-                    T.writes(C[lane_c, at_c])
-                    C[lane_c, at_c] += A[lane_a, at_a] * B[lane_b, at_b]
-
-    return description
-
-
-def _instruction(a: tuple[Any, Any], b: tuple[Any, Any], c: tuple[Any, Any]) -> Any:
+def _instruction(a: tuple[Any, Any], b: tuple[Any, Any], c: tuple[Any, Any]) -> None:
     """``mma`` of the numbers of a lane from three places on, each a pointer and an offset."""
     from tvm.script import tirx as T
 
     kinds = ("m16n8k8", "row", "col", "tf32", "tf32", "fp32")
-    return T.ptx_legacy.mma(*kinds, *a, *b, *c, False, dtype="float32")
+    T.evaluate(T.ptx_legacy.mma(*kinds, *a, *b, *c, False, dtype="float32"))
 
 
-def _multiply(width: int) -> Any:
+def _multiply(width: int) -> Callable[[Any, Any, Any, Any], None]:
     """Two instructions, of 8 keys each, for each 8 columns of the product."""
-    from tvm.script import tirx as T
-
     numbers = width // 2
 
-    @T.prim_func(s_tir=True)
-    def implementation(a: T.handle, b: T.handle, c: T.handle) -> None:
-        A = T.match_buffer(a, (32, 8), "float32", align=64, offset_factor=8, scope="warp")
-        B = T.match_buffer(b, (32, numbers), "float32", align=64, offset_factor=numbers, scope="warp")
-        C = T.match_buffer(c, (32, numbers), "float32", align=64, offset_factor=numbers, scope="warp")
-        with T.sblock("root"):
-            T.reads(C[0:32, 0:numbers], A[0:32, 0:8], B[0:32, 0:numbers])
-            T.writes(C[0:32, 0:numbers])
-            for lane in T.thread_binding(0, 32, "threadIdx.x"):
-                for k8 in T.unroll(2):
-                    for n8 in T.unroll(width // 8):
-                        T.evaluate(
-                            _instruction(
-                                (A.data, A.elem_offset + lane * 8 + 4 * k8),
-                                (B.data, B.elem_offset + lane * numbers + 4 * n8 + 2 * k8),
-                                (C.data, C.elem_offset + lane * numbers + 4 * n8),
-                            )
-                        )
+    def multiply_lane(A: Any, B: Any, C: Any, lane: Any) -> None:
+        with unrolled("k8", 2) as k8, unrolled("n8", width // 8) as n8:
+            _instruction(
+                (A.data, A.elem_offset + lane * 8 + 4 * k8),
+                (B.data, B.elem_offset + lane * numbers + 4 * n8 + 2 * k8),
+                (C.data, C.elem_offset + lane * numbers + 4 * n8),
+            )
 
-    return implementation
+    return multiply_lane
 
 
-def _multiply_parts() -> Any:
+def _multiply_parts(A: Any, B: Any, C: Any, lane: Any) -> None:
     """Three times as many: of what TF32 takes of both, and of that of each and what it leaves of the other."""
-    from tvm.script import tirx as T
+    from tvm.script.ir_builder import IRBuilder
+    from tvm.script.ir_builder import tirx as T
 
     def taken(x: Any) -> Any:
         return T.reinterpret("float32", T.bitwise_and(T.reinterpret("int32", x), -(1 << 13)))
 
-    @T.prim_func(s_tir=True)
-    def implementation(a: T.handle, b: T.handle, c: T.handle) -> None:
-        A = T.match_buffer(a, (32, 8), "float32", align=64, offset_factor=8, scope="warp")
-        B = T.match_buffer(b, (32, 8), "float32", align=64, offset_factor=8, scope="warp")
-        C = T.match_buffer(c, (32, 8), "float32", align=64, offset_factor=8, scope="warp")
-        with T.sblock("root"):
-            T.reads(C[0:32, 0:8], A[0:32, 0:8], B[0:32, 0:8])
-            T.writes(C[0:32, 0:8])
-            for lane in T.thread_binding(0, 32, "threadIdx.x"):
-                a_parts = T.alloc_buffer((16,), "float32", scope="local")
-                b_parts = T.alloc_buffer((16,), "float32", scope="local")
-                for n in T.unroll(8):
-                    a_parts[n] = taken(A[lane, n])
-                    b_parts[n] = taken(B[lane, n])
-                    a_parts[8 + n] = A[lane, n] - taken(A[lane, n])  # exact; NaN for an infinite number
-                    b_parts[8 + n] = B[lane, n] - taken(B[lane, n])
-                for k8 in T.unroll(2):
-                    for n8 in T.unroll(2):
-                        for part in T.unroll(3):
-                            T.evaluate(
-                                _instruction(
-                                    (a_parts.data, part % 2 * 8 + 4 * k8),
-                                    (b_parts.data, part // 2 * 8 + 4 * n8 + 2 * k8),
-                                    (C.data, C.elem_offset + lane * 8 + 4 * n8),
-                                )
-                            )
-
-    return implementation
+    a_parts = T.alloc_buffer((16,), "float32", scope="local")
+    b_parts = T.alloc_buffer((16,), "float32", scope="local")
+    for name, buffer in (("a_parts", a_parts), ("b_parts", b_parts)):
+        IRBuilder.name(name, buffer)
+    with unrolled("n", 8) as n:
+        T.buffer_store(a_parts, taken(A[lane, n]), [n])
+        T.buffer_store(b_parts, taken(B[lane, n]), [n])
+        T.buffer_store(a_parts, A[lane, n] - taken(A[lane, n]), [8 + n])  # exact; NaN for an infinite number
+        T.buffer_store(b_parts, B[lane, n] - taken(B[lane, n]), [8 + n])
+    with unrolled("k8", 2) as k8, unrolled("n8", 2) as n8, unrolled("part", 3) as part:
+        _instruction(
+            (a_parts.data, part % 2 * 8 + 4 * k8),
+            (b_parts.data, part // 2 * 8 + 4 * n8 + 2 * k8),
+            (C.data, C.elem_offset + lane * 8 + 4 * n8),
+        )

@@ -1,6 +1,6 @@
 """GPUs (CUDA) with tensor cores, in 16 bits or TF32: two-dimensional problems, through the band formulation.
 
-Which formulations and structures there are; ``cuda_band.py`` schedules them. See ``docs/design/cuda.md``.
+Which formulations and sketches there are; ``band.py`` schedules them. See ``docs/design/cuda.md``.
 """
 
 from __future__ import annotations
@@ -9,27 +9,19 @@ from typing import Any
 
 from tvm_na.cuda import workarounds
 from tvm_na.problems.attention import TF32, NAProblem
-from tvm_na.schedules.base import Plan, Scheduled, open_func, problem_of
+from tvm_na.schedules.base import SearchSpace
 from tvm_na.schedules.cuda import mma, mma_tf32
 from tvm_na.schedules.cuda.band import AT_ONCE, COLUMNS_IN_TURN, HEADS_IN_TURN, BandSchedule
 from tvm_na.schedules.cuda.band_sizes import BlockShape, heads_of, keeps_scores, keys_of, shared_bytes
 from tvm_na.targets.cuda_arch import capability_of
 from tvm_na.targets.target import NATarget
-from tvm_na.te.attention.band import is_served
-from tvm_na.te.attention.band_axis import SIDE, BandTile, axes
+from tvm_na.te.attention.band_axis import SIDE, BandTile, axes, is_served
 
 _OLDEST = (8, 0)  # compute capability with mma.m16n8k16 for both dtypes of 16 bits, and with TF32
 #: Sub-tiles that meet more keys than so many times the fewest are not worth the tuner's time.
 _WORTH = 1.5
 _SMALLEST = BlockShape(1, 1, 1)
 _NEEDED = ",".join((workarounds.WARP_MEMORY, workarounds.COMPILER_UNROLLS, workarounds.ASYNCHRONOUS_COPIES))
-
-
-def serves(problem: NAProblem, target: NATarget) -> bool:
-    """Whether this space has a kernel for ``problem`` on ``target``."""
-    if target.kind != "cuda" or capability_of(target.arch) < _OLDEST or not is_served(problem):
-        return False
-    return bool(tiles(problem, target))
 
 
 def tiles(problem: NAProblem, target: NATarget) -> list[BandTile]:
@@ -53,53 +45,47 @@ def tiles(problem: NAProblem, target: NATarget) -> list[BandTile]:
     return [tile for tile in found if cost(tile) <= _WORTH * cost(found[0])]
 
 
-def formulation(problem: NAProblem, tile: BandTile, batch: int | None = None) -> Any:
-    """The PrimFunc of ``problem`` with this tile; makes TVM know the instructions."""
-    from tvm_na.te.attention.band import forward
+class CudaBand(SearchSpace):
+    """Attention on GPUs with tensor cores."""
 
-    if problem.dtype == TF32:
-        mma_tf32.register()
-    else:
-        mma.register(problem.dtype)
-    return forward(problem, tile, batch).with_attr(workarounds.ATTRIBUTE, _NEEDED)
+    name = "cuda-band"
+    problems = NAProblem
+    tile_types = (BandTile,)
+    transform = BandSchedule
+
+    def serves(self, problem: NAProblem, target: NATarget) -> bool:
+        """Two axes, no stride, 16 bits or TF32, on architectures that have the instructions."""
+        if target.kind != "cuda" or capability_of(target.arch) < _OLDEST or not is_served(problem):
+            return False
+        return bool(tiles(problem, target))
+
+    def formulation(self, problem: NAProblem, tile: BandTile, batch: int | None = None) -> Any:
+        """The PrimFunc of ``problem`` with this tile; makes TVM know the instructions."""
+        from tvm_na.te.attention.band import forward
+
+        if problem.dtype == TF32:
+            mma_tf32.register()
+        else:
+            mma.register(problem.dtype)
+        return forward(problem, tile, batch).with_attr(workarounds.ATTRIBUTE, _NEEDED)
+
+    def formulations(self, problem: NAProblem, target: NATarget, batch: int | None = None) -> list[Any]:
+        """One for each of :func:`tiles`."""
+        return [self.formulation(problem, tile, batch) for tile in tiles(problem, target)]
+
+    def sketches(self, func: Any, target: NATarget) -> tuple[str, ...]:
+        """Sub-tiles one after the other, where there are several along an axis and one pass."""
+        problem, tile = NAProblem.from_json(str(func.attrs["tvm_na.problem"])), BandTile.of(func)
+        assert tile is not None
+        if tile.passes == 2:
+            return (AT_ONCE,)
+        _, column = axes(problem, tile)
+        columns = (COLUMNS_IN_TURN,) if column.tiles > 1 else ()
+        twice = shared_bytes(_SMALLEST, problem, tile, "heads")
+        # Asynchronous copies cannot round.
+        copies = problem.dtype != TF32
+        heads = (HEADS_IN_TURN,) if copies and heads_of(problem) > 1 and twice <= target.max_shared_bytes else ()
+        return (AT_ONCE, *columns, *heads)
 
 
-def formulations(problem: NAProblem, target: NATarget, batch: int | None = None) -> list[Any]:
-    """The PrimFuncs of ``problem`` that are worth scheduling, the default first."""
-    return [formulation(problem, tile, batch) for tile in tiles(problem, target)]
-
-
-def structures(func: Any, target: NATarget) -> tuple[str, ...]:
-    """The structures for a band PrimFunc, the default first."""
-    problem = problem_of(func, "band")
-    assert problem is not None
-    tile = BandTile.from_json(str(func.attrs["tvm_na.formulation"]))
-    if tile.passes == 2:
-        return (AT_ONCE,)
-    _, column = axes(problem, tile)
-    columns = (COLUMNS_IN_TURN,) if column.tiles > 1 else ()
-    twice = shared_bytes(_SMALLEST, problem, tile, "heads")
-    # Asynchronous copies cannot round.
-    copies = problem.dtype != TF32
-    heads = (HEADS_IN_TURN,) if copies and heads_of(problem) > 1 and twice <= target.max_shared_bytes else ()
-    return (AT_ONCE, *columns, *heads)
-
-
-def apply(func: Any, target: NATarget, plan: Plan = Plan()) -> Scheduled | None:  # noqa: B008
-    """The schedule of a band PrimFunc; None for any other function or target.
-
-    Args:
-        func: An unscheduled PrimFunc of :func:`formulations`.
-        target: The machine.
-        plan: Which point of the space is wanted.
-
-    Raises:
-        ValueError: if there is no such structure.
-    """
-    problem = problem_of(func, "band")
-    if problem is None or not serves(problem, target):
-        return None
-    opened = open_func(func, plan, structures(func, target))
-    tile = BandTile(**opened.formulation)
-    BandSchedule(opened.schedule, problem, tile, target, opened.decide, opened.structure).build()
-    return opened.scheduled()
+SPACE = CudaBand()

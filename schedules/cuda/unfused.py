@@ -7,49 +7,42 @@ memory, scores and weights, all its threads write or read in one piece, whatever
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
 from tvm_na.problems.unfused import UnfusedProblem
-from tvm_na.schedules.base import Decisions, largest_divisor
-from tvm_na.schedules.cuda.gather_sizes import SIZES, THREADS, group_threads, load_width
-from tvm_na.te.unfused.gather import UnfusedTile
+from tvm_na.schedules.base import Opened, SearchSpace, divisors, largest_divisor
+from tvm_na.schedules.cuda.gather_sizes import (
+    LINE_BYTES,
+    MAX_HEADS,
+    MAX_ROWS,
+    MAX_THREADS,
+    SIZES,
+    THREADS,
+    group_threads,
+    load_width,
+)
+from tvm_na.schedules.cuda.groups import GroupSchedule
+from tvm_na.schedules.helpers import FuncSchedule
+from tvm_na.targets.target import NATarget
+from tvm_na.te.unfused.tiles import UnfusedTile
 
-_UNROLLED = (0, 16, 64, 512)
-_MAX_THREADS, _MAX_ROWS, _MAX_HEADS = 1024, 4, 8  # of a block
 _SHARED_BYTES = 32 * 1024  # of a block by default: of the smallest multiprocessors, two blocks
-_LINE_BYTES = 128  # of the caches: shorter keys of neighboring heads share one
 _FEWEST_KEYS = 8  # of a window at once, before a block has fewer queries
 _WARP = 32
 _INDICES = (32, 64, 96, 128, 192, 256, 384, 512)  # of a bias, a thread each
 
 
-class _Schedule:
-    """What the schedules share; decisions are made in the order of the calls."""
+class _Schedule(GroupSchedule):
+    """What the schedules share."""
 
-    def __init__(self, sch: Any, problem: UnfusedProblem, tile: UnfusedTile, decide: Decisions) -> None:
-        self.sch, self.problem, self.tile, self.decide = sch, problem, tile, decide
-        self.forward, self.rank = problem.forward, problem.rank
-        self.group = group_threads(self.forward)
-        self.queries = 1  # of a block, in the point that is drawn; others may come of it when its trace is mutated
-        self.of_block: list[Any] = []  # rows, columns and heads of a block, as variables of the trace
-
-    def block(self, name: str) -> Any:
-        return self.sch.get_sblock(name)
-
-    def loops(self, name: str) -> list[Any]:
-        return list(self.sch.get_loops(self.block(name)))
-
-    def split(self, loop: Any, factors: list[Any]) -> list[Any]:
-        return list(self.sch.split(loop, factors, preserve_unit_iters=True))
-
-    def bind_blocks(self, loops: list[Any]) -> None:
-        self.sch.bind(self.sch.fuse(*loops, preserve_unit_iters=True), "blockIdx.x")
+    def __init__(self, opened: Opened) -> None:
+        super().__init__(opened, opened.problem.forward)
+        self.rank = self.problem.rank
 
     def place(self, loops: list[Any], heads: int, most: int) -> tuple[list[Any], list[Any]]:
         """Split loops over samples, positions and heads into blocks and what is in a block.
-
-        Each axis has a factor of its own: only so does TVM find the shared memory of a block.
 
         Args:
             loops: The loops, the last over so many heads.
@@ -58,30 +51,19 @@ class _Schedule:
         """
         batch, *outer, last, head = loops
         rows, columns = (1, *self.problem.spatial)[-2:]
-        line = _LINE_BYTES // (self.forward.head_dim * SIZES[self.problem.dtype])
-        own_heads = largest_divisor(heads, min(line, most, _MAX_HEADS))
+        line = LINE_BYTES // (self.forward.head_dim * SIZES[self.problem.dtype])
+        own_heads = largest_divisor(heads, min(line, most, MAX_HEADS))
         own_columns = largest_divisor(columns, most // own_heads)
-        own_rows = largest_divisor(rows, min(most // (own_heads * own_columns), _MAX_ROWS))
-        wanted = [
-            ("rows at once", rows, own_rows, _MAX_ROWS),
-            ("columns at once", columns, own_columns, _MAX_THREADS),
-            ("heads at once", heads, own_heads, _MAX_HEADS),
-        ][-len([*outer[-1:], last, head]) :]
-        blocks: list[Any] = [batch, *outer[:-1]]
-        inside: list[Any] = []
-        for loop, (name, extent, default, limit) in zip([*outer[-1:], last, head], wanted, strict=True):
-            limit = min(limit, _MAX_THREADS // self.group)
-            factors = self.decide.factors(name, loop, extent, default, limit=limit)
-            a, b = self.split(loop, factors)
-            blocks, inside = [*blocks, a], [*inside, b]
-            self.of_block.append(factors[1])
-            self.queries *= int(self.sch.get(factors[1]))
-        return blocks, inside
+        own_rows = largest_divisor(rows, min(most // (own_heads * own_columns), MAX_ROWS))
+        axes = [*outer[-1:], last, head]
+        factors = self.block_factors(axes, heads, (own_rows, own_columns, own_heads))
+        split = [self.split(loop, two) for loop, two in zip(axes, factors, strict=True)]
+        return [batch, *outer[:-1], *(two[0] for two in split)], [two[1] for two in split]
 
     def bind_all(self, loop: Any) -> Any:
         """Deal a loop out to all threads of a block, neighbors to neighbors; returns what each thread goes through."""
         each, *queries, lane = self.split(loop, [None, *self.of_block, self.group])
-        self.sch.bind(self.sch.fuse(*queries, preserve_unit_iters=True), "threadIdx.y")
+        self.sch.bind(self.fuse(queries), "threadIdx.y")
         self.sch.bind(lane, "threadIdx.x")
         return each
 
@@ -99,19 +81,6 @@ class _Schedule:
         columns, extent = self.forward.kernel_size[-1], int(self.sch.get(keys).extent)
         return self.split(keys, [None, columns] if extent % columns == 0 else [1, None])
 
-    def copy(self, name: str, index: int, loop: Any, width: int) -> None:
-        """Read what a stage reads through registers, ``width`` elements at once."""
-        block = self.block(name)
-        copied = self.sch.cache_read(block, index, "local", consumer_blocks=[block])
-        self.sch.compute_at(copied, loop, preserve_unit_loops=True)
-        self.sch.vectorize(self.split(self.sch.get_loops(copied)[-1], [None, width])[1])
-
-    def unroll(self, loop: Any, name: str) -> None:
-        """Let the compiler unroll a loop, if it is short enough."""
-        steps = self.decide.one_of(name, _UNROLLED, default=_UNROLLED[2])
-        self.sch.annotate(loop, "pragma_auto_unroll_max_step", steps)
-        self.sch.annotate(loop, "pragma_unroll_explicit", 0)
-
 
 class ScoresSchedule(_Schedule):
     """``qk`` and ``dots``: parts of products meet in shared memory, then all threads write scores in one piece."""
@@ -123,15 +92,15 @@ class ScoresSchedule(_Schedule):
         *positions, window = self.loops("out")
         blocks, inside = self.place(positions, p.heads, self.queries_in_shared(of_key))
         default = self.keys_in_shared(of_key)
-        some_keys, keys = self.decide.split("keys at once", window, self.problem.window, default)
+        some_keys, keys = self.tune.split("keys at once", window, self.problem.window, default)
         sch.reorder(*blocks, some_keys, *inside, keys)
-        self.bind_blocks(blocks)
+        self.bind_block(blocks)
         sch.compute_at(self.block("dots"), keys, preserve_unit_loops=True)
         sch.compute_at(self.block("partial"), some_keys, preserve_unit_loops=True)
         written = sch.cache_write(self.block("partial"), 0, "local")
         self.products(written)
-        scores = self.bind_all(sch.fuse(*inside, keys, preserve_unit_iters=True))
-        self.unroll(scores, "output unrolling")
+        scores = self.bind_all(self.fuse([*inside, keys]))
+        self.unroll_steps(scores, "output unrolling")
         sch.set_scope(self.block("dots"), 0, "local")
         # Last, since what is shared is computed for all threads at once wherever it is moved.
         sch.set_scope(written, 0, "shared")
@@ -140,13 +109,13 @@ class ScoresSchedule(_Schedule):
         """Each thread of a group has a part of the query in registers, and multiplies its part of some keys."""
         sch, parts = self.sch, self.tile.parts
         *queries, w, part = list(sch.get_loops(written))[2:]
-        sch.bind(sch.fuse(*queries, preserve_unit_iters=True), "threadIdx.y")
+        sch.bind(self.fuse(queries), "threadIdx.y")
         each, of_group = self.split(w, [None, self.group // parts])
         rows, each = self.rows_of(each) if parts == self.group else (None, each)
         sch.reorder(of_group, part, *([] if rows is None else [rows]), each)
-        lane = sch.fuse(of_group, part, preserve_unit_iters=True)
+        lane = self.fuse([of_group, part])
         sch.bind(lane, "threadIdx.x")
-        self.unroll(each, "product unrolling")
+        self.unroll_steps(each, "product unrolling")
         sch.compute_at(self.block("partial"), each, preserve_unit_loops=True)
         width = load_width(self.forward, self.forward.head_dim // parts)
         for index, loop in ((0, lane), (1, each)):
@@ -164,43 +133,26 @@ class SumsSchedule(_Schedule):
         *positions, _ = sch.get_loops(stored)
         blocks, inside = self.place(list(positions), p.heads, self.queries_in_shared(of_key))
         sch.reorder(*blocks, *inside)
-        query = sch.fuse(*inside, preserve_unit_iters=True)
-        self.bind_blocks(blocks)
+        query = self.fuse(inside)
+        self.bind_block(blocks)
         sch.bind(query, "threadIdx.y")
         sch.compute_at(self.block("out"), query, preserve_unit_loops=True)
         sch.compute_at(self.block("sums"), query, preserve_unit_loops=True)
         sch.set_scope(self.block("sums"), 0, "local")
         x, window = self.loops("sums")[-2:]
         default = self.keys_in_shared(of_key)
-        some_keys, keys = self.decide.split("keys at once", window, self.problem.window, default)
+        some_keys, keys = self.tune.split("keys at once", window, self.problem.window, default)
         lane, outer, inner = self.channels(x)
         rows, keys = self.rows_of(keys)
         sch.reorder(some_keys, lane, rows, keys, outer, inner)
         self.copy("sums", 1, keys, self.width)
-        self.unroll(keys, "value unrolling")
+        self.unroll_steps(keys, "value unrolling")
         # Shared before it is moved: for all queries of a block at once.
         sch.set_scope(self.block("weights"), 0, "shared")
         sch.compute_at(self.block("weights"), some_keys, preserve_unit_loops=True)
-        self.bind_all(sch.fuse(*self.loops("weights")[-self.rank - 3 :], preserve_unit_iters=True))
+        self.bind_all(self.fuse(self.loops("weights")[-self.rank - 3 :]))
         sch.decompose_reduction(self.block("sums"), some_keys)
-        lane, _, inner = self.channels(sch.get_loops(stored)[-1])
-        sch.vectorize(inner)
-        sch.compute_at(self.block("out"), lane, preserve_unit_loops=True)
-        sch.unroll(self.loops("out")[-1])
-
-    @property
-    def width(self) -> int:
-        """Channels that a thread reads at once: of the widest loads, unless that leaves threads without work."""
-        each = -(-self.problem.channels // self.group)
-        return min(load_width(self.forward, self.problem.channels), 1 << (each.bit_length() - 1))
-
-    def channels(self, loop: Any) -> list[Any]:
-        """Split a loop over channels: threads of a group (bound), rounds, a load's width."""
-        rounds = -(-self.problem.channels // (self.group * self.width))
-        loops = self.split(loop, [self.group, rounds, self.width])
-        self.sch.bind(loops[0], "threadIdx.x")
-        self.sch.unroll(loops[1])
-        return loops
+        self.write_channels(stored)
 
 
 class TransposedSchedule(_Schedule):
@@ -216,8 +168,8 @@ class TransposedSchedule(_Schedule):
         blocks, inside = self.place(positions, p.heads_kv, max(1, THREADS // self.group))
         rounds, lane = self.split(channels, [None, self.group])
         sch.reorder(*blocks, rounds, *inside, lane)
-        self.bind_blocks([*blocks, rounds])
-        sch.bind(sch.fuse(*inside, preserve_unit_iters=True), "threadIdx.y")
+        self.bind_block([*blocks, rounds])
+        sch.bind(self.fuse(inside), "threadIdx.y")
         sch.bind(lane, "threadIdx.x")
 
 
@@ -232,14 +184,62 @@ class PartsSchedule(_Schedule):
         most = -(-indices // _WARP) * _WARP  # in whole warps
         options = [n for n in _INDICES if n <= most]
         wasted = {n: -indices % n for n in options}  # threads of the last block
-        lanes = self.decide.one_of("indices at once", options, default=min(options, key=lambda n: (wasted[n], -n)))
+        lanes = self.tune.one_of("indices at once", options, default=min(options, key=lambda n: (wasted[n], -n)))
         of_block, lane = self.split(index, [None, lanes])
         threads = int(sch.get(lanes))
-        limit = min(_MAX_HEADS, _MAX_THREADS // threads)
+        limit = min(MAX_HEADS, MAX_THREADS // threads)
         default = largest_divisor(p.heads, min(limit, max(1, THREADS // threads)))
-        heads, head = self.decide.split("heads at once", head, p.heads, default, limit=limit)
+        heads, head = self.tune.split("heads at once", head, p.heads, default, limit=limit)
         sch.reorder(batch, part, heads, of_block, head, lane)
-        self.unroll(sch.add_unit_loop(self.block("out")), "query unrolling")
-        self.bind_blocks([batch, part, heads, of_block])
+        self.unroll_steps(sch.add_unit_loop(self.block("out")), "query unrolling")
+        self.bind_block([batch, part, heads, of_block])
         sch.bind(head, "threadIdx.y")
         sch.bind(lane, "threadIdx.x")
+
+
+_SCHEDULES: dict[str, Callable[[Opened], FuncSchedule]] = {
+    "qk": ScoresSchedule,
+    "dots": ScoresSchedule,
+    "av": SumsSchedule,
+    "av_transposed": TransposedSchedule,
+    "bias_parts": PartsSchedule,
+}
+
+
+def tiles(problem: UnfusedProblem) -> list[UnfusedTile]:
+    """The forms of the expression that are worth scheduling, the default first."""
+    if problem.kind in ("qk", "dots"):
+        group = group_threads(problem.forward)
+        parts = [d for d in reversed(divisors(problem.channels)) if group % d == 0]
+        return [UnfusedTile(parts=n) for n in parts[:2]]
+    if problem.kind == "av_transposed":
+        width = load_width(problem.forward, problem.channels)
+        return [UnfusedTile(width=n) for n in dict.fromkeys((width, max(1, width // 2)))]
+    return [UnfusedTile()]
+
+
+def _transform(opened: Opened) -> FuncSchedule:
+    return _SCHEDULES[opened.problem.kind](opened)
+
+
+class CudaUnfused(SearchSpace):
+    """The unfused operators on GPUs, on every architecture, in every dtype."""
+
+    name = "cuda-unfused"
+    problems = UnfusedProblem
+    tile_types = (UnfusedTile,)
+    transform = staticmethod(_transform)
+    all_sketches = ("through the cache",)
+
+    def serves(self, problem: UnfusedProblem, target: NATarget) -> bool:
+        """On a GPU all but whole sums for a bias."""
+        return target.kind == "cuda" and problem.kind in _SCHEDULES
+
+    def formulations(self, problem: UnfusedProblem, target: NATarget, batch: int | None = None) -> list[Any]:
+        """One for each of :func:`tiles`."""
+        from tvm_na.te.unfused.gather import gathered
+
+        return [gathered(problem, tile, batch) for tile in tiles(problem)]
+
+
+SPACE = CudaUnfused()

@@ -29,7 +29,7 @@ from tests.conftest import GRADIENT_TOLERANCE, TOLERANCE
 from tests.helpers import relative_error
 from tvm_na.measure.timing import Timing
 from tvm_na.problems.attention import NAProblem
-from tvm_na.te.attention import lanes
+from tvm_na.te.attention import lanes_tile
 from tvm_na.te.common.window import group_window
 
 # --- cost
@@ -58,7 +58,7 @@ def test_a_longer_line_takes_no_longer_to_schedule(monkeypatch: pytest.MonkeyPat
         seen.append(t)
         return group_window(t, *rest)
 
-    monkeypatch.setattr(lanes, "group_window", counted)
+    monkeypatch.setattr(lanes_tile, "group_window", counted)
     for queries, (k, stride, causal) in itertools.product((1, 4, 6), ((7, 1, False), (6, 4, False), (5, 3, True))):
         options: dict[str, Any] = {"stride": stride, "is_causal": causal}
         starts = [group_window(t, 400, k, stride, causal)[0] for t in range(400)]
@@ -66,7 +66,7 @@ def test_a_longer_line_takes_no_longer_to_schedule(monkeypatch: pytest.MonkeyPat
         most = max(starts[min(first + queries, 400) - 1] - starts[first] + k for first in firsts)
         seen.clear()
         for length in (400, 2**24):
-            assert lanes.spanned_columns(NAProblem.make(length, k, 1, 4, **options), queries) == most
+            assert lanes_tile.spanned_columns(NAProblem.make(length, k, 1, 4, **options), queries) == most
         assert len(seen) < 400
 
 

@@ -14,9 +14,9 @@ from tvm_na.schedules.base import Plan
 from tvm_na.schedules.cuda.band import AT_ONCE, HEADS_IN_TURN
 
 
-def band(dtype: str = "float16", structure: str = AT_ONCE, kernel_size: int = 3) -> Any:
+def band(dtype: str = "float16", sketch: str = AT_ONCE, kernel_size: int = 3) -> Any:
     problem = NAProblem.make((20, 21), kernel_size, 2, 16, bias=True, dtype=dtype)
-    return scheduled(problem, 0, Plan(structure), BAND).schedule.mod["main"]
+    return scheduled(problem, 0, Plan(sketch), BAND).schedule.mod["main"]
 
 
 def scopes(func: Any) -> tuple[int, int]:
@@ -41,6 +41,6 @@ def test_what_is_rounded_is_no_copy() -> None:
 
 
 def test_others_stay_as_they_are() -> None:
-    pipelined, plain = band(structure=HEADS_IN_TURN), row_sums()["main"]
+    pipelined, plain = band(sketch=HEADS_IN_TURN), row_sums()["main"]
     assert asynchronous(pipelined).same_as(pipelined)
     assert tvm_ffi.structural_equal(asynchronous(plain), plain)

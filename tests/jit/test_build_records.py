@@ -212,17 +212,17 @@ def test_the_trace_is_replayed_with_a_symbolic_batch(user: Path) -> None:
 
 
 def test_decisions_are_transferred_to_the_nearest_problem(user: Path) -> None:
-    from tvm_na.records.replay import decisions_of
+    from tvm_na.records.replay import point_of
     from tvm_na.schedules.base import Plan
 
     found = select.select(NEAR, NATIVE, 1)
     assert found.record is not None
     record = found.record.load()
     assert record is not None
-    structure, choices = decisions_of(record, NATIVE)
+    sketch, parameters = point_of(record, NATIVE)
     (space,) = spaces_for(NEAR, NATIVE)
     func = next(f for f in space.formulations(NEAR, NATIVE) if str(f.attrs["tvm_na.formulation"]) == record.formulation)
-    expected = space.apply(func, NATIVE, Plan(structure, like={c.name: c.value for c in choices}))
+    expected = space.apply(func, NATIVE, Plan(sketch, like={c.name: c.value for c in parameters}))
     module, _ = build.scheduled_module(NEAR, NATIVE, found)
     import tvm
 

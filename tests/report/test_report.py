@@ -44,15 +44,15 @@ SECONDS = {"building": 25.0, "measuring": 15.0, "searching": 7.5, "training": 2.
 def trials_of(problem: NAProblem, threads: int = 2) -> list[Trial]:
     """A failure, the default at 3 ms, then ever faster points whose prediction is right, and a slow one."""
     func, default = drawn(problem, sample=False)
-    choices = {choice.name: choice.value for choice in default.choices}
+    parameters = {parameter.name: parameter.value for parameter in default.parameters}
     formulation = str(func.attrs["tvm_na.formulation"])
     point = ("t", 0, problem.to_json(), formulation, threads)
-    other = {**choices, next(iter(choices)): -1}
-    found = [Trial(*point, 0, None, None, "build", other, default.structure)]
-    found.append(Trial(*point, 1, None, 3e-3, None, choices, default.structure))
+    other = {**parameters, next(iter(parameters)): -1}
+    found = [Trial(*point, 0, None, None, "build", other, default.sketch)]
+    found.append(Trial(*point, 1, None, 3e-3, None, parameters, default.sketch))
     for number in range(9):
-        found.append(Trial(*point, 2 + number, number / 10, (2 - number / 10) * 1e-3, None, other, default.structure))
-    return [*found, Trial(*point, 11, 0.05, 9e-3, None, other, default.structure)]
+        found.append(Trial(*point, 2 + number, number / 10, (2 - number / 10) * 1e-3, None, other, default.sketch))
+    return [*found, Trial(*point, 11, 0.05, 9e-3, None, other, default.sketch)]
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +211,7 @@ def test_the_best_schedule_is_described(data: ReportData) -> None:
     best = data.tasks[0].best
     assert best is not None
     said = describe_record(best)
-    assert said.startswith("a tile of ") and "packed" in said
+    assert said.startswith("formulation: lanes; ") and "; sketch: pack" in said
     assert "it no longer applies" in describe_record(replace(best, workload="1"))
 
 

@@ -18,7 +18,8 @@ from tvm_na.schedules import base, spaces_for
 from tvm_na.schedules.base import Plan
 from tvm_na.schedules.cpu import attention as cpu
 from tvm_na.targets.target import NATarget, detect_target, list_targets, parse_target
-from tvm_na.te.attention.lanes import LanesTile, forward, lanes_of, spanned_columns
+from tvm_na.te.attention.lanes import forward
+from tvm_na.te.attention.lanes_tile import LanesTile, lanes_of, spanned_columns
 from tvm_na.te.common.window import group_length, group_window
 
 _HEAD_DIMS = (4, 12, 24, 32, 40, 64, 128)
@@ -31,7 +32,7 @@ def compile_(problem: NAProblem, tile: LanesTile | None = None) -> Any:
     if tile is None:
         module = build.scheduled_module(problem, target)[0]
     else:
-        module = cpu.apply(forward(problem, tile), target).schedule.mod
+        module = cpu.SPACE.apply(forward(problem, tile), target).schedule.mod
     return tvm.compile(module, target=target.tvm_target())["main"]
 
 
@@ -109,7 +110,7 @@ def test_corners_of_the_space_agree_with_the_reference(problem: NAProblem) -> No
 
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("pack", [True, False])
-@pytest.mark.parametrize("queries", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("queries", [1, 3, 8])
 def test_every_tile_gives_the_same_numbers(queries: int, exact: bool, pack: bool) -> None:
     problem = NAProblem.make((11, 22), (3, 4), 2, 8, dilation=(2, 3), stride=(1, 2), bias=True, return_lse=True)
     found = errors(problem, compile_(problem, LanesTile(queries, 8, exact, pack)), batch=2, seed=1)
@@ -123,42 +124,42 @@ def test_drawn_points_give_the_same_numbers(seed: int) -> None:
     target = detect_target()
     points = []
     for k in range(10):
-        func = rng.choice(cpu.formulations(problem, target))
-        plan = Plan(rng.choice(cpu.structures(func, target)), sample=True, seed=100 * seed + k + 1)
-        scheduled = cpu.apply(func, target, plan)
+        func = rng.choice(cpu.SPACE.formulations(problem, target))
+        plan = Plan(rng.choice(cpu.SPACE.sketches(func, target)), sample=True, seed=100 * seed + k + 1)
+        scheduled = cpu.SPACE.apply(func, target, plan)
         assert scheduled is not None
         points.append(scheduled)
     kernels = compile_all([point.schedule.mod for point in points])
     for k, (point, kernel) in enumerate(zip(points, kernels, strict=True)):
         found = errors(problem, kernel, batch=1 + k % 2, seed=k)
-        assert all(e <= TOLERANCE[problem.dtype] for e in found), (str(problem), point.structure, point.choices, found)
+        assert all(e <= TOLERANCE[problem.dtype] for e in found), (str(problem), point.sketch, point.parameters, found)
 
 
 def test_plans() -> None:
     """The default, a wish, the nearest to a wish, and draws that a seed repeats."""
     problem, target = NAProblem.make((12, 12), 5, 2, 8), detect_target()
-    func = cpu.formulations(problem, target)[0]
+    func = cpu.SPACE.formulations(problem, target)[0]
 
     def values(plan: Plan) -> dict[str, int]:
-        scheduled = cpu.apply(func, target, plan)
+        scheduled = cpu.SPACE.apply(func, target, plan)
         assert scheduled is not None
-        assert base.choices_of(scheduled.schedule.trace, scheduled) == scheduled.choices
-        assert base.structure_of(scheduled.schedule.trace) == scheduled.structure
-        assert all(choice.value in choice.options for choice in scheduled.choices)
-        return {choice.name: choice.value for choice in scheduled.choices}
+        assert base.parameters_of(scheduled.schedule.trace, scheduled) == scheduled.parameters
+        assert base.sketch_of(scheduled.schedule.trace) == scheduled.sketch
+        assert all(parameter.value in parameter.options for parameter in scheduled.parameters)
+        return {parameter.name: parameter.value for parameter in scheduled.parameters}
 
     default = values(Plan())
     assert values(Plan(like=default)) == default
-    wished = values(Plan(structure="pack in task", like={"rows per task": 7, "unknown": 3}))
+    wished = values(Plan(sketch="pack in task", like={"rows per task": 7, "unknown": 3}))
     assert wished == {**values(Plan("pack in task")), "rows per task": 6}
     draws = [values(Plan(sample=True, seed=seed)) for seed in (1, 1, 2, 3)]
     assert draws[0] == draws[1]
     assert len({tuple(draw.items()) for draw in draws}) == 3
-    with pytest.raises(ValueError, match="structure: required one of pack first"):
-        values(Plan(structure="none"))
-    for structure in cpu.structures(func, target):
+    with pytest.raises(ValueError, match="sketch: required one of pack first"):
+        values(Plan(sketch="none"))
+    for sketch in cpu.SPACE.sketches(func, target):
         with pytest.raises(ValueError, match="trace: required"):
-            base.choices_of(cpu.apply(func, target, Plan(structure)).schedule.trace, base.Scheduled(None, "", ()))
+            base.parameters_of(cpu.SPACE.apply(func, target, Plan(sketch)).schedule.trace, base.Scheduled(None, "", ()))
 
 
 def test_one_kernel_serves_every_batch() -> None:
@@ -229,9 +230,9 @@ def test_the_space_refuses_what_it_does_not_serve() -> None:
 
     target = detect_target()
     problem = NAProblem.make((5, 5), 3, 1, 4)
-    assert cpu.apply(natural(problem), target) is None
+    assert cpu.SPACE.apply(natural(problem), target) is None
     cuda = NATarget("cuda-sm_90", "cuda", "", "", (), 16, 255)
-    assert cpu.apply(forward(problem, LanesTile(1, 8)), cuda) is None
+    assert cpu.SPACE.apply(forward(problem, LanesTile(1, 8)), cuda) is None
     assert spaces_for(NAProblem.make((5, 5), 3, 1, 4, dtype="float16"), target) == []
 
 
@@ -251,7 +252,7 @@ def test_kernels_for_other_cpus_use_their_vectors(name: str) -> None:
     assert "expf" not in assembly
 
 
-def test_decisions() -> None:
+def test_divisors() -> None:
     assert base.largest_divisor(12, 5) == 4
     assert base.largest_divisor(7, 6) == 1
     assert base.largest_divisor(5, 0) == 1

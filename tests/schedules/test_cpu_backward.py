@@ -117,8 +117,8 @@ def test_every_tile_gives_the_same_numbers(queries: int, tiles: int) -> None:
     problem = NAProblem.make((10, 18), (5, 3), 2, 8, dilation=(1, 2), bias=True)
     tiles_of = [BackwardTile(queries, 8, chunks, tiles, pack) for chunks, pack in ((1, True), (3, False))]
     funcs = [backward(BackwardProblem(problem), tile) for tile in tiles_of]
-    plans = [Plan(structure) for structure in cpu_backward.STRUCTURES]
-    found = [cpu_backward.apply(func, detect_target(), plan) for func, plan in zip(funcs, plans, strict=True)]
+    plans = [Plan(sketch) for sketch in cpu_backward.SKETCHES]
+    found = [cpu_backward.SPACE.apply(func, detect_target(), plan) for func, plan in zip(funcs, plans, strict=True)]
     for kernel in compile_all([each.schedule.mod for each in found if each is not None]):
         check(problem, kernel, 1, 0)
 
@@ -126,9 +126,9 @@ def test_every_tile_gives_the_same_numbers(queries: int, tiles: int) -> None:
 @pytest.mark.parametrize("seed", range(share(40)))
 def test_drawn_points_give_the_same_numbers(seed: int) -> None:
     problem, target, rng = drawn(1000 + seed), detect_target(), random.Random(seed)
-    func = rng.choice(cpu_backward.formulations(BackwardProblem(problem), target))
-    plan = Plan(rng.choice(cpu_backward.STRUCTURES), sample=True, seed=seed + 1)
-    found = cpu_backward.apply(func, target, plan)
+    func = rng.choice(cpu_backward.SPACE.formulations(BackwardProblem(problem), target))
+    plan = Plan(rng.choice(cpu_backward.SKETCHES), sample=True, seed=seed + 1)
+    found = cpu_backward.SPACE.apply(func, target, plan)
     assert found is not None
     check(problem, compile_all([found.schedule.mod])[0], 1, seed)
 
@@ -173,12 +173,13 @@ def test_chunks_have_few_rows_in_common() -> None:
 
 
 def test_the_space_refuses_what_it_does_not_serve() -> None:
-    from tvm_na.te.attention.lanes import LanesTile, forward
+    from tvm_na.te.attention.lanes import forward
+    from tvm_na.te.attention.lanes_tile import LanesTile
 
     target, problem = detect_target(), BackwardProblem.make((5, 5), 3, 1, 4)
-    assert cpu_backward.apply(forward(problem.forward, LanesTile(1, 8)), target) is None
+    assert cpu_backward.SPACE.apply(forward(problem.forward, LanesTile(1, 8)), target) is None
     cuda = NATarget("cuda-sm_90", "cuda", "", "", (), 16, 255)
     assert [space.name for space in spaces_for(problem, cuda)] == ["cuda-backward"]
     assert spaces_for(BackwardProblem.make((5, 5), 3, 1, 4, dtype="float16"), target) == []
-    with pytest.raises(ValueError, match="structure: required one of tiles outside, rows outside"):
-        cpu_backward.apply(backward(problem, BackwardTile(1, 8)), target, Plan("none"))
+    with pytest.raises(ValueError, match="sketch: required one of tiles outside, rows outside"):
+        cpu_backward.SPACE.apply(backward(problem, BackwardTile(1, 8)), target, Plan("none"))

@@ -20,8 +20,10 @@ from tvm_na.schedules import spaces_for
 from tvm_na.schedules.base import Plan
 from tvm_na.schedules.cpu import unfused as cpu_unfused
 from tvm_na.targets.target import NATarget, detect_target, parse_target
-from tvm_na.te.attention.lanes import LanesTile, forward
-from tvm_na.te.unfused.lanes_transposed import TransposedTile, transposed
+from tvm_na.te.attention.lanes import forward
+from tvm_na.te.attention.lanes_tile import LanesTile
+from tvm_na.te.unfused.lanes_transposed import transposed
+from tvm_na.te.unfused.tiles import TransposedTile
 
 #: Kinds that CPUs have kernels of.
 KINDS = tuple(kind for kind in ALL_KINDS if kind != "bias_parts")
@@ -90,8 +92,8 @@ def test_drawn_points_give_the_same_numbers(kind: str) -> None:
     options = {"dilation": (1, 2), "is_causal": (True, False), "heads_kv": 2, "bias": kind == "qk"}
     problem = UnfusedProblem.make(kind, (9, 18), (4, 9), 6, 48, **options)  # type: ignore[arg-type]
     for seed in range(3):
-        func = rng.choice(cpu_unfused.formulations(problem, target))
-        found = cpu_unfused.apply(func, target, Plan(sample=True, seed=seed + 1))
+        func = rng.choice(cpu_unfused.SPACE.formulations(problem, target))
+        found = cpu_unfused.SPACE.apply(func, target, Plan(sample=True, seed=seed + 1))
         assert found is not None
         assert found.points > 1 or kind in ("av_transposed", "bias_sums")
         modules.append(found.schedule.mod)
@@ -107,7 +109,7 @@ def test_every_tile_of_sums_over_queries_gives_the_same_numbers() -> None:
     tiles = [TransposedTile(8, 3), TransposedTile(4, 2), TransposedTile(1, 1), TransposedTile(tokens=5)]
     tiles.append(TransposedTile(tokens=42))
     for problem, tile in zip(problems, tiles, strict=True):
-        found = cpu_unfused.apply(transposed(problem, tile), target)
+        found = cpu_unfused.SPACE.apply(transposed(problem, tile), target)
         assert found is not None
         modules.append(found.schedule.mod)
     for problem, kernel in zip(problems, compile_all(modules), strict=True):
@@ -146,10 +148,10 @@ def test_a_window_wastes_few_lanes() -> None:
 
 def test_the_space_refuses_what_it_does_not_serve() -> None:
     target, problem = detect_target(), UnfusedProblem.make("qk", (5, 5), 3, 1, 4)
-    assert cpu_unfused.apply(forward(problem.forward, LanesTile(1, 8)), target) is None
+    assert cpu_unfused.SPACE.apply(forward(problem.forward, LanesTile(1, 8)), target) is None
     parts = UnfusedProblem.make("bias_parts", (5, 5), 3, 1, 4)
     assert spaces_for(parts, target) == []
     assert "bias_sums" in build.unsupported(parts, target)
     assert spaces_for(UnfusedProblem.make("qk", (5, 5), 3, 1, 4, dtype="float16"), target) == []
-    with pytest.raises(ValueError, match="structure: required one of rows in parallel"):
-        cpu_unfused.apply(cpu_unfused.formulations(problem, target)[0], target, Plan("none"))
+    with pytest.raises(ValueError, match="sketch: required one of rows in parallel"):
+        cpu_unfused.SPACE.apply(cpu_unfused.SPACE.formulations(problem, target)[0], target, Plan("none"))

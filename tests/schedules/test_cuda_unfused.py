@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import random
 import shutil
@@ -14,29 +15,33 @@ import torch
 from torch import Tensor
 
 from tests.conftest import TOLERANCE
-from tests.cuda_emulator.emulate import Emulated
-from tests.cuda_emulator.errors import EmulationError
 from tests.cuda_emulator.mutate import barriers, replaced, without_barrier
 from tests.helpers import random_problem, relative_error, share
-from tests.schedules.cuda_kernels import _extents
+from tests.schedules.cuda_kernels import (
+    DTYPES,
+    TARGET,
+    CudaKernel,
+    damage_is_noticed,
+    fitting_point,
+    formulations,
+    kernel_of,
+    scheduled,
+)
 from tvm_na.cuda.inspection import inspect_kernel
-from tvm_na.cuda.library import generated
-from tvm_na.cuda.limits import Sizes, UnlaunchableError, check_sizes
 from tvm_na.jit import build
 from tvm_na.problems.unfused import KINDS, UnfusedProblem
 from tvm_na.reference import attention as reference
-from tvm_na.reference.case import Case, WrongNumbers
+from tvm_na.reference.case import WrongNumbers, draw
 from tvm_na.reference.cases import make_case
-from tvm_na.reference.unfused_case import _SCALE, _draw, _expected
+from tvm_na.reference.unfused_case import _SCALE, _expected
 from tvm_na.schedules import spaces_for
 from tvm_na.schedules.base import Plan, Scheduled
-from tvm_na.schedules.cuda import unfused_space as cuda_unfused
+from tvm_na.schedules.cuda import unfused as cuda_unfused
 from tvm_na.targets.target import parse_target
-from tvm_na.te.unfused.gather import UnfusedTile, gathered
+from tvm_na.te.unfused.gather import gathered
+from tvm_na.te.unfused.tiles import UnfusedTile
 from tvm_na.tune.features import with_changes
 
-TARGET = parse_target("cuda-sm_80")
-DTYPES = ("float32", "float16", "bfloat16", "float64")
 #: Kinds that GPUs have kernels of.
 OF_GPUS = tuple(kind for kind in KINDS if kind != "bias_sums")
 MUTATIONS = share(40)
@@ -49,53 +54,27 @@ _NAMES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Kernel:
-    """The generated source of a schedule, blocks per sample and threads of a block."""
-
-    problem: UnfusedProblem
-    source: str
-    grid: int
-    block: tuple[int, ...]
-    sizes: Sizes
-
-    @classmethod
-    def of(cls, problem: UnfusedProblem, schedule: Scheduled) -> Kernel:
-        source, sizes = generated(schedule.schedule.mod, TARGET)
-        extents = _extents(schedule.schedule.mod)
-        block = tuple(extents.get(f"threadIdx.{axis}", 1) for axis in "xyz")
-        assert math.prod(block) == sizes.threads
-        return cls(problem, source, extents["blockIdx.x"], block, sizes)
-
-    def run(self, inputs: tuple[Tensor, ...], out: Tensor, seed: int = 0) -> None:
-        """Run it in the emulation."""
-        emulated, batch = Emulated(self.source), len(inputs[0])
-        (name,) = emulated.kernels
-        given: dict[str, Any] = {
-            **dict(zip(_NAMES[self.problem.kind], inputs, strict=False)),
-            "out": out,
-            "batch": batch,
-        }
-        arguments = [given[parameter.name.removesuffix("_ptr")] for parameter in emulated.kernels[name].parameters]
-        shared = self.sizes.dynamic_shared
-        emulated.launch(name, (self.grid * batch, 1, 1), self.block, arguments, shared_bytes=shared, seed=seed)
-
-
-def scheduled(problem: UnfusedProblem, formulation: int = 0, plan: Plan = Plan()) -> Scheduled:  # noqa: B008
-    found = cuda_unfused.apply(cuda_unfused.formulations(problem, TARGET)[formulation], TARGET, plan)
-    assert found is not None
-    return found
+@functools.cache
+def of(problem: UnfusedProblem) -> CudaKernel:
+    """The kernel of the default point, the same for all tests."""
+    return kernel_of(problem, scheduled(problem))
 
 
 def budget(problem: UnfusedProblem) -> float:
     return TOLERANCE[problem.accum_dtype if problem.kind == "bias_parts" else problem.dtype]
 
 
-def check(kernel: Kernel, batch: int = 2, seed: int = 0, case: Case | None = None) -> None:
+def run(kernel: CudaKernel, inputs: tuple[Tensor, ...], out: Tensor, seed: int = 0) -> None:
+    """Run a kernel in the emulation."""
+    names = _NAMES[kernel.problem.kind]
+    kernel.launch({**dict(zip(names, inputs, strict=False)), "out": out}, len(inputs[0]), seed)
+
+
+def check(kernel: CudaKernel, batch: int = 2, seed: int = 0) -> None:
     """WrongNumbers if the kernel does not write what is right over NaN."""
-    case = case or make_case(kernel.problem, batch, "cpu")
+    case = make_case(kernel.problem, batch, "cpu")
     (out,) = case.outputs()
-    kernel.run(case.inputs, out, seed)
+    run(kernel, case.inputs, out, seed)
     case.check([out], budget(kernel.problem))
 
 
@@ -118,30 +97,19 @@ def drawn(seed: int) -> UnfusedProblem:
 @pytest.mark.parametrize("seed", range(share(5)))
 def test_random_points_of_random_problems(seed: int) -> None:
     problem, rng = drawn(seed), random.Random(seed)
-    formulation = rng.randrange(len(cuda_unfused.formulations(problem, TARGET)))
-    # Every other one has the default point; the others are drawn until there is one that a GPU can launch.
-    for attempt in range(20):
-        point = scheduled(problem, formulation, Plan(sample=bool(seed // 5 % 2), seed=seed * 100 + attempt + 1))
-        kernel = Kernel.of(problem, point)
-        try:
-            check_sizes(kernel.sizes, TARGET)
-            break
-        except UnlaunchableError:
-            continue
-    else:
-        pytest.fail("20 points that no GPU can launch")
-    check(kernel, rng.choice([1, 2]), seed)
+    formulation = rng.randrange(len(formulations(problem)))
+    check(fitting_point(problem, formulation, seed), rng.choice([1, 2]), seed)
 
 
 def mutated(problem: UnfusedProblem, formulation: int, seed: int) -> Scheduled:
-    """A point as the tuner's mutations make it: the trace of another one, with other decisions."""
+    """A point as the tuner's mutations make it: the trace of another one, with other parameters."""
     import tvm
     from tvm import s_tir
 
     rng = random.Random(seed)
     point = scheduled(problem, formulation, Plan(sample=True, seed=seed + 1))
-    changes = {n: (rng.choice(choice.options), choice.options) for n, choice in enumerate(point.choices)}
-    func = cuda_unfused.formulations(problem, TARGET)[formulation]
+    changes = {n: (rng.choice(parameter.options), parameter.options) for n, parameter in enumerate(point.parameters)}
+    func = formulations(problem)[formulation]
     schedule = s_tir.Schedule(tvm.IRModule({"main": func}))
     with_changes(point.schedule.trace, changes).apply_to_schedule(schedule, remove_postproc=False)
     return dataclasses.replace(point, schedule=schedule)
@@ -149,11 +117,11 @@ def mutated(problem: UnfusedProblem, formulation: int, seed: int) -> Scheduled:
 
 @pytest.mark.parametrize("kind", ["qk", "av", "av_transposed", "bias_parts"])
 def test_mutated_traces_give_the_same_numbers(kind: str) -> None:
-    """No number in a trace depends on a decision but through a variable of the trace."""
+    """No number in a trace depends on a parameter but through a variable of the trace."""
     sizes = {"qk": ((4, 12), (3, 4), 4, 8), "av": ((3, 8, 4), (3, 2, 4), 2, 16)}.get(kind, ((8, 12), (3, 5), 4, 16))
     problem, tried = UnfusedProblem.make(kind, *sizes, bias=kind == "qk", is_causal=True, dtype="float64"), 0
     for seed in range(3 * MUTATIONS):
-        kernel = Kernel.of(problem, mutated(problem, 0, seed))
+        kernel = kernel_of(problem, mutated(problem, 0, seed))
         if kernel.sizes.threads <= 1024 and kernel.sizes.static_shared <= 48 * 1024 and tried < MUTATIONS:
             check(kernel, 1, seed)
             tried += 1
@@ -182,7 +150,7 @@ def test_corners_of_the_space(name: str) -> None:
             problem = UnfusedProblem.make(kind, sizes, **options)
         else:
             problem = UnfusedProblem.make(kind, *sizes, bias=kind == "qk", **options)
-        check(Kernel.of(problem, scheduled(problem)), batch=1 + (name == "uneven groups"))
+        check(of(problem), batch=1 + (name == "uneven groups"))
 
 
 @pytest.mark.parametrize("kind", OF_GPUS)
@@ -190,7 +158,8 @@ def test_what_a_query_does_not_see_does_not_reach_it(kind: str) -> None:
     """A NaN reaches those outputs that the reference says, and a weight without a key none."""
     options: dict[str, Any] = {"is_causal": (True, False), "dilation": (1, 2), "heads_kv": 1, "dtype": "float64"}
     problem = UnfusedProblem.make(kind, (6, 9), (4, 3), 2, 8, **options)
-    tensors = _draw(problem, 1, torch.Generator().manual_seed(0))
+    inputs = (argument for argument in problem.arguments() if argument.role == "input")
+    tensors = draw(inputs, 1, "cpu", torch.Generator().manual_seed(0))
     tensors[0][0, 3, 4, 0, 1] = math.nan
     if kind not in ("qk", "dots"):
         _, _, exists = reference.windows(problem.forward, torch.device("cpu"))
@@ -200,7 +169,7 @@ def test_what_a_query_does_not_see_does_not_reach_it(kind: str) -> None:
         tensors[1][0, 2, 5, 0, 3] = math.nan
     expected = _expected(problem, tensors)
     out = torch.full(expected.shape, 7.0, dtype=torch.float64)
-    Kernel.of(problem, scheduled(problem)).run((*tensors, torch.tensor([_SCALE], dtype=torch.float64)), out)
+    run(of(problem), (*tensors, torch.tensor([_SCALE], dtype=torch.float64)), out)
     assert 0 < expected.isnan().sum() < expected.numel() / 3
     assert torch.equal(out.isnan(), expected.isnan())
     assert torch.equal(out.isinf(), expected.isinf())
@@ -222,32 +191,35 @@ def test_parts_add_up_to_the_sums() -> None:
 # --- what the emulation notices
 
 
-def damage_is_noticed(kernel: Kernel, source: str) -> bool:
-    """Whether a damaged kernel fails, or has wrong numbers, in one order of its threads or another."""
-    damaged = dataclasses.replace(kernel, source=source)
-    for seed in range(4):
+def noticed(kernel: CudaKernel, source: str) -> bool:
+    """Whether damage is noticed."""
+    damaged = kernel.with_source(source)
+
+    def error(seed: int) -> float:
         try:
             check(damaged, 1, seed)
-        except (EmulationError, WrongNumbers):
-            return True
-    return False
+        except WrongNumbers:
+            return math.inf
+        return 0.0
+
+    return damage_is_noticed(error, 0.0)
 
 
 @pytest.mark.parametrize(("kind", "channels"), [("qk", 32), ("av", 32)])
 def test_missing_barriers_are_noticed(kind: str, channels: int) -> None:
     problem = UnfusedProblem.make(kind, (14, 14), 7, 2, channels)
-    kernel = Kernel.of(problem, scheduled(problem, plan=Plan(like={"keys at once": 7})))
-    assert not damage_is_noticed(kernel, kernel.source)
+    kernel = kernel_of(problem, scheduled(problem, plan=Plan(like={"keys at once": 7})))
+    assert not noticed(kernel, kernel.source)
     assert barriers(kernel.source) == 2
     for n in range(2):
-        assert damage_is_noticed(kernel, without_barrier(kernel.source, n)), n
+        assert noticed(kernel, without_barrier(kernel.source, n)), n
 
 
 @pytest.mark.parametrize("kind", OF_GPUS)
 def test_a_shifted_window_is_noticed(kind: str) -> None:
     problem = UnfusedProblem.make(kind, (14, 14), 7, 1, 8)
-    kernel = Kernel.of(problem, scheduled(problem))
-    assert damage_is_noticed(kernel, replaced(kernel.source, "- 3), 7), 0)", "- 2), 7), 0)"))
+    kernel = of(problem)
+    assert noticed(kernel, replaced(kernel.source, "- 3), 7), 0)", "- 2), 7), 0)"))
 
 
 # --- what nvcc makes of them
@@ -275,7 +247,7 @@ def test_defaults_fit_registers(name: str, kinds: tuple[str, ...], arch: str) ->
     sizes, options = NAMED[name]
     for kind in kinds:
         problem = UnfusedProblem.make(kind, *sizes, bias=kind == "qk", **options)
-        found = inspect_kernel(Kernel.of(problem, scheduled(problem)).source, arch)
+        found = inspect_kernel(of(problem).source, arch)
         # Where loops are three deep, the assembler takes 32 registers, and keeps two numbers of outer ones in memory.
         assert found.registers <= 128 and found.spill_bytes <= (16 if name == "3d" else 0), problem
         assert found.shared_bytes <= 48 * 1024
@@ -285,9 +257,9 @@ def test_scores_and_weights_are_read_and_written_in_one_piece() -> None:
     """Neighboring threads have neighboring elements, whatever the window."""
     for kind, pointer in (("qk", "out_ptr["), ("av", "attn_ptr[")):
         problem = UnfusedProblem.make(kind, (56, 56), 7, 2, 32, dtype="float16")
-        kernel = Kernel.of(problem, scheduled(problem))
+        kernel = of(problem)
         (line,) = (line for line in kernel.source.splitlines() if pointer in line)
-        assert kernel.block == (4, 28, 1)
+        assert kernel.launches[0].block == (4, 28, 1)
         assert "(((int)threadIdx.y) * 4)) + ((int)threadIdx.x))]" in line
 
 
@@ -310,11 +282,11 @@ def test_the_space_serves_all_but_whole_sums_for_a_bias() -> None:
 
 def test_the_space_refuses_what_is_not_its_own() -> None:
     problem = UnfusedProblem.make("qk", (5, 5), 3, 1, 6)
-    func = cuda_unfused.formulations(problem, TARGET)[0]
-    assert cuda_unfused.apply(func, parse_target("llvm-x86-avx2")) is None
-    assert cuda_unfused.apply(func.without_attr("tvm_na.formulation"), TARGET) is None
-    with pytest.raises(ValueError, match="structure: required one of through the cache"):
-        cuda_unfused.apply(func, TARGET, Plan("none"))
+    func = formulations(problem)[0]
+    assert cuda_unfused.SPACE.apply(func, parse_target("llvm-x86-avx2")) is None
+    assert cuda_unfused.SPACE.apply(func.without_attr("tvm_na.formulation"), TARGET) is None
+    with pytest.raises(ValueError, match="sketch: required one of through the cache"):
+        cuda_unfused.SPACE.apply(func, TARGET, Plan("none"))
     for tile in (UnfusedTile(parts=4), UnfusedTile(width=0)):
         with pytest.raises(ValueError, match="(parts|width): required a divisor of 6 channels, got"):
             gathered(problem, tile)
@@ -323,7 +295,7 @@ def test_the_space_refuses_what_is_not_its_own() -> None:
 @pytest.mark.parametrize("kind", OF_GPUS)
 def test_points_are_drawn_and_told(kind: str) -> None:
     problem = UnfusedProblem.make(kind, (16, 16), 7, 4, 32, dtype="float16")
-    for formulation in range(len(cuda_unfused.formulations(problem, TARGET))):
-        points = {tuple(scheduled(problem, formulation, Plan(sample=True, seed=n + 1)).choices) for n in range(5)}
+    for formulation in range(len(formulations(problem))):
+        points = {tuple(scheduled(problem, formulation, Plan(sample=True, seed=n + 1)).parameters) for n in range(5)}
         assert len(points) > 1
         assert scheduled(problem, formulation).points >= 12

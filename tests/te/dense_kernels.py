@@ -42,7 +42,7 @@ def random_problem(rng: random.Random, dtype: str = "float32") -> DenseProblem:
 def scheduled(problem: DenseProblem, formulation: int = 0, plan: Plan = Plan()) -> tuple[DenseTile, Scheduled]:  # noqa: B008
     """A schedule of a problem for this machine, with a symbolic batch, and its tile."""
     target = detect_target()
-    found = cpu_dense.apply(cpu_dense.formulations(problem, target)[formulation], target, plan)
+    found = cpu_dense.SPACE.apply(cpu_dense.SPACE.formulations(problem, target)[formulation], target, plan)
     assert found is not None
     return cpu_dense.tiles(problem, target)[formulation], found
 

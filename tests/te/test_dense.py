@@ -23,8 +23,8 @@ from tvm_na.targets.target import detect_target, list_targets, parse_target
 from tvm_na.te.dense.product import DenseTile, forward, pack_weight, packed_shape, positions_of, tile_of, tiles_of
 
 
-@pytest.mark.parametrize("block", range(4))
-def test_80_random_problems_agree_with_pytorch(block: int) -> None:
+@pytest.mark.parametrize("block", range(2))
+def test_40_random_problems_agree_with_pytorch(block: int) -> None:
     rng = random.Random(block)
     problems = [random_problem(rng, "float64" if n % 5 == 4 else "float32") for n in range(20)]
     points = [scheduled(problem) for problem in problems]
@@ -68,40 +68,40 @@ def test_drawn_points_give_the_same_numbers() -> None:
     problems = [*CORNERS.values(), *(random_problem(rng) for _ in range(4))]
     drawn = []
     for seed, problem in enumerate(problems):
-        offered = len(cpu_dense.formulations(problem, detect_target()))
-        for structure in cpu_dense.STRUCTURES:
-            plan = Plan(structure, sample=True, seed=seed + 1)
+        offered = len(cpu_dense.SPACE.formulations(problem, detect_target()))
+        for sketch in cpu_dense.SKETCHES:
+            plan = Plan(sketch, sample=True, seed=seed + 1)
             drawn.append((problem, *scheduled(problem, rng.randrange(offered), plan)))
     kernels = compile_all([point for _, _, point in drawn])
     for (problem, tile, point), kernel in zip(drawn, kernels, strict=True):
         error = error_of(problem, tile, kernel, 2)
-        assert error <= TOLERANCE["float32"], (str(problem), tile, point.structure, point.choices, error)
+        assert error <= TOLERANCE["float32"], (str(problem), tile, point.sketch, point.parameters, error)
 
 
 def test_plans() -> None:
     problem, target = DenseProblem.make((14, 14), 16, 48, kernel_size=3, padding=1), detect_target()
-    func = cpu_dense.formulations(problem, target)[0]
+    func = cpu_dense.SPACE.formulations(problem, target)[0]
 
     def made(plan: Plan) -> base.Scheduled:
-        point = cpu_dense.apply(func, target, plan)
+        point = cpu_dense.SPACE.apply(func, target, plan)
         assert point is not None
-        assert base.choices_of(point.schedule.trace, point) == point.choices
-        assert base.structure_of(point.schedule.trace) == point.structure
+        assert base.parameters_of(point.schedule.trace, point) == point.parameters
+        assert base.sketch_of(point.schedule.trace) == point.sketch
         return point
 
-    values = [{c.name: c.value for c in made(Plan(name)).choices} for name in cpu_dense.structures(func, target)]
+    values = [{c.name: c.value for c in made(Plan(name)).parameters} for name in cpu_dense.SPACE.sketches(func, target)]
     assert values[0].keys() == values[1].keys()
-    assert {c.name: c.value for c in made(Plan(like={"channels at once": 7})).choices}["channels at once"] == 8
-    assert made(Plan(sample=True, seed=5)).choices == made(Plan(sample=True, seed=5)).choices
-    with pytest.raises(ValueError, match="structure: required one of"):
+    assert {c.name: c.value for c in made(Plan(like={"channels at once": 7})).parameters}["channels at once"] == 8
+    assert made(Plan(sample=True, seed=5)).parameters == made(Plan(sample=True, seed=5)).parameters
+    with pytest.raises(ValueError, match="sketch: required one of"):
         made(Plan("none"))
 
 
-def test_what_is_larger_decides_the_default_structure() -> None:
+def test_what_is_larger_decides_the_default_sketch() -> None:
     target = detect_target()
     for problem, first in ((DenseProblem.make(3136, 64, 64), "rows"), (DenseProblem.make(49, 512, 512), "weights")):
         func = forward(problem, cpu_dense.tiles(problem, target)[0], 1)
-        assert cpu_dense.structures(func, target)[0] == f"{first} outside"
+        assert cpu_dense.SPACE.sketches(func, target)[0] == f"{first} outside"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -181,14 +181,14 @@ def test_the_space_serves_cpus_alone() -> None:
     problem = DenseProblem.make(49, 8, 16)
     cuda = parse_target("cuda-sm_90")
     assert spaces_for(problem, cuda) == []
-    func = cpu_dense.formulations(problem, detect_target())[0]
-    assert cpu_dense.apply(func, cuda) is None
+    func = cpu_dense.SPACE.formulations(problem, detect_target())[0]
+    assert cpu_dense.SPACE.apply(func, cuda) is None
     with pytest.raises(NotImplementedError, match="linear layers and convolutions are compiled for CPUs, not for cuda"):
         build.scheduled_module(problem, cuda)
     attention = NAProblem.make((9, 9), 3, 1, 8)
     assert [space.name for space in spaces_for(attention, detect_target())] == ["cpu-lanes"]
     (lanes,) = spaces_for(attention, detect_target())
-    assert cpu_dense.apply(lanes.formulations(attention, detect_target())[0], detect_target()) is None
+    assert cpu_dense.SPACE.apply(lanes.formulations(attention, detect_target())[0], detect_target()) is None
     assert lanes.apply(func, detect_target(), Plan()) is None
 
 

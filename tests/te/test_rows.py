@@ -15,7 +15,7 @@ from tvm_na.problems.backward import BackwardProblem
 from tvm_na.schedules.cpu import attention as cpu
 from tvm_na.schedules.cpu import backward as cpu_backward
 from tvm_na.targets.target import detect_target
-from tvm_na.te.attention.lanes import Geometry
+from tvm_na.te.attention.lanes_tile import Geometry
 from tvm_na.te.backward.lanes_tile import Chunks
 from tvm_na.te.common.rows import Rows
 

@@ -26,10 +26,7 @@ from tvm_na.reference import attention as reference
 from tvm_na.reference.case import Case, WrongNumbers
 from tvm_na.reference.cases import budget_of, case_of, make_case
 from tvm_na.report.data import short_names
-from tvm_na.schedules import spaces_for
-from tvm_na.schedules.base import Plan
-from tvm_na.schedules.describe import _BACKWARD_DECISIONS, _BACKWARD_STRUCTURES, formulation_in_words, in_words
-from tvm_na.targets.target import detect_target, parse_target
+from tvm_na.targets.target import detect_target
 from tvm_na.tune.options import batch_for, bytes_needed
 from tvm_na.tune.tasks import TuneTask, tasks_from_file
 
@@ -74,34 +71,6 @@ def test_a_report_names_them_and_counts_their_bytes() -> None:
     assert BACKWARD.bytes == 4 * (7 * 6 * (7 * 4 + 1) + 2 * 5 * 5)
     other = BackwardProblem.make((4, 5), 3, 6, 8, heads_kv=2, head_dim_v=16, dtype="float64")
     assert other.bytes == 8 * 20 * (2 * 6 * 8 + 6 * 16 + 2 * 2 * (8 + 16) + 6)
-
-
-@pytest.mark.parametrize("bias", [False, True])
-def test_schedules_are_told_completely(bias: bool) -> None:
-    problem, target = BackwardProblem.make((9, 9), 3, 2, 8, head_dim_v=16, bias=bias), parse_target("llvm-x86-avx2")
-    (space,) = spaces_for(problem, target)
-    known = {name for _, counted in _BACKWARD_DECISIONS for name in counted}
-    func = space.formulations(problem, target, 1)[0]
-    for name in space.structures(func, target):
-        scheduled = space.apply(func, target, Plan(name))
-        assert scheduled is not None
-        assert {choice.name for choice in scheduled.choices} == known
-        said = in_words(str(func.attrs["tvm_na.formulation"]), name, scheduled.choices)
-        assert said.startswith("a tile of ") and "{}" not in said
-        for word in (
-            "rows in ",
-            "rows of keys ",
-            "gradients of queries",
-        ):
-            assert word in said
-        assert _BACKWARD_STRUCTURES[name] in said.split("; ")
-    fields = {"formulation": "backward lanes", "queries": 4, "vector": 8, "chunks": 1, "tiles": 2, "pack_keys": True}
-    assert formulation_in_words(json.dumps(fields)) == (
-        "a tile of 4 queries in one row, vectors of 8 lanes, 2 tiles through a stage together, "
-        "rows in 1 chunk with sums of their own, rows of keys packed"
-    )
-    del fields["chunks"]
-    assert formulation_in_words(json.dumps(fields)) == "backward lanes, queries 4, vector 8, tiles 2, pack keys"
 
 
 # --- what is to be tuned

@@ -172,7 +172,7 @@ REPLAYED = """
 
     (record,) = records_in(Path(sys.argv[1]))
     print("mma" in replay.replayed(record, record.problem, parse_target(record.target)).script())
-    print(replay.decisions_of(record, parse_target(record.target))[0])
+    print(replay.point_of(record, parse_target(record.target))[0])
 """
 
 
@@ -193,7 +193,7 @@ def test_records_with_tensor_instructions_are_read_in_any_process(tmp_path: Path
     command = [sys.executable, "-c", textwrap.dedent(REPLAYED), str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["True", formulation.default.structure]
+    assert done.stdout.splitlines() == ["True", formulation.default.sketch]
 
 
 def test_traces_are_written_as_tvm_writes_them() -> None:

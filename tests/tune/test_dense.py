@@ -18,9 +18,6 @@ from tvm_na.problems.dense import DenseProblem
 from tvm_na.records import select
 from tvm_na.reference.case import WrongNumbers
 from tvm_na.reference.cases import case_of
-from tvm_na.schedules import spaces_for
-from tvm_na.schedules.base import Choice, Plan
-from tvm_na.schedules.describe import in_words
 from tvm_na.targets.target import detect_target, parse_target
 from tvm_na.te.dense.product import tile_of
 from tvm_na.tune.options import batch_for
@@ -48,29 +45,6 @@ def test_the_nearest_is_of_the_same_operator(tmp_path: Path, monkeypatch: pytest
     other = NAProblem.make((9, 9), 3, 1, 16)
     found = select.select(other, TARGET, threads=1)
     assert found.record is not None and found.record.problem == ATTENTION
-
-
-def test_schedules_are_told_completely() -> None:
-    (space,) = spaces_for(CONV, TARGET)
-    func = space.formulations(CONV, TARGET, 1)[0]
-    tile = tile_of(func)
-    for name, structure in (
-        ("rows outside", "each tile meets one block of weights after the other"),
-        ("weights outside", "each block of weights meets one tile after the other"),
-    ):
-        scheduled = space.apply(func, TARGET, Plan(name, like={"row tiles per task": 1, "weight blocks per task": 1}))
-        assert scheduled is not None
-        assert in_words(tile.to_json(), name, scheduled.choices).split("; ") == [
-            f"tiles of {tile.rows} positions x {tile.vectors} vectors of {tile.vector} channels",
-            structure,
-            "tasks of 1 tile x 1 block of weights",
-            "4 channels at once",
-        ]
-    assert "tasks of 3 tiles x 2 blocks of weights" in in_words(
-        tile.to_json(),
-        "rows outside",
-        [Choice("row tiles per task", (3,), 3), Choice("weight blocks per task", (2,), 2)],
-    )
 
 
 def test_a_case_has_weights_as_the_kernel_wants_them() -> None:

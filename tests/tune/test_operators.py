@@ -23,10 +23,10 @@ from tvm_na.problems.registry import Problem
 from tvm_na.problems.unfused import UnfusedProblem
 from tvm_na.records import select
 from tvm_na.records.read import Record, records_in
-from tvm_na.records.replay import decisions_of, replayed, workloads_of
+from tvm_na.records.replay import point_of, replayed, workloads_of
 from tvm_na.reference.cases import budget_of, case_of
 from tvm_na.report.data import load
-from tvm_na.schedules.describe import in_words
+from tvm_na.schedules.describe import describe
 from tvm_na.targets.target import NATarget, detect_target, parse_target
 from tvm_na.tune.options import GPU_BATCH
 from tvm_na.tune.remeasure import remeasure
@@ -113,10 +113,10 @@ def test_every_candidate_is_measured(tuned: Tuned) -> None:
     assert len({t.point for t in trials}) == len(records) == 2
     assert [record.seconds for record in records] == [trial.seconds for trial in trials]
     for record in records:
-        structure, choices = decisions_of(record, tuned.target)
-        assert structure and choices
+        sketch, parameters = point_of(record, tuned.target)
+        assert sketch and parameters
         assert record.workload in workloads_of(record.problem, tuned.target)
-        assert "{}" not in in_words(record.formulation, structure, choices)
+        assert f"sketch: {sketch}" in describe(record.formulation, sketch, parameters)
 
 
 def test_records_have_the_batch_in_all_arguments(tuned: Tuned) -> None:

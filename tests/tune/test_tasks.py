@@ -87,7 +87,7 @@ def test_a_problem_has_formulations_with_spaces() -> None:
         assert formulation.problem == PROBLEM
         assert formulation.default is next(iter(formulation.spaces.values()))
         assert formulation.points == sum(s.points for s in formulation.spaces.values()) > 1
-        assert [name for name, s in formulation.spaces.items() if s.structure != name] == []
+        assert [name for name, s in formulation.spaces.items() if s.sketch != name] == []
 
 
 def test_a_problem_without_a_space_is_refused() -> None:

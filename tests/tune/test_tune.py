@@ -37,7 +37,7 @@ PROBLEM = NAProblem.make((9, 9), 3, 1, 8)
 TARGET = detect_target()
 
 
-#: Scheduling all structures takes a second, which every run would need.
+#: Scheduling all sketches takes a second, which every run would need.
 KNOWN_FORMULATIONS = functools.lru_cache(formulations_of)
 
 
@@ -55,7 +55,7 @@ STATES: list[tuple[str, int]] = []
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory, formulations: Any) -> TuneResult:
-    """A run with the defaults of all formulations, those of the structures of one, and six more."""
+    """A run with the defaults of all formulations, those of the sketches of one, and six more."""
 
     def observe(state: TuneState) -> None:
         STATES.append((state.phase, state.trials))
@@ -84,8 +84,8 @@ def test_the_default_of_each_formulation_comes_first(real: TuneResult, formulati
     assert first.keys() == {f.text for f in formulations}
     for formulation in formulations:
         trial = first[formulation.text]
-        assert trial.structure == formulation.default.structure
-        assert dict(trial.choices) == {c.name: c.value for c in formulation.default.choices}
+        assert trial.structure == formulation.default.sketch
+        assert dict(trial.choices) == {c.name: c.value for c in formulation.default.parameters}
         assert trial.predicted is None
     problem = real.state.problems[0]
     assert problem.default == first[formulations[0].text].seconds
@@ -93,7 +93,7 @@ def test_the_default_of_each_formulation_comes_first(real: TuneResult, formulati
     assert problem.improvement is not None and problem.improvement >= 1.0
 
 
-def test_the_default_of_each_structure_of_those_that_are_kept_comes_next(
+def test_the_default_of_each_sketch_of_those_that_are_kept_comes_next(
     real: TuneResult, formulations: list[Formulation]
 ) -> None:
     trials = trials_in(real.folder)
@@ -103,7 +103,7 @@ def test_the_default_of_each_structure_of_those_that_are_kept_comes_next(
     assert {t.structure for t in rest[: len(spaces) - 1]} == set(list(spaces)[1:])
     assert {t.formulation for t in rest} == {kept}
     for trial in rest[: len(spaces) - 1]:
-        assert dict(trial.choices) == {c.name: c.value for c in spaces[trial.structure].choices}
+        assert dict(trial.choices) == {c.name: c.value for c in spaces[trial.structure].parameters}
 
 
 def test_the_cost_model_predicts_once_it_has_learnt(real: TuneResult) -> None:
@@ -169,12 +169,12 @@ def invented(monkeypatch: pytest.MonkeyPatch) -> Callable[[Cost], None]:
 
 
 def smooth(candidate: Candidate) -> float:
-    """A cost that depends on each decision, on the structure and on the formulation."""
-    rng = random.Random(candidate.slot.state.text + candidate.structure)
+    """A cost that depends on each parameter, on the sketch and on the formulation."""
+    rng = random.Random(candidate.slot.state.text + candidate.sketch)
     cost = 1.0 + 0.2 * rng.random()
-    for choice in candidate.slot.formulation.spaces[candidate.structure].choices:
-        wanted = random.Random(choice.name).choice(choice.options)
-        cost *= 1.0 + 0.3 * abs(math.log2(candidate.choices[choice.name] / wanted))
+    for parameter in candidate.slot.formulation.spaces[candidate.sketch].parameters:
+        wanted = random.Random(parameter.name).choice(parameter.options)
+        cost *= 1.0 + 0.3 * abs(math.log2(candidate.parameters[parameter.name] / wanted))
     return cost * 1e-3
 
 
@@ -200,7 +200,7 @@ def test_failures_are_counted_by_reason_and_not_recorded(tmp_path: Path, invente
 
 
 def test_a_problem_whose_default_fails_is_still_tuned(tmp_path: Path, invented: Any) -> None:
-    invented(lambda c: "crash" if c.structure == next(iter(c.slot.formulation.spaces)) else 1e-3)
+    invented(lambda c: "crash" if c.sketch == next(iter(c.slot.formulation.spaces)) else 1e-3)
     state = run(PROBLEM, TARGET, trials=14, output=tmp_path).state
     assert state.problems[0].default is None
     assert state.problems[0].best == 1e-3
@@ -362,26 +362,26 @@ def test_mutations_are_points_of_the_space(formulations: list[Formulation]) -> N
     default = formulation.default
     features = Features(formulations)
     mutate = Mutator(formulation, lambda *point: features.of(0, *point), lambda rows: None, seed=0)
-    names = [c.name for c in default.choices]
-    options = {c.name: c.options for c in default.choices}
+    names = [c.name for c in default.parameters]
+    options = {c.name: c.options for c in default.parameters}
     seen = set()
     for _ in range(20):
         trace = mutate(default.schedule.trace)
-        structure, choices = read_point(formulation, trace)
-        assert (structure, list(choices)) == (default.structure, names)
-        assert all(choices[name] in options[name] for name in names)
-        changed = [c.name for c in default.choices if choices[c.name] != c.value]
+        sketch, parameters = read_point(formulation, trace)
+        assert (sketch, list(parameters)) == (default.sketch, names)
+        assert all(parameters[name] in options[name] for name in names)
+        changed = [c.name for c in default.parameters if parameters[c.name] != c.value]
         assert 1 <= len(changed) <= 3
-        seen.add(tuple(choices.values()))
+        seen.add(tuple(parameters.values()))
     assert len(seen) > 10
     replayed = s_tir.Schedule(tvm.IRModule({"main": formulation.func}))
     trace.apply_to_schedule(replayed, remove_postproc=True)
-    assert read_point(formulation, replayed.trace) == (structure, choices)
+    assert read_point(formulation, replayed.trace) == (sketch, parameters)
 
 
 def test_the_mutation_that_the_model_likes_is_proposed(formulations: list[Formulation]) -> None:
     formulation = formulations[0]
-    names = [c.name for c in formulation.default.choices if len(c.options) > 1]
+    names = [c.name for c in formulation.default.parameters if len(c.options) > 1]
     features = Features(formulations)
     wanted = features.of(0, "", {names[0]: 7777}).index(7777.0)
 
@@ -401,8 +401,8 @@ def test_features_have_columns_by_name(formulations: list[Formulation]) -> None:
     first = features("0", formulations[0].default.schedule.trace)
     second = features("1", formulations[1].default.schedule.trace)
     assert len(first) == len(second)
-    choices = [float(c.value) for c in formulations[0].default.choices]
-    assert set(choices) <= set(first)
+    parameters = [float(c.value) for c in formulations[0].default.parameters]
+    assert set(parameters) <= set(first)
     assert first != second
     assert any(math.isnan(value) for value in first)
 

@@ -86,7 +86,7 @@ def records_ls(folders: Folders = None) -> None:
 @app.command("best")
 @reports_errors
 def records_best(folders: Folders = None) -> None:
-    """Describe the fastest schedule of every problem: formulation, structure, decisions. Needs TVM."""
+    """Describe the fastest schedule of every problem: formulation, sketch, tunable parameters. Needs TVM."""
     from tvm_na.measure.timing import format_time
     from tvm_na.records.replay import describe_record
     from tvm_na.records.select import describe_conditions

@@ -171,7 +171,7 @@ def print_plan(
         task.weight * (seconds if measured and seconds is not None else float(task.problem.useful_flops))
         for task, seconds in zip(tasks, best, strict=True)
     ]
-    table = _table("problem", "weight", "share", "recorded", "formulations", "structures", "points")
+    table = _table("problem", "weight", "share", "recorded", "formulations", "sketches", "points")
     for task, formulations, cost, seconds in zip(tasks, spaces, costs, best, strict=True):
         row = (
             str(task.problem),

@@ -14,7 +14,7 @@ from tvm_na.records.read import Record
 from tvm_na.records.rejections import InapplicableError, Scope
 from tvm_na.records.write import structural_hash
 from tvm_na.schedules import SearchSpace, spaces_for
-from tvm_na.schedules.base import Choice, Plan, Scheduled, choices_of, structure_of
+from tvm_na.schedules.base import Parameter, Plan, Scheduled, parameters_of, sketch_of
 from tvm_na.targets.target import NATarget, parse_target
 
 
@@ -49,43 +49,43 @@ def with_trace(problem: Problem, formulation: str, trace: Any, target: NATarget)
 
 
 def transferred(record: Record, problem: Problem, target: NATarget) -> Any:
-    """The IRModule of ``problem``, scheduled with the decisions of the record of another one.
+    """The IRModule of ``problem``, scheduled with the parameters of the record of another one.
 
     Raises:
-        InapplicableError: its formulation or structure is none of those of ``problem``, or it does not apply to
+        InapplicableError: its formulation or sketch is none of those of ``problem``, or it does not apply to
             its own problem.
     """
     space, func = _with_formulation(record.formulation, problem, target, None)
-    structure, choices = decisions_of(record, target)
-    if structure not in space.structures(func, target):
-        raise InapplicableError(f"{problem} has no structure {structure!r}")
-    like = {choice.name: choice.value for choice in choices}
-    return _applied(space, func, target, Plan(structure, like=like)).schedule.mod
+    sketch, parameters = point_of(record, target)
+    if sketch not in space.sketches(func, target):
+        raise InapplicableError(f"{problem} has no sketch {sketch!r}")
+    like = {parameter.name: parameter.value for parameter in parameters}
+    return _applied(space, func, target, Plan(sketch, like=like)).schedule.mod
 
 
-def decisions_of(record: Record, target: NATarget) -> tuple[str, tuple[Choice, ...]]:
-    """The structure and the named decisions of a record.
+def point_of(record: Record, target: NATarget) -> tuple[str, tuple[Parameter, ...]]:
+    """The sketch and the tunable parameters of a record.
 
     Raises:
-        InapplicableError: it does not apply to its own problem, or its decisions are not those of the space.
+        InapplicableError: it does not apply to its own problem, or its parameters are not those of the space.
     """
     space, func = _measured(record, record.problem, target)
     trace = _apply_trace(record.trace, space, func, target).trace
-    structure = structure_of(trace)
-    if structure is None or structure not in space.structures(func, target):
-        raise InapplicableError(f"the search space has no structure {structure!r}")
-    return structure, _tried(choices_of, trace, _applied(space, func, target, Plan(structure)))
+    sketch = sketch_of(trace)
+    if sketch is None or sketch not in space.sketches(func, target):
+        raise InapplicableError(f"the search space has no sketch {sketch!r}")
+    return sketch, _tried(parameters_of, trace, _applied(space, func, target, Plan(sketch)))
 
 
 def describe_record(record: Record) -> str:
     """What people read of a record's schedule; where it no longer applies, of its formulation, and why not."""
-    from tvm_na.schedules.describe import formulation_in_words, in_words
+    from tvm_na.schedules.describe import describe
 
     try:
-        structure, choices = decisions_of(record, parse_target(record.target))
+        sketch, parameters = point_of(record, parse_target(record.target))
     except InapplicableError as error:
-        return f"{formulation_in_words(record.formulation)}; it no longer applies: {error}"
-    return in_words(record.formulation, structure, choices)
+        return "; ".join([*describe(record.formulation), f"it no longer applies: {error}"])
+    return "; ".join(describe(record.formulation, sketch, parameters))
 
 
 def workloads_of(problem: Problem, target: NATarget) -> dict[str, str]:
@@ -151,8 +151,8 @@ def _apply_trace(trace: Any, space: SearchSpace, func: Any, target: NATarget) ->
 @functools.lru_cache(maxsize=64)
 def _make_tensor_instructions(space: SearchSpace, formulation: str, problem: str, target: NATarget) -> None:
     _, func = _with_formulation(formulation, problem_from_json(problem), target, 1)
-    for structure in space.structures(func, target):
-        space.apply(func, target, Plan(structure))
+    for sketch in space.sketches(func, target):
+        space.apply(func, target, Plan(sketch))
 
 
 def _tried(function: Any, *arguments: Any) -> Any:

@@ -233,8 +233,8 @@ def default_point(problem: Problem, target: NATarget) -> tuple[object, ...] | No
         formulation = formulations_of(problem, target)[0]
     except ValueError:
         return None
-    choices = {choice.name: choice.value for choice in formulation.default.choices}
-    return point(formulation.text, formulation.default.structure, choices)
+    parameters = {parameter.name: parameter.value for parameter in formulation.default.parameters}
+    return point(formulation.text, formulation.default.sketch, parameters)
 
 
 def short_names(problems: Sequence[Problem]) -> tuple[list[str], str]:

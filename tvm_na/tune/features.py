@@ -13,12 +13,12 @@ from tvm_na.tune.tasks import Formulation
 _COLUMNS = 96
 #: Of so many mutations, the one that the cost model likes best is proposed.
 _PROPOSED = 12
-#: How often one, two and three decisions are changed.
+#: How often one, two and three parameters are changed.
 _CHANGES = (0.6, 0.3, 0.1)
 
 
 def samples_of(trace: Any) -> list[Any]:
-    """The instructions of a trace that draw a decision."""
+    """The instructions of a trace that draw a parameter."""
     return [inst for inst in trace.insts if inst.kind.name.startswith("Sample")]
 
 
@@ -30,17 +30,17 @@ def _value(trace: Any, inst: Any) -> int:
 
 
 def read_point(formulation: Formulation, trace: Any) -> tuple[str, dict[str, int]]:
-    """The structure and the decisions of a trace of a formulation."""
-    from tvm_na.schedules.base import structure_of
+    """The sketch and the parameters of a trace of a formulation."""
+    from tvm_na.schedules.base import sketch_of
 
-    structure = structure_of(trace) or next(iter(formulation.spaces))
-    names = [choice.name for choice in formulation.spaces[structure].choices]
+    sketch = sketch_of(trace) or next(iter(formulation.spaces))
+    names = [parameter.name for parameter in formulation.spaces[sketch].parameters]
     values = [_value(trace, inst) for inst in samples_of(trace)]
-    return structure, dict(zip(names, values, strict=True))
+    return sketch, dict(zip(names, values, strict=True))
 
 
 def with_changes(trace: Any, changes: Mapping[int, tuple[int, tuple[int, ...]]]) -> Any:
-    """``trace`` with other decisions: by their number, the new value and all options."""
+    """``trace`` with other parameters: by their number, the new value and all options."""
     samples = samples_of(trace)
     for number, (value, options) in changes.items():
         inst = samples[number]
@@ -51,9 +51,9 @@ def with_changes(trace: Any, changes: Mapping[int, tuple[int, tuple[int, ...]]])
 
 
 class Features:
-    """What the cost model sees of a candidate: its problem, formulation, structure and decisions as numbers.
+    """What the cost model sees of a candidate: its problem, formulation, sketch and parameters as numbers.
 
-    Columns are named, so that a decision in one formulation tells something about the same decision in another;
+    Columns are named, so that a parameter in one formulation tells something about the same one in another;
     what a candidate does not have is missing, which XGBoost can deal with. (TVM's own features take 50 ms for a
     candidate, since it lowers them; a search looks at thousands.)
     """
@@ -73,10 +73,10 @@ class Features:
                 row[column] = value
         return row
 
-    def of(self, number: int, structure: str, choices: Mapping[str, int]) -> list[float]:
+    def of(self, number: int, sketch: str, parameters: Mapping[str, int]) -> list[float]:
         """The features of a point of a formulation."""
-        values = {name: float(value) for name, value in choices.items()}
-        return self.row(values | {f"structure {structure}": 1.0}, self._fixed[number])
+        values = {name: float(value) for name, value in parameters.items()}
+        return self.row(values | {f"sketch {sketch}": 1.0}, self._fixed[number])
 
     def __call__(self, task_name: str, trace: Any) -> list[float]:
         """The features of a trace of the formulation with the number ``task_name``."""
@@ -101,7 +101,7 @@ def _describe(formulation: Formulation) -> dict[str, float]:
 
 
 class Mutator:
-    """Changes a few decisions of a trace; TVM's own mutators change tile sizes, but no plain categorical decision."""
+    """Changes a few parameters of a trace; TVM's own mutators change tile sizes, but no plain categorical ones."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class Mutator:
 
         Args:
             formulation: The formulation.
-            features: The features of a point, given by its structure and decisions.
+            features: The features of a point, given by its sketch and parameters.
             score: The cost model's scores of several points; None before it is trained.
             seed: Of the random numbers.
         """
@@ -123,28 +123,28 @@ class Mutator:
 
     def __call__(self, trace: Any) -> Any:
         """A mutation of ``trace``, the best of several as far as the cost model knows; None if there is none."""
-        structure, point = read_point(self._formulation, trace)
-        choices = self._formulation.spaces[structure].choices
-        free = [number for number, choice in enumerate(choices) if len(choice.options) > 1]
+        sketch, point = read_point(self._formulation, trace)
+        parameters = self._formulation.spaces[sketch].parameters
+        free = [number for number, parameter in enumerate(parameters) if len(parameter.options) > 1]
         if not free:
             return None
-        proposals = [self._changes(choices, list(point.values()), free) for _ in range(_PROPOSED)]
+        proposals = [self._changes(parameters, list(point.values()), free) for _ in range(_PROPOSED)]
         rows = []
         for changes in proposals:
-            other = {choices[number].name: value for number, (value, _) in changes.items()}
-            rows.append(self._features(structure, point | other))
+            other = {parameters[number].name: value for number, (value, _) in changes.items()}
+            rows.append(self._features(sketch, point | other))
         scores = self._score(rows)
         best = 0 if scores is None else max(range(len(scores)), key=lambda i: scores[i])
         return with_changes(trace, proposals[best])
 
     def _changes(
-        self, choices: Sequence[Any], values: Sequence[int], free: Sequence[int]
+        self, parameters: Sequence[Any], values: Sequence[int], free: Sequence[int]
     ) -> dict[int, tuple[int, tuple[int, ...]]]:
         rng = self._rng
         count = min(len(free), rng.choices(range(1, len(_CHANGES) + 1), _CHANGES)[0])
         changes = {}
         for number in rng.sample(free, count):
-            options = choices[number].options
+            options = parameters[number].options
             at = options.index(values[number])
             near = [i for i in (at - 1, at + 1) if 0 <= i < len(options)]
             far = [i for i in range(len(options)) if i != at]

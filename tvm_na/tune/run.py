@@ -1,8 +1,8 @@
 """Tuning: finds schedules for problems by building and measuring, and keeps what it finds.
 
-Each problem has several formulations, each formulation several structures, each structure many points. First the
+Each problem has several formulations, each formulation several sketches, each sketch many points. First the
 default point of every formulation is measured; those that are far off are not looked at again. Of the others the
-default point of every structure is. Then MetaSchedule's evolutionary search proposes batches of points, and the problem
+default point of every sketch is. Then MetaSchedule's evolutionary search proposes batches of points, and the problem
 that promises most gets the next batch.
 """
 
@@ -268,7 +268,7 @@ def _run(session: Session, tasks: Sequence[TuneTask], batches: Sequence[int], ta
             problem.note_round()
             if len(problem.formulations) > 1 and options.defaults_first:
                 problem.drop_hopeless()
-                _measure_structures(session, problem)
+                _measure_sketches(session, problem)
             if state.stopped():
                 break
         if not state.stopped():
@@ -288,8 +288,8 @@ def _measure_defaults(session: Session, problem: ProblemState) -> None:
         slot.state.default = candidate.seconds
 
 
-def _measure_structures(session: Session, problem: ProblemState) -> None:
-    """Measure the default points of the other structures, of the formulations that are still open."""
+def _measure_sketches(session: Session, problem: ProblemState) -> None:
+    """Measure the default points of the other sketches, of the formulations that are still open."""
     candidates = []
     for slot in session.slots:
         if slot.problem is problem and slot.state.open:

@@ -26,8 +26,8 @@ def candidate_of(slot: Slot, schedule: Any, args_info: Any = None) -> Candidate:
     if args_info is None:
         ms = metaschedule.import_metaschedule()
         args_info = ms.arg_info.ArgInfo.from_entry_func(schedule.mod, remove_preproc=True)
-    structure, choices = read_point(slot.formulation, schedule.trace)
-    return Candidate(slot, schedule, structure, choices, args_info)
+    sketch, parameters = read_point(slot.formulation, schedule.trace)
+    return Candidate(slot, schedule, sketch, parameters, args_info)
 
 
 class Search:
@@ -146,7 +146,7 @@ class Search:
     def _predict(self) -> None:
         if not self._batch or self._model is None:
             return
-        rows = [self._features.of(self._current, c.structure, c.choices) for c in self._batch]
+        rows = [self._features.of(self._current, c.sketch, c.parameters) for c in self._batch]
         scores = self._model.score(rows)
         if scores is not None:
             for candidate, score in zip(self._batch, scores, strict=True):

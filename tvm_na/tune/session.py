@@ -65,8 +65,8 @@ class Candidate:
     Attributes:
         slot: The formulation.
         schedule: TVM's Schedule.
-        structure: The name of its structure.
-        choices: Its decisions, by name.
+        sketch: The name of its sketch.
+        parameters: Its tunable parameters, by name.
         args_info: MetaSchedule's ArgInfo of the arguments.
         predicted: The cost model's score; None before the model was trained.
         seconds: The median of its repeats, once it is measured, at the reference's speed of the machine.
@@ -77,8 +77,8 @@ class Candidate:
 
     slot: Slot
     schedule: Any
-    structure: str
-    choices: dict[str, int]
+    sketch: str
+    parameters: dict[str, int]
     args_info: Any
     predicted: float | None = None
     seconds: float | None = None
@@ -89,7 +89,7 @@ class Candidate:
     @property
     def point(self) -> tuple[object, ...]:
         """Its name."""
-        return point(self.slot.state.text, self.structure, self.choices)
+        return point(self.slot.state.text, self.sketch, self.parameters)
 
 
 @dataclass
@@ -230,7 +230,7 @@ class Session:
             self.remember(slot, trace, candidate.seconds, candidate.args_info)
         else:
             candidate.reason = measured.message if measured.failure in REJECTIONS else ""
-            where = f"{slot.problem.problem} | {slot.state.label} | {candidate.structure} {candidate.choices}"
+            where = f"{slot.problem.problem} | {slot.state.label} | {candidate.sketch} {candidate.parameters}"
             _log.warning("%s: %s\n%s", measured.failure, where, measured.message)
         self.log.write(self._trial(candidate))
         self.known[(slot.problem.problem, *candidate.point)] = candidate.seconds
@@ -255,8 +255,8 @@ class Session:
             predicted=candidate.predicted,
             seconds=candidate.seconds,
             failure=candidate.failure,
-            choices=candidate.choices,
-            structure=candidate.structure,
+            choices=candidate.parameters,
+            structure=candidate.sketch,
             reference=None if reference is None else reference.seconds,
             batch=slot.problem.batch,
             reason=candidate.reason,

@@ -102,7 +102,7 @@ class Formulation:
         space: The search space.
         func: Its PrimFunc, for a batch of one (MetaSchedule cannot describe a symbolic size).
         text: The formulation as canonical JSON.
-        spaces: The default point of each structure, by its name, the default structure first.
+        spaces: The default point of each sketch, by its name, the default sketch first.
     """
 
     problem: Problem
@@ -118,25 +118,25 @@ class Formulation:
 
     @property
     def points(self) -> int:
-        """Points of all structures together."""
+        """Points of all sketches together."""
         return sum(scheduled.points for scheduled in self.spaces.values())
 
 
 class _Structures(Mapping[str, "Scheduled"]):
-    """The default point of each structure, made when it is asked for: scheduling takes a while."""
+    """The default point of each sketch, made when it is asked for: scheduling takes a while."""
 
     def __init__(self, space: SearchSpace, func: Any, target: NATarget) -> None:
         self._space, self._func, self._target = space, func, target
-        self._made: dict[str, Scheduled | None] = dict.fromkeys(space.structures(func, target))
+        self._made: dict[str, Scheduled | None] = dict.fromkeys(space.sketches(func, target))
 
     def __getitem__(self, name: str) -> Scheduled:
         from tvm_na.schedules.base import Plan
 
         found = self._made[name]
         if found is None:
-            found = self._made[name] = self._space.apply(self._func, self._target, Plan(structure=name))
+            found = self._made[name] = self._space.apply(self._func, self._target, Plan(sketch=name))
         if found is None:
-            raise AssertionError(f"the space {self._space.name} refused its own structure {name!r}")
+            raise AssertionError(f"the space {self._space.name} refused its own sketch {name!r}")
         return found
 
     def __iter__(self) -> Iterator[str]:

@@ -29,8 +29,8 @@ class Trial:
         predicted: The cost model's score before it was measured, higher is better; None before the model was trained.
         seconds: The median of its repeats, at the reference's speed of the machine; None if it failed.
         failure: What it failed at (:mod:`tvm_na.tune.builder`, :mod:`tvm_na.measure.local`); None if it did not.
-        choices: The decisions, by name.
-        structure: The name of its structure.
+        choices: The tunable parameters, by name; of an older name, as logs have it.
+        structure: The name of its sketch; likewise.
         reference: Seconds that the default kernel was taken to need, which it was interleaved with; None if it was
             measured alone.
         batch: Samples of a call.

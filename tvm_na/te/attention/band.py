@@ -13,23 +13,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm_na.problems.attention import TF32, NAProblem
-from tvm_na.te.attention.band_axis import SIDE, BandTile, axes
-from tvm_na.te.attention.scatter import Scatter, scattered
-from tvm_na.te.common.tf32 import rounded
+from tvm import te, tirx
 
-#: Dtypes of problems that tensor cores multiply.
-DTYPES = ("float16", "bfloat16", TF32)
+from tvm_na.problems.attention import TF32, NAProblem
+from tvm_na.te.attention.band_axis import DTYPES, SIDE, BandTile, axes, is_served
+from tvm_na.te.attention.scatter import Scatter, scattered
+from tvm_na.te.common.math import LN_2, LOG2_E, rounded
+from tvm_na.te.common.operands import Operands
+
 #: What masked keys have for a score: its power of two is 0 beside any other, and no sum of two is infinite.
 _MASKED = -1e30
 #: Added to the exponents of weights in TF32, which tensor cores round towards zero: by 2^-11.5 of a weight on average.
 _RAISED = 2.0**-11
-
-
-def is_served(problem: NAProblem) -> bool:
-    """Whether there is such an expression: rank 2, no stride, a dtype and head dimensions that tensor cores take."""
-    dims = {problem.head_dim, problem.head_dim_v}
-    return problem.rank == 2 and problem.dtype in DTYPES and problem.stride == (1, 1) and dims <= {16, 32, 64, 128}
 
 
 def forward(problem: NAProblem, tile: BandTile, batch: int | None = None) -> Any:
@@ -43,7 +38,6 @@ def forward(problem: NAProblem, tile: BandTile, batch: int | None = None) -> Any
     Raises:
         ValueError: for a problem that there is no such expression of, or a sub-tile of other than 16 queries.
     """
-    from tvm_na.te.common.operands import Operands
 
     if not is_served(problem):
         required = f"rank 2, {', '.join(DTYPES)}, stride 1, head_dim 16, 32, 64 or 128"
@@ -90,7 +84,6 @@ class _Stages:
 
     def tiled(self, source: Any, channels: int) -> Any:
         """Queries, in sub-tiles; twice, since they lie in two memories."""
-        from tvm import te
 
         def at(*t: Any) -> Any:
             row, column = self.queries(t, t[6])
@@ -101,7 +94,6 @@ class _Stages:
 
     def banded(self, source: Any, name: str, channels: int) -> Any:
         """Keys or values: the bands of all sub-tiles, where neighbors share what they have in common."""
-        from tvm import te
 
         def at(b: Any, h: Any, r: Any, s: Any, x: Any, y: Any, d: Any) -> Any:
             row, column = self.row.place(r, self.row.key(r, x)), self.column.place(s, self.column.key(s, y))
@@ -113,7 +105,6 @@ class _Stages:
 
     def of_band(self, shared: Any, name: str) -> Any:
         """The band of each sub-tile."""
-        from tvm import te
 
         group = self.problem.heads // self.problem.heads_kv
 
@@ -131,9 +122,6 @@ class _Stages:
         sub-tile by one addend only, so that there is nothing to compute for each key. With two passes, which are for
         windows whose tables would be too large, it is (head, row, column).
         """
-        from tvm import te, tirx
-
-        from tvm_na.te.common.exp import LOG2_E
 
         heads, height, width = self.problem.bias_shape
         log2_e, masked = tirx.const(LOG2_E, "float32"), tirx.const(_MASKED, "float32")
@@ -158,9 +146,6 @@ class _Stages:
 
     def scores(self, suffix: str) -> Any:
         """Scores in powers of two; as small as can be in masked columns, but not in all masked rows."""
-        from tvm import te, tirx
-
-        from tvm_na.te.common.exp import LOG2_E
 
         query = self.query_tile
         key = self.of_band(self.banded(self.ops.key, f"keys{suffix}", self.problem.head_dim), f"key_tile{suffix}")
@@ -178,7 +163,6 @@ class _Stages:
 
     def column_mask(self, *t: Any) -> Any:
         """0, or as small as can be for keys in masked columns."""
-        from tvm import tirx
 
         _, column = self.queries(t, t[7])
         key = self.column.key(t[3], t[5] * self.tile.columns + t[8])
@@ -187,7 +171,6 @@ class _Stages:
 
     def bias(self, *t: Any) -> Any:
         """Bias and mask at (sub-tile, row of the band, query, column of the band)."""
-        from tvm import tirx
 
         row, column = self.queries(t, t[7])
         key = self.column.key(t[3], t[5] * self.tile.columns + t[8])
@@ -199,7 +182,6 @@ class _Stages:
 
     def row_mask(self, t: tuple[Any, ...], a: Any, m: Any) -> Any:
         """0, or as small as can be for keys in a row of the band that is masked, but not in scores."""
-        from tvm import tirx
 
         if self.table is not None and self.tile.passes == 1:
             return tirx.const(0.0, "float32")
@@ -213,7 +195,6 @@ class _Stages:
 
         A lane has columns 2l, 2l + 1, 2l + 8, ... of a row of scores: ``l`` is the last index of each step.
         """
-        from tvm import te
 
         halves, pair = te.reduce_axis((0, self.column.keys // 8), "n"), te.reduce_axis((0, 2), "p")
         of_row = te.compute(
@@ -232,7 +213,6 @@ class _Stages:
 
     def weights(self, scores: Any, maximum: Any) -> Any:
         """Powers of the differences of scores to their maximum."""
-        from tvm import te, tirx
 
         def shift_of(*t: Any) -> Any:
             found = self.row_mask(t[:6], t[6], t[7]) - maximum[(*t[:6], t[7], t[8])]
@@ -247,7 +227,6 @@ class _Stages:
 
     def total(self, weights: Any) -> Any:
         """The sum of weights of each query, eight times: a product with ones."""
-        from tvm import te, tirx
 
         ones = te.compute((8, SIDE), lambda n, k: tirx.const(1, self.problem.tensor_dtype), name="ones")
         a, c = te.reduce_axis((0, self.row.keys), "a"), te.reduce_axis((0, self.column.keys), "c")
@@ -260,7 +239,6 @@ class _Stages:
 
     def attended(self, weights: Any) -> Any:
         """Sums of values by weights."""
-        from tvm import te
 
         value = self.of_band(self.banded(self.ops.value, "values", self.problem.head_dim_v), "value_tile")
         a, c = te.reduce_axis((0, self.row.keys), "a"), te.reduce_axis((0, self.column.keys), "c")
@@ -273,7 +251,6 @@ class _Stages:
 
     def out(self, attended: Any, total: Any) -> Any:
         """The output of each sub-tile."""
-        from tvm import te, tirx
 
         def at(*t: Any) -> Any:
             m = t[6] * self.tile.columns + t[7]
@@ -287,9 +264,6 @@ class _Stages:
 
     def lse(self, maximum: Any, total: Any) -> Any:
         """The log-sum-exp of each sub-tile."""
-        from tvm import te, tirx
-
-        from tvm_na.te.common.exp import LN_2
 
         def at(*t: Any) -> Any:
             m = t[6] * self.tile.columns + t[7]
@@ -303,7 +277,6 @@ class _Stages:
         row, column = self.row, self.column
 
         def place(*t: Any) -> tuple[tuple[Any, ...], Any]:
-            from tvm import tirx
 
             i = (t[4] * row.queries + t[6]) * row.dilation + t[2]
             j = (t[5] * column.queries + t[7]) * column.dilation + t[3]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from tvm_na.problems.attention import NAProblem
-from tvm_na.te.common.window import group_length, group_window
+from tvm_na.problems.attention import TF32, NAProblem
+from tvm_na.te.common.formulation import Tile
+from tvm_na.te.common.window import group_length, group_window, maximum, minimum, select
 
 #: Queries of a sub-tile, and the keys and channels that a tensor core multiplies at once.
 SIDE = 16
+#: Dtypes of problems that tensor cores multiply.
+DTYPES = ("float16", "bfloat16", TF32)
 
 
 @dataclass(frozen=True)
-class BandTile:
+class BandTile(Tile):
     """What the expression itself depends on.
 
     Attributes:
@@ -24,20 +26,10 @@ class BandTile:
             for their maximum and for the output, so that a window may be larger than the registers of a warp.
     """
 
+    formulation = "band"
     rows: int
     columns: int
     passes: int = 1
-
-    def to_json(self) -> str:
-        """A canonical JSON text."""
-        return json.dumps({"formulation": "band", **asdict(self)}, sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> BandTile:
-        """What :meth:`to_json` has written."""
-        fields = json.loads(text)
-        del fields["formulation"]
-        return cls(**fields)
 
 
 @dataclass(frozen=True)
@@ -86,25 +78,19 @@ class BandAxis:
 
     def query(self, residue: Any, tile: Any, m: Any) -> Any:
         """The position of a sub-tile's ``m``-th query; those beyond the end repeat the last."""
-        from tvm import tirx
-
-        return tirx.min(tile * self.queries + m, self.group(residue) - 1)
+        return minimum(tile * self.queries + m, self.group(residue) - 1)
 
     def key(self, residue: Any, x: Any) -> Any:
         """The position of the ``x``-th key of all bands, wrapped; a band longer than the group has some outside."""
-        from tvm import tirx
-
         before = self.kernel_size - 1 if self.is_causal else self.kernel_size // 2
         at = x - before
-        wrapped = tirx.Select(x >= self.group(residue) + before, at - self.keys, at)
-        return tirx.Select(x < before, at + self.keys, wrapped)
+        wrapped = select(x >= self.group(residue) + before, at - self.keys, at)
+        return select(x < before, at + self.keys, wrapped)
 
     def place(self, residue: Any, t: Any) -> Any:
         """Where on the map a position is; the nearest where it is outside."""
-        from tvm import tirx
-
         fits = self.keys <= self.length // self.dilation  # a band in the shortest group: then nothing is outside
-        inside = t if fits else tirx.max(tirx.min(t, self.group(residue) - 1), 0)
+        inside = t if fits else maximum(minimum(t, self.group(residue) - 1), 0)
         return inside if self.dilation == 1 else inside * self.dilation + residue
 
     def sees(self, residue: Any, query: Any, key: Any) -> Any:
@@ -119,10 +105,8 @@ class BandAxis:
 
     def bias_index(self, query: Any, key: Any) -> Any:
         """The index into the relative position bias; clamped where the key is outside of the window."""
-        from tvm import tirx
-
         index = key - query + (self.kernel_size - 1)
-        return tirx.max(tirx.min(index, 2 * self.kernel_size - 2), 0)
+        return maximum(minimum(index, 2 * self.kernel_size - 2), 0)
 
 
 def _unsigned(x: Any) -> Any:
@@ -142,3 +126,9 @@ def axes(problem: NAProblem, tile: BandTile) -> tuple[BandAxis, BandAxis]:
         )
 
     return axis(0, tile.rows, height), axis(1, tile.columns, -(-width // SIDE) * SIDE)
+
+
+def is_served(problem: NAProblem) -> bool:
+    """Whether there is such an expression: rank 2, no stride, a dtype and head dimensions that tensor cores take."""
+    dims = {problem.head_dim, problem.head_dim_v}
+    return problem.rank == 2 and problem.dtype in DTYPES and problem.stride == (1, 1) and dims <= {16, 32, 64, 128}

@@ -7,30 +7,17 @@ together, neighbors next to each other, and each keeps its part of the query in 
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any
 
+from tvm import te, tirx
+
 from tvm_na.problems.attention import NAProblem
-
-
-@dataclass(frozen=True)
-class GatherTile:
-    """What the expression itself depends on.
-
-    Attributes:
-        parts: Parts that a dot product is cut into; divides head_dim.
-        lanes: 0 where the scores of a window are kept until its output is known. Else they are computed twice, for
-            the sums of the softmax and for the output, so that a window may be larger than a GPU's shared memory; keys
-            are dealt out to so many lanes, each of which has a maximum and a sum of its own.
-    """
-
-    parts: int
-    lanes: int = 0
-
-    def to_json(self) -> str:
-        """A canonical JSON text."""
-        return json.dumps({"formulation": "gather", **asdict(self)}, sort_keys=True)
+from tvm_na.te.attention.gather_tile import GatherTile
+from tvm_na.te.common.math import LN_2, LOG2_E
+from tvm_na.te.common.neighbors import Neighbors
+from tvm_na.te.common.operands import Operands
+from tvm_na.te.common.rows import unravelled
 
 
 def forward(problem: NAProblem, tile: GatherTile, batch: int | None = None) -> Any:
@@ -42,10 +29,6 @@ def forward(problem: NAProblem, tile: GatherTile, batch: int | None = None) -> A
     Raises:
         ValueError: if ``tile.parts`` does not divide the head dimension.
     """
-    from tvm import te, tirx
-
-    from tvm_na.te.common.exp import LN_2
-    from tvm_na.te.common.operands import Operands
 
     if tile.parts < 1 or problem.head_dim % tile.parts:
         raise ValueError(f"parts: required a divisor of head_dim {problem.head_dim}, got {tile.parts}")
@@ -72,18 +55,16 @@ class _Stages:
     """The stages of the expression."""
 
     def __init__(self, problem: NAProblem, tile: GatherTile, ops: Any) -> None:
-        from tvm_na.te.common.neighbors import Neighbors
 
         self.problem, self.tile, self.ops, self.near = problem, tile, ops, Neighbors(problem)
         self.tokens = (ops.batch, *problem.spatial, problem.heads)
-        self.keys = window_size(problem)
+        self.keys = prod(problem.kernel_size)
         self.window = -(-self.keys // tile.lanes) * tile.lanes if tile.lanes else self.keys
 
     def offset(self, w: Any) -> tuple[Any, ...]:
         """The offset of the ``w``-th key along each axis; those that lanes have too many repeat the last."""
-        from tvm import tirx
 
-        return unflattened(self.problem, w if self.window == self.keys else tirx.min(w, self.keys - 1))
+        return unravelled(w if self.window == self.keys else tirx.min(w, self.keys - 1), self.problem.kernel_size)
 
     def select(self, position: tuple[Any, ...], w: Any, value: Any, otherwise: Any) -> Any:
         """``value``, if there is a ``w``-th key.
@@ -91,7 +72,6 @@ class _Stages:
         ``value`` must have no such choice inside: of two, TVM computes the inner one before it looks at the outer one,
         but simplifies it as if the outer one held.
         """
-        from tvm import tirx
 
         there = [self.near.exists(position, self.offset(w))]
         there += [] if self.window == self.keys else [w < self.keys]
@@ -105,9 +85,6 @@ class _Stages:
 
     def score_of(self, suffix: str) -> Any:
         """A function of (sample, *position, head, number in the window): its score in powers of two, key or not."""
-        from tvm import te, tirx
-
-        from tvm_na.te.common.exp import LOG2_E
 
         problem, near, ops, accum = self.problem, self.near, self.ops, self.problem.accum_dtype
         group, part = problem.heads // problem.heads_kv, problem.head_dim // self.tile.parts
@@ -136,7 +113,6 @@ class _Stages:
 
     def scores(self) -> Any:
         """Scores of every window; as small as can be where there is no key."""
-        from tvm import te, tirx
 
         score, least = self.score_of(""), tirx.min_value(self.problem.accum_dtype)
 
@@ -148,7 +124,6 @@ class _Stages:
 
     def over_window(self, name: str, reducer: Any, of: Any) -> Any:
         """A reduction of every window."""
-        from tvm import te
 
         a = te.reduce_axis((0, self.window), name="a")
         return te.compute(self.tokens, lambda *t: reducer(of[(*t, a)], axis=a), name=name)
@@ -158,7 +133,6 @@ class _Stages:
 
         Source: online normalizer, arXiv 1805.02867.
         """
-        from tvm import te, tirx
 
         accum, lanes = self.problem.accum_dtype, self.tile.lanes
 
@@ -191,7 +165,6 @@ class _Stages:
 
     def weights(self, score: Any, maximum: Any) -> Any:
         """Powers of the differences of scores to their maximum."""
-        from tvm import te, tirx
 
         zero = tirx.const(0, self.problem.accum_dtype)
 
@@ -204,7 +177,6 @@ class _Stages:
 
     def attended(self, weights: Any) -> Any:
         """Sums of values by weights."""
-        from tvm import te, tirx
 
         problem, near, accum = self.problem, self.near, self.problem.accum_dtype
         group, e = problem.heads // problem.heads_kv, te.reduce_axis((0, self.window), name="e")
@@ -217,20 +189,3 @@ class _Stages:
             return te.sum(weights[(b, *position, h, e)] * value, axis=e)
 
         return te.compute((*self.tokens, problem.head_dim_v), attend, name="attended")
-
-
-def window_size(problem: NAProblem) -> int:
-    """The keys of a full window."""
-    size = 1
-    for k in problem.kernel_size:
-        size *= k
-    return size
-
-
-def unflattened(problem: NAProblem, w: Any) -> tuple[Any, ...]:
-    """The offset along each axis of the ``w``-th key of a window."""
-    offsets: list[Any] = []
-    for k in reversed(problem.kernel_size[1:]):
-        offsets.insert(0, w % k)
-        w = w // k
-    return (w, *offsets)

@@ -19,6 +19,7 @@ from typing import Any
 
 from tvm_na.problems.backward import BackwardProblem, most_bias_chunks
 from tvm_na.te.backward.gather_tile import BackwardGatherTile, chunks_of
+from tvm_na.te.common.formulation import of_blocks
 
 
 def backward(problem: BackwardProblem, tile: BackwardGatherTile, batch_size: int | None = None) -> Any:
@@ -38,14 +39,9 @@ def backward(problem: BackwardProblem, tile: BackwardGatherTile, batch_size: int
     chunks = prod(chunks_of(problem.forward, tile.rows, tile.columns)) if tile.rows else 1
     if chunks > most_bias_chunks(problem):
         raise ValueError(f"rows: required at most {most_bias_chunks(problem)} blocks of a sample, got {chunks}")
-    from tvm.script.ir_builder import IRBuilder
-    from tvm.script.ir_builder import tirx as T
-
-    from tvm_na.te import ENTRY
     from tvm_na.te.backward.gather_stages import Gradients
 
-    with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name("main")
+    def make() -> None:
         gradients = Gradients(problem, tile.lanes, batch_size)
         gradients.of_queries()
         if tile.rows:
@@ -56,10 +52,5 @@ def backward(problem: BackwardProblem, tile: BackwardGatherTile, batch_size: int
                 gradients.of_bias()
         if problem.forward.bias:
             gradients.join_bias()
-    return (
-        builder.get()
-        .with_attr("global_symbol", ENTRY)
-        .with_attr("tirx.noalias", True)
-        .with_attr("tvm_na.problem", problem.to_json())
-        .with_attr("tvm_na.formulation", tile.to_json())
-    )
+
+    return of_blocks(make, problem, tile.to_json())

@@ -14,8 +14,9 @@ from tvm.script.ir_builder import tirx as T
 from tvm_na.problems.backward import BackwardProblem, most_bias_chunks, scratch_shapes
 from tvm_na.te.backward.gather_tile import chunks_of
 from tvm_na.te.common.blocks import argument, loops, whole
-from tvm_na.te.common.exp import LOG2_E
+from tvm_na.te.common.math import LOG2_E
 from tvm_na.te.common.neighbors import Neighbors
+from tvm_na.te.common.operands import GradientBlocks
 from tvm_na.te.common.rows import ravelled
 from tvm_na.te.common.threads import Row, add_shared, barrier, dealt_out, group_sum, number, only_where, registers
 from tvm_na.te.common.window import axis_queries, axis_window
@@ -26,38 +27,20 @@ _CHUNK_QUERIES = 256
 JOINING = 32
 
 
-class Gradients:
+class Gradients(GradientBlocks):
     """Makes the function, inside of TVM's IRBuilder: first its arguments, then a nest of loops for each kernel."""
 
     def __init__(self, problem: BackwardProblem, lanes: int, batch_size: int | None) -> None:
-        p = self.problem = problem.forward
-        self.near, self.accum, self.lanes = Neighbors(p), p.accum_dtype, lanes
-        self.group = p.heads // p.heads_kv
-        self.batch = tirx.Var("batch", "int32") if batch_size is None else batch_size
+        super().__init__(problem, batch_size)
+        p = self.problem
+        self.near, self.lanes = Neighbors(p), lanes
         self.axes = list(zip(p.spatial, p.kernel_size, p.stride, p.dilation, p.is_causal, strict=True))
-        tokens, kv = (self.batch, *p.spatial, p.heads), (self.batch, *p.spatial, p.heads_kv)
-        self.query = argument("query", (*tokens, p.head_dim), p.dtype)
-        self.key = argument("key", (*kv, p.head_dim), p.dtype)
-        self.value = argument("value", (*kv, p.head_dim_v), p.dtype)
-        self.scale = argument("scale", (1,), self.accum)
-        self.rpb: Any = argument("rpb", p.bias_shape, p.dtype) if p.bias else None
-        self.lse = argument("lse", tokens, self.accum)
-        self.d_out = argument("d_out", (*tokens, p.head_dim_v), p.dtype)
-        self.d_lse: Any = argument("d_lse", tokens, self.accum) if p.return_lse else None
-        self.d_query = argument("d_query", (*tokens, p.head_dim), p.dtype)
-        self.d_key = argument("d_key", (*kv, p.head_dim), p.dtype)
-        self.d_value = argument("d_value", (*kv, p.head_dim_v), p.dtype)
-        self.d_rpb: Any = argument("d_rpb", p.bias_shape, p.dtype) if p.bias else None
         shift, *sums = scratch_shapes(problem, self.batch)
         self.shift = argument("shift", shift, self.accum)
         self.bias_sums: Any = argument("bias_sums", sums[0], self.accum) if sums else None
         self.chunks = min(-(-prod(p.spatial) // _CHUNK_QUERIES), most_bias_chunks(problem))
         self.of_key = Row.of(p.head_dim, self.lanes, p.dtype)
         self.of_value = Row.of(p.head_dim_v, self.lanes, p.dtype)
-
-    def const(self, value: float) -> Any:
-        """A number as an expression."""
-        return tirx.const(value, self.accum)
 
     @contextmanager
     def block(
@@ -67,8 +50,7 @@ class Gradients:
         part of its own of ``writes``."""
         with loops(extents) as variables, T.sblock(name):
             index = [T.axis.spatial(n, v) for n, v in zip(extents, variables, strict=True)]
-            inputs = (self.query, self.key, self.value, self.scale, self.rpb, self.lse, self.d_out, self.d_lse)
-            T.reads(*(t[whole(t)] for t in (*inputs, *scratch) if t is not None))
+            T.reads(*(t[whole(t)] for t in (*self.inputs, *scratch)))
             T.writes(*(t[whole(t)] for t in writes))
             yield index
 

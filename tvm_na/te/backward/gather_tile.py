@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from tvm_na.problems.attention import NAProblem
-
-FORMULATION = "backward gather"
+from tvm_na.te.common.formulation import Tile
 
 
 @dataclass(frozen=True)
-class BackwardGatherTile:
+class BackwardGatherTile(Tile):
     """What the expression itself depends on.
 
     Attributes:
@@ -20,13 +18,10 @@ class BackwardGatherTile:
             those have a kernel of their own, which computes weights again.
     """
 
+    formulation = "backward gather"
     lanes: int
     rows: int = 0
     columns: int = 0
-
-    def to_json(self) -> str:
-        """A canonical JSON text."""
-        return json.dumps({"formulation": FORMULATION, **asdict(self)}, sort_keys=True)
 
 
 def chunks_of(problem: NAProblem, rows: int, columns: int) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from tvm_na.problems.backward import BackwardProblem
 from tvm_na.te.backward.lanes_tile import BackwardTile
+from tvm_na.te.common.formulation import of_blocks
 
 
 def backward(problem: BackwardProblem, tile: BackwardTile, batch_size: int | None = None) -> Any:
@@ -20,23 +21,12 @@ def backward(problem: BackwardProblem, tile: BackwardTile, batch_size: int | Non
 
     Arguments as in :class:`BackwardOperands`; the batch is symbolic unless ``batch_size`` is given.
     """
-    from tvm.script.ir_builder import IRBuilder
-    from tvm.script.ir_builder import tirx as T
-
     from tvm_na.te.backward.lanes_stages import Gradients
 
-    with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name("main")
+    def make() -> None:
         gradients = Gradients(problem, tile, batch_size)
         gradients.pack()
         gradients.tasks()
         gradients.join()
-    func = builder.get()
-    from tvm_na.te import ENTRY
 
-    return (
-        func.with_attr("global_symbol", ENTRY)
-        .with_attr("tirx.noalias", True)
-        .with_attr("tvm_na.problem", problem.to_json())
-        .with_attr("tvm_na.formulation", tile.to_json())
-    )
+    return of_blocks(make, problem, tile.to_json())

@@ -9,40 +9,20 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from tvm_na.problems.backward import BackwardProblem
-from tvm_na.te.attention.lanes import Geometry
+from tvm_na.te.attention.lanes_tile import Geometry
 from tvm_na.te.backward.lanes_tile import BackwardTile, Chunks
-from tvm_na.te.common.blocks import accumulate, argument, local, loops, stage, store, sums
-from tvm_na.te.common.exp import LOG2_E, exp2_nonpositive
+from tvm_na.te.common.blocks import accumulate, local, loops, stage, store, sums
+from tvm_na.te.common.math import LOG2_E, exp2_nonpositive
+from tvm_na.te.common.operands import GradientBlocks
 
 
-class Gradients:
+class Gradients(GradientBlocks):
     """Makes the function, inside of TVM's IRBuilder: first its arguments, then its parts in their order."""
 
     def __init__(self, problem: BackwardProblem, tile: BackwardTile, batch: int | None) -> None:
-        p = self.problem = problem.forward
-        self.tile, self.geo = tile, Geometry(p, tile.lanes())
+        super().__init__(problem, batch)
+        self.tile, self.geo = tile, Geometry(self.problem, tile.lanes())
         self.chunks = Chunks.of(self.geo.rows, tile.chunks)
-        self.group = p.heads // p.heads_kv
-        self.batch = tirx.Var("batch", "int32") if batch is None else batch
-        self.accum = p.accum_dtype
-        tokens = (self.batch, *p.spatial, p.heads)
-        kv = (self.batch, *p.spatial, p.heads_kv)
-        self.query = argument("query", (*tokens, p.head_dim), p.dtype)
-        self.key = argument("key", (*kv, p.head_dim), p.dtype)
-        self.value = argument("value", (*kv, p.head_dim_v), p.dtype)
-        self.scale = argument("scale", (1,), self.accum)
-        self.rpb: Any = argument("rpb", p.bias_shape, p.dtype) if p.bias else None
-        self.lse = argument("lse", tokens, self.accum)
-        self.d_out = argument("d_out", (*tokens, p.head_dim_v), p.dtype)
-        self.d_lse: Any = argument("d_lse", tokens, self.accum) if p.return_lse else None
-        self.d_query = argument("d_query", (*tokens, p.head_dim), p.dtype)
-        self.d_key = argument("d_key", (*kv, p.head_dim), p.dtype)
-        self.d_value = argument("d_value", (*kv, p.head_dim_v), p.dtype)
-        self.d_rpb = argument("d_rpb", p.bias_shape, p.dtype) if p.bias else None
-
-    def const(self, number: float) -> Any:
-        """A number as an expression."""
-        return tirx.const(number, self.accum)
 
     # --- before the tasks
 

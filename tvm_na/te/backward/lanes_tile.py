@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from tvm_na.te.attention.lanes import LanesTile
+from tvm_na.te.attention.lanes_tile import LanesTile
+from tvm_na.te.common.formulation import Tile
 from tvm_na.te.common.rows import Rows
-
-FORMULATION = "backward lanes"
+from tvm_na.te.common.window import maximum, minimum
 
 
 @dataclass(frozen=True)
-class BackwardTile:
+class BackwardTile(Tile):
     """The sizes that the formulation itself depends on.
 
     Attributes:
@@ -24,15 +23,12 @@ class BackwardTile:
         pack_keys: Whether keys are first copied so that those of one head and dilation group lie together.
     """
 
+    formulation = "backward lanes"
     queries: int
     vector: int
     chunks: int = 1
     tiles: int = 1
     pack_keys: bool = False
-
-    def to_json(self) -> str:
-        """A canonical JSON text."""
-        return json.dumps({"formulation": FORMULATION, **asdict(self)}, sort_keys=True)
 
     def lanes(self) -> LanesTile:
         """The tile of the forward pass with the same queries and lanes."""
@@ -76,8 +72,4 @@ class Chunks:
     def first_key_row(self, chunk: Any) -> Any:
         """The first of the rows of keys of a chunk."""
         first, last = chunk * self.rows - self.before, self.map_rows - self.reach
-        if isinstance(chunk, int):
-            return max(min(first, last), 0)
-        from tvm import tirx
-
-        return 0 if self.count == 1 else tirx.max(tirx.min(first, last), 0)
+        return 0 if self.count == 1 else maximum(minimum(first, last), 0)

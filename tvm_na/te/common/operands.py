@@ -11,6 +11,7 @@ d_value[, d_rpb])``; a gradient has the shape and dtype of what it is the gradie
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +19,21 @@ from tvm import te, tirx
 
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.backward import BackwardProblem
-from tvm_na.te import ENTRY
+from tvm_na.te.common.blocks import argument
+from tvm_na.te.common.formulation import batch_axis, of_expressions
+
+#: Makes an argument of this name, shape and dtype.
+Make = Callable[[str, Sequence[Any], str], Any]
+
+
+def placeholder(name: str, shape: Sequence[Any], dtype: str) -> Any:
+    """An argument of tensor expressions."""
+    return te.placeholder(tuple(shape), dtype, name=name)
 
 
 @dataclass(frozen=True)
 class Operands:
-    """The placeholders of one kernel; the batch is symbolic, unless it is given."""
+    """The arguments of one kernel before its outputs; the batch is symbolic, unless it is given."""
 
     batch: Any
     query: Any
@@ -33,29 +43,29 @@ class Operands:
     rpb: Any | None
 
     @classmethod
-    def of(cls, problem: NAProblem, size: int | None = None) -> Operands:
-        """Placeholders for ``problem``, with a batch of ``size`` or a symbolic one."""
-        batch = tirx.Var("batch", "int32") if size is None else size
+    def of(cls, problem: NAProblem, size: int | None = None, make: Make = placeholder) -> Operands:
+        """Operands of ``problem``, with a batch of ``size`` or a symbolic one."""
+        batch = batch_axis(size)
         dtype = problem.tensor_dtype
         kv = (batch, *problem.spatial, problem.heads_kv)
         return cls(
             batch,
-            te.placeholder((batch, *problem.spatial, problem.heads, problem.head_dim), dtype, name="query"),
-            te.placeholder((*kv, problem.head_dim), dtype, name="key"),
-            te.placeholder((*kv, problem.head_dim_v), dtype, name="value"),
-            te.placeholder((1,), problem.accum_dtype, name="scale"),
-            te.placeholder(problem.bias_shape, dtype, name="rpb") if problem.bias else None,
+            make("query", (batch, *problem.spatial, problem.heads, problem.head_dim), dtype),
+            make("key", (*kv, problem.head_dim), dtype),
+            make("value", (*kv, problem.head_dim_v), dtype),
+            make("scale", (1,), problem.accum_dtype),
+            make("rpb", problem.bias_shape, dtype) if problem.bias else None,
         )
 
     def prim_func(self, problem: NAProblem, outputs: list[Any], formulation: str) -> Any:
         """The PrimFunc of these placeholders and ``outputs``, marked with what it computes and how."""
         inputs = [self.query, self.key, self.value, self.scale] + ([] if self.rpb is None else [self.rpb])
-        return _marked(inputs + outputs, problem, formulation)
+        return of_expressions(inputs + outputs, problem, formulation)
 
 
 @dataclass(frozen=True)
 class BackwardOperands:
-    """The placeholders of one kernel of gradients: the attention's, its lse, its results' gradients."""
+    """Those of one kernel of gradients: the attention's, its lse, its results' gradients."""
 
     forward: Operands
     lse: Any
@@ -63,29 +73,49 @@ class BackwardOperands:
     d_lse: Any | None
 
     @classmethod
-    def of(cls, problem: BackwardProblem, size: int | None = None) -> BackwardOperands:
-        """Placeholders for ``problem``, with a batch of ``size`` or a symbolic one."""
+    def of(cls, problem: BackwardProblem, size: int | None = None, make: Make = placeholder) -> BackwardOperands:
+        """Operands of ``problem``, with a batch of ``size`` or a symbolic one."""
         p = problem.forward
-        forward = Operands.of(p, size)
+        forward = Operands.of(p, size, make)
         tokens = (forward.batch, *p.spatial, p.heads)
         return cls(
             forward,
-            te.placeholder(tokens, p.accum_dtype, name="lse"),
-            te.placeholder((*tokens, p.head_dim_v), p.dtype, name="d_out"),
-            te.placeholder(tokens, p.accum_dtype, name="d_lse") if p.return_lse else None,
+            make("lse", tokens, p.accum_dtype),
+            make("d_out", (*tokens, p.head_dim_v), p.dtype),
+            make("d_lse", tokens, p.accum_dtype) if p.return_lse else None,
         )
+
+    @property
+    def all(self) -> list[Any]:
+        """Every one that there is, in their order."""
+        ops = self.forward
+        every = [ops.query, ops.key, ops.value, ops.scale, ops.rpb, self.lse, self.d_out, self.d_lse]
+        return [operand for operand in every if operand is not None]
 
     def prim_func(self, problem: BackwardProblem, outputs: list[Any], formulation: str) -> Any:
         """The PrimFunc of these placeholders and ``outputs``, marked with what it computes and how."""
-        ops = self.forward
-        inputs = [ops.query, ops.key, ops.value, ops.scale, ops.rpb, self.lse, self.d_out, self.d_lse]
-        return _marked([t for t in inputs if t is not None] + outputs, problem, formulation)
+        return of_expressions(self.all + outputs, problem, formulation)
 
 
-def _marked(arguments: list[Any], problem: NAProblem | BackwardProblem, formulation: str) -> Any:
-    return (
-        te.create_prim_func(arguments)
-        .with_attr("global_symbol", ENTRY)
-        .with_attr("tvm_na.problem", problem.to_json())
-        .with_attr("tvm_na.formulation", formulation)
-    )
+class GradientBlocks:
+    """The arguments of a function of gradients inside of TVM's IRBuilder; subclasses write its blocks."""
+
+    def __init__(self, problem: BackwardProblem, size: int | None) -> None:
+        p = self.problem = problem.forward
+        self.accum, self.group = p.accum_dtype, p.heads // p.heads_kv
+        operands = BackwardOperands.of(problem, size, argument)
+        forward, self.inputs = operands.forward, operands.all
+        self.batch, self.scale = forward.batch, forward.scale
+        self.query, self.key, self.value = forward.query, forward.key, forward.value
+        self.lse, self.d_out = operands.lse, operands.d_out
+        # None where there is none.
+        self.rpb: Any = forward.rpb
+        self.d_lse: Any = operands.d_lse
+        self.d_query, self.d_key, self.d_value = (
+            argument(f"d_{source.name}", source.shape, p.dtype) for source in (self.query, self.key, self.value)
+        )
+        self.d_rpb: Any = argument("d_rpb", p.bias_shape, p.dtype) if p.bias else None
+
+    def const(self, number: float) -> Any:
+        """A number as an expression."""
+        return tirx.const(number, self.accum)

@@ -11,10 +11,10 @@ from math import prod
 from typing import Any
 
 from tvm_na.problems.attention import NAProblem
-from tvm_na.te.common.window import axis_window
+from tvm_na.te.common.window import axis_window, minimum
 
 
-def unravelled(index: Any, sizes: tuple[int, ...]) -> tuple[Any, ...]:
+def unravelled(index: Any, sizes: Sequence[int]) -> tuple[Any, ...]:
     """The index along each axis; the first needs no remainder."""
     if not sizes:
         return ()
@@ -97,17 +97,9 @@ class Rows:
         )
         for (_, start, _), offset, position, d, k, causal in axes:
             index = start + offset - position // d + k - 1
-            found.append(_at_most(index, 2 * k - 2) if causal else index)
+            found.append(minimum(index, 2 * k - 2) if causal else index)
         return ravelled(found, self._biases)
 
     def bias_place(self, y: Any) -> tuple[Any, ...]:
         """The index of row ``y`` of a bias along each axis."""
         return unravelled(y, self._biases)
-
-
-def _at_most(index: Any, limit: int) -> Any:
-    if isinstance(index, int):
-        return min(index, limit)
-    from tvm import tirx
-
-    return tirx.min(index, limit)

@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 
-def _min(a: Any, b: Any) -> Any:
+def minimum(a: Any, b: Any) -> Any:
+    """Of integers or expressions."""
     if isinstance(a, int) and isinstance(b, int):
         return min(a, b)
     from tvm import tirx
@@ -18,7 +19,8 @@ def _min(a: Any, b: Any) -> Any:
     return tirx.min(a, b)
 
 
-def _max(a: Any, b: Any) -> Any:
+def maximum(a: Any, b: Any) -> Any:
+    """Of integers or expressions."""
     if isinstance(a, int) and isinstance(b, int):
         return max(a, b)
     from tvm import tirx
@@ -26,7 +28,8 @@ def _max(a: Any, b: Any) -> Any:
     return tirx.max(a, b)
 
 
-def _select(condition: Any, value: Any, otherwise: Any) -> Any:
+def select(condition: Any, value: Any, otherwise: Any) -> Any:
+    """``value`` where the condition holds."""
     if isinstance(condition, bool):
         return value if condition else otherwise
     from tvm import tirx
@@ -47,10 +50,10 @@ def group_window(t: Any, length: Any, kernel_size: int, stride: int, is_causal: 
     """
     base = t if stride == 1 else t // stride * stride
     if is_causal:
-        leader = _min(base + (stride - 1), length - 1) if stride > 1 else base
-        return _max(leader - (kernel_size - 1), 0), t + 1
-    leader = _min(base + stride // 2, length - 1) if stride > 1 else base
-    start = _max(_min(leader - kernel_size // 2, length - kernel_size), 0)
+        leader = minimum(base + (stride - 1), length - 1) if stride > 1 else base
+        return maximum(leader - (kernel_size - 1), 0), t + 1
+    leader = minimum(base + stride // 2, length - 1) if stride > 1 else base
+    start = maximum(minimum(leader - kernel_size // 2, length - kernel_size), 0)
     return start, start + kernel_size
 
 
@@ -73,12 +76,12 @@ def group_queries(s: Any, length: Any, kernel_size: int, stride: int, is_causal:
     """
     # Windows behind `end` begin behind s. None begins behind length - kernel_size.
     reach = kernel_size if is_causal else kernel_size // 2 + (stride + 1) // 2
-    end = _select(s >= length - kernel_size, length, (s + reach) // stride * stride)
+    end = select(s >= length - kernel_size, length, (s + reach) // stride * stride)
     if is_causal:
         return s, end
     # Windows before `start` end at s or before. None ends before kernel_size.
     back = (kernel_size + 1) // 2 - (stride + 1) // 2
-    return _select(s < kernel_size, 0, (s - back) // stride * stride), end
+    return select(s < kernel_size, 0, (s - back) // stride * stride), end
 
 
 def axis_queries(

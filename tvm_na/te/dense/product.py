@@ -7,26 +7,25 @@ weights, which lie together because they were packed so, ahead of time.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tvm_na.problems.dense import DenseProblem
-from tvm_na.te import ENTRY
+from tvm_na.te.common.formulation import Tile, batch_axis, of_expressions
 from tvm_na.te.common.layout import with_output_layout
+from tvm_na.te.common.rows import unravelled
 
 if TYPE_CHECKING:
     import numpy as np
 
-FORMULATION = "dense"
 # The part of all tiles that may be added so that their number can be cut into tasks in more ways.
 _MORE_TILES = 0.02
 
 
 @dataclass(frozen=True)
-class DenseTile:
+class DenseTile(Tile):
     """The sizes that the expression itself depends on.
 
     Attributes:
@@ -35,6 +34,7 @@ class DenseTile:
         vector: Elements of a vector.
     """
 
+    formulation = "dense"
     rows: int
     vectors: int
     vector: int
@@ -44,10 +44,6 @@ class DenseTile:
         """Output channels per block."""
         return self.vectors * self.vector
 
-    def to_json(self) -> str:
-        """A canonical JSON text."""
-        return json.dumps({"formulation": FORMULATION, **asdict(self)}, sort_keys=True)
-
 
 def tile_of(func: Any) -> DenseTile:
     """The tile of a PrimFunc, which says how its weights are packed.
@@ -55,10 +51,10 @@ def tile_of(func: Any) -> DenseTile:
     Raises:
         ValueError: it is no function of :func:`forward`.
     """
-    fields = json.loads(str(func.attrs["tvm_na.formulation"])) if func.attrs else {}
-    if fields.pop("formulation", None) != FORMULATION:
-        raise ValueError(f"func: required a PrimFunc in the formulation {FORMULATION}, got one with {fields}")
-    return DenseTile(**fields)
+    tile = DenseTile.of(func)
+    if tile is None:
+        raise ValueError(f"func: required a PrimFunc in the formulation {DenseTile.formulation}, got {func.attrs}")
+    return tile
 
 
 def packed_shape(problem: DenseProblem, tile: DenseTile) -> tuple[int, ...]:
@@ -101,15 +97,6 @@ def tiles_of(problem: DenseProblem, tile: DenseTile) -> int:
     return max(candidates, key=lambda n: (sum(n % d == 0 for d in range(1, 65)), -n))
 
 
-def _unravelled(position: Any, sizes: Sequence[int]) -> list[Any]:
-    """The coordinates of a position in a map."""
-    coordinates: list[Any] = []
-    for size in reversed(sizes[1:]):
-        coordinates.insert(0, position % size)
-        position = position // size
-    return [position, *coordinates]
-
-
 def _padded(problem: DenseProblem, x: Any, batch: Any) -> Any:
     """The input with zeros around it, as far as windows reach."""
     from tvm import te, tirx
@@ -137,7 +124,7 @@ def _with_map(func: Any, out_spatial: Sequence[int]) -> Any:
     """
     if len(out_spatial) == 1:
         return func
-    return with_output_layout(func, lambda b, p, o: (b, *_unravelled(p, out_spatial), o))
+    return with_output_layout(func, lambda b, p, o: (b, *unravelled(p, out_spatial), o))
 
 
 def forward(problem: DenseProblem, tile: DenseTile, batch_size: int | None = None) -> Any:
@@ -148,10 +135,10 @@ def forward(problem: DenseProblem, tile: DenseTile, batch_size: int | None = Non
     """
     from tvm import te, tirx
 
-    from tvm_na.te.common.erf import gelu
+    from tvm_na.te.common.math import gelu
 
     dtype, out_spatial = problem.dtype, problem.out_spatial
-    batch = tirx.Var("batch", "int32") if batch_size is None else batch_size
+    batch = batch_axis(batch_size)
     x = te.placeholder((batch, *problem.spatial, problem.in_channels), dtype, name="x")
     weight = te.placeholder(packed_shape(problem, tile), dtype, name="weight")
     bias = te.placeholder((problem.out_channels,), dtype, name="bias") if problem.bias else None
@@ -170,7 +157,7 @@ def forward(problem: DenseProblem, tile: DenseTile, batch_size: int | None = Non
     def product(b: Any, t: Any, c: Any, r: Any, l: Any) -> Any:
         # Rows behind the last one repeat it: no step of the reduction has to ask.
         p = t * rows + r if tiles * rows == positions else tirx.min(t * rows + r, positions - 1)
-        corner = _unravelled(p, out_spatial)
+        corner = unravelled(p, out_spatial)
         place = [i * s + k for i, s, k in zip(corner, problem.stride, window, strict=True)]
         return te.sum(source[(b, *place, channel)] * weight[(c, *window, channel, l)], axis=[*window, channel])
 
@@ -180,13 +167,8 @@ def forward(problem: DenseProblem, tile: DenseTile, batch_size: int | None = Non
         value = sums[b, p // rows, o // tile.block, p % rows, o % tile.block]
         value = value if bias is None else value + bias[o]
         value = gelu(value, dtype) if problem.activation == "gelu" else value
-        return value if residual is None else value + residual[(b, *_unravelled(p, out_spatial), o)]
+        return value if residual is None else value + residual[(b, *unravelled(p, out_spatial), o)]
 
     out = te.compute((batch, positions, problem.out_channels), finished, name="out")
     arguments = [a for a in (x, weight, bias, residual) if a is not None]
-    return (
-        _with_map(te.create_prim_func([*arguments, out]), out_spatial)
-        .with_attr("global_symbol", ENTRY)
-        .with_attr("tvm_na.problem", problem.to_json())
-        .with_attr("tvm_na.formulation", tile.to_json())
-    )
+    return _with_map(of_expressions([*arguments, out], problem, tile.to_json()), out_spatial)

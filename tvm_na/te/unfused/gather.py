@@ -10,44 +10,22 @@ Kernels are called as ``kernel(query, key, scale[, rpb], out)``, ``kernel(attn, 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any
 
 from tvm import te, tirx
-from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from tvm_na.problems.unfused import UnfusedProblem
-from tvm_na.te import ENTRY
-from tvm_na.te.attention.gather import unflattened
 from tvm_na.te.common.blocks import argument, loops, whole
+from tvm_na.te.common.formulation import batch_axis, of_blocks, of_expressions
 from tvm_na.te.common.neighbors import Neighbors
 from tvm_na.te.common.rows import unravelled
 from tvm_na.te.common.threads import registers
 from tvm_na.te.common.window import axis_window
 from tvm_na.te.unfused.lanes_transposed import over_queries
-
-FORMULATION = "unfused gather"
-
-
-@dataclass(frozen=True)
-class UnfusedTile:
-    """What the expressions depend on.
-
-    Attributes:
-        parts: Of scores: parts that a dot product is cut into, each of which a thread computes; divides the channels.
-        width: Of sums over queries: channels of a thread, which it reads at once; divides the channels.
-    """
-
-    parts: int = 1
-    width: int = 1
-
-    def to_json(self) -> str:
-        """A canonical JSON text."""
-        return json.dumps({"formulation": FORMULATION, **asdict(self)}, sort_keys=True)
+from tvm_na.te.unfused.step import Step
+from tvm_na.te.unfused.tiles import UnfusedTile
 
 
 def gathered(problem: UnfusedProblem, tile: UnfusedTile, batch_size: int | None = None) -> Any:
@@ -62,49 +40,33 @@ def gathered(problem: UnfusedProblem, tile: UnfusedTile, batch_size: int | None 
             raise ValueError(f"{name}: required a divisor of {problem.channels} channels, got {n}")
     if problem.kind == "bias_sums":
         raise ValueError(f"problem: required another kind than bias_sums, got {problem}")
-    batch = tirx.Var("batch", "int32") if batch_size is None else batch_size
     if problem.kind in ("av_transposed", "bias_parts"):
-        func = _of_blocks(_av_transposed if problem.kind == "av_transposed" else _bias_parts, problem, tile, batch)
-    else:
-        func = te.create_prim_func((_av if problem.kind == "av" else _scores)(problem, tile, batch))
-    return (
-        func.with_attr("global_symbol", ENTRY)
-        .with_attr("tvm_na.problem", problem.to_json())
-        .with_attr("tvm_na.formulation", tile.to_json())
-    )
+        write = _av_transposed if problem.kind == "av_transposed" else _bias_parts
+        return of_blocks(lambda: write(problem, tile, batch_axis(batch_size)), problem, tile.to_json())
+    arguments = _av(problem, batch_size) if problem.kind == "av" else _scores(problem, tile, batch_size)
+    return of_expressions(arguments, problem, tile.to_json())
 
 
 # --- tensor expressions
 
 
-class _Step:
-    """What the expressions share; a *position* has an index for each axis."""
+class _Step(Step):
+    """Index arithmetic of a window as one flat axis."""
 
-    def __init__(self, problem: UnfusedProblem, batch: Any) -> None:
-        p = self.problem = problem.forward
-        self.near, self.group, self.accum = Neighbors(p), p.heads // p.heads_kv, p.accum_dtype
-        self.tokens, self.keys = (batch, *p.spatial, p.heads), (batch, *p.spatial, p.heads_kv)
-        self.scale = te.placeholder((1,), self.accum, name="scale")
-
-    def placeholder(self, name: str, *shape: Any) -> Any:
-        return te.placeholder(shape, self.problem.dtype, name=name)
-
-    def apart(self, t: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...], Any, tuple[Any, ...]]:
-        """Sample, position, head and what else an index has."""
-        rank = self.problem.rank
-        return t[0], t[1 : 1 + rank], t[1 + rank], t[2 + rank :]
+    def __init__(self, problem: UnfusedProblem, batch_size: int | None) -> None:
+        super().__init__(problem, batch_size)
+        self.near = Neighbors(self.problem)
 
     def offset(self, w: Any) -> tuple[Any, ...]:
         """The offset of the ``w``-th key of a window along each axis."""
-        return unflattened(self.problem, w)
+        return unravelled(w, self.problem.kernel_size)
 
 
-def _scores(problem: UnfusedProblem, tile: UnfusedTile, batch: Any) -> list[Any]:
+def _scores(problem: UnfusedProblem, tile: UnfusedTile, batch_size: int | None) -> list[Any]:
     """The arguments of ``qk`` or ``dots``, the output last."""
-    step = _Step(problem, batch)
+    step = _Step(problem, batch_size)
     p, near, accum = step.problem, step.near, step.accum
-    query, key = step.placeholder("query", *step.tokens, p.head_dim), step.placeholder("key", *step.keys, p.head_dim)
-    rpb = step.placeholder("rpb", *p.bias_shape) if p.bias else None
+    query, key, rpb = step.inputs_of_scores()
     part = p.head_dim // tile.parts
     d, n = te.reduce_axis((0, part), name="d"), te.reduce_axis((0, tile.parts), name="p")
 
@@ -129,12 +91,11 @@ def _scores(problem: UnfusedProblem, tile: UnfusedTile, batch: Any) -> list[Any]
     return [query, key, step.scale, *([] if rpb is None else [rpb]), te.compute(window, score, name="out")]
 
 
-def _av(problem: UnfusedProblem, tile: UnfusedTile, batch: Any) -> list[Any]:
+def _av(problem: UnfusedProblem, batch_size: int | None) -> list[Any]:
     """The arguments of ``av``, the output last."""
-    step = _Step(problem, batch)
+    step = _Step(problem, batch_size)
     p, near, accum = step.problem, step.near, step.accum
-    attn = step.placeholder("attn", *step.tokens, problem.window)
-    value = step.placeholder("value", *step.keys, p.head_dim)
+    attn, value = step.inputs_of_sums()
     weights = te.compute(attn.shape, lambda *t: attn[t].astype(accum), name="weights")
     e = te.reduce_axis((0, problem.window), name="e")
 
@@ -152,13 +113,6 @@ def _av(problem: UnfusedProblem, tile: UnfusedTile, batch: Any) -> list[Any]:
 
 
 # --- blocks
-
-
-def _of_blocks(make: Callable[..., None], *args: Any) -> Any:
-    with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name("main")
-        make(*args)
-    return builder.get().with_attr("tirx.noalias", True)
 
 
 def _av_transposed(problem: UnfusedProblem, tile: UnfusedTile, batch: Any) -> None:

@@ -2,7 +2,7 @@
 
 Rows are all axes but the last (``rows.py``), columns are the last; *lanes* are as many consecutive columns of a
 dilation group as a window has, rounded up to whole vectors. Sums over the queries of a key are in
-``unfused_transposed.py``.
+``lanes_transposed.py``.
 
 Kernels are called as ``kernel(query, key, scale[, rpb], scores)`` and ``kernel(attn, value, scale, out)``, on
 contiguous tensors with the shapes of :mod:`tvm_na.unfused`; scale is ``[1]`` in the dtype of sums.
@@ -10,17 +10,16 @@ contiguous tensors with the shapes of :mod:`tvm_na.unfused`; scale is ``[1]`` in
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from tvm import te, tirx
 
 from tvm_na.problems.unfused import UnfusedProblem
-from tvm_na.te import ENTRY
-from tvm_na.te.common.rows import Rows
+from tvm_na.te.common.formulation import of_expressions
+from tvm_na.te.common.rows import Rows, ravelled
 from tvm_na.te.common.window import axis_window
-
-FORMULATION = "unfused"
+from tvm_na.te.unfused.step import Step
+from tvm_na.te.unfused.tiles import UnfusedLanesTile
 
 
 def lanes_of(problem: UnfusedProblem, vector: int) -> int:
@@ -28,30 +27,12 @@ def lanes_of(problem: UnfusedProblem, vector: int) -> int:
     return -(-problem.forward.kernel_size[-1] // vector) * vector
 
 
-def formulation_of(vector: int) -> str:
-    """A canonical JSON text of what the expressions depend on."""
-    return json.dumps({"formulation": FORMULATION, "vector": vector}, sort_keys=True)
-
-
-class _Step:
-    """What the expressions of a problem share; a *position* has an index for each axis."""
+class _Step(Step):
+    """Index arithmetic of rows and columns."""
 
     def __init__(self, problem: UnfusedProblem, batch_size: int | None) -> None:
-        p = self.problem = problem.forward
-        self.kind, self.window = problem.kind, problem.window
-        self.batch = tirx.Var("batch", "int32") if batch_size is None else batch_size
-        self.rows = Rows(p)
-        self.group, self.accum = p.heads // p.heads_kv, p.accum_dtype
-        self.tokens, self.keys = (self.batch, *p.spatial, p.heads), (self.batch, *p.spatial, p.heads_kv)
-        self.scale = te.placeholder((1,), self.accum, name="scale")
-
-    def placeholder(self, name: str, *shape: Any) -> Any:
-        return te.placeholder(shape, self.problem.dtype, name=name)
-
-    def apart(self, index: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...], Any, tuple[Any, ...]]:
-        """Sample, position, head and what else an index has."""
-        rank = self.problem.rank
-        return index[0], index[1 : 1 + rank], index[1 + rank], index[2 + rank :]
+        super().__init__(problem, batch_size)
+        self.rows = Rows(self.problem)
 
     def columns(self, j: Any) -> tuple[Any, Any, Any]:
         """The group of a query's column, and start and end of its window in it."""
@@ -60,18 +41,7 @@ class _Step:
 
     def row(self, position: tuple[Any, ...]) -> Any:
         """The row of a position."""
-        i: Any = 0
-        for index, size in zip(position[:-1], self.rows.sizes, strict=True):
-            i = index if isinstance(i, int) else i * size + index
-        return i
-
-    def prim_func(self, arguments: list[Any], problem: UnfusedProblem, vector: int) -> Any:
-        return (
-            te.create_prim_func(arguments)
-            .with_attr("global_symbol", ENTRY)
-            .with_attr("tvm_na.problem", problem.to_json())
-            .with_attr("tvm_na.formulation", formulation_of(vector))
-        )
+        return ravelled(position[:-1], self.rows.sizes)
 
 
 def qk(problem: UnfusedProblem, vector: int, batch_size: int | None = None) -> Any:
@@ -83,8 +53,7 @@ def qk(problem: UnfusedProblem, vector: int, batch_size: int | None = None) -> A
     step = _Step(problem, batch_size)
     p, rows = step.problem, step.rows
     lanes, columns = lanes_of(problem, vector), p.kernel_size[-1]
-    query, key = step.placeholder("query", *step.tokens, p.head_dim), step.placeholder("key", *step.keys, p.head_dim)
-    rpb = step.placeholder("rpb", *p.bias_shape) if p.bias else None
+    query, key, rpb = step.inputs_of_scores()
     dilation, width = p.dilation[-1], p.spatial[-1]
     # The last window of a group begins at its length less the columns. An odd number of vectors: with a power of two
     # the rows of a window would fall into few sets of the first cache.
@@ -128,7 +97,8 @@ def qk(problem: UnfusedProblem, vector: int, batch_size: int | None = None) -> A
         return tirx.Select(tirx.all(*there), found, missing) if there else found
 
     scores = te.compute((*step.tokens, step.window), score, name="out")
-    return step.prim_func([query, key, step.scale, *([] if rpb is None else [rpb]), scores], problem, vector)
+    arguments = [query, key, step.scale, *([] if rpb is None else [rpb]), scores]
+    return of_expressions(arguments, problem, UnfusedLanesTile(vector).to_json())
 
 
 def av(problem: UnfusedProblem, vector: int, batch_size: int | None = None) -> Any:
@@ -138,8 +108,7 @@ def av(problem: UnfusedProblem, vector: int, batch_size: int | None = None) -> A
     """
     step = _Step(problem, batch_size)
     p, rows, columns = step.problem, step.rows, step.problem.kernel_size[-1]
-    attn = step.placeholder("attn", *step.tokens, step.window)
-    value = step.placeholder("value", *step.keys, p.head_dim)
+    attn, value = step.inputs_of_sums()
     a, l = te.reduce_axis((0, rows.keys), name="a"), te.reduce_axis((0, columns), name="l")
     dilation = p.dilation[-1]
 
@@ -155,4 +124,4 @@ def av(problem: UnfusedProblem, vector: int, batch_size: int | None = None) -> A
     shape = (*step.tokens, p.head_dim)
     sums = te.compute(shape, weighted, name="sums")
     out = te.compute(shape, lambda *index: sums[index] * step.scale[0], name="out")
-    return step.prim_func([attn, value, step.scale, out], problem, vector)
+    return of_expressions([attn, value, step.scale, out], problem, UnfusedLanesTile(vector).to_json())

@@ -8,59 +8,27 @@ Kernels are called as ``kernel(attn, query, scale, out)`` and ``kernel(attn, d_r
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from tvm import tirx
-from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from tvm_na.problems.unfused import UnfusedProblem
-from tvm_na.te import ENTRY
 from tvm_na.te.common.blocks import argument, local, loops, store, sums, whole
+from tvm_na.te.common.formulation import batch_axis, of_blocks
 from tvm_na.te.common.rows import Rows
 from tvm_na.te.common.window import axis_queries, group_length, group_window
-
-FORMULATION = "unfused transposed"
+from tvm_na.te.unfused.tiles import TransposedTile
 
 # Lanes of the vectors that a window's row is cut into, where it is longer than two of them.
 _LANES = 16
 
 
-@dataclass(frozen=True)
-class TransposedTile:
-    """The sizes that the formulations themselves depend on.
-
-    Attributes:
-        vector: Channels of a vector; a divisor of them.
-        vectors: Vectors of channels whose sums are in registers together; a divisor of those that there are.
-        tokens: Queries whose sums for a bias are added up in one task.
-    """
-
-    vector: int = 1
-    vectors: int = 1
-    tokens: int = 1
-
-    def to_json(self) -> str:
-        """A canonical JSON text."""
-        return json.dumps({"formulation": FORMULATION, **asdict(self)}, sort_keys=True)
-
-
 def transposed(problem: UnfusedProblem, tile: TransposedTile, batch_size: int | None = None) -> Any:
     """``av_transposed`` or ``bias_sums`` as an unscheduled PrimFunc; the batch is symbolic unless it is given."""
-    with IRBuilder() as builder, T.prim_func(s_tir=True):
-        T.func_name("main")
-        batch = tirx.Var("batch", "int32") if batch_size is None else batch_size
-        (_bias_sums if problem.kind == "bias_sums" else _av_transposed)(problem, tile, batch)
-    return (
-        builder.get()
-        .with_attr("global_symbol", ENTRY)
-        .with_attr("tirx.noalias", True)
-        .with_attr("tvm_na.problem", problem.to_json())
-        .with_attr("tvm_na.formulation", tile.to_json())
-    )
+    write = _bias_sums if problem.kind == "bias_sums" else _av_transposed
+    return of_blocks(lambda: write(problem, tile, batch_axis(batch_size)), problem, tile.to_json())
 
 
 def _av_transposed(problem: UnfusedProblem, tile: TransposedTile, batch: Any) -> None:

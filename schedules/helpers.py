@@ -1,0 +1,68 @@
+"""What the schedules of all spaces do with loops."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from tvm_na.schedules.base import Opened
+
+
+class FuncSchedule(ABC):
+    """Transforms the stages of one PrimFunc; parameters are set in the order of the calls."""
+
+    def __init__(self, opened: Opened) -> None:
+        self.sch, self.tune, self.sketch = opened.schedule, opened.tune, opened.sketch
+        self.problem: Any = opened.problem
+        self.tile: Any = opened.tile
+
+    @abstractmethod
+    def build(self) -> None:
+        """Apply every transformation."""
+
+    def block(self, name: str) -> Any:
+        """The block of a stage."""
+        return self.sch.get_sblock(name)
+
+    def loops(self, name: str) -> list[Any]:
+        """All loops around a stage."""
+        return list(self.sch.get_loops(self.block(name)))
+
+    def extent(self, loop: Any) -> int | None:
+        """How often a loop runs; None where that is an expression, such as a batch or a part of uneven groups."""
+        value = getattr(self.sch.get(loop).extent, "value", None)
+        return None if value is None else int(value)
+
+    def split(self, loop: Any, factors: Sequence[Any]) -> list[Any]:
+        """Cut a loop into nested ones; loops that run once stay."""
+        return list(self.sch.split(loop, factors, preserve_unit_iters=True))
+
+    def fuse(self, loops: Sequence[Any]) -> Any:
+        """Make one of several loops."""
+        return self.sch.fuse(*loops, preserve_unit_iters=True) if len(loops) > 1 else loops[0]
+
+    def merge(self, loops: Sequence[Any]) -> Any:
+        """Make one nest of those of several outputs: only in one can all have what they share at hand."""
+        return self.sch.merge(*loops) if len(loops) > 1 else loops[0]
+
+    def unroll(self, *loops: Any) -> None:
+        """Unroll loops; one whose extent is an expression stays a loop."""
+        for loop in loops:
+            if self.extent(loop) is not None:
+                self.sch.unroll(loop)
+
+    def split_off_init(self, name: str, loop: Any, unrolled: int) -> Any:
+        """The zeros of a reduction in a block of their own in front of ``loop``.
+
+        Unrolls so many loops outside of the last one, and returns that.
+        """
+        *outer, last = self.sch.get_loops(self.sch.decompose_reduction(self.block(name), loop))
+        self.unroll(*outer[len(outer) - unrolled :])
+        return last
+
+    def unroll_by_compiler(self, loop: Any, name: str, options: Sequence[int], default: int) -> None:
+        """Let the compiler unroll a loop, if it has no more steps than a parameter says."""
+        steps = self.tune.one_of(name, options, default=default)
+        self.sch.annotate(loop, "pragma_auto_unroll_max_step", steps)
+        self.sch.annotate(loop, "pragma_unroll_explicit", 0)
