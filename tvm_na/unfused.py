@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tvm_na.functional import Axes, Flags
 from tvm_na.ops import autocast, calls, table
 from tvm_na.ops.backend import Backend, choose_backend, why_not_compiled
-from tvm_na.ops.dispatch_state import in_forward_mode
+from tvm_na.ops.dispatch_state import any_requires_grad, in_forward_mode, is_watched
 from tvm_na.ops.launch import launcher_for
 from tvm_na.problems.checks import check_scale
 from tvm_na.problems.unfused import UnfusedProblem, av_problem_of, qk_problem_of
@@ -202,7 +203,8 @@ def _step(
     chosen = Backend.of(backend)
     call = calls.checked(name, rank, tensors, axes, False, check, tensors, axes, rank)
     factor = check_scale(scale, call.problem.channels, call.problem.accum_dtype)
-    direct = chosen is not Backend.REFERENCE and calls.is_direct(call, tensors[0]) and not calls.needs_grad(*tensors)
+    direct = call.is_direct and chosen is not Backend.REFERENCE and not is_watched()
+    direct = direct and not (torch.is_grad_enabled() and any_requires_grad(*tensors))
     if direct and call.launch is not None:
         return call.launch(tensors, factor)[0]
     forward_mode, device = in_forward_mode(*tensors), tensors[0].device

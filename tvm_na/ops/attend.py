@@ -11,7 +11,7 @@ from torch import Tensor
 from tvm_na.ops import autocast, calls, table
 from tvm_na.ops.backend import Backend, choose_backend, why_not_compiled
 from tvm_na.ops.calls import Checked
-from tvm_na.ops.dispatch_state import in_forward_mode
+from tvm_na.ops.dispatch_state import any_requires_grad, in_forward_mode, is_watched
 from tvm_na.ops.fast_path import Differentiable
 from tvm_na.ops.launch import launcher_for
 from tvm_na.problems.attention import NAProblem, problem_of
@@ -45,19 +45,24 @@ def attend(
     chosen = Backend.of(backend)
     call = calls.checked("na", rank, tensors, axes, return_lse, _problem, tensors, axes, return_lse, rank)
     query, key, value, rpb = tensors
-    factor = check_scale(scale, call.problem.head_dim, call.problem.accum_dtype)
-    has_extra = check_additional(*extra, query, key, value)
+    factor = call.scale if scale is None else check_scale(scale, call.problem.head_dim, call.problem.accum_dtype)
+    has_extra = (extra[0] is not None or extra[1] is not None) and check_additional(*extra, query, key, value)
 
-    needs_grad = calls.needs_grad(*tensors)
-    direct = not has_extra and chosen is not Backend.REFERENCE and calls.is_direct(call, query)
-    if direct and (call.differentiable if needs_grad else call.launch) is not None:
-        return _direct(call, tensors, factor, needs_grad, return_lse)
+    needs_grad = torch.is_grad_enabled() and any_requires_grad(query, key, value, rpb)
+    direct = call.is_direct and not has_extra and chosen is not Backend.REFERENCE and not is_watched()
+    if direct:
+        if needs_grad:
+            if call.differentiable is not None:
+                return call.differentiable(tensors, factor, return_lse)
+        elif call.launch is not None:
+            known = call.launch(tensors, factor)
+            return (known[0], known[1]) if return_lse else known[0]
     reason = why_not_compiled(call.problem, query.device, in_forward_mode(*tensors, *extra))
     if choose_backend(chosen, reason) is Backend.REFERENCE:
         out, lse = reference.neighborhood_attention(call.problem, query, key, value, factor, rpb, *extra)
         return (out, lse) if return_lse else out
     if direct:
-        return _direct(call, tensors, factor, needs_grad, return_lse)
+        return _first_direct(call, tensors, factor, needs_grad, return_lse)
     if not has_extra and not return_lse:
         return table.na_forward(*tensors, *call.window, factor)
     out, lse = table.na_forward_lse(*tensors, *call.window, factor)
@@ -67,17 +72,15 @@ def attend(
     return (out, lse) if return_lse else out
 
 
-def _direct(
+def _first_direct(
     call: Checked[NAProblem], tensors: tuple[Any, ...], scale: float, needs_grad: bool, return_lse: bool
 ) -> _Result:
-    """What a kernel gives that is launched without PyTorch's dispatcher."""
+    """What a kernel gives that is launched without PyTorch's dispatcher, from now on at once."""
     if needs_grad:
-        if call.differentiable is None:
-            call.differentiable = Differentiable.of(call.problem, tensors[0].device)
+        call.differentiable = Differentiable.of(call.problem, tensors[0].device)
         found: _Result = call.differentiable(tensors, scale, return_lse)
         return found
-    if call.launch is None:
-        call.launch = launcher_for(call.problem, tensors[0].device)
+    call.launch = launcher_for(call.problem, tensors[0].device)
     outputs = call.launch(tensors, scale)
     return (outputs[0], outputs[1]) if return_lse else outputs[0]
 

@@ -9,11 +9,11 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from tvm_na.ops.dispatch_state import any_requires_grad, is_watched
 from tvm_na.ops.fast_path import Differentiable
 from tvm_na.ops.launch import Launcher
 from tvm_na.ops.register import signature
 from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.checks import check_scale
 from tvm_na.problems.unfused import UnfusedProblem
 
 P = TypeVar("P", NAProblem, UnfusedProblem)
@@ -21,6 +21,7 @@ Window = tuple[Any, Any, Any, Any]
 
 # Other classes see their calls through PyTorch's dispatcher.
 _PLAIN = (Tensor, torch.nn.Parameter)
+_SCALARS = (int, int, int, bool)
 
 
 @dataclasses.dataclass
@@ -30,7 +31,9 @@ class Checked(Generic[P]):
     Attributes:
         problem: What it poses.
         window: kernel_size, stride, dilation and is_causal, one value per axis.
-        is_plain: Whether such calls are remembered: of plain tensors, outside of a trace.
+        scale: The default factor of the scores.
+        is_direct: Whether a kernel may be launched without PyTorch's dispatcher where nothing watches it: it is
+            remembered, of plain tensors with memory, outside of a trace.
         launch: What it calls directly, without gradients; None before the first time.
         differentiable: The same with gradients.
         served: Whether it is known that there is a compiled kernel for it.
@@ -38,7 +41,8 @@ class Checked(Generic[P]):
 
     problem: P
     window: Window
-    is_plain: bool = False
+    scale: float
+    is_direct: bool = False
     launch: Launcher | None = None
     differentiable: Differentiable | None = None
     served: bool = False
@@ -81,26 +85,19 @@ def checked(
         return _check(check, args)
     if found is None:
         found = _checked[at] = _check(check, args)
-        found.is_plain = True
+        found.is_direct = not tensors[0].is_meta
     return found
 
 
 def _classes(axes: Sequence[Any]) -> tuple[Any, ...]:
     """Of the values and their elements: True equals 1, but is no kernel size."""
-    return tuple([(type(axis), *map(type, axis)) if isinstance(axis, tuple) else type(axis) for axis in axes])
+    classes = tuple([axis.__class__ for axis in axes])
+    if classes == _SCALARS:
+        return classes
+    return (classes, *(tuple(map(type, axis)) for axis in axes if isinstance(axis, tuple)))
 
 
 def _check(check: Callable[..., P], args: tuple[Any, ...]) -> Checked[P]:
     problem = check(*args)
     p = problem.forward if isinstance(problem, UnfusedProblem) else problem
-    return Checked(problem, (p.kernel_size, p.stride, p.dilation, p.is_causal))
-
-
-def needs_grad(*tensors: Tensor | None) -> bool:
-    """Whether a call of these tensors is recorded."""
-    return torch.is_grad_enabled() and any_requires_grad(*tensors)
-
-
-def is_direct(call: Checked[Any], first: Tensor) -> bool:
-    """Whether a kernel may be launched without PyTorch's dispatcher: nothing wants to see the call."""
-    return call.is_plain and not first.is_meta and not is_watched()
+    return Checked(problem, (p.kernel_size, p.stride, p.dilation, p.is_causal), check_scale(None, p.head_dim))

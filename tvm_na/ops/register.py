@@ -157,21 +157,22 @@ def register(operator: Operator) -> Any:
     results = "Tensor" if operator.results == 1 else f"({', '.join(['Tensor'] * operator.results)})"
     numbers = f"{WINDOW}, {operator.numbers}" if operator.numbers else WINDOW
     _library.define(f"{operator.name}({operator.tensors}, {numbers}) -> {results}")
+    count, has_scale = operator.count, "float scale" in operator.numbers
 
     def compute(*arguments: Any) -> Any:
-        call = operator.call(arguments)
-        at = (operator.name, signature(call.tensors), *map(tuple, call.window), call.option)
+        tensors, scale = arguments[:count], arguments[count + 4] if has_scale else 1.0
+        at = (operator.name, signature(tensors), *map(tuple, arguments[count : count + 4]), *arguments[count + 5 :])
         launcher = _launchers.get(at)
         if launcher is None:
-            launcher = _launchers[at] = launcher_for(operator.problem(call), call.tensors[0].device)
-        return operator.given(launcher(call.tensors, call.scale), call.tensors[0])
+            launcher = _launchers[at] = launcher_for(operator.problem(operator.call(arguments)), tensors[0].device)
+        return operator.given(launcher(tensors, scale), tensors[0])
 
     def fake(*arguments: Any) -> Any:
         call = operator.call(arguments)
         return operator.given(empty_outputs(operator.problem(call), call.tensors[0]), call.tensors[0])
 
     def record(keys: Any, *arguments: Any) -> Any:
-        if not needs_gradient(*arguments[: operator.count]):
+        if not needs_gradient(*arguments[:count]):
             return _below_autograd(operator, keys, *arguments)
         if operator.record is not None:
             return operator.record(*arguments)
