@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Files stay whole, as their fixtures are expensive, and come in the order of tests/conftest.py.
 PARALLEL := -n auto --dist loadscope --no-loadscope-reorder
 
-.PHONY: install demo test check lint typecheck bench gpu clean
+.PHONY: install demo test tests-alone check lint typecheck bench gpu clean
 
 install: $(VENV)/.installed
 
@@ -19,7 +19,11 @@ demo: install
 	$(BIN)/python examples/demo.py
 	$(BIN)/python examples/train_digits.py --epochs 5 --no-resume --require-accuracy 90
 
-test: install lint typecheck
+# Side by side: tests wait a quarter of their time, for processes that they start and for disks.
+test: install
+	+$(MAKE) --no-print-directory -j3 lint typecheck tests-alone
+
+tests-alone:
 	$(BIN)/python -m pytest $(PARALLEL)
 
 check: install lint typecheck
