@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tvm_na.models.base import NAModel
+from tvm_na.models.problems import problem_of_module
 from tvm_na.nn import NeighborhoodAttention2D
 from tvm_na.problems.checks import per_axis_ints
-from tvm_na.reference.attention import axis_neighbors
+from tvm_na.reference.attention import accum_dtype, axis_neighbors
 
 
 def query_position(pixel: tuple[int, int], image_size: tuple[int, int], map_size: tuple[int, int]) -> tuple[int, int]:
@@ -32,18 +33,13 @@ def attention_of_query(module: NeighborhoodAttention2D, x: Tensor, position: tup
         ``[max(H, k*d), max(W, k*d)]`` in the accumulating dtype: zero outside of the neighborhood, of sum 1. It is
         larger than the map where that is smaller than the window, since the padding is attended to as well.
     """
-    windows = [k * d for k, d in zip(module.kernel_size, module.dilation, strict=True)]
-    height, width = (max(n, window) for n, window in zip(x.shape[1:3], windows, strict=True))
+    problem = problem_of_module(module, x.shape)
+    height, width = problem.spatial
     x = F.pad(x, (0, 0, 0, width - x.shape[2], 0, height - x.shape[1]))
-    axes = [
-        [table[i] for table in axis_neighbors(n, k, s, d, causal)]
-        for n, k, s, d, causal, i in zip(
-            (height, width), module.kernel_size, module.stride, module.dilation, module.is_causal, position, strict=True
-        )
-    ]
+    axes = [[table[i] for table in axis_neighbors(*axis)] for axis, i in zip(problem.axes, position, strict=True)]
     (rows, relative_rows, row_exists), (columns, relative_columns, column_exists) = axes
     query, key, _ = module._project(x)
-    accum = torch.float64 if x.dtype == torch.float64 else torch.float32
+    accum = accum_dtype(x)
     query, keys = query[0, position[0], position[1]].to(accum), key[0, rows][:, columns].to(accum)
     scores = torch.einsum("hd,rchd->hrc", query, keys) * module.scale
     if module.rpb is not None:

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from tvm_na.functional import Backend
-from tvm_na.models.layers import NABlock, check_bool, check_ints, check_positive, check_rate, init_weights
+from tvm_na.models.layers import NABlock, check_ints, check_positive, check_rate, init_weights
 from tvm_na.nn import NeighborhoodAttention2D
-from tvm_na.problems.checks import check_int
+from tvm_na.problems.checks import check_bool, check_int
 
 
 def check_out_indices(out_indices: Any, stages: int) -> tuple[int, ...]:

@@ -43,13 +43,6 @@ def _check_number(argument: str, value: Any) -> float:
     return value
 
 
-def check_bool(argument: str, value: Any) -> bool:
-    """``value`` if it is a bool."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{argument}: required a bool, got {type(value).__name__} {value!r}")
-    return value
-
-
 def init_weights(module: nn.Module) -> None:
     """Fill a Linear as the authors do: truncated normal of std 0.02, zero bias. Other modules keep PyTorch's."""
     if isinstance(module, nn.Linear):

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from tvm_na.problems.registry import problem_from_json
 from tvm_na.targets.target import NATarget
@@ -120,33 +120,6 @@ class Parameters:
         return list(self._sch.split(loop, self.factors(name, loop, extent, inner, limit), preserve_unit_iters=True))
 
 
-@dataclass(frozen=True)
-class Opened:
-    """A PrimFunc of a space that is to be scheduled.
-
-    Attributes:
-        schedule: TVM's Schedule of a module with the function, as it is.
-        problem: What the function computes.
-        tile: What its formulation depends on.
-        target: The machine.
-        sketch: The sketch that is wanted.
-        tune: Sets the parameters.
-    """
-
-    schedule: Any
-    problem: Any
-    tile: Any
-    target: NATarget
-    sketch: str
-    tune: Parameters
-
-
-class Transform(Protocol):
-    """Makes what transforms an opened function in its ``build()``, a :class:`tvm_na.schedules.helpers.FuncSchedule`."""
-
-    def __call__(self, opened: Opened, /) -> Any: ...
-
-
 class SearchSpace(ABC):
     """The schedules of some formulations of one operator on one kind of machine.
 
@@ -154,7 +127,7 @@ class SearchSpace(ABC):
         name: For records and display.
         problems: The class of the problems.
         tile_types: The classes of the tiles of its formulations.
-        transform: How its functions are scheduled.
+        schedule: How its functions are scheduled, a :class:`tvm_na.schedules.helpers.FuncSchedule`.
         note_at: The block at which traces note their sketch.
         all_sketches: The sketches, the default first, where all functions have the same.
     """
@@ -162,7 +135,7 @@ class SearchSpace(ABC):
     name: ClassVar[str]
     problems: ClassVar[type]
     tile_types: ClassVar[tuple[type[Tile], ...]]
-    transform: ClassVar[Transform]
+    schedule: ClassVar[type[Any]]
     note_at: ClassVar[str] = "out"
     all_sketches: ClassVar[tuple[str, ...]] = ()
 
@@ -176,6 +149,10 @@ class SearchSpace(ABC):
 
         With a symbolic batch, or (for the tuner) the one given.
         """
+
+    def schedule_for(self, problem: Any, tile: Any) -> type[Any]:
+        """How the function of a problem with this tile is scheduled."""
+        return self.schedule
 
     def sketches(self, func: Any, target: NATarget) -> tuple[str, ...]:
         """The names of the sketches for one of :meth:`formulations`, the default first."""
@@ -207,7 +184,7 @@ class SearchSpace(ABC):
 
         sch = s_tir.Schedule(tvm.IRModule({"main": func}), seed=plan.seed)
         tune = Parameters(sch, plan)
-        type(self).transform(Opened(sch, problem, tile, target, sketch, tune)).build()
+        self.schedule_for(problem, tile)(sch, problem, tile, target, sketch, tune).build()
         sch.annotate(sch.get_sblock(self.note_at), SKETCH, sketch)
         return Scheduled(sch, sketch, tuple(tune.made))
 

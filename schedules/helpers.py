@@ -4,18 +4,35 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from tvm_na.schedules.base import Opened
+from tvm_na.schedules.base import Parameters
+from tvm_na.targets.target import NATarget
 
 
+@dataclass(eq=False)
 class FuncSchedule(ABC):
-    """Transforms the stages of one PrimFunc; parameters are set in the order of the calls."""
+    """Transforms the stages of one PrimFunc; parameters are set in the order of the calls.
 
-    def __init__(self, opened: Opened) -> None:
-        self.sch, self.tune, self.sketch = opened.schedule, opened.tune, opened.sketch
-        self.problem: Any = opened.problem
-        self.tile: Any = opened.tile
+    Attributes:
+        sch: TVM's Schedule of a module with the function.
+        problem: What the function computes.
+        tile: What its formulation depends on.
+        target: The machine.
+        sketch: The sketch that is wanted.
+        tune: Sets the parameters.
+    """
+
+    sch: Any
+    problem: Any
+    tile: Any
+    target: NATarget
+    sketch: str
+    tune: Parameters
+
+    def __post_init__(self) -> None:  # noqa: B027, most have something
+        """Find what a subclass has beside."""
 
     @abstractmethod
     def build(self) -> None:

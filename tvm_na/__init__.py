@@ -34,25 +34,15 @@ if not os.path.isdir(os.path.join(__path__[0], "models")):
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "NAProblem": "tvm_na.problems.attention",
-    "Backend": "tvm_na.functional",
-    "na1d": "tvm_na.functional",
-    "na2d": "tvm_na.functional",
-    "na3d": "tvm_na.functional",
-    "merge_attentions": "tvm_na.functional",
-    "na1d_qk": "tvm_na.unfused",
-    "na2d_qk": "tvm_na.unfused",
-    "na3d_qk": "tvm_na.unfused",
-    "na1d_av": "tvm_na.unfused",
-    "na2d_av": "tvm_na.unfused",
-    "na3d_av": "tvm_na.unfused",
-    "NeighborhoodAttention1D": "tvm_na.nn",
-    "NeighborhoodAttention2D": "tvm_na.nn",
-    "NeighborhoodAttention3D": "tvm_na.nn",
-    "compile": "tvm_na.deploy.compiler",
-    "load": "tvm_na.deploy.artifact",
+_PUBLIC = {
+    "tvm_na.problems.attention": ("NAProblem",),
+    "tvm_na.functional": ("Backend", "na1d", "na2d", "na3d", "merge_attentions"),
+    "tvm_na.unfused": ("na1d_qk", "na2d_qk", "na3d_qk", "na1d_av", "na2d_av", "na3d_av"),
+    "tvm_na.nn": ("NeighborhoodAttention1D", "NeighborhoodAttention2D", "NeighborhoodAttention3D"),
+    "tvm_na.deploy.compiler": ("compile",),
+    "tvm_na.deploy.artifact": ("load",),
 }
+_HOMES = {name: module for module, names in _PUBLIC.items() for name in names}
 
 __all__ = ["__version__", *_HOMES]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, overload
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar, cast, overload
 
 from torch import Tensor
 
@@ -14,82 +14,7 @@ __all__ = ["Backend", "merge_attentions", "na1d", "na2d", "na3d"]
 
 Axes = int | Sequence[int]
 Flags = bool | Sequence[bool]
-
-
-@overload
-def na1d(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    kernel_size: Axes,
-    stride: Axes = 1,
-    dilation: Axes = 1,
-    is_causal: Flags = False,
-    scale: float | None = None,
-    additional_keys: Tensor | None = None,
-    additional_values: Tensor | None = None,
-    *,
-    rpb: Tensor | None = None,
-    return_lse: Literal[False] = False,
-    backend: Backend | str = Backend.AUTO,
-) -> Tensor: ...
-@overload
-def na1d(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    kernel_size: Axes,
-    stride: Axes = 1,
-    dilation: Axes = 1,
-    is_causal: Flags = False,
-    scale: float | None = None,
-    additional_keys: Tensor | None = None,
-    additional_values: Tensor | None = None,
-    *,
-    rpb: Tensor | None = None,
-    return_lse: Literal[True],
-    backend: Backend | str = Backend.AUTO,
-) -> tuple[Tensor, Tensor]: ...
-@overload
-def na1d(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    kernel_size: Axes,
-    stride: Axes = 1,
-    dilation: Axes = 1,
-    is_causal: Flags = False,
-    scale: float | None = None,
-    additional_keys: Tensor | None = None,
-    additional_values: Tensor | None = None,
-    *,
-    rpb: Tensor | None = None,
-    return_lse: bool,
-    backend: Backend | str = Backend.AUTO,
-) -> Tensor | tuple[Tensor, Tensor]: ...
-def na1d(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    kernel_size: Axes,
-    stride: Axes = 1,
-    dilation: Axes = 1,
-    is_causal: Flags = False,
-    scale: float | None = None,
-    additional_keys: Tensor | None = None,
-    additional_values: Tensor | None = None,
-    *,
-    rpb: Tensor | None = None,
-    return_lse: bool = False,
-    backend: Backend | str = Backend.AUTO,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Neighborhood attention over one spatial axis: :func:`na2d` of ``[batch, length, heads, head_dim]``.
-
-    Arguments, results and errors are those of :func:`na2d`; the bias has one axis beside the heads.
-    """
-    axes = (kernel_size, stride, dilation, is_causal)
-    extra = (additional_keys, additional_values)
-    return attend(1, (query, key, value, rpb), axes, scale, extra, return_lse, backend)
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @overload
@@ -198,8 +123,13 @@ def na2d(
     return attend(2, (query, key, value, rpb), axes, scale, extra, return_lse, backend)
 
 
-@overload
-def na3d(
+def _typed_as(_: F) -> Callable[[Callable[..., object]], F]:
+    """A decorator: to type checkers a function has the overloads of another one."""
+    return lambda function: cast(F, function)
+
+
+@_typed_as(na2d)
+def na1d(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -212,43 +142,19 @@ def na3d(
     additional_values: Tensor | None = None,
     *,
     rpb: Tensor | None = None,
-    return_lse: Literal[False] = False,
+    return_lse: bool = False,
     backend: Backend | str = Backend.AUTO,
-) -> Tensor: ...
-@overload
-def na3d(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    kernel_size: Axes,
-    stride: Axes = 1,
-    dilation: Axes = 1,
-    is_causal: Flags = False,
-    scale: float | None = None,
-    additional_keys: Tensor | None = None,
-    additional_values: Tensor | None = None,
-    *,
-    rpb: Tensor | None = None,
-    return_lse: Literal[True],
-    backend: Backend | str = Backend.AUTO,
-) -> tuple[Tensor, Tensor]: ...
-@overload
-def na3d(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    kernel_size: Axes,
-    stride: Axes = 1,
-    dilation: Axes = 1,
-    is_causal: Flags = False,
-    scale: float | None = None,
-    additional_keys: Tensor | None = None,
-    additional_values: Tensor | None = None,
-    *,
-    rpb: Tensor | None = None,
-    return_lse: bool,
-    backend: Backend | str = Backend.AUTO,
-) -> Tensor | tuple[Tensor, Tensor]: ...
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Neighborhood attention over one spatial axis: :func:`na2d` of ``[batch, length, heads, head_dim]``.
+
+    Arguments, results and errors are those of :func:`na2d`; the bias has one axis beside the heads.
+    """
+    axes = (kernel_size, stride, dilation, is_causal)
+    extra = (additional_keys, additional_values)
+    return attend(1, (query, key, value, rpb), axes, scale, extra, return_lse, backend)
+
+
+@_typed_as(na2d)
 def na3d(
     query: Tensor,
     key: Tensor,

@@ -9,14 +9,6 @@ import os
 import sys
 from pathlib import Path
 
-_MEANINGS = {
-    "TVM_NA_NUM_THREADS": "threads of a CPU kernel (default: PyTorch's number, all cores)",
-    "TVM_NA_CACHE_DIR": "folder of compiled kernels (default: the user's cache folder)",
-    "TVM_NA_TARGET": "target of kernels for CPUs, or of those for GPUs (default: what this machine has)",
-    "TVM_NA_RECORDS": "tuning records that count: all, user, shipped or off (default: all)",
-    "TVM_NA_RECORDS_DIR": "folder of the user's tuning records (default: the user's data folder)",
-}
-
 RECORDS_MODES = ("all", "user", "shipped", "off")
 
 
@@ -81,11 +73,14 @@ def records_dir() -> Path:
 
 def describe() -> list[tuple[str, str, str]]:
     """(name, value in force, meaning) of each variable."""
-    values = {
-        "TVM_NA_NUM_THREADS": str(num_threads()),
-        "TVM_NA_CACHE_DIR": str(cache_dir()),
-        "TVM_NA_TARGET": target_name(),
-        "TVM_NA_RECORDS": records_mode(),
-        "TVM_NA_RECORDS_DIR": str(records_dir()),
+    variables: dict[str, tuple[object, str]] = {
+        "TVM_NA_NUM_THREADS": (num_threads(), "threads of a CPU kernel (default: PyTorch's number, all cores)"),
+        "TVM_NA_CACHE_DIR": (cache_dir(), "folder of compiled kernels (default: the user's cache folder)"),
+        "TVM_NA_TARGET": (
+            target_name(),
+            "target of kernels for CPUs, or of those for GPUs (default: what this machine has)",
+        ),
+        "TVM_NA_RECORDS": (records_mode(), "tuning records that count: all, user, shipped or off (default: all)"),
+        "TVM_NA_RECORDS_DIR": (records_dir(), "folder of the user's tuning records (default: the user's data folder)"),
     }
-    return [(name, values[name], meaning) for name, meaning in _MEANINGS.items()]
+    return [(name, str(value), meaning) for name, (value, meaning) in variables.items()]

@@ -14,6 +14,7 @@ from tvm_na.ops import autocast, calls, table
 from tvm_na.ops.backend import Backend, choose_backend, why_not_compiled
 from tvm_na.ops.dispatch_state import any_requires_grad, in_forward_mode, is_watched
 from tvm_na.ops.launch import launcher_for
+from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.checks import check_scale
 from tvm_na.problems.unfused import UnfusedProblem, av_problem_of, qk_problem_of
 from tvm_na.reference import unfused as reference
@@ -159,30 +160,18 @@ def na3d_av(
     return _step("na_av", 3, (attn, value), (kernel_size, stride, dilation, is_causal), 1.0, backend)
 
 
-def _qk_problem(tensors: tuple[Any, ...], axes: calls.Window, rank: int) -> UnfusedProblem:
-    query, key, rpb = tensors
-    return qk_problem_of(query, key, axes, rpb, rank)
+def _scores(problem: NAProblem, query: Tensor, key: Tensor, rpb: Tensor | None, scale: float) -> Tensor:
+    return reference.qk(problem, query, key, scale, rpb)
 
 
-def _av_problem(tensors: tuple[Any, ...], axes: calls.Window, rank: int) -> UnfusedProblem:
-    attn, value = tensors
-    return av_problem_of(attn, value, axes, rank)
-
-
-def _qk_reference(problem: UnfusedProblem, tensors: tuple[Any, ...], scale: float) -> Tensor:
-    query, key, rpb = tensors
-    return reference.qk(problem.forward, query, key, scale, rpb)
-
-
-def _av_reference(problem: UnfusedProblem, tensors: tuple[Any, ...], scale: float) -> Tensor:
-    attn, value = tensors
-    return reference.av(problem.forward, attn, value)
+def _sums(problem: NAProblem, attn: Tensor, value: Tensor, scale: float) -> Tensor:
+    return reference.av(problem, attn, value)
 
 
 # By step: its check, who computes it by the reference, and what follows the scale in the operator's call.
 _STEPS: dict[str, tuple[Callable[..., UnfusedProblem], Callable[..., Tensor], Any, tuple[bool, ...]]] = {
-    "na_qk": (_qk_problem, _qk_reference, table.na_qk, (False,)),
-    "na_av": (_av_problem, _av_reference, table.na_av, ()),
+    "na_qk": (qk_problem_of, _scores, table.na_qk, (False,)),
+    "na_av": (av_problem_of, _sums, table.na_av, ()),
 }
 
 
@@ -201,7 +190,7 @@ def _step(
             return _step(name, rank, autocast.cast(device, *tensors), axes, scale, backend)
     check, by_reference, operator, more = _STEPS[name]
     chosen = Backend.of(backend)
-    call = calls.checked(name, rank, tensors, axes, False, check, tensors, axes, rank)
+    call = calls.checked(name, rank, tensors, axes, False, check, (*tensors, axes, rank))
     factor = check_scale(scale, call.problem.channels, call.problem.accum_dtype)
     direct = call.is_direct and chosen is not Backend.REFERENCE and not is_watched()
     direct = direct and not (torch.is_grad_enabled() and any_requires_grad(*tensors))
@@ -211,7 +200,7 @@ def _step(
     known = call.served and not forward_mode
     reason = None if known else why_not_compiled(call.problem, device, forward_mode)
     if choose_backend(chosen, reason) is Backend.REFERENCE:
-        return by_reference(call.problem, tensors, factor)
+        return by_reference(call.problem.forward, *tensors, factor)
     call.served = True
     if direct:
         call.launch = launcher_for(call.problem, device)

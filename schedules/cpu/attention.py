@@ -51,7 +51,7 @@ class CpuLanes(SearchSpace):
     name = "cpu-lanes"
     problems = NAProblem
     tile_types = (LanesTile,)
-    transform = LanesSchedule
+    schedule = LanesSchedule
     all_sketches = SKETCHES
 
     def serves(self, problem: NAProblem, target: NATarget) -> bool:

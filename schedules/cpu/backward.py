@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from tvm_na.problems.backward import BackwardProblem
-from tvm_na.schedules.base import Opened, SearchSpace, largest_divisor
+from tvm_na.schedules.base import SearchSpace, largest_divisor
 from tvm_na.schedules.cpu import attention
 from tvm_na.schedules.cpu.box import BoxSchedule
 from tvm_na.schedules.cpu.vectors import channel_vector
@@ -70,13 +70,13 @@ def tiles(problem: BackwardProblem, target: NATarget) -> list[BackwardTile]:
 class BackwardSchedule(BoxSchedule):
     """Schedules one PrimFunc; see the module."""
 
-    def __init__(self, opened: Opened) -> None:
-        super().__init__(opened, opened.problem.forward, opened.tile.lanes())
-        self.rows_outside = opened.sketch == "rows outside"
-        self.pack_keys = opened.tile.pack_keys
+    def __post_init__(self) -> None:
+        self.rows_outside = self.sketch == "rows outside"
+        self.pack_keys = self.tile.pack_keys
+        self.problem, self.tile = self.problem.forward, self.tile.lanes()
+        super().__post_init__()
 
     def build(self) -> None:
-        """Apply every transformation."""
         problem = self.problem
         self.pack()
         self.tasks()
@@ -161,7 +161,7 @@ class CpuBackward(SearchSpace):
     name = "cpu-backward"
     problems = BackwardProblem
     tile_types = (BackwardTile,)
-    transform = BackwardSchedule
+    schedule = BackwardSchedule
     note_at = "d_query"
     all_sketches = SKETCHES
 

@@ -6,25 +6,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tvm_na.problems.attention import NAProblem
-from tvm_na.schedules.base import Opened, largest_divisor
+from tvm_na.schedules.base import largest_divisor
 from tvm_na.schedules.cpu.vectors import channel_vector
 from tvm_na.schedules.helpers import FuncSchedule
-from tvm_na.te.attention.lanes_tile import LanesTile, lanes_of
+from tvm_na.te.attention.lanes_tile import lanes_of
 from tvm_na.te.common.rows import Rows
 
 
 class BoxSchedule(FuncSchedule):
-    """Transforms the stages of a tile."""
+    """Transforms the stages of a tile; subclasses have the attention as their problem, and its tile."""
 
-    def __init__(self, opened: Opened, problem: NAProblem, tile: LanesTile) -> None:
-        super().__init__(opened)
-        self.problem, self.tile = problem, tile
-        rows = Rows(problem)
+    def __post_init__(self) -> None:
+        rows = Rows(self.problem)
         self.map_rows, self.rows = rows.count, rows.keys
-        self.vectors = lanes_of(problem, tile) // tile.vector
+        self.vectors = lanes_of(self.problem, self.tile) // self.tile.vector
         # Accumulators that fit beside the operands of a multiply-add.
-        self.accumulators = opened.target.vector_registers * 3 // 4
+        self.accumulators = self.target.vector_registers * 3 // 4
 
     def inner_loops(self, name: str, n: int) -> list[Any]:
         """The last loops around a stage."""

@@ -10,7 +10,7 @@ from math import gcd, prod
 from typing import Any
 
 from tvm_na.problems.dense import DenseProblem
-from tvm_na.schedules.base import Opened, SearchSpace, divisors, largest_divisor
+from tvm_na.schedules.base import SearchSpace, divisors, largest_divisor
 from tvm_na.schedules.cpu.vectors import IN_FLIGHT, STACK_BYTES, vector_length
 from tvm_na.schedules.helpers import FuncSchedule
 from tvm_na.targets.target import NATarget
@@ -57,14 +57,12 @@ def _nearest_divisor(n: int, wanted: float) -> int:
 class DenseSchedule(FuncSchedule):
     """Schedules one PrimFunc; see the module."""
 
-    def __init__(self, opened: Opened) -> None:
-        super().__init__(opened)
+    def __post_init__(self) -> None:
         self.blocks = -(-self.problem.out_channels // self.tile.block)
         # Elements of a vector of the output; they never cross the end of a block or of the channels.
         self.lanes = gcd(self.problem.out_channels, self.tile.vector)
 
     def build(self) -> None:
-        """Apply every transformation."""
         if any(self.problem.padding):
             self.pad()
         self.place_in_tasks()
@@ -137,7 +135,7 @@ class CpuDense(SearchSpace):
     name = "cpu-dense"
     problems = DenseProblem
     tile_types = (DenseTile,)
-    transform = DenseSchedule
+    schedule = DenseSchedule
 
     def serves(self, problem: DenseProblem, target: NATarget) -> bool:
         """Always, on a CPU."""

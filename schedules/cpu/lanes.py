@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm_na.schedules.base import Opened, largest_divisor
+from tvm_na.schedules.base import largest_divisor
 from tvm_na.schedules.cpu.box import BoxSchedule
 
 # The stages of a tile, last first.
@@ -32,13 +32,12 @@ _ROWS_PER_TASK, _QUERIES_AT_ONCE = 14, 64
 class LanesSchedule(BoxSchedule):
     """Schedules one PrimFunc; see the module."""
 
-    def __init__(self, opened: Opened) -> None:
-        super().__init__(opened, opened.problem, opened.tile)
-        self.pack_in_task = "pack in task" in opened.sketch
-        self.value_rows_outside = "value rows outside" in opened.sketch
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.pack_in_task = "pack in task" in self.sketch
+        self.value_rows_outside = "value rows outside" in self.sketch
 
     def build(self) -> None:
-        """Apply every transformation."""
         self.place_in_tasks()
         self.place_in_tiles()
         self.pack()

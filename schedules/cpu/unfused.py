@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from tvm_na.problems.unfused import UnfusedProblem
-from tvm_na.schedules.base import Opened, SearchSpace, largest_divisor
+from tvm_na.schedules.base import SearchSpace, largest_divisor
 from tvm_na.schedules.cpu.vectors import IN_FLIGHT, STACK_BYTES, channel_vector, vector_length
 from tvm_na.schedules.helpers import FuncSchedule
 from tvm_na.targets.target import NATarget
@@ -52,14 +52,12 @@ def _transposed_tiles(problem: UnfusedProblem, target: NATarget) -> list[Transpo
 class UnfusedSchedule(FuncSchedule):
     """Schedules one PrimFunc."""
 
-    def __init__(self, opened: Opened) -> None:
-        super().__init__(opened)
+    def __post_init__(self) -> None:
         self.rank = self.problem.rank
-        self.register = _register(self.problem, opened.target)
-        self.accumulators = _accumulators(opened.target)
+        self.register = _register(self.problem, self.target)
+        self.accumulators = _accumulators(self.target)
 
     def build(self) -> None:
-        """Apply every transformation."""
         kind = self.problem.kind
         getattr(self, "qk" if kind == "dots" else kind)()
 
@@ -161,7 +159,7 @@ class CpuUnfused(SearchSpace):
     name = "cpu-unfused"
     problems = UnfusedProblem
     tile_types = (UnfusedLanesTile, TransposedTile)
-    transform = UnfusedSchedule
+    schedule = UnfusedSchedule
     all_sketches = ("rows in parallel",)
 
     def serves(self, problem: UnfusedProblem, target: NATarget) -> bool:

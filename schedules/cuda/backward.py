@@ -12,7 +12,7 @@ from typing import Any
 
 from tvm_na.problems.attention import DTYPES
 from tvm_na.problems.backward import BackwardProblem
-from tvm_na.schedules.base import Opened, SearchSpace
+from tvm_na.schedules.base import SearchSpace
 from tvm_na.schedules.cuda.backward_sizes import THREADS, block_shape, nearest, options, tiles
 from tvm_na.schedules.helpers import FuncSchedule
 from tvm_na.targets.target import NATarget
@@ -26,12 +26,10 @@ _JOINED = 8  # entries of the bias in a block, each with a warp
 class _Schedule(FuncSchedule):
     """Schedules one PrimFunc."""
 
-    def __init__(self, opened: Opened) -> None:
-        super().__init__(opened)
-        self.problem, self.lanes = opened.problem.forward, self.tile.lanes
+    def __post_init__(self) -> None:
+        self.problem, self.lanes = self.problem.forward, self.tile.lanes
 
     def build(self) -> None:
-        """Apply every transformation."""
         self.positions("d_query", "query", self.problem.heads)
         self.unroll_by_compiler(self.loops("window")[-1], "window unrolling", _UNROLLED, default=_UNROLLED[-1])
         if self.tile.rows:
@@ -95,7 +93,7 @@ class CudaBackward(SearchSpace):
     name = "cuda-backward"
     problems = BackwardProblem
     tile_types = (BackwardGatherTile,)
-    transform = _Schedule
+    schedule = _Schedule
     note_at = "d_query"
     all_sketches = ("keys and queries in turn",)
 

@@ -7,6 +7,7 @@ from math import prod
 
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.backward import BackwardProblem, most_bias_chunks
+from tvm_na.problems.base import ITEM_BYTES
 from tvm_na.schedules.base import divisors
 from tvm_na.te.backward.gather_tile import BackwardGatherTile, chunks_of
 
@@ -35,8 +36,8 @@ def bias_blocks(problem: BackwardProblem, lanes: int) -> list[tuple[int, int]]:
     forward = problem.forward
     if not forward.bias:
         return []
-    entry_bytes = 8 if forward.accum_dtype == "float64" else 4
-    groups = min(THREADS // lanes, _SHARED_BYTES // (prod(forward.bias_shape[1:]) * entry_bytes))
+    entries = prod(forward.bias_shape[1:])
+    groups = min(THREADS // lanes, _SHARED_BYTES // (entries * ITEM_BYTES[forward.accum_dtype]))
     shapes = [
         (y, x)
         for y, x in _shapes(forward, groups)
@@ -55,21 +56,17 @@ def options(extent: int, what: str) -> list[int]:
     return sorted({n for n in (*divisors(extent), *powers) if n <= most})
 
 
-def _rows_of(problem: NAProblem) -> int:
-    return problem.spatial[-2] if problem.rank > 1 else 1
-
-
 def _shapes(problem: NAProblem, groups: int) -> Iterator[tuple[int, int]]:
     """Rows and columns of blocks with at most so many positions."""
-    for y in options(_rows_of(problem), "rows"):
-        yield from ((y, x) for x in options(problem.spatial[-1], "columns") if y * x <= groups)
+    rows, columns = (1, *problem.spatial)[-2:]
+    for y in options(rows, "rows"):
+        yield from ((y, x) for x in options(columns, "columns") if y * x <= groups)
 
 
 def cost(problem: NAProblem, y: int, x: int) -> tuple[int, int]:
     """The rows of channels that blocks of ``y`` x ``x`` positions read, and how many blocks there are."""
-    rows, columns = _rows_of(problem), problem.spatial[-1]
-    halo = [(k - 1) * d for k, d in zip(problem.kernel_size, problem.dilation, strict=True)]
-    halo_y, halo_x = halo[-2] if problem.rank > 1 else 0, halo[-1]
+    rows, columns = (1, *problem.spatial)[-2:]
+    halo_y, halo_x = [0, *((k - 1) * d for k, d in zip(problem.kernel_size, problem.dilation, strict=True))][-2:]
     blocks = -(-rows // y) * -(-columns // x)
     # What neighbors read is read again by each block, but no more than there is.
     return blocks * min(y + halo_y, rows) * min(x + halo_x, columns), blocks

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm_na.schedules.base import Opened
 from tvm_na.schedules.cuda import mma
 from tvm_na.schedules.cuda.band_layouts import instructions_for, layouts_of
 from tvm_na.schedules.cuda.band_sizes import MAX_IN_BLOCK, copied, default_rows, default_shape, heads_of
@@ -26,12 +25,11 @@ AT_ONCE, COLUMNS_IN_TURN, HEADS_IN_TURN = "tiles at once", "columns in turn", "h
 class BandSchedule(FuncSchedule):
     """Schedules a PrimFunc of :func:`tvm_na.te.attention.band.forward`; see the module."""
 
-    def __init__(self, opened: Opened) -> None:
-        super().__init__(opened)
+    def __post_init__(self) -> None:
         problem, tile = self.problem, self.tile
         self.row, self.column = axes(problem, tile)
         self.turn = self.sketch.partition(" in turn")[0] if self.sketch != AT_ONCE else None
-        self.default = default_shape(problem, tile, opened.target, self.turn)
+        self.default = default_shape(problem, tile, self.target, self.turn)
         self.passes = ("_first", "") if tile.passes == 2 else ("",)
         self.outputs = {"normalized": "out"} | ({"lse_tile": "lse"} if problem.return_lse else {})
         self.factors: dict[str, list[Any]] = {}
@@ -41,7 +39,6 @@ class BandSchedule(FuncSchedule):
         self.products: dict[str, tuple[Any, list[Any], Any]] = {}
 
     def build(self) -> None:
-        """Apply every transformation."""
         self.place()
         for suffix in self.passes:
             self.product_of_scores(suffix)

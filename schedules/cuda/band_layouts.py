@@ -28,7 +28,9 @@ class Instructions(NamedTuple):
 
 
 def instructions_for(dtype: str) -> Instructions:
-    """The tensor intrinsics for a problem's dtype; TVM knows them afterwards."""
+    """The tensor intrinsics for a problem's dtype; TVM knows them afterwards, also where it meets one in a record."""
+    for width in (8, SIDE):
+        mma.clear(width)
     if dtype == TF32:
         tf32 = mma_tf32
         loads = (tf32.load_left(), tf32.load_right(), tf32.load_right_transposed())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.base import ITEM_BYTES
 from tvm_na.schedules.base import divisors, largest_divisor
 from tvm_na.targets.target import NATarget
 from tvm_na.te.attention.band_axis import SIDE, BandAxis, BandTile, axes
@@ -45,7 +46,7 @@ MAX_IN_BLOCK = BlockShape(16, 8, 8)
 
 def bytes_of(problem: NAProblem) -> int:
     """Bytes of a number of query, key and value."""
-    return 4 if problem.tensor_dtype == "float32" else 2
+    return ITEM_BYTES[problem.tensor_dtype]
 
 
 def copied(problem: NAProblem) -> int:

@@ -9,13 +9,13 @@ share.
 from __future__ import annotations
 
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 from tvm_na.problems.attention import TF32, NAProblem
-from tvm_na.schedules.base import Opened, SearchSpace, largest_divisor
+from tvm_na.problems.base import ITEM_BYTES
+from tvm_na.schedules.base import SearchSpace, largest_divisor
 from tvm_na.schedules.cuda.gather_sizes import (
     LINE_BYTES,
-    SIZES,
     THREADS,
     keys_in_shared,
     load_width,
@@ -31,18 +31,17 @@ class GatherSchedule(GroupSchedule):
     """Schedules a PrimFunc that keeps the scores of a window; see the module."""
 
     #: The stages of a query, the last first; which of them are kept in registers, and which in shared memory.
-    stages: tuple[str, ...] = ("attended", "total", "weights", "maximum", "scores", "dots", "partial")
-    local: tuple[str, ...] = ("attended", "total", "maximum", "dots")
-    shared: tuple[str, ...] = ("scores", "weights")
+    stages: ClassVar[tuple[str, ...]] = ("attended", "total", "weights", "maximum", "scores", "dots", "partial")
+    local: ClassVar[tuple[str, ...]] = ("attended", "total", "maximum", "dots")
+    shared: ClassVar[tuple[str, ...]] = ("scores", "weights")
 
-    def __init__(self, opened: Opened) -> None:
-        super().__init__(opened, opened.problem)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.window = prod(self.problem.kernel_size)
         self.factors: list[list[Any]] | None = None
         self.parts: list[Any] = []  # the stages that write parts to shared memory
 
     def build(self) -> None:
-        """Apply every transformation."""
         self.place()
         self.scores_and_sums()
         self.attended()
@@ -83,7 +82,7 @@ class GatherSchedule(GroupSchedule):
     def block_shape(self, axes: list[Any]) -> list[list[Any]]:
         """The queries of a block: of some columns and heads, as many as have room in shared memory."""
         p = self.problem
-        line = LINE_BYTES // (p.head_dim * SIZES[p.dtype])
+        line = LINE_BYTES // (p.head_dim * ITEM_BYTES[p.dtype])
         heads = largest_divisor(p.heads, line)
         columns = largest_divisor(p.spatial[-1], queries_in_shared(p, self.tile, THREADS // self.group) // heads)
         return self.block_factors(axes, p.heads, (1, columns, heads))
@@ -199,22 +198,21 @@ class OnlineGatherSchedule(GatherSchedule):
         sch.decompose_reduction(self.block("attended"), some_keys)
 
 
-def _transform(opened: Opened) -> GatherSchedule:
-    return OnlineGatherSchedule(opened) if opened.tile.lanes else GatherSchedule(opened)
-
-
 class CudaGather(SearchSpace):
     """Attention on GPUs, on every architecture."""
 
     name = "cuda-gather"
     problems = NAProblem
     tile_types = (GatherTile,)
-    transform = staticmethod(_transform)
     all_sketches = ("through the cache",)
 
     def serves(self, problem: NAProblem, target: NATarget) -> bool:
         """Always, on a GPU, but in TF32."""
         return target.kind == "cuda" and problem.dtype != TF32
+
+    def schedule_for(self, problem: NAProblem, tile: GatherTile) -> type[GatherSchedule]:
+        """By whether scores are kept or computed twice."""
+        return OnlineGatherSchedule if tile.lanes else GatherSchedule
 
     def formulations(self, problem: NAProblem, target: NATarget, batch: int | None = None) -> list[Any]:
         """One for each of :func:`tiles`."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 from math import prod
 
 from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.base import ITEM_BYTES
 from tvm_na.schedules.base import divisors
 from tvm_na.te.attention.gather_tile import GatherTile
 
-#: Bytes of an element.
-SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 #: Threads of a block, by default.
 THREADS = 128
 #: At most, of a block.
@@ -23,7 +22,7 @@ _FEWEST_KEYS, _FEWEST_QUERIES = 8, 4
 
 def load_width(problem: NAProblem, elements: int) -> int:
     """The most elements that one load can read of runs of so many."""
-    return min(_LOAD_BYTES // SIZES[problem.dtype], elements & -elements)
+    return min(_LOAD_BYTES // ITEM_BYTES[problem.dtype], elements & -elements)
 
 
 def group_threads(problem: NAProblem) -> int:
@@ -34,7 +33,7 @@ def group_threads(problem: NAProblem) -> int:
 
 def keys_in_shared(problem: NAProblem, tile: GatherTile, queries: int) -> int:
     """For how many keys at once shared memory holds the parts of so many queries, beside their scores."""
-    elements = _SHARED_BYTES // (queries * SIZES[problem.accum_dtype])
+    elements = _SHARED_BYTES // (queries * ITEM_BYTES[problem.accum_dtype])
     if tile.lanes:  # as many scores as keys at once; one more set for the second time
         return max(1, elements // (2 * (tile.parts + 1)))
     return max(1, (elements - 2 * prod(problem.kernel_size)) // tile.parts)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 from tvm_na.problems.attention import NAProblem
-from tvm_na.schedules.base import Opened
 from tvm_na.schedules.cuda.gather_sizes import MAX_HEADS, MAX_ROWS, MAX_THREADS, group_threads, load_width
 from tvm_na.schedules.helpers import FuncSchedule
 
@@ -26,10 +25,10 @@ class GroupSchedule(FuncSchedule):
         of_block: Rows, columns and heads of a block, as variables of the trace.
     """
 
-    def __init__(self, opened: Opened, forward: NAProblem) -> None:
-        super().__init__(opened)
-        self.forward = forward
-        self.group = group_threads(forward)
+    def __post_init__(self) -> None:
+        problem = self.problem
+        self.forward: NAProblem = problem if isinstance(problem, NAProblem) else problem.forward
+        self.group = group_threads(self.forward)
         self.queries = 1
         self.of_block: list[Any] = []
 

@@ -39,14 +39,6 @@ def swapped(layout: Layout) -> Layout:
     return lambda k, n: layout(n, k)
 
 
-def register(dtype: str) -> None:
-    """Make TVM know all of them, before it meets one in a tuning record."""
-    for name in (load_left, load_right, load_right_transposed, multiply, multiply_narrow):
-        name(dtype)
-    for width in (8, 16):
-        clear(width)
-
-
 @functools.cache
 def load_left(dtype: str) -> str:
     """The name of the intrinsic that loads [row, column] from shared memory to ``rows_first``."""
@@ -87,7 +79,34 @@ def multiply_narrow(dtype: str) -> str:
 @functools.cache
 def clear(width: int) -> str:
     """The name of the intrinsic that sets a float32 product of 16 x ``width`` (8 or 16) to 0."""
-    return _registered(f"clear_{width}", *_clear(width))
+    from tvm.script import tirx as T
+
+    numbers = width // 2
+
+    @T.prim_func(s_tir=True)
+    def description(c: T.handle) -> None:
+        C = T.match_buffer(c, (32, numbers), "float32", scope="warp")
+        with T.sblock("root"):
+            T.reads()
+            T.writes(C[0:32, 0:numbers])
+            for i, j in T.grid(16, width):
+                with T.sblock("clear"):
+                    vi, vj = T.axis.remap("SS", [i, j])
+                    lane, number = T.meta_var(rows_first(vi, vj))
+                    T.reads()
+                    T.writes(C[lane, number])
+                    C[lane, number] = T.float32(0)
+
+    @T.prim_func(s_tir=True)
+    def implementation(c: T.handle) -> None:
+        C = T.match_buffer(c, (32, numbers), "float32", scope="warp", offset_factor=1)
+        with T.sblock("root"):
+            T.reads()
+            T.writes(C[0:32, 0:numbers])
+            for _lane in T.thread_binding(0, 32, "threadIdx.x"):
+                T.evaluate(T.cuda.mma_fill_legacy(numbers, C.data, C.elem_offset, dtype="float32"))
+
+    return _registered(f"clear_{width}", description, implementation)
 
 
 def _registered(name: str, description: Any, implementation: Any) -> str:
@@ -247,34 +266,3 @@ def unrolled(name: str, extent: int) -> Iterator[Any]:
     with T.unroll(0, extent) as variable:
         IRBuilder.name(name, variable)
         yield variable
-
-
-def _clear(width: int) -> tuple[Any, Any]:
-    from tvm.script import tirx as T
-
-    numbers = width // 2
-
-    @T.prim_func(s_tir=True)
-    def description(c: T.handle) -> None:
-        C = T.match_buffer(c, (32, numbers), "float32", scope="warp")
-        with T.sblock("root"):
-            T.reads()
-            T.writes(C[0:32, 0:numbers])
-            for i, j in T.grid(16, width):
-                with T.sblock("clear"):
-                    vi, vj = T.axis.remap("SS", [i, j])
-                    lane, number = T.meta_var(rows_first(vi, vj))
-                    T.reads()
-                    T.writes(C[lane, number])
-                    C[lane, number] = T.float32(0)
-
-    @T.prim_func(s_tir=True)
-    def implementation(c: T.handle) -> None:
-        C = T.match_buffer(c, (32, numbers), "float32", scope="warp", offset_factor=1)
-        with T.sblock("root"):
-            T.reads()
-            T.writes(C[0:32, 0:numbers])
-            for _lane in T.thread_binding(0, 32, "threadIdx.x"):
-                T.evaluate(T.cuda.mma_fill_legacy(numbers, C.data, C.elem_offset, dtype="float32"))
-
-    return description, implementation

@@ -14,14 +14,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from tvm_na.schedules.cuda.mma import (
-    clear,
-    columns_first,
-    registered_load,
-    registered_multiply,
-    swapped,
-    unrolled,
-)
+from tvm_na.schedules.cuda.mma import columns_first, registered_load, registered_multiply, swapped, unrolled
 
 
 def left(i: Any, k: Any) -> tuple[Any, Any]:
@@ -41,14 +34,6 @@ def left_of_product(i: Any, k: Any) -> tuple[Any, Any]:
 
 #: As :func:`right`, of what meets a :func:`left_of_product`.
 right_of_product = columns_first
-
-
-def register() -> None:
-    """Make TVM know all of them, before it meets one in a tuning record."""
-    for intrinsic in (load_left, load_right, load_right_transposed, multiply, multiply_product, multiply_narrow):
-        intrinsic()
-    for width in (8, 16):
-        clear(width)
 
 
 @functools.cache

@@ -10,8 +10,8 @@ from typing import Any
 from tvm_na.cuda import workarounds
 from tvm_na.problems.attention import TF32, NAProblem
 from tvm_na.schedules.base import SearchSpace
-from tvm_na.schedules.cuda import mma, mma_tf32
 from tvm_na.schedules.cuda.band import AT_ONCE, COLUMNS_IN_TURN, HEADS_IN_TURN, BandSchedule
+from tvm_na.schedules.cuda.band_layouts import instructions_for
 from tvm_na.schedules.cuda.band_sizes import BlockShape, heads_of, keeps_scores, keys_of, shared_bytes
 from tvm_na.targets.cuda_arch import capability_of
 from tvm_na.targets.target import NATarget
@@ -51,7 +51,7 @@ class CudaBand(SearchSpace):
     name = "cuda-band"
     problems = NAProblem
     tile_types = (BandTile,)
-    transform = BandSchedule
+    schedule = BandSchedule
 
     def serves(self, problem: NAProblem, target: NATarget) -> bool:
         """Two axes, no stride, 16 bits or TF32, on architectures that have the instructions."""
@@ -63,10 +63,7 @@ class CudaBand(SearchSpace):
         """The PrimFunc of ``problem`` with this tile; makes TVM know the instructions."""
         from tvm_na.te.attention.band import forward
 
-        if problem.dtype == TF32:
-            mma_tf32.register()
-        else:
-            mma.register(problem.dtype)
+        instructions_for(problem.dtype)
         return forward(problem, tile, batch).with_attr(workarounds.ATTRIBUTE, _NEEDED)
 
     def formulations(self, problem: NAProblem, target: NATarget, batch: int | None = None) -> list[Any]:

@@ -7,24 +7,22 @@ memory, scores and weights, all its threads write or read in one piece, whatever
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import prod
 from typing import Any
 
+from tvm_na.problems.base import ITEM_BYTES
 from tvm_na.problems.unfused import UnfusedProblem
-from tvm_na.schedules.base import Opened, SearchSpace, divisors, largest_divisor
+from tvm_na.schedules.base import SearchSpace, divisors, largest_divisor
 from tvm_na.schedules.cuda.gather_sizes import (
     LINE_BYTES,
     MAX_HEADS,
     MAX_ROWS,
     MAX_THREADS,
-    SIZES,
     THREADS,
     group_threads,
     load_width,
 )
 from tvm_na.schedules.cuda.groups import GroupSchedule
-from tvm_na.schedules.helpers import FuncSchedule
 from tvm_na.targets.target import NATarget
 from tvm_na.te.unfused.tiles import UnfusedTile
 
@@ -37,8 +35,8 @@ _INDICES = (32, 64, 96, 128, 192, 256, 384, 512)  # of a bias, a thread each
 class _Schedule(GroupSchedule):
     """What the schedules share."""
 
-    def __init__(self, opened: Opened) -> None:
-        super().__init__(opened, opened.problem.forward)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.rank = self.problem.rank
 
     def place(self, loops: list[Any], heads: int, most: int) -> tuple[list[Any], list[Any]]:
@@ -51,7 +49,7 @@ class _Schedule(GroupSchedule):
         """
         batch, *outer, last, head = loops
         rows, columns = (1, *self.problem.spatial)[-2:]
-        line = LINE_BYTES // (self.forward.head_dim * SIZES[self.problem.dtype])
+        line = LINE_BYTES // (self.forward.head_dim * ITEM_BYTES[self.problem.dtype])
         own_heads = largest_divisor(heads, min(line, most, MAX_HEADS))
         own_columns = largest_divisor(columns, most // own_heads)
         own_rows = largest_divisor(rows, min(most // (own_heads * own_columns), MAX_ROWS))
@@ -86,9 +84,8 @@ class ScoresSchedule(_Schedule):
     """``qk`` and ``dots``: parts of products meet in shared memory, then all threads write scores in one piece."""
 
     def build(self) -> None:
-        """Apply every transformation."""
         sch, p = self.sch, self.forward
-        of_key = self.tile.parts * SIZES[p.accum_dtype]  # bytes in shared memory
+        of_key = self.tile.parts * ITEM_BYTES[p.accum_dtype]  # bytes in shared memory
         *positions, window = self.loops("out")
         blocks, inside = self.place(positions, p.heads, self.queries_in_shared(of_key))
         default = self.keys_in_shared(of_key)
@@ -126,9 +123,8 @@ class SumsSchedule(_Schedule):
     """``av``: all threads read weights in one piece; then each thread of a query has some channels of its values."""
 
     def build(self) -> None:
-        """Apply every transformation."""
         sch, p = self.sch, self.forward
-        of_key = SIZES[p.accum_dtype]  # bytes in shared memory
+        of_key = ITEM_BYTES[p.accum_dtype]  # bytes in shared memory
         stored = sch.cache_write(self.block("out"), 0, "local")
         *positions, _ = sch.get_loops(stored)
         blocks, inside = self.place(list(positions), p.heads, self.queries_in_shared(of_key))
@@ -159,7 +155,6 @@ class TransposedSchedule(_Schedule):
     """``av_transposed``: a key is a group of threads, each of which has some of its channels."""
 
     def build(self) -> None:
-        """Apply every transformation."""
         sch, p = self.sch, self.forward
         threads = self.problem.channels // self.tile.width
         *positions, channels = self.loops("out")
@@ -177,7 +172,6 @@ class PartsSchedule(_Schedule):
     """``bias_parts``: a thread has an index of the bias, and goes through the queries of a part."""
 
     def build(self) -> None:
-        """Apply every transformation."""
         sch, p = self.sch, self.forward
         batch, part, head, index = self.loops("out")
         indices = prod(2 * k - 1 for k in p.kernel_size)
@@ -197,7 +191,7 @@ class PartsSchedule(_Schedule):
         sch.bind(lane, "threadIdx.x")
 
 
-_SCHEDULES: dict[str, Callable[[Opened], FuncSchedule]] = {
+_SCHEDULES: dict[str, type[GroupSchedule]] = {
     "qk": ScoresSchedule,
     "dots": ScoresSchedule,
     "av": SumsSchedule,
@@ -218,22 +212,21 @@ def tiles(problem: UnfusedProblem) -> list[UnfusedTile]:
     return [UnfusedTile()]
 
 
-def _transform(opened: Opened) -> FuncSchedule:
-    return _SCHEDULES[opened.problem.kind](opened)
-
-
 class CudaUnfused(SearchSpace):
     """The unfused operators on GPUs, on every architecture, in every dtype."""
 
     name = "cuda-unfused"
     problems = UnfusedProblem
     tile_types = (UnfusedTile,)
-    transform = staticmethod(_transform)
     all_sketches = ("through the cache",)
 
     def serves(self, problem: UnfusedProblem, target: NATarget) -> bool:
         """On a GPU all but whole sums for a bias."""
         return target.kind == "cuda" and problem.kind in _SCHEDULES
+
+    def schedule_for(self, problem: UnfusedProblem, tile: UnfusedTile) -> type[GroupSchedule]:
+        """One for each kind."""
+        return _SCHEDULES[problem.kind]
 
     def formulations(self, problem: UnfusedProblem, target: NATarget, batch: int | None = None) -> list[Any]:
         """One for each of :func:`tiles`."""

@@ -62,7 +62,7 @@ def test_the_library_holds_machine_code_and_no_source(tmp_path: Path, target: An
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_nvcc_makes_a_fatbin_of_both(dtype: str) -> None:
     text = library.cuda_source(row_sums(dtype), SM_80)
-    image = toolchain.find_nvcc().compile(text, "sm_80")
+    image, _ = toolchain.find_nvcc().compile(text, "sm_80")
     assert sorted(fatbin.parts_of(image)) == [("cubin", "sm_80"), ("ptx", "sm_80")]
     fatbin.require_cubin(image, "sm_80")
     with pytest.raises(RuntimeError, match="the CUDA compiler: required machine code for sm_90, got .*cubin sm_80"):
@@ -73,7 +73,7 @@ def test_nvcc_makes_a_fatbin_of_both(dtype: str) -> None:
 def test_nvrtc_makes_the_same(source: str) -> None:
     compiler = toolchain.find_nvrtc()
     assert toolchain.find_compiler().name == "NVRTC"
-    cubin, ptx = nvrtc.compile(source, "sm_90", toolchain.FLAGS, compiler.include_dirs)
+    cubin, ptx, _ = nvrtc.compile(source, "sm_90", toolchain.FLAGS, compiler.include_dirs)
     assert [part.kind for part in fatbin.parts_of(cubin)] == ["cubin"]
     assert [part.kind for part in fatbin.parts_of(ptx)] == ["ptx"]
     assert b".target sm_90" in ptx

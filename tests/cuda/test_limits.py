@@ -133,7 +133,7 @@ def test_the_builder_rejects_what_cannot_be_launched(tmp_path: Path, monkeypatch
     assert (threads.file, threads.failure) == (None, "too many threads")
     assert threads.message == "threads: required 1 to 1024 of a block, got 2048"
     monkeypatch.setattr(toolchain.Nvcc, "run", lambda *_: pytest.fail("compiled"))
-    monkeypatch.setattr(toolchain.Nvrtc, "compile_and_tell", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr(toolchain.Nvrtc, "compile", lambda *_: pytest.fail("compiled"))
     assert compile_source(too_large, SM_86, str(tmp_path / "none")) is not None
 
 

@@ -289,5 +289,5 @@ def test_where_there_are_kernels(device: str, says: str | None, monkeypatch: pyt
     monkeypatch.setattr(backend, "why_no_kernel", lambda problem, device: "no such GPU")
     query, key, *_ = inputs(PROBLEMS["k 1"])
     window = (1, 1, 1, False)
-    reason = backend.why_not_compiled(qk_problem_of(query, key, window, None, 2), torch.device(device))
+    reason = backend.why_not_compiled(qk_problem_of(query, key, None, window, 2), torch.device(device))
     assert reason is None if says is None else says in str(reason)

@@ -85,7 +85,7 @@ def compile_library(module: Any, target: NATarget) -> CudaLibrary:
     for of_one in sizes.values():
         check_sizes(of_one, target)
     source = _source_of(host)
-    image, log = compiler.compile_and_tell(source, target.arch)
+    image, log = compiler.compile(source, target.arch)
     fatbin.require_cubin(image, target.arch)
     resources = resources_of(log)
     for name, of_one in sizes.items():

@@ -50,14 +50,7 @@ def include_dirs(homes: Sequence[Path]) -> tuple[str, ...]:
     return tuple(map(str, dict.fromkeys(used)))
 
 
-def compile(source: str, arch: str, flags: Sequence[str], include_dirs: Sequence[str]) -> tuple[bytes, bytes]:
-    """Machine code (cubin) and PTX; see :func:`compile_and_tell`."""
-    return compile_and_tell(source, arch, flags, include_dirs)[:2]
-
-
-def compile_and_tell(
-    source: str, arch: str, flags: Sequence[str], include_dirs: Sequence[str]
-) -> tuple[bytes, bytes, str]:
+def compile(source: str, arch: str, flags: Sequence[str], include_dirs: Sequence[str]) -> tuple[bytes, bytes, str]:
     """Machine code (cubin), PTX, and what NVRTC said.
 
     Args:

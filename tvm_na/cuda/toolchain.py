@@ -44,16 +44,14 @@ class Compiler(Protocol):
     @property
     def where(self) -> str: ...
 
-    def compile(self, source: str, arch: str) -> bytes:
+    def compile(self, source: str, arch: str) -> tuple[bytes, str]:
         """What the CUDA driver can load: machine code for ``arch`` (such as ``sm_90``), and PTX where it can be joined.
+
+        And what ``ptxas -v`` says of it (see :func:`tvm_na.cuda.inspection.resources_of`).
 
         Raises:
             RuntimeError: with the compiler's messages, if it fails.
         """
-        ...
-
-    def compile_and_tell(self, source: str, arch: str) -> tuple[bytes, str]:
-        """The same, and what ``ptxas -v`` says of it (see :func:`tvm_na.cuda.inspection.resources_of`)."""
         ...
 
 
@@ -70,13 +68,9 @@ class Nvrtc:
         """The package it is called through, and where its headers are."""
         return f"cuda-bindings, headers in {self.include_dirs[0]}"
 
-    def compile(self, source: str, arch: str) -> bytes:
+    def compile(self, source: str, arch: str) -> tuple[bytes, str]:
         """See :meth:`Compiler.compile`; a cubin alone where there is neither nvFatbin nor CUDA's fatbinary."""
-        return self.compile_and_tell(source, arch)[0]
-
-    def compile_and_tell(self, source: str, arch: str) -> tuple[bytes, str]:
-        """See :meth:`Compiler.compile_and_tell`."""
-        cubin, ptx, log = nvrtc.compile_and_tell(source, arch, (*FLAGS, "--ptxas-options=-v"), self.include_dirs)
+        cubin, ptx, log = nvrtc.compile(source, arch, (*FLAGS, "--ptxas-options=-v"), self.include_dirs)
         return fatbin.join(cubin, ptx, arch) or cubin, log
 
 
@@ -88,12 +82,8 @@ class Nvcc:
     version: str
     name: ClassVar[str] = "nvcc"
 
-    def compile(self, source: str, arch: str) -> bytes:
+    def compile(self, source: str, arch: str) -> tuple[bytes, str]:
         """See :meth:`Compiler.compile`; a fatbin."""
-        return self.compile_and_tell(source, arch)[0]
-
-    def compile_and_tell(self, source: str, arch: str) -> tuple[bytes, str]:
-        """See :meth:`Compiler.compile_and_tell`."""
         number = arch.removeprefix("sm_")
         both = f"arch=compute_{number},code=[sm_{number},compute_{number}]"
         return self.run(source, "--fatbin", "-gencode", both, "-Xptxas=-v")

@@ -33,8 +33,8 @@ from tvm_na.deploy.request import (
     checked_target,
 )
 from tvm_na.measure.timing import versions
-from tvm_na.models.layers import check_bool
 from tvm_na.models.registry import Preprocessing
+from tvm_na.problems.checks import check_bool
 from tvm_na.targets.target import cpu_features
 
 _ROUTES = {"aoti": route_aoti.build, "tvm": route_tvm.build}

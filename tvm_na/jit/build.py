@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -161,18 +161,6 @@ def kernel_with(selection: Selection, problem: Problem, target: NATarget) -> Ker
     return kernel
 
 
-def prepare(
-    problems: Iterable[Problem],
-    target: NATarget | None = None,
-    done: Callable[[Problem], None] | None = None,
-) -> None:
-    """Build or load the kernels of ``problems``; ``done`` is called after each (for a progress bar)."""
-    for problem in problems:
-        kernel_for(problem, target)
-        if done is not None:
-            done(problem)
-
-
 def _space(problem: Problem, target: NATarget) -> SearchSpace:
     from tvm_na.schedules import spaces_for  # not needed where a kernel is found
 
@@ -201,7 +189,8 @@ def scheduled_module(problem: Problem, target: NATarget, selection: Selection | 
     """
     from tvm_na.schedules.base import Plan
 
-    _import_tvm()
+    with _importing:  # by one thread: two that import parts of TVM meet in its circles of imports, half-way
+        import tvm  # noqa: F401
     space = _space(problem, target)
     if selection is not None and selection.record is not None:
         return _module_by_record(selection, problem, target), space
@@ -209,12 +198,6 @@ def scheduled_module(problem: Problem, target: NATarget, selection: Selection | 
     if scheduled is None:
         raise AssertionError(f"the space {space.name} serves {problem}, but refused its own formulation")
     return scheduled.schedule.mod, space
-
-
-def _import_tvm() -> None:
-    """Import TVM as a whole, by one thread: two that import parts of it meet in its circles of imports, half-way."""
-    with _importing:
-        import tvm  # noqa: F401
 
 
 def _module_by_record(selection: Selection, problem: Problem, target: NATarget) -> Any:

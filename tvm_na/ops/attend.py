@@ -21,13 +21,6 @@ from tvm_na.reference import attention as reference
 _Result = Tensor | tuple[Tensor, Tensor]
 
 
-def _problem(tensors: tuple[Any, ...], axes: calls.Window, return_lse: Any, rank: int) -> NAProblem:
-    if not isinstance(return_lse, bool):
-        raise TypeError(f"return_lse: required bool, got {type(return_lse).__name__} {return_lse!r}")
-    query, key, value, rpb = tensors
-    return problem_of(query, key, value, *axes, rpb, return_lse, rank)
-
-
 def attend(
     rank: int,
     tensors: tuple[Any, ...],
@@ -43,8 +36,9 @@ def attend(
         with autocast.off(query.device):
             return attend(rank, (query, key, value, rpb), axes, scale, (more[0], more[1]), return_lse, backend)
     chosen = Backend.of(backend)
-    call = calls.checked("na", rank, tensors, axes, return_lse, _problem, tensors, axes, return_lse, rank)
     query, key, value, rpb = tensors
+    arguments = (query, key, value, *axes, rpb, return_lse, rank)
+    call = calls.checked("na", rank, tensors, axes, return_lse, problem_of, arguments)
     factor = call.scale if scale is None else check_scale(scale, call.problem.head_dim, call.problem.accum_dtype)
     has_extra = (extra[0] is not None or extra[1] is not None) and check_additional(*extra, query, key, value)
 
@@ -87,7 +81,7 @@ def _first_direct(
 
 def _dense_attention(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Attention of every query to ``[batch, extra, heads_kv, ...]``, with its log-sum-exp."""
-    accum = torch.float64 if query.dtype == torch.float64 else torch.float32
+    accum = reference.accum_dtype(query)
     group = query.shape[-2] // keys.shape[-2]
     grouped = query.to(accum).flatten(1, -3).unflatten(-2, (keys.shape[-2], group))
     scores = torch.einsum("bnhgd,behd->bnhge", grouped, keys.to(accum)) * scale

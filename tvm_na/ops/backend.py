@@ -46,18 +46,21 @@ def why_not_compiled(
     if forward_mode:
         return "compiled kernels have no forward-mode derivatives"
     if device.type == "cuda":
-        return _why_no_kernel(problem.__class__, problem.values(), device)
+        fields = problem.fields()
+        return _why_no_kernel(problem.__class__, tuple(fields), tuple(fields.values()), device)
     if device.type not in ("cpu", "meta"):
         return f"there are no compiled kernels for the device {device.type} yet"
     return None
 
 
-def _why_no_kernel(kind: type[Any], values: tuple[Any, ...], device: torch.device) -> str | None:
+def _why_no_kernel(
+    kind: type[Any], names: tuple[str, ...], values: tuple[Any, ...], device: torch.device
+) -> str | None:
     """:func:`why_no_kernel`, of which a trace takes the answer, and does not look inside.
 
-    It gets the values of a problem, since traces of PyTorch up to 2.11 cannot hand over a frozen dataclass.
+    It gets the fields of a problem, since traces of PyTorch up to 2.11 cannot hand over a frozen dataclass.
     """
-    return why_no_kernel(kind.of_values(*values), device)
+    return why_no_kernel(kind.of_fields(dict(zip(names, values, strict=True))), device)
 
 
 # What torch.compiler.assume_constant_result does, which would import 2 seconds of compiler to do it.

@@ -57,7 +57,13 @@ def forget() -> None:
 
 
 def checked(
-    name: str, rank: int, tensors: tuple[Any, ...], axes: Window, option: bool, check: Callable[..., P], *args: Any
+    name: str,
+    rank: int,
+    tensors: tuple[Any, ...],
+    axes: Window,
+    option: bool,
+    check: Callable[..., P],
+    args: tuple[Any, ...],
 ) -> Checked[P]:
     """A call of the function ``name`` with such arguments, checked now unless such a one has been before.
 
@@ -99,5 +105,5 @@ def _classes(axes: Sequence[Any]) -> tuple[Any, ...]:
 
 def _check(check: Callable[..., P], args: tuple[Any, ...]) -> Checked[P]:
     problem = check(*args)
-    p = problem.forward if isinstance(problem, UnfusedProblem) else problem
-    return Checked(problem, (p.kernel_size, p.stride, p.dilation, p.is_causal), check_scale(None, p.head_dim))
+    attention = problem.forward if isinstance(problem, UnfusedProblem) else problem
+    return Checked(problem, attention.window, check_scale(None, attention.head_dim))

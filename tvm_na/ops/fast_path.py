@@ -67,9 +67,7 @@ class Differentiable:
                 return reference.gradients(self.problem, query, key, value, scale, rpb, None, d_out, d_lse)
         has_d_lse = d_lse is not None
         if torch.compiler.is_compiling() or is_watched() or _is_special(d_out) or (has_d_lse and _is_special(d_lse)):
-            p = self.problem
-            window = (p.kernel_size, p.stride, p.dilation, p.is_causal)
-            return table.na_backward(query, key, value, rpb, lse, d_out, d_lse, *window, scale)
+            return table.na_backward(query, key, value, rpb, lse, d_out, d_lse, *self.problem.window, scale)
         launch = self.backward.get(has_d_lse)
         if launch is None:
             problem = BackwardProblem(dataclasses.replace(self.problem, return_lse=has_d_lse))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ def forget() -> None:
 def empty_outputs(problem: Problem, first: Tensor) -> list[Tensor]:
     """Uninitialised outputs for a call whose first tensor is ``first``."""
     batch = first.shape[0]
-    return [first.new_empty(o.shape_for(batch), dtype=getattr(torch, o.dtype)) for o in _outputs(problem)]
+    return [first.new_empty(o.shape_for(batch), dtype=getattr(torch, o.dtype)) for o in problem.outputs()]
 
 
 def aligned(tensor: Tensor, alignment: int) -> Tensor:
@@ -59,10 +59,6 @@ def aligned(tensor: Tensor, alignment: int) -> Tensor:
     if tensor.is_neg() or not tensor.is_contiguous():
         tensor = tensor.resolve_neg().contiguous()
     return tensor if tensor.data_ptr() % alignment == 0 else tensor.clone(memory_format=torch.contiguous_format)
-
-
-def _outputs(problem: Problem) -> list[Argument]:
-    return [argument for argument in problem.arguments() if argument.role == "output"]
 
 
 @functools.lru_cache(maxsize=256)
@@ -103,7 +99,7 @@ class _Plan:
         self.accum = getattr(torch, problem.accum_dtype)
         self.scale_at = next((i for i, argument in enumerate(arguments) if argument.role == "scale"), None)
         self.has_batch = [argument.has_batch for argument in inputs]
-        self.outputs = [(_place_of_like(o, inputs), o, getattr(torch, o.dtype)) for o in _outputs(problem)]
+        self.outputs = [(_place_of_like(o, inputs), o, getattr(torch, o.dtype)) for o in problem.outputs()]
 
     def empty_outputs(self, ready: Sequence[Tensor]) -> list[Tensor]:
         """Uninitialised outputs for contiguous inputs."""
@@ -175,11 +171,15 @@ def _in_parts(
     return [into.to(dtype) for into, (_, _, dtype) in zip(whole, plan.outputs, strict=True)]
 
 
+def _as_posed(problem: Problem, device: torch.device) -> Launcher:
+    return make_launcher(problem, launch_spec(problem, device))
+
+
 def _in_float32(problem: Problem, device: torch.device) -> Launcher:
     """A launcher for halves on a CPU: sums are float32 by contract, and CPUs have no faster arithmetic at hand."""
     exact = problem.with_dtype("float32")
-    launch_exact = make_launcher(exact, launch_spec(exact, device))
-    dtypes = [getattr(torch, output.dtype) for output in _outputs(problem)]
+    launch_exact = _as_posed(exact, device)
+    dtypes = [getattr(torch, output.dtype) for output in problem.outputs()]
 
     def launch(tensors: Sequence[Tensor | None], scale: float) -> list[Tensor]:
         found = launch_exact([None if t is None else t.float() for t in tensors], scale)
@@ -211,23 +211,14 @@ def _bias_sums_in_parts(problem: UnfusedProblem, device: torch.device) -> Launch
 def launcher_of(problem: Problem, device: torch.device) -> Launcher:
     """A new launcher, as :func:`launcher_for` keeps it."""
     if device.type == "cpu":
-        if problem.dtype in HALVES:
-            return _in_float32(problem, device)
-        return make_launcher(problem, launch_spec(problem, device))
+        return _in_float32(problem, device) if problem.dtype in HALVES else _as_posed(problem, device)
     if device.type != "cuda":
         raise NotImplementedError(f"no kernel for {problem}: there are none for the device {device.type} yet")
     if isinstance(problem, UnfusedProblem) and problem.kind == "bias_sums":
         return _bias_sums_in_parts(problem, device)
     if isinstance(problem, NAProblem) and problem.dtype == "float32":
-        return _perhaps_in_tf32(problem, device)
-    return make_launcher(problem, launch_spec(problem, device))
+        from tvm_na.jit.build import target_for
+        from tvm_na.ops import tf32
 
-
-def _perhaps_in_tf32(problem: NAProblem, device: torch.device) -> Launcher:
-    from tvm_na.jit.build import target_for
-    from tvm_na.ops import tf32
-
-    def make(one: NAProblem) -> Callable[..., Any]:
-        return make_launcher(one, launch_spec(one, device))
-
-    return tf32.either(make, problem, target_for("cuda", device.index))
+        return tf32.either(lambda one: _as_posed(one, device), problem, target_for("cuda", device.index))
+    return _as_posed(problem, device)

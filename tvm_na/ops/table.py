@@ -8,7 +8,7 @@ derivatives of each are others of them; so there are derivatives of any order. O
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -111,9 +111,8 @@ na_forward = register(
 # --- the two steps
 
 
-def _qk(call: Call) -> UnfusedProblem:
-    query, key, rpb = call.tensors
-    return qk_problem_of(query, key, call.window, rpb, _rank(call), bool(call.option))
+def _step(check: Callable[..., UnfusedProblem], call: Call, **more: Any) -> UnfusedProblem:
+    return check(*call.tensors, window=call.window, rank=_rank(call), **more)
 
 
 def _qk_gradients(call: Call, saved: Sequence[Tensor], needed: Sequence[bool], d_results: Gradients) -> Gradients:
@@ -125,22 +124,12 @@ def _qk_gradients(call: Call, saved: Sequence[Tensor], needed: Sequence[bool], d
     )
 
 
-def _av(call: Call) -> UnfusedProblem:
-    attn, value = call.tensors
-    return av_problem_of(attn, value, call.window, _rank(call))
-
-
 def _av_gradients(call: Call, saved: Sequence[Tensor], needed: Sequence[bool], d_results: Gradients) -> Gradients:
     (attn, value), (d_out,) = call.tensors, d_results
     return (
         na_qk(d_out, value, None, *call.window, call.scale, True) if needed[0] else None,
         na_av_transposed(attn, d_out, *call.window, call.scale, value.shape[-2]) if needed[1] else None,
     )
-
-
-def _transposed(call: Call) -> UnfusedProblem:
-    attn, query = call.tensors
-    return transposed_problem_of(attn, query, call.option, call.window, _rank(call))
 
 
 def _transposed_gradients(
@@ -153,14 +142,10 @@ def _transposed_gradients(
     )
 
 
-def _bias_sums(call: Call) -> UnfusedProblem:
-    return bias_problem_of(call.tensors[0], call.window, _rank(call))
-
-
 def _bias_gradients(call: Call, saved: Sequence[Tensor], needed: Sequence[bool], d_results: Gradients) -> Gradients:
     (attn,), (d_rpb,) = call.tensors, d_results
     assert d_rpb is not None
-    return (unfused_reference.bias_gather(_bias_sums(call).forward, d_rpb).expand(attn.shape),)
+    return (unfused_reference.bias_gather(_step(bias_problem_of, call).forward, d_rpb).expand(attn.shape),)
 
 
 #: Scores; with ``zero`` they are 0, not minus infinity, where there is no key, and there is no bias.
@@ -170,19 +155,38 @@ na_qk = register(
         "Tensor query, Tensor key, Tensor? rpb",
         "float scale, bool zero",
         1,
-        _qk,
+        lambda call: _step(qk_problem_of, call, zero=bool(call.option)),
         gradients=_qk_gradients,
     )
 )
-na_av = register(Operator("na_av", "Tensor attn, Tensor value", "float scale", 1, _av, gradients=_av_gradients))
+na_av = register(
+    Operator(
+        "na_av",
+        "Tensor attn, Tensor value",
+        "float scale",
+        1,
+        lambda call: _step(av_problem_of, call),
+        gradients=_av_gradients,
+    )
+)
 na_av_transposed = register(
     Operator(
         "na_av_transposed",
         "Tensor attn, Tensor query",
         "float scale, int heads_kv",
         1,
-        _transposed,
+        lambda call: _step(transposed_problem_of, call, heads_kv=call.option),
         gradients=_transposed_gradients,
     )
 )
-na_bias_sums = register(Operator("na_bias_sums", "Tensor attn", "", 1, _bias_sums, gradients=_bias_gradients, sums=1))
+na_bias_sums = register(
+    Operator(
+        "na_bias_sums",
+        "Tensor attn",
+        "",
+        1,
+        lambda call: _step(bias_problem_of, call),
+        gradients=_bias_gradients,
+        sums=1,
+    )
+)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tvm_na.problems.base import Argument, Problem, axes_text, ratio
 from tvm_na.problems.checks import (
+    check_bool,
     check_int,
     per_axis_bools,
     per_axis_ints,
+    require_elements,
     require_like,
     require_shape,
     require_tensor,
@@ -75,8 +76,7 @@ class NAProblem(Problem):
         for name in ("heads", "heads_kv", "head_dim", "head_dim_v"):
             check_int(name, getattr(self, name), 1)
         for name in ("bias", "return_lse"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name}: required bool, got {getattr(self, name)!r}")
+            check_bool(name, getattr(self, name))
         if self.dtype not in (*DTYPES, TF32):
             raise ValueError(f"dtype: required one of {', '.join((*DTYPES, TF32))}, got {self.dtype!r}")
         if self.heads % self.heads_kv:
@@ -84,9 +84,7 @@ class NAProblem(Problem):
         self._check_windows()
 
     def _check_windows(self) -> None:
-        for axis, (size, k, s, d) in enumerate(
-            zip(self.spatial, self.kernel_size, self.stride, self.dilation, strict=True)
-        ):
+        for axis, (size, k, s, d, _) in enumerate(self.axes):
             if k * d > size:
                 got = f"{k} * {d} = {k * d} > {size}"
                 raise ValueError(f"kernel_size: required kernel_size * dilation <= size on axis {axis}, got {got}")
@@ -112,21 +110,20 @@ class NAProblem(Problem):
     ) -> NAProblem:
         """A problem with the operator's defaults; integers count for every axis of ``spatial``."""
         sizes = tuple(spatial) if isinstance(spatial, (tuple, list)) else (spatial,)
-        rank = len(sizes)
-        return cls(
-            sizes,
-            per_axis_ints("kernel_size", kernel_size, rank),
-            per_axis_ints("stride", stride, rank),
-            per_axis_ints("dilation", dilation, rank),
-            per_axis_bools("is_causal", is_causal, rank),
-            heads,
-            heads if heads_kv is None else heads_kv,
-            head_dim,
-            head_dim if head_dim_v is None else head_dim_v,
-            dtype,
-            bias,
-            return_lse,
-        )
+        window: tuple[Any, Any, Any, Any] = (kernel_size, stride, dilation, is_causal)
+        heads_of_keys = heads if heads_kv is None else heads_kv
+        channels_of_values = head_dim if head_dim_v is None else head_dim_v
+        return cls(sizes, *window, heads, heads_of_keys, head_dim, channels_of_values, dtype, bias, return_lse)
+
+    @property
+    def window(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[bool, ...]]:
+        """kernel_size, stride, dilation and is_causal."""
+        return self.kernel_size, self.stride, self.dilation, self.is_causal
+
+    @property
+    def axes(self) -> list[tuple[int, int, int, int, bool]]:
+        """Of each spatial axis its size, kernel_size, stride, dilation and is_causal."""
+        return list(zip(self.spatial, *self.window, strict=True))
 
     @property
     def tensor_dtype(self) -> str:
@@ -169,28 +166,6 @@ class NAProblem(Problem):
             found.append(Argument("rpb", self.bias_shape, dtype, has_batch=False))
         return tuple(found)
 
-    def values(self) -> tuple[Any, ...]:
-        """What :meth:`of_values` makes the same problem of."""
-        return tuple(self.fields().values())
-
-    @classmethod
-    def of_values(cls, *values: Any) -> NAProblem:
-        """The problem with these :meth:`values`."""
-        return cls(*values)
-
-    def fields(self) -> dict[str, Any]:
-        """The attributes by name."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
-    @classmethod
-    def of_fields(cls, fields: dict[str, Any]) -> NAProblem:
-        """The problem with these attributes."""
-        return cls(**fields)
-
-    def with_dtype(self, dtype: str) -> NAProblem:
-        """The same attention in another dtype."""
-        return dataclasses.replace(self, dtype=dtype)
-
     @property
     def padded_tokens(self) -> int:
         """A bound on the positions of a packed copy: dilation groups of rows have one length, of columns vectors."""
@@ -199,7 +174,6 @@ class NAProblem(Problem):
 
     @property
     def largest_copy(self) -> int:
-        """See :attr:`Problem.largest_copy`."""
         return self.padded_tokens * self.heads * max(self.head_dim, self.head_dim_v)
 
     @property
@@ -250,6 +224,43 @@ class NAProblem(Problem):
         return " ".join(parts)
 
 
+def dtype_of(argument: str, tensor: Tensor) -> str:
+    """The name of a tensor's dtype, one of :data:`DTYPES`; TypeError for another."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise TypeError(f"{argument}: required dtype {', '.join(DTYPES)}, got {dtype}")
+    return dtype
+
+
+class OfAttention(Problem):
+    """A problem that belongs to an attention, of which it has the sizes and dtypes.
+
+    Attributes:
+        forward: The attention.
+    """
+
+    forward: NAProblem
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.forward, NAProblem):
+            raise TypeError(f"forward: required an NAProblem, got {type(self.forward).__name__} {self.forward!r}")
+
+    @property
+    def spatial(self) -> tuple[int, ...]:
+        """Sizes of the spatial axes."""
+        return self.forward.spatial
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of every tensor but the scale and the log-sum-exp with its gradient."""
+        return self.forward.dtype
+
+    @property
+    def accum_dtype(self) -> str:
+        """The dtype of scores, sums and the log-sum-exp."""
+        return self.forward.accum_dtype
+
+
 def problem_of(
     query: Tensor,
     key: Tensor,
@@ -280,16 +291,13 @@ def problem_of(
     layout = "[batch, *spatial, heads, head_dim]"
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         require_tensor(name, tensor, rank + 3, layout)
-    dtype = str(query.dtype).removeprefix("torch.")
-    if dtype not in DTYPES:
-        raise TypeError(f"query: required dtype {', '.join(DTYPES)}, got {dtype}")
+    dtype = dtype_of("query", query)
     for name, tensor in (("key", key), ("value", value)):
         require_like(name, tensor, query)
     # A kernel is specialised on every size but the batch, so a symbolic one becomes a number here.
     batch, spatial, head_dim = query.shape[0], tuple(int(n) for n in query.shape[1:-2]), int(query.shape[-1])
     for name, tensor in (("query", query), ("key", key), ("value", value)):
-        if 0 in tensor.shape[1:]:
-            raise ValueError(f"{name}: required every size but the batch >= 1, got shape {tuple(tensor.shape)}")
+        require_elements(name, tensor)
     require_shape("key", key, (batch, *spatial, key.shape[-2], head_dim), "(query's batch, spatial axes, head_dim)")
     require_shape("value", value, (*key.shape[:-1], value.shape[-1]), "(key's batch, spatial axes, heads_kv)")
     problem = NAProblem.make(

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tvm_na.problems.attention import NAProblem, problem_of
+from tvm_na.problems.attention import NAProblem, OfAttention, problem_of
 from tvm_na.problems.base import Argument, Problem
 from tvm_na.problems.checks import require_like, require_shape, require_tensor
 
@@ -18,7 +18,7 @@ _KEPT = 3
 
 
 @dataclasses.dataclass(frozen=True)
-class BackwardProblem(Problem):
+class BackwardProblem(OfAttention):
     """The gradients of query, key, value and bias of one neighborhood attention.
 
     Attributes:
@@ -29,29 +29,10 @@ class BackwardProblem(Problem):
 
     forward: NAProblem
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.forward, NAProblem):
-            raise TypeError(f"forward: required an NAProblem, got {type(self.forward).__name__} {self.forward!r}")
-
     @classmethod
     def make(cls, *args: Any, **options: Any) -> BackwardProblem:
         """The gradients of the attention that :meth:`NAProblem.make` makes of these arguments."""
         return cls(NAProblem.make(*args, **options))
-
-    @property
-    def spatial(self) -> tuple[int, ...]:
-        """Sizes of the spatial axes."""
-        return self.forward.spatial
-
-    @property
-    def dtype(self) -> str:
-        """The dtype of every tensor but the scale and the log-sum-exp with its gradient."""
-        return self.forward.dtype
-
-    @property
-    def accum_dtype(self) -> str:
-        """The dtype of scores, sums and the log-sum-exp."""
-        return self.forward.accum_dtype
 
     @property
     def useful_flops(self) -> int:
@@ -66,17 +47,23 @@ class BackwardProblem(Problem):
 
         A gradient is like what it is the gradient of.
         """
-        read, outputs = self.forward.inputs(), self.forward.arguments()[len(self.forward.inputs()) :]
+        read, outputs = self.forward.inputs(), self.forward.outputs()
         lse = Argument("lse", (*self.spatial, self.forward.heads), self.accum_dtype)
         of_results = [dataclasses.replace(a, name=f"d_{a.name}", role="input") for a in outputs]
         gradients = [dataclasses.replace(a, name=f"d_{a.name}", role="output") for a in read if a.role != "scale"]
         return (*read, lse, *of_results, *gradients)
 
     def scratch(self) -> tuple[Argument, ...]:
-        """See :func:`scratch_shapes`."""
-        shapes = [shape[1:] for shape in scratch_shapes(self, 1)]
-        names = ("shift", "bias_sums")
-        return tuple(Argument(n, s, self.accum_dtype, "scratch") for n, s in zip(names, shapes, strict=False))
+        """What a kernel for GPUs writes between its parts: what is subtracted from the gradients of weights, and with a
+        bias its sums over each chunk.
+
+        Who calls allocates them: memory of TVM's would come from a pool that knows nothing of streams and CUDA graphs.
+        """
+        found = [Argument("shift", (*self.spatial, self.forward.heads), self.accum_dtype, "scratch")]
+        if self.forward.bias:
+            sums = (most_bias_chunks(self), *self.forward.bias_shape)
+            found.append(Argument("bias_sums", sums, self.accum_dtype, "scratch"))
+        return tuple(found)
 
     def fields(self) -> dict[str, Any]:
         """Those of the attention."""
@@ -86,10 +73,6 @@ class BackwardProblem(Problem):
     def of_fields(cls, fields: dict[str, Any]) -> BackwardProblem:
         """The gradients of the attention with these fields."""
         return cls(NAProblem(**fields))
-
-    def with_dtype(self, dtype: str) -> BackwardProblem:
-        """The same gradients in another dtype."""
-        return BackwardProblem(self.forward.with_dtype(dtype))
 
     @property
     def largest_copy(self) -> int:
@@ -173,14 +156,8 @@ def most_bias_chunks(problem: BackwardProblem) -> int:
 
 
 def scratch_shapes(problem: BackwardProblem, batch: Any) -> list[tuple[Any, ...]]:
-    """What a kernel of gradients for GPUs writes between its parts: the last arguments of a call, in accum_dtype.
+    """The shapes of :meth:`BackwardProblem.scratch`: the last arguments of a call, in accum_dtype.
 
-    ``[batch, *spatial, heads]`` for what is subtracted from the gradients of weights, with a bias also
-    ``[batch, chunks, heads, 2*kernel_size-1, ...]`` for its sums. Who calls allocates them: memory of TVM's would come
-    from a pool that knows nothing of streams and CUDA graphs.
+    ``[batch, *spatial, heads]``, and with a bias ``[batch, chunks, heads, 2*kernel_size-1, ...]``.
     """
-    forward = problem.forward
-    shapes: list[tuple[Any, ...]] = [(batch, *forward.spatial, forward.heads)]
-    if forward.bias:
-        shapes.append((batch, most_bias_chunks(problem), *forward.bias_shape))
-    return shapes
+    return [argument.shape_for(batch) for argument in problem.scratch()]

@@ -6,6 +6,7 @@ A problem is a value: a kernel is specialised on all that is in it. The batch is
 from __future__ import annotations
 
 import abc
+import dataclasses
 import json
 import math
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 #: Kernels count elements in 32 bits.
 MAX_ELEMENTS = 2**31 - 1
 
-_ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+#: Bytes of a number.
+ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 Role = Literal["input", "scale", "output", "scratch"]
 
@@ -49,13 +51,14 @@ class Argument:
     @property
     def bytes(self) -> int:
         """Its bytes, for a batch of one."""
-        return self.elements * _ITEM_BYTES[self.dtype]
+        return self.elements * ITEM_BYTES[self.dtype]
 
     def shape_for(self, batch: Any) -> tuple[Any, ...]:
         """Its shape in a call with a batch, a number or an expression."""
         return (batch, *self.shape) if self.has_batch else self.shape
 
 
+@dataclass(frozen=True)
 class Problem(abc.ABC):
     """What a kernel can compute. Subclasses are frozen dataclasses.
 
@@ -96,22 +99,26 @@ class Problem(abc.ABC):
     def arguments(self) -> tuple[Argument, ...]:
         """The tensors of a kernel's call in their order, outputs last."""
 
+    def outputs(self) -> list[Argument]:
+        """What a kernel writes, of :meth:`arguments`."""
+        return [argument for argument in self.arguments() if argument.role == "output"]
+
     def scratch(self) -> tuple[Argument, ...]:
         """What follows them in a call of a kernel for GPUs, whose caller allocates it."""
         return ()
 
-    @abc.abstractmethod
     def fields(self) -> dict[str, Any]:
         """The attributes by name, of which :meth:`of_fields` makes the same problem."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @classmethod
-    @abc.abstractmethod
     def of_fields(cls, fields: dict[str, Any]) -> Self:
         """The problem with these :meth:`fields`."""
+        return cls(**fields)
 
-    @abc.abstractmethod
     def with_dtype(self, dtype: str) -> Self:
         """The same problem in another dtype."""
+        return self.of_fields({**self.fields(), "dtype": dtype})
 
     @abc.abstractmethod
     def distance(self, other: Problem) -> float | None:

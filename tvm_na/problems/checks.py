@@ -20,6 +20,12 @@ def check_int(argument: str, value: Any, minimum: int) -> int:
     return value
 
 
+def check_bool(argument: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{argument}: required bool, got {type(value).__name__} {value!r}")
+    return value
+
+
 def per_axis_ints(argument: str, value: Any, rank: int, minimum: int = 1) -> tuple[int, ...]:
     """An integer or a sequence of ``rank`` integers as a tuple, one per spatial axis.
 
@@ -42,10 +48,7 @@ def per_axis_bools(argument: str, value: Any, rank: int) -> tuple[bool, ...]:
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank
     if len(values) != rank:
         raise ValueError(f"{argument}: required {rank} values, one per spatial axis, got {len(values)}: {value!r}")
-    for v in values:
-        if not isinstance(v, bool):
-            raise TypeError(f"{argument}: required bool, got {type(v).__name__} {v!r}")
-    return values
+    return tuple(check_bool(argument, v) for v in values)
 
 
 def check_scale(scale: Any, head_dim: int, accum_dtype: str = "float64") -> float:
@@ -81,6 +84,12 @@ def require_tensor(argument: str, value: Any, ndim: int, layout: str) -> None:
         raise TypeError(f"{argument}: required a dense (strided) tensor, got a nested tensor")
     if value.ndim != ndim:
         raise ValueError(f"{argument}: required {ndim} dimensions {layout}, got shape {tuple(value.shape)}")
+
+
+def require_elements(argument: str, value: Tensor) -> None:
+    """ValueError if each sample of ``value`` is empty."""
+    if 0 in value.shape[1:]:
+        raise ValueError(f"{argument}: required every size but the batch >= 1, got shape {tuple(value.shape)}")
 
 
 def require_like(argument: str, value: Tensor, query: Tensor) -> None:

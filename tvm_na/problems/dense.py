@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from tvm_na.problems.attention import MAX_RANK
 from tvm_na.problems.base import Argument, Problem, axes_text, ratio
-from tvm_na.problems.checks import check_int, per_axis_ints
+from tvm_na.problems.checks import check_bool, check_int, per_axis_ints
 
 DTYPES = ("float32", "float64")
 ACTIVATIONS = ("none", "gelu")
@@ -65,8 +65,7 @@ class DenseProblem(Problem):
         for name in ("in_channels", "out_channels"):
             check_int(name, getattr(self, name), 1)
         for name in ("bias", "residual"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name}: required bool, got {getattr(self, name)!r}")
+            check_bool(name, getattr(self, name))
         for name, known in (("activation", ACTIVATIONS), ("dtype", DTYPES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: required one of {', '.join(known)}, got {getattr(self, name)!r}")
@@ -97,19 +96,8 @@ class DenseProblem(Problem):
     ) -> DenseProblem:
         """A problem; integers count for every axis of ``spatial``."""
         sizes = tuple(spatial) if isinstance(spatial, (tuple, list)) else (spatial,)
-        rank = len(sizes)
-        return cls(
-            sizes,
-            in_channels,
-            out_channels,
-            per_axis_ints("kernel_size", kernel_size, rank),
-            per_axis_ints("stride", stride, rank),
-            per_axis_ints("padding", padding, rank, 0),
-            bias,
-            activation,
-            residual,
-            dtype,
-        )
+        window: tuple[Any, Any, Any] = (kernel_size, stride, padding)
+        return cls(sizes, in_channels, out_channels, *window, bias, activation, residual, dtype)
 
     @property
     def out_spatial(self) -> tuple[int, ...]:
@@ -144,19 +132,6 @@ class DenseProblem(Problem):
         if self.residual:
             found.append(dataclasses.replace(out, name="residual", role="input"))
         return (*found, out)
-
-    def fields(self) -> dict[str, Any]:
-        """The attributes by name."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
-    @classmethod
-    def of_fields(cls, fields: dict[str, Any]) -> DenseProblem:
-        """The problem with these attributes."""
-        return cls(**fields)
-
-    def with_dtype(self, dtype: str) -> DenseProblem:
-        """The same product in another dtype."""
-        return dataclasses.replace(self, dtype=dtype)
 
     def distance(self, other: Problem) -> float | None:
         """See :meth:`Problem.distance`. The window and the channels say how long a sum is and how many tiles share a

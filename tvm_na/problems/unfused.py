@@ -6,16 +6,9 @@ import dataclasses
 import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tvm_na.problems.attention import DTYPES, NAProblem, problem_of
+from tvm_na.problems.attention import DTYPES, NAProblem, OfAttention, dtype_of, problem_of
 from tvm_na.problems.base import Argument, Problem
-from tvm_na.problems.checks import (
-    check_int,
-    per_axis_bools,
-    per_axis_ints,
-    require_like,
-    require_shape,
-    require_tensor,
-)
+from tvm_na.problems.checks import check_int, require_elements, require_like, require_shape, require_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +30,7 @@ Window = tuple[Any, Any, Any, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class UnfusedProblem(Problem):
+class UnfusedProblem(OfAttention):
     """One step of a neighborhood attention that keeps its scores, or a derivative of one.
 
     Attributes:
@@ -57,9 +50,8 @@ class UnfusedProblem(Problem):
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind: required one of {', '.join(KINDS)}, got {self.kind!r}")
+        super().__post_init__()
         forward = self.forward
-        if not isinstance(forward, NAProblem):
-            raise TypeError(f"forward: required an NAProblem, got {type(forward).__name__} {forward!r}")
         if forward.return_lse or forward.head_dim != forward.head_dim_v:
             raise ValueError(f"forward: required one head dimension and no log-sum-exp, got {forward}")
         if forward.dtype not in DTYPES:
@@ -71,21 +63,6 @@ class UnfusedProblem(Problem):
     def make(cls, kind: str, *args: Any, **options: Any) -> UnfusedProblem:
         """The step of the attention that :meth:`NAProblem.make` makes of these arguments."""
         return cls(kind, NAProblem.make(*args, **options))
-
-    @property
-    def spatial(self) -> tuple[int, ...]:
-        """Sizes of the spatial axes."""
-        return self.forward.spatial
-
-    @property
-    def dtype(self) -> str:
-        """The dtype of every tensor but the scale."""
-        return self.forward.dtype
-
-    @property
-    def accum_dtype(self) -> str:
-        """The dtype of sums."""
-        return self.forward.accum_dtype
 
     @property
     def channels(self) -> int:
@@ -136,15 +113,6 @@ class UnfusedProblem(Problem):
             inputs.append(Argument("rpb", p.bias_shape, p.dtype, has_batch=False))
         return (*inputs, Argument("out", out, p.dtype, "output"))
 
-    def values(self) -> tuple[Any, ...]:
-        """What :meth:`of_values` makes the same problem of."""
-        return (self.kind, *self.forward.values())
-
-    @classmethod
-    def of_values(cls, kind: str, *values: Any) -> UnfusedProblem:
-        """The problem with these :meth:`values`."""
-        return cls(kind, NAProblem(*values))
-
     def fields(self) -> dict[str, Any]:
         """The kind, and the attention's fields."""
         return {"kind": self.kind, **self.forward.fields()}
@@ -156,10 +124,6 @@ class UnfusedProblem(Problem):
         if "kind" not in attention:
             raise ValueError(f"problem: required a kind, got {fields}")
         return cls(attention.pop("kind"), NAProblem(**attention))
-
-    def with_dtype(self, dtype: str) -> UnfusedProblem:
-        """The same step in another dtype."""
-        return dataclasses.replace(self, forward=self.forward.with_dtype(dtype))
 
     @property
     def largest_copy(self) -> int:
@@ -190,15 +154,15 @@ class UnfusedProblem(Problem):
 
 
 def qk_problem_of(
-    query: Tensor, key: Tensor, window: Window, rpb: Tensor | None, rank: int, zero: bool = False
+    query: Tensor, key: Tensor, rpb: Tensor | None, window: Window, rank: int, zero: bool = False
 ) -> UnfusedProblem:
     """The problem of scores that a call poses, with every check of its tensors and parameters.
 
     Args:
         query: ``[batch, *spatial, heads, head_dim]``.
         key: ``[batch, *spatial, heads_kv, head_dim]``.
-        window: kernel_size, stride, dilation and is_causal.
         rpb: ``[heads, 2*kernel_size-1, ...]`` or None.
+        window: kernel_size, stride, dilation and is_causal.
         rank: The number of spatial axes.
         zero: Whether scores without a key are 0 instead of minus infinity.
 
@@ -211,18 +175,17 @@ def qk_problem_of(
     return UnfusedProblem("dots" if zero and any(forward.is_causal) else "qk", forward)
 
 
-def _forward_of(attn: Tensor, window: Window, rank: int, heads_kv: int, channels: int) -> NAProblem:
-    """The attention that has such weights; ``attn`` is checked, and must be a dense tensor of rank + 3 dimensions."""
-    if 0 in attn.shape[1:]:
-        raise ValueError(f"attn: required every size but the batch >= 1, got shape {tuple(attn.shape)}")
+def _forward_of(attn: Tensor, window: Window, heads_kv: int, channels: int) -> NAProblem:
+    """The attention that has such weights; ``attn`` is one of :func:`_require_attn`, and its sizes are checked."""
+    require_elements("attn", attn)
     forward = NAProblem.make(
         tuple(int(n) for n in attn.shape[1:-2]),
-        per_axis_ints("kernel_size", window[0], rank),
+        window[0],
         int(attn.shape[-2]),
         channels,
-        stride=per_axis_ints("stride", window[1], rank),
-        dilation=per_axis_ints("dilation", window[2], rank),
-        is_causal=per_axis_bools("is_causal", window[3], rank),
+        stride=window[1],
+        dilation=window[2],
+        is_causal=window[3],
         heads_kv=heads_kv,
         dtype=str(attn.dtype).removeprefix("torch."),
     )
@@ -232,16 +195,13 @@ def _forward_of(attn: Tensor, window: Window, rank: int, heads_kv: int, channels
 
 def _require_attn(attn: Tensor, rank: int) -> None:
     require_tensor("attn", attn, rank + 3, _ATTN)
-    dtype = str(attn.dtype).removeprefix("torch.")
-    if dtype not in DTYPES:
-        raise TypeError(f"attn: required dtype {', '.join(DTYPES)}, got {dtype}")
+    dtype_of("attn", attn)
 
 
 def _require_channels(name: str, tensor: Tensor, attn: Tensor, layout: str) -> None:
     require_tensor(name, tensor, attn.ndim, layout)
     require_like(name, tensor, attn)
-    if 0 in tensor.shape[1:]:
-        raise ValueError(f"{name}: required every size but the batch >= 1, got shape {tuple(tensor.shape)}")
+    require_elements(name, tensor)
 
 
 def av_problem_of(attn: Tensor, value: Tensor, window: Window, rank: int) -> UnfusedProblem:
@@ -259,7 +219,7 @@ def av_problem_of(attn: Tensor, value: Tensor, window: Window, rank: int) -> Unf
     _require_attn(attn, rank)
     _require_channels("value", value, attn, _VALUE)
     require_shape("value", value, (*attn.shape[:-2], *value.shape[-2:]), f"{_VALUE} with attn's batch and spatial axes")
-    return UnfusedProblem("av", _forward_of(attn, window, rank, int(value.shape[-2]), int(value.shape[-1])))
+    return UnfusedProblem("av", _forward_of(attn, window, int(value.shape[-2]), int(value.shape[-1])))
 
 
 def transposed_problem_of(attn: Tensor, query: Tensor, heads_kv: int, window: Window, rank: int) -> UnfusedProblem:
@@ -280,7 +240,7 @@ def transposed_problem_of(attn: Tensor, query: Tensor, heads_kv: int, window: Wi
     _require_channels("query", query, attn, layout)
     require_shape("query", query, (*attn.shape[:-1], query.shape[-1]), f"{layout} with attn's other sizes")
     check_int("heads_kv", heads_kv, 1)
-    return UnfusedProblem("av_transposed", _forward_of(attn, window, rank, heads_kv, int(query.shape[-1])))
+    return UnfusedProblem("av_transposed", _forward_of(attn, window, heads_kv, int(query.shape[-1])))
 
 
 def bias_problem_of(attn: Tensor, window: Window, rank: int) -> UnfusedProblem:
@@ -295,4 +255,4 @@ def bias_problem_of(attn: Tensor, window: Window, rank: int) -> UnfusedProblem:
         TypeError, ValueError: name the argument, what was required and what came.
     """
     _require_attn(attn, rank)
-    return UnfusedProblem("bias_sums", _forward_of(attn, window, rank, int(attn.shape[-2]), 1))
+    return UnfusedProblem("bias_sums", _forward_of(attn, window, int(attn.shape[-2]), 1))

@@ -50,9 +50,7 @@ def windows(problem: NAProblem, device: torch.device) -> tuple[Tensor, Tensor, T
     neighbor = torch.zeros(1, 1, dtype=torch.int64)
     relative = torch.zeros(1, 1, dtype=torch.int64)
     exists = torch.ones(1, 1, dtype=torch.bool)
-    for size, k, s, d, causal in zip(
-        problem.spatial, problem.kernel_size, problem.stride, problem.dilation, problem.is_causal, strict=True
-    ):
+    for size, k, s, d, causal in problem.axes:
         positions, rel, ok = axis_neighbors(size, k, s, d, causal)
         shape = (neighbor.shape[0] * size, neighbor.shape[1] * k)
         neighbor = (neighbor[:, None, :, None] * size + positions[None, :, None, :]).reshape(shape)

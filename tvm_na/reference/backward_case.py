@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def make_backward_case(problem: BackwardProblem, batch: int, device: str) -> Case:
+def make_backward_case(problem: BackwardProblem, batch: int, device: str, formulation: str = "") -> Case:
     """Random inputs for ``problem``, the same every time, on a device of PyTorch's.
 
     Their order is that of a kernel's arguments: query, key, value, scale, rpb with a bias, lse, d_out, and d_lse where

@@ -45,14 +45,14 @@ class Case:
         batch, device = len(self.inputs[0]), self.inputs[0].device
         return [
             torch.full(output.shape_for(batch), math.nan, dtype=getattr(torch, output.dtype), device=device)
-            for output in outputs_of(self.problem)
+            for output in self.problem.outputs()
         ]
 
     def check(self, outputs: Sequence[Tensor], budget: float) -> None:
         """WrongNumbers if ``outputs`` are farther than ``budget``, relative, from what is right."""
         from tvm_na.reference.accuracy import relative_error
 
-        for argument, out, expected in zip(outputs_of(self.problem), outputs, self.expected, strict=True):
+        for argument, out, expected in zip(self.problem.outputs(), outputs, self.expected, strict=True):
             name = argument.name
             for first in range(0, len(out), len(expected)):
                 some = out[first : first + len(expected)]
@@ -60,11 +60,6 @@ class Case:
                 if not error <= budget:  # NaN is wrong too
                     where = f"{name}, samples from {first}" if len(out) > len(expected) else name
                     raise WrongNumbers(f"{where}: required a relative error <= {budget:.0e}, got {error:.1e}")
-
-
-def outputs_of(problem: Problem) -> list[Argument]:
-    """The outputs among the arguments of a problem's kernels."""
-    return [argument for argument in problem.arguments() if argument.role == "output"]
 
 
 def _without_same_infinities(out: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:

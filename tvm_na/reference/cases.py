@@ -54,24 +54,13 @@ def _(problem: NAProblem, batch: int, device: str, formulation: str = "") -> Cas
     return Case(problem, (*(t[samples] for t in drawn[:3]), *drawn[3:]), _expected(problem, drawn))
 
 
-@make_case.register
-def _(problem: BackwardProblem, batch: int, device: str, formulation: str = "") -> Case:
-    return make_backward_case(problem, batch, device)
-
-
-@make_case.register
-def _(problem: UnfusedProblem, batch: int, device: str, formulation: str = "") -> Case:
-    return make_unfused_case(problem, batch, device)
-
-
-@make_case.register
-def _(problem: DenseProblem, batch: int, device: str, formulation: str = "") -> Case:
-    return make_dense_case(problem, batch, formulation)
+make_case.register(BackwardProblem, make_backward_case)
+make_case.register(UnfusedProblem, make_unfused_case)
+make_case.register(DenseProblem, make_dense_case)
 
 
 def budget_of(problem: Problem) -> float:
     """The largest relative error of a kernel's outputs."""
-
     own = GRADIENT_BUDGET if isinstance(problem, (BackwardProblem, UnfusedProblem)) else {}
     return own.get(problem.dtype, ERROR_BUDGET[problem.dtype])
 
@@ -81,26 +70,20 @@ def _expected(problem: NAProblem, inputs: tuple[Tensor, ...]) -> tuple[Tensor, .
     gathers every window."""
     import torch
 
-    with torch.inference_mode():
-        found = [_of_sample(problem, inputs, n) for n in range(len(inputs[0]))]
-        out, lse = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return (out, lse) if problem.return_lse else (out,)
-
-
-def _of_sample(problem: NAProblem, inputs: tuple[Tensor, ...], sample: int) -> tuple[Tensor, Tensor]:
-    import torch
-
     from tvm_na.reference import attention as reference
 
-    query, key, value = (t[sample : sample + 1].double() for t in inputs[:3])
-    scale, *rpb = (t.double() for t in inputs[3:])
+    query, key, value, scale, *rpb = inputs
     group = problem.heads // problem.heads_kv
     one = dataclasses.replace(problem, heads=group, heads_kv=1)
-    found = []
-    for head in range(problem.heads_kv):
-        q = query[..., head * group : (head + 1) * group, :]
-        k, v = (t[..., head : head + 1, :] for t in (key, value))
-        bias = rpb[0][head * group : (head + 1) * group] if rpb else None
-        found.append(reference.neighborhood_attention(one, q, k, v, float(scale), bias))
-    out, lse = (torch.cat(parts, dim=3) for parts in zip(*found, strict=True))
-    return out, lse
+    samples = []
+    with torch.inference_mode():
+        for n in range(len(query)):
+            of_heads = []
+            for head in range(problem.heads_kv):
+                queries, keys = slice(head * group, (head + 1) * group), slice(head, head + 1)
+                q, k, v = (t[n : n + 1, ..., h, :].double() for t, h in ((query, queries), (key, keys), (value, keys)))
+                bias = rpb[0][queries].double() if rpb else None
+                of_heads.append(reference.neighborhood_attention(one, q, k, v, float(scale), bias))
+            samples.append([torch.cat(parts, dim=problem.rank + 1) for parts in zip(*of_heads, strict=True)])
+        out, lse = (torch.cat(parts) for parts in zip(*samples, strict=True))
+    return (out, lse) if problem.return_lse else (out,)

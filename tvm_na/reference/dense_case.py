@@ -8,19 +8,16 @@ import math
 from typing import TYPE_CHECKING
 
 from tvm_na.problems.dense import DenseProblem
-from tvm_na.reference.case import DISTINCT, Case
+from tvm_na.reference.case import DISTINCT, Case, draw
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def make_dense_case(problem: DenseProblem, batch: int, formulation: str) -> Case:
-    """Random inputs for ``problem`` on the CPU, the same every time.
+def make_dense_case(problem: DenseProblem, batch: int, device: str, formulation: str = "") -> Case:
+    """Random inputs for ``problem``, the same every time, on the CPU, which alone has such kernels.
 
-    Args:
-        problem: The problem.
-        batch: Samples.
-        formulation: Of a kernel, as canonical JSON: it says how weights are packed.
+    The formulation of a kernel, as canonical JSON, says how weights are packed.
     """
     import torch
 
@@ -42,16 +39,11 @@ def _drawn(problem: DenseProblem, batch: int) -> tuple[Tensor, Tensor, Tensor | 
     """Input, weight, bias and residual of a batch, and the output in float64."""
     import torch
 
-    generator = torch.Generator().manual_seed(0)
-    dtype = getattr(torch, problem.dtype)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=dtype)
-
-    x = draw(batch, *problem.spatial, problem.in_channels)
-    weight = draw(*problem.weight_shape) * math.prod(problem.weight_shape[1:]) ** -0.5
-    bias = draw(problem.out_channels) if problem.bias else None
-    residual = draw(batch, *problem.out_spatial, problem.out_channels) if problem.residual else None
+    inputs = (a for a in problem.arguments() if a.role == "input")
+    x, weight, *others = draw(inputs, batch, "cpu", torch.Generator().manual_seed(0))
+    weight = weight * math.prod(problem.weight_shape[1:]) ** -0.5
+    bias = others.pop(0) if problem.bias else None
+    residual = others.pop(0) if problem.residual else None
     return x, weight, bias, residual, reference(problem, x, weight, bias, residual)
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _SCALE = 0.6
 
 
-def make_unfused_case(problem: UnfusedProblem, batch: int, device: str) -> Case:
+def make_unfused_case(problem: UnfusedProblem, batch: int, device: str, formulation: str = "") -> Case:
     """Random inputs for ``problem``, the same every time, on a device of PyTorch's.
 
     Their order is that of a kernel's arguments: query, key, scale and maybe rpb; attn, value and scale; attn, query and

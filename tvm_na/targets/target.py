@@ -60,7 +60,15 @@ class NATarget:
         import tvm
 
         if self.kind == "cuda":
-            return tvm.target.Target(self._cuda_spec(), host=detect_target().tvm_target(threads))
+            of_gpu = {
+                "kind": self.kind,
+                "arch": self.arch,
+                "max_shared_memory_per_block": self.max_shared_bytes,
+                "max_threads_per_block": 1024,
+                "registers_per_block": self.registers_per_block,
+                "thread_warp_size": 32,
+            }
+            return tvm.target.Target(of_gpu, host=detect_target().tvm_target(threads))
         cores = (os.cpu_count() or 1) if threads is None else threads
         spec: dict[str, Any] = {"kind": self.kind, "mcpu": self.cpu, "num-cores": cores}
         if self.triple:
@@ -68,16 +76,6 @@ class NATarget:
         if self.features:
             spec["mattr"] = list(self.features)
         return tvm.target.Target(spec)
-
-    def _cuda_spec(self) -> dict[str, Any]:
-        return {
-            "kind": self.kind,
-            "arch": self.arch,
-            "max_shared_memory_per_block": self.max_shared_bytes,
-            "max_threads_per_block": 1024,
-            "registers_per_block": self.registers_per_block,
-            "thread_warp_size": 32,
-        }
 
 
 def _cuda_target(arch: cuda_arch.CudaArch) -> NATarget:

@@ -38,7 +38,6 @@ def forward(problem: NAProblem, tile: BandTile, batch: int | None = None) -> Any
     Raises:
         ValueError: for a problem that there is no such expression of, or a sub-tile of other than 16 queries.
     """
-
     if not is_served(problem):
         required = f"rank 2, {', '.join(DTYPES)}, stride 1, head_dim 16, 32, 64 or 128"
         raise ValueError(f"problem: required {required}, got {problem}")
@@ -58,6 +57,10 @@ def forward(problem: NAProblem, tile: BandTile, batch: int | None = None) -> Any
         outputs.append(stages.lse(maximum, total))
         places.append(stages.to_map("lse", ()))
     return scattered(stages.ops.prim_func(problem, outputs, tile.to_json()), places)
+
+
+def _zero_where(condition: Any) -> Any:
+    return tirx.Select(condition, tirx.const(0.0, "float32"), tirx.const(_MASKED, "float32"))
 
 
 class _Stages:
@@ -105,7 +108,6 @@ class _Stages:
 
     def of_band(self, shared: Any, name: str) -> Any:
         """The band of each sub-tile."""
-
         group = self.problem.heads // self.problem.heads_kv
 
         def at(*t: Any) -> Any:
@@ -122,7 +124,6 @@ class _Stages:
         sub-tile by one addend only, so that there is nothing to compute for each key. With two passes, which are for
         windows whose tables would be too large, it is (head, row, column).
         """
-
         heads, height, width = self.problem.bias_shape
         log2_e, masked = tirx.const(LOG2_E, "float32"), tirx.const(_MASKED, "float32")
 
@@ -146,7 +147,6 @@ class _Stages:
 
     def scores(self, suffix: str) -> Any:
         """Scores in powers of two; as small as can be in masked columns, but not in all masked rows."""
-
         query = self.query_tile
         key = self.of_band(self.banded(self.ops.key, f"keys{suffix}", self.problem.head_dim), f"key_tile{suffix}")
         d = te.reduce_axis((0, self.problem.head_dim), name="d")
@@ -163,15 +163,12 @@ class _Stages:
 
     def column_mask(self, *t: Any) -> Any:
         """0, or as small as can be for keys in masked columns."""
-
         _, column = self.queries(t, t[7])
         key = self.column.key(t[3], t[5] * self.tile.columns + t[8])
-        zero, masked = tirx.const(0.0, "float32"), tirx.const(_MASKED, "float32")
-        return tirx.Select(self.column.sees(t[3], column, key), zero, masked)
+        return _zero_where(self.column.sees(t[3], column, key))
 
     def bias(self, *t: Any) -> Any:
         """Bias and mask at (sub-tile, row of the band, query, column of the band)."""
-
         row, column = self.queries(t, t[7])
         key = self.column.key(t[3], t[5] * self.tile.columns + t[8])
         seen = self.column.sees(t[3], column, key)
@@ -182,20 +179,17 @@ class _Stages:
 
     def row_mask(self, t: tuple[Any, ...], a: Any, m: Any) -> Any:
         """0, or as small as can be for keys in a row of the band that is masked, but not in scores."""
-
         if self.table is not None and self.tile.passes == 1:
             return tirx.const(0.0, "float32")
         row, _ = self.queries(t, m)
         key = self.row.key(t[2], t[4] * self.tile.rows + a)
-        zero, masked = tirx.const(0.0, "float32"), tirx.const(_MASKED, "float32")
-        return tirx.Select(self.row.sees(t[2], row, key), zero, masked)
+        return _zero_where(self.row.sees(t[2], row, key))
 
     def maximum(self, scores: Any) -> Any:
         """The maximum of each query, in three steps: a row of the band, all rows, and the four lanes of a query.
 
         A lane has columns 2l, 2l + 1, 2l + 8, ... of a row of scores: ``l`` is the last index of each step.
         """
-
         halves, pair = te.reduce_axis((0, self.column.keys // 8), "n"), te.reduce_axis((0, 2), "p")
         of_row = te.compute(
             (*self.tiles, self.row.keys, SIDE, 4),
@@ -227,7 +221,6 @@ class _Stages:
 
     def total(self, weights: Any) -> Any:
         """The sum of weights of each query, eight times: a product with ones."""
-
         ones = te.compute((8, SIDE), lambda n, k: tirx.const(1, self.problem.tensor_dtype), name="ones")
         a, c = te.reduce_axis((0, self.row.keys), "a"), te.reduce_axis((0, self.column.keys), "c")
 
@@ -239,7 +232,6 @@ class _Stages:
 
     def attended(self, weights: Any) -> Any:
         """Sums of values by weights."""
-
         value = self.of_band(self.banded(self.ops.value, "values", self.problem.head_dim_v), "value_tile")
         a, c = te.reduce_axis((0, self.row.keys), "a"), te.reduce_axis((0, self.column.keys), "c")
 

@@ -120,10 +120,8 @@ def axes(problem: NAProblem, tile: BandTile) -> tuple[BandAxis, BandAxis]:
     height, width = (n + k - 1 for n, k in zip((tile.rows, tile.columns), problem.kernel_size, strict=True))
 
     def axis(number: int, queries: int, keys: int) -> BandAxis:
-        p = problem
-        return BandAxis(
-            p.spatial[number], p.kernel_size[number], p.dilation[number], p.is_causal[number], queries, keys
-        )
+        length, kernel_size, _, dilation, is_causal = problem.axes[number]
+        return BandAxis(length, kernel_size, dilation, is_causal, queries, keys)
 
     return axis(0, tile.rows, height), axis(1, tile.columns, -(-width // SIDE) * SIDE)
 

@@ -29,7 +29,6 @@ def forward(problem: NAProblem, tile: GatherTile, batch: int | None = None) -> A
     Raises:
         ValueError: if ``tile.parts`` does not divide the head dimension.
     """
-
     if tile.parts < 1 or problem.head_dim % tile.parts:
         raise ValueError(f"parts: required a divisor of head_dim {problem.head_dim}, got {tile.parts}")
     stages = _Stages(problem, tile, Operands.of(problem, batch))
@@ -63,7 +62,6 @@ class _Stages:
 
     def offset(self, w: Any) -> tuple[Any, ...]:
         """The offset of the ``w``-th key along each axis; those that lanes have too many repeat the last."""
-
         return unravelled(w if self.window == self.keys else tirx.min(w, self.keys - 1), self.problem.kernel_size)
 
     def select(self, position: tuple[Any, ...], w: Any, value: Any, otherwise: Any) -> Any:
@@ -72,7 +70,6 @@ class _Stages:
         ``value`` must have no such choice inside: of two, TVM computes the inner one before it looks at the outer one,
         but simplifies it as if the outer one held.
         """
-
         there = [self.near.exists(position, self.offset(w))]
         there += [] if self.window == self.keys else [w < self.keys]
         conditions = [condition for condition in there if condition is not None]
@@ -85,7 +82,6 @@ class _Stages:
 
     def score_of(self, suffix: str) -> Any:
         """A function of (sample, *position, head, number in the window): its score in powers of two, key or not."""
-
         problem, near, ops, accum = self.problem, self.near, self.ops, self.problem.accum_dtype
         group, part = problem.heads // problem.heads_kv, problem.head_dim // self.tile.parts
         d = te.reduce_axis((0, part), name="d")
@@ -113,7 +109,6 @@ class _Stages:
 
     def scores(self) -> Any:
         """Scores of every window; as small as can be where there is no key."""
-
         score, least = self.score_of(""), tirx.min_value(self.problem.accum_dtype)
 
         def masked(*t: Any) -> Any:
@@ -124,7 +119,6 @@ class _Stages:
 
     def over_window(self, name: str, reducer: Any, of: Any) -> Any:
         """A reduction of every window."""
-
         a = te.reduce_axis((0, self.window), name="a")
         return te.compute(self.tokens, lambda *t: reducer(of[(*t, a)], axis=a), name=name)
 
@@ -133,7 +127,6 @@ class _Stages:
 
         Source: online normalizer, arXiv 1805.02867.
         """
-
         accum, lanes = self.problem.accum_dtype, self.tile.lanes
 
         def combine(x: Any, y: Any) -> tuple[Any, Any]:
@@ -165,7 +158,6 @@ class _Stages:
 
     def weights(self, score: Any, maximum: Any) -> Any:
         """Powers of the differences of scores to their maximum."""
-
         zero = tirx.const(0, self.problem.accum_dtype)
 
         def weight(*t: Any) -> Any:
@@ -177,7 +169,6 @@ class _Stages:
 
     def attended(self, weights: Any) -> Any:
         """Sums of values by weights."""
-
         problem, near, accum = self.problem, self.near, self.problem.accum_dtype
         group, e = problem.heads // problem.heads_kv, te.reduce_axis((0, self.window), name="e")
 

@@ -26,7 +26,6 @@ def forward(problem: NAProblem, tile: LanesTile, batch_size: int | None = None) 
     Arguments as in :mod:`tvm_na.te.common.operands`; the batch is symbolic unless ``batch_size`` is given. Scores are
     kept in powers of two (``math.py``).
     """
-
     ops, geo = Operands.of(problem, batch_size), Geometry(problem, tile)
     accum, vector, lanes = problem.accum_dtype, tile.vector, geo.lanes
     batch, dilation = ops.batch, geo.dilation

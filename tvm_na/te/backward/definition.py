@@ -13,7 +13,7 @@ from tvm import te, tirx
 
 from tvm_na.problems.backward import BackwardProblem
 from tvm_na.te.common.neighbors import Neighbors, Queries
-from tvm_na.te.common.operands import BackwardOperands
+from tvm_na.te.common.operands import Operands
 
 
 def backward(problem: BackwardProblem) -> Any:
@@ -28,15 +28,15 @@ def backward(problem: BackwardProblem) -> Any:
     stages = _Stages(problem)
     weights = stages.weights()
     d_scores = stages.d_scores(weights)
-    p, ops = problem.forward, stages.ops.forward
+    p, ops = problem.forward, stages.ops
     outputs = [
         stages.d_query(d_scores),
         stages.over_queries("d_key", d_scores, ops.query, p.head_dim, ops.scale[0]),
-        stages.over_queries("d_value", weights, stages.ops.d_out, p.head_dim_v),
+        stages.over_queries("d_value", weights, ops.d_out, p.head_dim_v),
     ]
     if p.bias:
         outputs.append(stages.d_rpb(d_scores))
-    return stages.ops.prim_func(problem, outputs, '{"formulation": "natural"}')
+    return ops.prim_func(problem, outputs, '{"formulation": "natural"}')
 
 
 def _axes(name: str, extents: tuple[int, ...]) -> list[Any]:
@@ -48,11 +48,11 @@ class _Stages:
 
     def __init__(self, problem: BackwardProblem) -> None:
         self.problem = problem.forward
-        self.ops = BackwardOperands.of(problem)
+        self.ops = Operands.of(problem)
         self.near, self.queries = Neighbors(self.problem), Queries(self.problem)
         self.rank, self.accum = self.problem.rank, self.problem.accum_dtype
         self.group = self.problem.heads // self.problem.heads_kv
-        self.tokens = (self.ops.forward.batch, *self.problem.spatial, self.problem.heads)
+        self.tokens = (self.ops.batch, *self.problem.spatial, self.problem.heads)
         self.pairs = (*self.tokens, *self.problem.kernel_size)
 
     def _zero(self) -> Any:
@@ -74,7 +74,7 @@ class _Stages:
 
     def weights(self) -> Any:
         """P, zero where a causal window masks: pairs."""
-        ops = self.ops.forward
+        ops = self.ops
         dots = self._dots("dots", ops.query, ops.key, self.problem.head_dim)
 
         def weight(b: Any, *rest: Any) -> Any:
@@ -89,7 +89,7 @@ class _Stages:
 
     def d_scores(self, weights: Any) -> Any:
         """dS, zero where a causal window masks: pairs."""
-        d_weights = self._dots("d_weights", self.ops.d_out, self.ops.forward.value, self.problem.head_dim_v)
+        d_weights = self._dots("d_weights", self.ops.d_out, self.ops.value, self.problem.head_dim_v)
         a = _axes("a", self.problem.kernel_size)
 
         def weighted(*t: Any) -> Any:
@@ -110,7 +110,7 @@ class _Stages:
 
     def d_query(self, d_scores: Any) -> Any:
         """``[*tokens, head_dim]``."""
-        ops, shape = self.ops.forward, (*self.tokens, self.problem.head_dim)
+        ops, shape = self.ops, (*self.tokens, self.problem.head_dim)
         e = _axes("e", self.problem.kernel_size)
 
         def gather(b: Any, *rest: Any) -> Any:

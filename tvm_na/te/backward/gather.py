@@ -25,7 +25,7 @@ from tvm_na.te.common.formulation import of_blocks
 def backward(problem: BackwardProblem, tile: BackwardGatherTile, batch_size: int | None = None) -> Any:
     """The gradients of ``problem`` as an unscheduled PrimFunc; the batch is symbolic unless ``batch_size`` is given.
 
-    Arguments as in :class:`tvm_na.te.common.operands.BackwardOperands`, and behind them those of
+    Arguments as in :mod:`tvm_na.te.common.operands`, and behind them those of
     :func:`tvm_na.problems.backward.scratch_shapes`.
 
     Raises:

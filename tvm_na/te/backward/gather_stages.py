@@ -11,15 +11,15 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from tvm_na.problems.backward import BackwardProblem, most_bias_chunks, scratch_shapes
+from tvm_na.problems.backward import BackwardProblem, most_bias_chunks
 from tvm_na.te.backward.gather_tile import chunks_of
 from tvm_na.te.common.blocks import argument, loops, whole
 from tvm_na.te.common.math import LOG2_E
 from tvm_na.te.common.neighbors import Neighbors
 from tvm_na.te.common.operands import GradientBlocks
-from tvm_na.te.common.rows import ravelled
+from tvm_na.te.common.rows import ravelled, unravelled
 from tvm_na.te.common.threads import Row, add_shared, barrier, dealt_out, group_sum, number, only_where, registers
-from tvm_na.te.common.window import axis_queries, axis_window
+from tvm_na.te.common.window import axis_key, axis_queries
 
 # Queries, at most, whose sums for a bias are added up by one group.
 _CHUNK_QUERIES = 256
@@ -34,10 +34,9 @@ class Gradients(GradientBlocks):
         super().__init__(problem, batch_size)
         p = self.problem
         self.near, self.lanes = Neighbors(p), lanes
-        self.axes = list(zip(p.spatial, p.kernel_size, p.stride, p.dilation, p.is_causal, strict=True))
-        shift, *sums = scratch_shapes(problem, self.batch)
-        self.shift = argument("shift", shift, self.accum)
-        self.bias_sums: Any = argument("bias_sums", sums[0], self.accum) if sums else None
+        scratch = [argument(a.name, a.shape_for(self.batch), a.dtype) for a in problem.scratch()]
+        self.shift = scratch[0]
+        self.bias_sums: Any = scratch[1] if p.bias else None
         self.chunks = min(-(-prod(p.spatial) // _CHUNK_QUERIES), most_bias_chunks(problem))
         self.of_key = Row.of(p.head_dim, self.lanes, p.dtype)
         self.of_value = Row.of(p.head_dim_v, self.lanes, p.dtype)
@@ -162,7 +161,7 @@ class Gradients(GradientBlocks):
         """Loops over exactly the queries that see a key; yields their position and the index into the bias."""
         queries, index = [], []
         with ExitStack() as nest:
-            for axis, (i, window) in enumerate(zip(position, self.axes, strict=True)):
+            for axis, (i, window) in enumerate(zip(position, self.problem.axes, strict=True)):
                 _, k, _, dilation, _ = window
                 residue, start, end = axis_queries(i, *window)
                 start = number(f"start{axis}", start, "int32")
@@ -232,11 +231,7 @@ class Gradients(GradientBlocks):
         T.buffer_store(total, self.const(0), [0])
         with T.serial(0, groups) as n:
             T.buffer_store(total, total[0] + sums[n * entries + entry], [0])
-        index: list[Any] = []
-        for size in reversed(self.problem.bias_shape[2:]):
-            index.insert(0, entry % size)
-            entry = entry // size
-        T.buffer_store(self.bias_sums, total[0], [*at, entry, *index])
+        T.buffer_store(self.bias_sums, total[0], [*at, *unravelled(entry, self.problem.bias_shape[1:])])
 
     # --- the bias by itself
 
@@ -277,12 +272,10 @@ class Gradients(GradientBlocks):
     def key_at(self, position: Sequence[Any], index: Sequence[Any]) -> tuple[list[Any], Any]:
         """The position of the key with this index into the bias, and whether the query sees such a key."""
         found, conditions = [], []
-        for i, e, axis in zip(position, index, self.axes, strict=True):
-            _, k, _, dilation, _ = axis
-            residue, start, end = axis_window(i, *axis)
-            t = i // dilation + e - (k - 1)
-            found.append(residue + dilation * t)
-            conditions += [start <= t, t < end]
+        for i, e, axis in zip(position, index, self.problem.axes, strict=True):
+            residue, t, _, there = axis_key(i, e, *axis)
+            found.append(residue + axis[3] * t)
+            conditions += there
         return found, tirx.all(*conditions)
 
     def join_bias(self) -> None:

@@ -19,7 +19,7 @@ from tvm_na.te.common.formulation import of_blocks
 def backward(problem: BackwardProblem, tile: BackwardTile, batch_size: int | None = None) -> Any:
     """The gradients of ``problem`` as an unscheduled PrimFunc.
 
-    Arguments as in :class:`BackwardOperands`; the batch is symbolic unless ``batch_size`` is given.
+    Arguments as in :mod:`tvm_na.te.common.operands`; the batch is symbolic unless ``batch_size`` is given.
     """
     from tvm_na.te.backward.lanes_stages import Gradients
 

@@ -5,20 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from tvm_na.problems.base import Problem
 from tvm_na.te import ENTRY
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-
-class Named(Protocol):
-    """What a PrimFunc can be marked with: a problem."""
-
-    def to_json(self) -> str:
-        """A canonical JSON text."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -49,20 +42,20 @@ def batch_axis(size: int | None) -> Any:
     return tirx.Var("batch", "int32") if size is None else size
 
 
-def marked(func: Any, problem: Named, formulation: str) -> Any:
+def marked(func: Any, problem: Problem, formulation: str) -> Any:
     """``func`` as a kernel's function that says what it computes, and how. Shipped records hold these names."""
     marks = {"global_symbol": ENTRY, "tvm_na.problem": problem.to_json(), "tvm_na.formulation": formulation}
     return func.with_attrs(marks)
 
 
-def of_expressions(arguments: list[Any], problem: Named, formulation: str) -> Any:
+def of_expressions(arguments: list[Any], problem: Problem, formulation: str) -> Any:
     """The PrimFunc of tensor expressions with these arguments, outputs last."""
     from tvm import te
 
     return marked(te.create_prim_func(arguments), problem, formulation)
 
 
-def of_blocks(make: Callable[[], None], problem: Named, formulation: str) -> Any:
+def of_blocks(make: Callable[[], None], problem: Problem, formulation: str) -> Any:
     """The PrimFunc whose arguments and blocks ``make()`` writes with TVM's IRBuilder."""
     from tvm.script.ir_builder import IRBuilder
     from tvm.script.ir_builder import tirx as T

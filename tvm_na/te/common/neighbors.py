@@ -10,7 +10,7 @@ from typing import Any
 from tvm import tirx
 
 from tvm_na.problems.attention import NAProblem
-from tvm_na.te.common.window import axis_queries, axis_window, group_length, group_window, most_queries
+from tvm_na.te.common.window import axis_key, axis_queries, axis_window, group_length, group_window, most_queries
 
 
 class Neighbors:
@@ -20,9 +20,7 @@ class Neighbors:
         self.problem = problem
 
     def _windows(self, position: tuple[Any, ...]) -> list[tuple[Any, Any, Any]]:
-        p = self.problem
-        axes = zip(position, p.spatial, p.kernel_size, p.stride, p.dilation, p.is_causal, strict=True)
-        return [axis_window(*axis) for axis in axes]
+        return [axis_window(i, *axis) for i, axis in zip(position, self.problem.axes, strict=True)]
 
     def key_position(self, position: tuple[Any, ...], offset: tuple[Any, ...]) -> list[Any]:
         """The position of a neighbor.
@@ -63,14 +61,11 @@ class Neighbors:
 
         The inverse of :meth:`bias_index`; where there is none, the offset is that of another position of the window.
         """
-        axes = zip(
-            self._windows(position), index, position, self.problem.dilation, self.problem.kernel_size, strict=True
-        )
         found, conditions = [], []
-        for (_, start, end), e, i, d, k in axes:
-            t = i // d + e - (k - 1)
-            found.append(tirx.min(tirx.max(t - start, 0), k - 1))
-            conditions += [start <= t, t < end]
+        for i, e, axis in zip(position, index, self.problem.axes, strict=True):
+            _, _, offset, there = axis_key(i, e, *axis)
+            found.append(tirx.min(tirx.max(offset, 0), axis[1] - 1))
+            conditions += there
         return found, tirx.all(*conditions)
 
 
@@ -84,16 +79,12 @@ class Queries:
 
     def __init__(self, problem: NAProblem) -> None:
         self.problem = problem
-        self.most = tuple(most_queries(*axis) for axis in self._axes())
-
-    def _axes(self) -> list[Any]:
-        p = self.problem
-        return list(zip(p.spatial, p.kernel_size, p.stride, p.dilation, p.is_causal, strict=True))
+        self.most = tuple(most_queries(*axis) for axis in problem.axes)
 
     def _found(self, position: tuple[Any, ...], number: tuple[Any, ...]) -> list[tuple[Any, Any, Any]]:
         """Per axis: the residue, the query in its group, repeating the last one, and whether there are so many."""
         found = []
-        for i, a, axis in zip(position, number, self._axes(), strict=True):
+        for i, a, axis in zip(position, number, self.problem.axes, strict=True):
             residue, start, end = axis_queries(i, *axis)
             found.append((residue, tirx.min(start + a, end - 1), start + a < end))
         return found
@@ -110,7 +101,7 @@ class Queries:
     def key_offset(self, position: tuple[Any, ...], number: tuple[Any, ...]) -> list[Any]:
         """The key's offset in the window of the query at :meth:`query_position`."""
         offsets = []
-        axes = zip(position, self._found(position, number), self._axes(), strict=True)
+        axes = zip(position, self._found(position, number), self.problem.axes, strict=True)
         for i, (residue, t, _), (length, k, stride, d, causal) in axes:
             start, _ = group_window(t, group_length(length, d, residue), k, stride, causal)
             offsets.append(i // d - start)

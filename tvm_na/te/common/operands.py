@@ -17,8 +17,8 @@ from typing import Any
 
 from tvm import te, tirx
 
-from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.backward import BackwardProblem
+from tvm_na.problems.base import Problem
 from tvm_na.te.common.blocks import argument
 from tvm_na.te.common.formulation import batch_axis, of_expressions
 
@@ -33,68 +33,36 @@ def placeholder(name: str, shape: Sequence[Any], dtype: str) -> Any:
 
 @dataclass(frozen=True)
 class Operands:
-    """The arguments of one kernel before its outputs; the batch is symbolic, unless it is given."""
+    """The arguments of one kernel before its outputs, None for those that it has not.
+
+    Attributes:
+        batch: Symbolic, unless it is given.
+        inputs: All that there are, in their order.
+    """
 
     batch: Any
-    query: Any
-    key: Any
-    value: Any
-    scale: Any
-    rpb: Any | None
+    inputs: list[Any]
+    query: Any = None
+    key: Any = None
+    value: Any = None
+    attn: Any = None
+    scale: Any = None
+    rpb: Any = None
+    lse: Any = None
+    d_out: Any = None
+    d_lse: Any = None
 
     @classmethod
-    def of(cls, problem: NAProblem, size: int | None = None, make: Make = placeholder) -> Operands:
+    def of(cls, problem: Problem, size: int | None = None, make: Make = placeholder) -> Operands:
         """Operands of ``problem``, with a batch of ``size`` or a symbolic one."""
         batch = batch_axis(size)
-        dtype = problem.tensor_dtype
-        kv = (batch, *problem.spatial, problem.heads_kv)
-        return cls(
-            batch,
-            make("query", (batch, *problem.spatial, problem.heads, problem.head_dim), dtype),
-            make("key", (*kv, problem.head_dim), dtype),
-            make("value", (*kv, problem.head_dim_v), dtype),
-            make("scale", (1,), problem.accum_dtype),
-            make("rpb", problem.bias_shape, dtype) if problem.bias else None,
-        )
+        read = (a for a in problem.arguments() if a.role != "output")
+        made = {a.name: make(a.name, a.shape_for(batch), a.dtype) for a in read}
+        return cls(batch, list(made.values()), **made)
 
-    def prim_func(self, problem: NAProblem, outputs: list[Any], formulation: str) -> Any:
+    def prim_func(self, problem: Problem, outputs: list[Any], formulation: str) -> Any:
         """The PrimFunc of these placeholders and ``outputs``, marked with what it computes and how."""
-        inputs = [self.query, self.key, self.value, self.scale] + ([] if self.rpb is None else [self.rpb])
-        return of_expressions(inputs + outputs, problem, formulation)
-
-
-@dataclass(frozen=True)
-class BackwardOperands:
-    """Those of one kernel of gradients: the attention's, its lse, its results' gradients."""
-
-    forward: Operands
-    lse: Any
-    d_out: Any
-    d_lse: Any | None
-
-    @classmethod
-    def of(cls, problem: BackwardProblem, size: int | None = None, make: Make = placeholder) -> BackwardOperands:
-        """Operands of ``problem``, with a batch of ``size`` or a symbolic one."""
-        p = problem.forward
-        forward = Operands.of(p, size, make)
-        tokens = (forward.batch, *p.spatial, p.heads)
-        return cls(
-            forward,
-            make("lse", tokens, p.accum_dtype),
-            make("d_out", (*tokens, p.head_dim_v), p.dtype),
-            make("d_lse", tokens, p.accum_dtype) if p.return_lse else None,
-        )
-
-    @property
-    def all(self) -> list[Any]:
-        """Every one that there is, in their order."""
-        ops = self.forward
-        every = [ops.query, ops.key, ops.value, ops.scale, ops.rpb, self.lse, self.d_out, self.d_lse]
-        return [operand for operand in every if operand is not None]
-
-    def prim_func(self, problem: BackwardProblem, outputs: list[Any], formulation: str) -> Any:
-        """The PrimFunc of these placeholders and ``outputs``, marked with what it computes and how."""
-        return of_expressions(self.all + outputs, problem, formulation)
+        return of_expressions(self.inputs + outputs, problem, formulation)
 
 
 class GradientBlocks:
@@ -103,18 +71,15 @@ class GradientBlocks:
     def __init__(self, problem: BackwardProblem, size: int | None) -> None:
         p = self.problem = problem.forward
         self.accum, self.group = p.accum_dtype, p.heads // p.heads_kv
-        operands = BackwardOperands.of(problem, size, argument)
-        forward, self.inputs = operands.forward, operands.all
-        self.batch, self.scale = forward.batch, forward.scale
-        self.query, self.key, self.value = forward.query, forward.key, forward.value
+        operands = Operands.of(problem, size, argument)
+        self.batch, self.inputs, self.scale = operands.batch, operands.inputs, operands.scale
+        self.query, self.key, self.value = operands.query, operands.key, operands.value
         self.lse, self.d_out = operands.lse, operands.d_out
         # None where there is none.
-        self.rpb: Any = forward.rpb
-        self.d_lse: Any = operands.d_lse
-        self.d_query, self.d_key, self.d_value = (
-            argument(f"d_{source.name}", source.shape, p.dtype) for source in (self.query, self.key, self.value)
-        )
-        self.d_rpb: Any = argument("d_rpb", p.bias_shape, p.dtype) if p.bias else None
+        self.rpb, self.d_lse = operands.rpb, operands.d_lse
+        gradients = [argument(a.name, a.shape_for(self.batch), a.dtype) for a in problem.outputs()]
+        self.d_query, self.d_key, self.d_value = gradients[:3]
+        self.d_rpb: Any = gradients[3] if p.bias else None
 
     def const(self, number: float) -> Any:
         """A number as an expression."""

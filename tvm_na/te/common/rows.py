@@ -47,7 +47,7 @@ class Rows:
 
     def __init__(self, problem: NAProblem) -> None:
         self.sizes, self.kernel_size = problem.spatial[:-1], problem.kernel_size[:-1]
-        self._dilation, self._stride, self._causal = problem.dilation[:-1], problem.stride[:-1], problem.is_causal[:-1]
+        self._axes, self._dilation = problem.axes[:-1], problem.dilation[:-1]
         self._biases = tuple(2 * k - 1 for k in self.kernel_size)
         self.count, self.keys, self.bias_rows = prod(self.sizes), prod(self.kernel_size), prod(self._biases)
         self._grouped = len(self.sizes) == 1
@@ -55,7 +55,7 @@ class Rows:
             self.groups = (self._dilation[0], -(-self.sizes[0] // self._dilation[0]))
         else:
             self.groups = (1, self.count)
-        self.is_causal = any(self._causal)
+        self.is_causal = any(problem.is_causal[:-1])
 
     def place(self, i: Any) -> tuple[Any, ...]:
         """The position of row ``i`` along each axis."""
@@ -66,8 +66,7 @@ class Rows:
         return group + self.groups[0] * y if self._grouped else y
 
     def _windows(self, i: Any) -> list[tuple[Any, Any, Any]]:
-        axes = zip(self.place(i), self.sizes, self.kernel_size, self._stride, self._dilation, self._causal, strict=True)
-        return [axis_window(*axis) for axis in axes]
+        return [axis_window(position, *axis) for position, axis in zip(self.place(i), self._axes, strict=True)]
 
     def key(self, i: Any, a: Any) -> tuple[Any, Any]:
         """Group and place of the a-th row of the window of row ``i``; causality may mask it, but it is on the map."""
@@ -85,17 +84,14 @@ class Rows:
 
     def exists(self, i: Any, a: Any) -> list[Any]:
         """What must hold for the window of row ``i`` to have an a-th row; nothing where no axis is causal."""
-        axes = zip(self._windows(i), unravelled(a, self.kernel_size), self._causal, strict=True)
-        return [start + offset < end for (_, start, end), offset, causal in axes if causal]
+        axes = zip(self._windows(i), unravelled(a, self.kernel_size), self._axes, strict=True)
+        return [start + offset < end for (_, start, end), offset, (*_, causal) in axes if causal]
 
     def bias_row(self, i: Any, a: Any) -> Any:
         """The row of a bias for the a-th row of a window; clamped to the bias where causality may mask it."""
         found = []
-        offsets = unravelled(a, self.kernel_size)
-        axes = zip(
-            self._windows(i), offsets, self.place(i), self._dilation, self.kernel_size, self._causal, strict=True
-        )
-        for (_, start, _), offset, position, d, k, causal in axes:
+        axes = zip(self._windows(i), unravelled(a, self.kernel_size), self.place(i), self._axes, strict=True)
+        for (_, start, _), offset, position, (_, k, _, d, causal) in axes:
             index = start + offset - position // d + k - 1
             found.append(minimum(index, 2 * k - 2) if causal else index)
         return ravelled(found, self._biases)

@@ -16,8 +16,9 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from tvm_na.problems.base import ITEM_BYTES
+
 _LOAD_BYTES = 16  # of the widest load
-_SIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 _KINDS = {"float32": "float", "float64": "double"}
 
 
@@ -62,7 +63,7 @@ class Row:
     @classmethod
     def of(cls, channels: int, lanes: int, dtype: str) -> Row:
         """With the widest loads of ``dtype`` that divide the channels."""
-        return cls(channels, lanes, min(_LOAD_BYTES // _SIZES[dtype], channels & -channels))
+        return cls(channels, lanes, min(_LOAD_BYTES // ITEM_BYTES[dtype], channels & -channels))
 
     @property
     def loads(self) -> int:

@@ -96,6 +96,18 @@ def axis_queries(
     return residue, start, end
 
 
+def axis_key(
+    i: Any, index: Any, length: int, kernel_size: int, stride: int, dilation: int, is_causal: bool
+) -> tuple[Any, Any, Any, list[Any]]:
+    """``(residue, t, offset, conditions)`` of the key at an index of the bias: it lies at ``residue + dilation * t``.
+
+    It has this offset in the window of position ``i``, which holds it where all conditions hold.
+    """
+    residue, start, end = axis_window(i, length, kernel_size, stride, dilation, is_causal)
+    t = i // dilation + index - (kernel_size - 1)
+    return residue, t, t - start, [start <= t, t < end]
+
+
 def most_queries(length: int, kernel_size: int, stride: int, dilation: int, is_causal: bool) -> int:
     """The largest number of queries that see one position of an axis."""
     groups = {group_length(length, dilation, residue) for residue in (0, dilation - 1)}  # the longest, the shortest

@@ -8,7 +8,6 @@ weights, which lie together because they were packed so, ahead of time.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -117,16 +116,6 @@ def _padded(problem: DenseProblem, x: Any, batch: Any) -> Any:
     return te.compute((batch, *sizes, problem.in_channels), at, name="padded")
 
 
-def _with_map(func: Any, out_spatial: Sequence[int]) -> Any:
-    """``func``, whose output has positions, with the axes of a map in their place.
-
-    Its loops stay those over positions: of loops over the axes of a map TVM cannot tell which tile they meet.
-    """
-    if len(out_spatial) == 1:
-        return func
-    return with_output_layout(func, lambda b, p, o: (b, *unravelled(p, out_spatial), o))
-
-
 def forward(problem: DenseProblem, tile: DenseTile, batch_size: int | None = None) -> Any:
     """``problem`` with ``tile`` as an unscheduled PrimFunc.
 
@@ -139,14 +128,10 @@ def forward(problem: DenseProblem, tile: DenseTile, batch_size: int | None = Non
 
     dtype, out_spatial = problem.dtype, problem.out_spatial
     batch = batch_axis(batch_size)
-    x = te.placeholder((batch, *problem.spatial, problem.in_channels), dtype, name="x")
-    weight = te.placeholder(packed_shape(problem, tile), dtype, name="weight")
-    bias = te.placeholder((problem.out_channels,), dtype, name="bias") if problem.bias else None
-    residual = (
-        te.placeholder((batch, *out_spatial, problem.out_channels), dtype, name="residual")
-        if problem.residual
-        else None
-    )
+    shapes = {a.name: a.shape_for(batch) for a in problem.arguments() if a.role == "input"}
+    shapes["weight"] = packed_shape(problem, tile)
+    inputs = {name: te.placeholder(shape, dtype, name=name) for name, shape in shapes.items()}
+    x, weight, bias, residual = inputs["x"], inputs["weight"], inputs.get("bias"), inputs.get("residual")
     source = _padded(problem, x, batch) if any(problem.padding) else x
 
     rows, positions = tile.rows, positions_of(problem)
@@ -170,5 +155,8 @@ def forward(problem: DenseProblem, tile: DenseTile, batch_size: int | None = Non
         return value if residual is None else value + residual[(b, *unravelled(p, out_spatial), o)]
 
     out = te.compute((batch, positions, problem.out_channels), finished, name="out")
-    arguments = [a for a in (x, weight, bias, residual) if a is not None]
-    return _with_map(of_expressions([*arguments, out], problem, tile.to_json()), out_spatial)
+    func = of_expressions([*inputs.values(), out], problem, tile.to_json())
+    if problem.rank == 1:
+        return func
+    # Loops stay those over positions: of loops over the axes of a map TVM cannot tell which tile they meet.
+    return with_output_layout(func, lambda b, p, o: (b, *unravelled(p, out_spatial), o))

@@ -18,11 +18,12 @@ from tvm.script.ir_builder import tirx as T
 
 from tvm_na.problems.unfused import UnfusedProblem
 from tvm_na.te.common.blocks import argument, loops, whole
-from tvm_na.te.common.formulation import batch_axis, of_blocks, of_expressions
+from tvm_na.te.common.formulation import of_blocks
 from tvm_na.te.common.neighbors import Neighbors
+from tvm_na.te.common.operands import Operands
 from tvm_na.te.common.rows import unravelled
 from tvm_na.te.common.threads import registers
-from tvm_na.te.common.window import axis_window
+from tvm_na.te.common.window import axis_key
 from tvm_na.te.unfused.lanes_transposed import over_queries
 from tvm_na.te.unfused.step import Step
 from tvm_na.te.unfused.tiles import UnfusedTile
@@ -42,9 +43,10 @@ def gathered(problem: UnfusedProblem, tile: UnfusedTile, batch_size: int | None 
         raise ValueError(f"problem: required another kind than bias_sums, got {problem}")
     if problem.kind in ("av_transposed", "bias_parts"):
         write = _av_transposed if problem.kind == "av_transposed" else _bias_parts
-        return of_blocks(lambda: write(problem, tile, batch_axis(batch_size)), problem, tile.to_json())
-    arguments = _av(problem, batch_size) if problem.kind == "av" else _scores(problem, tile, batch_size)
-    return of_expressions(arguments, problem, tile.to_json())
+        return of_blocks(lambda: write(problem, tile, batch_size), problem, tile.to_json())
+    step = _Step(problem, batch_size)
+    out = _av(step) if problem.kind == "av" else _scores(step, tile)
+    return step.ops.prim_func(problem, [out], tile.to_json())
 
 
 # --- tensor expressions
@@ -62,11 +64,10 @@ class _Step(Step):
         return unravelled(w, self.problem.kernel_size)
 
 
-def _scores(problem: UnfusedProblem, tile: UnfusedTile, batch_size: int | None) -> list[Any]:
-    """The arguments of ``qk`` or ``dots``, the output last."""
-    step = _Step(problem, batch_size)
+def _scores(step: _Step, tile: UnfusedTile) -> Any:
+    """The output of ``qk`` or ``dots``."""
     p, near, accum = step.problem, step.near, step.accum
-    query, key, rpb = step.inputs_of_scores()
+    query, key, rpb = step.ops.query, step.ops.key, step.ops.rpb
     part = p.head_dim // tile.parts
     d, n = te.reduce_axis((0, part), name="d"), te.reduce_axis((0, tile.parts), name="p")
 
@@ -76,28 +77,27 @@ def _scores(problem: UnfusedProblem, tile: UnfusedTile, batch_size: int | None) 
         product = query[(b, *position, h, q * part + d)].astype(accum)
         return te.sum(product * key[(b, *place, h // step.group, q * part + d)].astype(accum), axis=d)
 
-    window = (*step.tokens, problem.window)
+    window = (*step.tokens, step.window)
     partial = te.compute((*window, tile.parts), partial_dot, name="partial")
     dots = te.compute(window, lambda *t: te.sum(partial[(*t, n)], axis=n), name="dots")
-    missing = tirx.const(0 if problem.kind == "dots" else float("-inf"), accum)
+    missing = tirx.const(0 if step.kind == "dots" else float("-inf"), accum)
 
     def score(*t: Any) -> Any:
         _, position, h, (w,) = step.apart(t)
-        found = dots[t] * step.scale[0]
+        found = dots[t] * step.ops.scale[0]
         if rpb is not None:
             found = found + rpb[(h, *near.bias_index(position, step.offset(w)))].astype(accum)
         return near.select(position, step.offset(w), found, missing).astype(p.dtype)
 
-    return [query, key, step.scale, *([] if rpb is None else [rpb]), te.compute(window, score, name="out")]
+    return te.compute(window, score, name="out")
 
 
-def _av(problem: UnfusedProblem, batch_size: int | None) -> list[Any]:
-    """The arguments of ``av``, the output last."""
-    step = _Step(problem, batch_size)
+def _av(step: _Step) -> Any:
+    """The output of ``av``."""
     p, near, accum = step.problem, step.near, step.accum
-    attn, value = step.inputs_of_sums()
+    attn, value = step.ops.attn, step.ops.value
     weights = te.compute(attn.shape, lambda *t: attn[t].astype(accum), name="weights")
-    e = te.reduce_axis((0, problem.window), name="e")
+    e = te.reduce_axis((0, step.window), name="e")
 
     def weighted(*t: Any) -> Any:
         b, position, h, (x,) = step.apart(t)
@@ -108,19 +108,17 @@ def _av(problem: UnfusedProblem, batch_size: int | None) -> list[Any]:
 
     shape = (*step.tokens, p.head_dim)
     sums = te.compute(shape, weighted, name="sums")
-    out = te.compute(shape, lambda *t: (sums[t] * step.scale[0]).astype(p.dtype), name="out")
-    return [attn, value, step.scale, out]
+    return te.compute(shape, lambda *t: (sums[t] * step.ops.scale[0]).astype(p.dtype), name="out")
 
 
 # --- blocks
 
 
-def _av_transposed(problem: UnfusedProblem, tile: UnfusedTile, batch: Any) -> None:
+def _av_transposed(problem: UnfusedProblem, tile: UnfusedTile, batch_size: int | None) -> None:
     """Some channels of a key, query after query."""
     p, group, width = problem.forward, problem.forward.heads // problem.forward.heads_kv, tile.width
-    attn = argument("attn", (batch, *p.spatial, p.heads, problem.window), p.dtype)
-    query = argument("query", (batch, *p.spatial, p.heads, p.head_dim), p.dtype)
-    scale = argument("scale", (1,), p.accum_dtype)
+    ops = Operands.of(problem, batch_size, argument)
+    batch, attn, query, scale = ops.batch, ops.attn, ops.query, ops.scale
     out = argument("out", (batch, *p.spatial, p.heads_kv, p.head_dim), p.dtype)
     extents = (batch, *p.spatial, p.heads_kv, p.head_dim // width)
     with loops(extents) as variables, T.sblock("out"):
@@ -149,25 +147,17 @@ def _av_transposed(problem: UnfusedProblem, tile: UnfusedTile, batch: Any) -> No
             T.buffer_store(out, held[lane], [b, *position, h, block * width + lane])
 
 
-def _bias_parts(problem: UnfusedProblem, tile: UnfusedTile, batch: Any) -> None:
+def _bias_parts(problem: UnfusedProblem, tile: UnfusedTile, batch_size: int | None) -> None:
     """One index of a head's bias, over the queries of one part of a sample, each of which has at most one such key."""
     p = problem.forward
     rows, columns = problem.part
     width, count = p.spatial[-1], prod(p.spatial[:-1])
     across = -(-width // columns)  # parts of a row
     indices = tuple(2 * k - 1 for k in p.kernel_size)
-    attn = argument("attn", (batch, *p.spatial, p.heads, problem.window), p.dtype)
+    ops = Operands.of(problem, batch_size, argument)
+    batch, attn = ops.batch, ops.attn
     out = argument("out", (batch, problem.parts, *p.bias_shape), p.accum_dtype)
     extents = (batch, problem.parts, p.heads, prod(indices))
-    axes = list(zip(p.spatial, p.kernel_size, p.stride, p.dilation, p.is_causal, strict=True))
-
-    def seen(i: Any, e: Any, axis: Any) -> tuple[Any, list[Any]]:
-        """The offset of the key at index ``e`` of the bias in the window of position ``i``, if it is in there."""
-        _, k, _, dilation, _ = axis
-        _, start, end = axis_window(i, *axis)
-        t = i // dilation + e - (k - 1)
-        return t - start, [start <= t, t < end]
-
     with loops(extents) as variables, T.sblock("out"):
         b, part, h, flat = [T.axis.spatial(n, v) for n, v in zip(extents, variables, strict=True)]
         index = unravelled(flat, indices)
@@ -180,14 +170,14 @@ def _bias_parts(problem: UnfusedProblem, tile: UnfusedTile, batch: Any) -> None:
             places = unravelled(row, p.spatial[:-1])
             offset: Any = 0
             there = [row < count] if count % rows else []
-            for i, e, axis in zip(places, index[:-1], axes[:-1], strict=True):
-                own, conditions = seen(i, e, axis)
+            for i, e, axis in zip(places, index[:-1], p.axes[:-1], strict=True):
+                _, _, own, conditions = axis_key(i, e, *axis)
                 offset, there = offset * axis[1] + own, [*there, *conditions]
             with T.If(tirx.all(*there) if there else tirx.const(1, "bool")), T.Then(), T.serial(0, columns) as m:
                 column = part % across * columns + m
-                own, conditions = seen(column, index[-1], axes[-1])
+                _, _, own, conditions = axis_key(column, index[-1], *p.axes[-1])
                 conditions += [column < width] if width % columns else []
                 with T.If(tirx.all(*conditions)), T.Then():
-                    found = attn[(b, *places, column, h, offset * axes[-1][1] + own)].astype(p.accum_dtype)
+                    found = attn[(b, *places, column, h, offset * p.kernel_size[-1] + own)].astype(p.accum_dtype)
                     T.buffer_store(total, total[0] + found, [0])
         T.buffer_store(out, total[0], [b, part, h, *index])

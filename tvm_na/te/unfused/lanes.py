@@ -15,7 +15,6 @@ from typing import Any
 from tvm import te, tirx
 
 from tvm_na.problems.unfused import UnfusedProblem
-from tvm_na.te.common.formulation import of_expressions
 from tvm_na.te.common.rows import Rows, ravelled
 from tvm_na.te.common.window import axis_window
 from tvm_na.te.unfused.step import Step
@@ -36,8 +35,7 @@ class _Step(Step):
 
     def columns(self, j: Any) -> tuple[Any, Any, Any]:
         """The group of a query's column, and start and end of its window in it."""
-        p = self.problem
-        return axis_window(j, p.spatial[-1], p.kernel_size[-1], p.stride[-1], p.dilation[-1], p.is_causal[-1])
+        return axis_window(j, *self.problem.axes[-1])
 
     def row(self, position: tuple[Any, ...]) -> Any:
         """The row of a position."""
@@ -53,7 +51,7 @@ def qk(problem: UnfusedProblem, vector: int, batch_size: int | None = None) -> A
     step = _Step(problem, batch_size)
     p, rows = step.problem, step.rows
     lanes, columns = lanes_of(problem, vector), p.kernel_size[-1]
-    query, key, rpb = step.inputs_of_scores()
+    query, key, rpb = step.ops.query, step.ops.key, step.ops.rpb
     dilation, width = p.dilation[-1], p.spatial[-1]
     # The last window of a group begins at its length less the columns. An odd number of vectors: with a power of two
     # the rows of a window would fall into few sets of the first cache.
@@ -72,7 +70,7 @@ def qk(problem: UnfusedProblem, vector: int, batch_size: int | None = None) -> A
         return tirx.Select(tirx.all(*outside), value, tirx.const(0, p.dtype)) if outside else value
 
     packed_key = te.compute(
-        (step.batch, p.heads_kv, *rows.groups, dilation, p.head_dim, packed_width), packed, name="packed_key"
+        (step.ops.batch, p.heads_kv, *rows.groups, dilation, p.head_dim, packed_width), packed, name="packed_key"
     )
     d = te.reduce_axis((0, p.head_dim), name="d")
 
@@ -88,7 +86,7 @@ def qk(problem: UnfusedProblem, vector: int, batch_size: int | None = None) -> A
         b, position, h, (w,) = step.apart(index)
         a, l = (w // columns, w % columns) if rows.keys > 1 else (0, w)
         i, (_, start, end) = step.row(position), step.columns(position[-1])
-        found = dots[(b, *position, h, a, l)] * step.scale[0]
+        found = dots[(b, *position, h, a, l)] * step.ops.scale[0]
         if rpb is not None:
             column = start + l - position[-1] // dilation + columns - 1
             found = found + rpb[(h, *rows.bias_place(rows.bias_row(i, a)), column)]
@@ -97,8 +95,7 @@ def qk(problem: UnfusedProblem, vector: int, batch_size: int | None = None) -> A
         return tirx.Select(tirx.all(*there), found, missing) if there else found
 
     scores = te.compute((*step.tokens, step.window), score, name="out")
-    arguments = [query, key, step.scale, *([] if rpb is None else [rpb]), scores]
-    return of_expressions(arguments, problem, UnfusedLanesTile(vector).to_json())
+    return step.ops.prim_func(problem, [scores], UnfusedLanesTile(vector).to_json())
 
 
 def av(problem: UnfusedProblem, vector: int, batch_size: int | None = None) -> Any:
@@ -108,7 +105,7 @@ def av(problem: UnfusedProblem, vector: int, batch_size: int | None = None) -> A
     """
     step = _Step(problem, batch_size)
     p, rows, columns = step.problem, step.rows, step.problem.kernel_size[-1]
-    attn, value = step.inputs_of_sums()
+    attn, value = step.ops.attn, step.ops.value
     a, l = te.reduce_axis((0, rows.keys), name="a"), te.reduce_axis((0, columns), name="l")
     dilation = p.dilation[-1]
 
@@ -123,5 +120,5 @@ def av(problem: UnfusedProblem, vector: int, batch_size: int | None = None) -> A
 
     shape = (*step.tokens, p.head_dim)
     sums = te.compute(shape, weighted, name="sums")
-    out = te.compute(shape, lambda *index: sums[index] * step.scale[0], name="out")
-    return of_expressions([attn, value, step.scale, out], problem, UnfusedLanesTile(vector).to_json())
+    out = te.compute(shape, lambda *index: sums[index] * step.ops.scale[0], name="out")
+    return step.ops.prim_func(problem, [out], UnfusedLanesTile(vector).to_json())

@@ -16,7 +16,8 @@ from tvm.script.ir_builder import tirx as T
 
 from tvm_na.problems.unfused import UnfusedProblem
 from tvm_na.te.common.blocks import argument, local, loops, store, sums, whole
-from tvm_na.te.common.formulation import batch_axis, of_blocks
+from tvm_na.te.common.formulation import of_blocks
+from tvm_na.te.common.operands import Operands
 from tvm_na.te.common.rows import Rows
 from tvm_na.te.common.window import axis_queries, group_length, group_window
 from tvm_na.te.unfused.tiles import TransposedTile
@@ -28,15 +29,14 @@ _LANES = 16
 def transposed(problem: UnfusedProblem, tile: TransposedTile, batch_size: int | None = None) -> Any:
     """``av_transposed`` or ``bias_sums`` as an unscheduled PrimFunc; the batch is symbolic unless it is given."""
     write = _bias_sums if problem.kind == "bias_sums" else _av_transposed
-    return of_blocks(lambda: write(problem, tile, batch_axis(batch_size)), problem, tile.to_json())
+    return of_blocks(lambda: write(problem, tile, batch_size), problem, tile.to_json())
 
 
-def _av_transposed(problem: UnfusedProblem, tile: TransposedTile, batch: Any) -> None:
+def _av_transposed(problem: UnfusedProblem, tile: TransposedTile, batch_size: int | None) -> None:
     """For some channels of a key at a time, which stay in registers, query after query."""
     p, group = problem.forward, problem.forward.heads // problem.forward.heads_kv
-    attn = argument("attn", (batch, *p.spatial, p.heads, problem.window), p.dtype)
-    query = argument("query", (batch, *p.spatial, p.heads, p.head_dim), p.dtype)
-    scale = argument("scale", (1,), p.accum_dtype)
+    ops = Operands.of(problem, batch_size, argument)
+    batch, attn, query, scale = ops.batch, ops.attn, ops.query, ops.scale
     out = argument("out", (batch, *p.spatial, p.heads_kv, p.head_dim), p.dtype)
     at_once = tile.vector * tile.vectors
     extents = (batch, *p.spatial, p.heads_kv, p.head_dim // at_once)
@@ -67,14 +67,13 @@ def _av_transposed(problem: UnfusedProblem, tile: TransposedTile, batch: Any) ->
 def over_queries(problem: UnfusedProblem, key: list[Any], body: Callable[[list[Any], Any], None]) -> None:
     """``body(position, offset)`` for each query that sees a key, in loops; offset is the key's place in its window."""
     p = problem.forward
-    axes = list(zip(p.spatial, p.kernel_size, p.stride, p.dilation, p.is_causal, strict=True))
 
     def along(axis: int, places: list[Any], offset: Any) -> None:
         if axis == p.rank:
             body(places, offset)
             return
-        length, k, stride, dilation, causal = axes[axis]
-        residue, start, end = axis_queries(key[axis], *axes[axis])
+        length, k, stride, dilation, causal = p.axes[axis]
+        residue, start, end = axis_queries(key[axis], *p.axes[axis])
         with T.serial(0, end - start) as n:
             t = start + n
             in_group = group_length(length, dilation, residue)
@@ -96,11 +95,12 @@ def _vectors(extent: int, body: Callable[[Any], None]) -> None:
             body(whole + lane)
 
 
-def _bias_sums(problem: UnfusedProblem, tile: TransposedTile, batch: Any) -> None:
+def _bias_sums(problem: UnfusedProblem, tile: TransposedTile, batch_size: int | None) -> None:
     """Sums over some queries of a head in each task, and then over the tasks, in one order: no atomics."""
     p, rows, columns = problem.forward, Rows(problem.forward), problem.forward.kernel_size[-1]
     width, tokens = p.spatial[-1], rows.count * p.spatial[-1]
-    attn = argument("attn", (batch, *p.spatial, p.heads, problem.window), p.dtype)
+    ops = Operands.of(problem, batch_size, argument)
+    batch, attn = ops.batch, ops.attn
     d_rpb = argument("d_rpb", p.bias_shape, p.dtype)
     chunks = -(-tokens // tile.tokens)
     tasks, bias = (batch, p.heads, chunks), (rows.bias_rows, 2 * columns - 1)
