@@ -4,6 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from tvm_na.cuda import toolchain
+
+
+def missing(find: Any) -> bool:
+    """Whether ``find``, of a compiler, finds none."""
+    try:
+        find()
+    except RuntimeError:
+        return True
+    return False
+
+
+needs_compiler = pytest.mark.skipif(missing(toolchain.find_compiler), reason="there is neither NVRTC nor nvcc")
+
 ROWS, COLUMNS = 4, 96
 #: Bytes of shared memory that a block of :func:`row_sums` in float32 takes.
 SHARED_BYTES = ROWS * COLUMNS * 4

@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-import ast
-import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cuda.cuda_funcs import SHARED_BYTES, row_sums
-from tests.ops.test_cuda_launch import fake_driver  # noqa: F401 (a fixture)
+from tests.cuda.cuda_funcs import SHARED_BYTES, needs_compiler, row_sums
+from tests.cuda.fake_driver import driver_calls
 from tvm_na.cuda import inspection, library, toolchain
 from tvm_na.cuda.limits import Resources, Sizes, UnlaunchableError, check_resources, check_sizes
 from tvm_na.targets.target import parse_target
 from tvm_na.tune.builder import MOST_SPILLED, Builder, Built, Source, compile_source, source_of
 
-ROOT = Path(__file__).parents[2]
 SM_75, SM_80, SM_86, SM_90 = (parse_target(f"cuda-sm_{n}") for n in (75, 80, 86, 90))
 KIB = 1024
-
-
-def compiler() -> bool:
-    try:
-        toolchain.find_compiler()
-    except RuntimeError:
-        return False
-    return True
-
-
-needs_compiler = pytest.mark.skipif(not compiler(), reason="there is neither NVRTC nor nvcc")
 
 
 def reversed_rows(elements: int, scope: str, threads: int = 128) -> Any:
@@ -154,35 +137,17 @@ def test_the_builder_rejects_what_spills_badly(tmp_path: Path, monkeypatch: pyte
 
 
 CALLS = """
-    import os, sys
-    from pathlib import Path
-    import tvm_ffi
-    from tests.ops.fake_tensor import cuda_tensor
-    from tvm_na.jit import runtime
-
-    kernel = runtime.load(Path(sys.argv[1]), "main", "cuda")
     x, out = (cuda_tensor((3, 16384), 0) for _ in range(2))
     kernel(x, out)
-    print(Path(os.environ["FAKE_CUDA_LOG"]).read_text().splitlines())
+    print(log.read_text().splitlines())
 """
 
 
 @needs_compiler
-def test_more_than_48_kib_are_asked_for_before_the_launch(
-    fake_driver: Path,  # noqa: F811
-    tmp_path: Path,
-) -> None:
+def test_more_than_48_kib_are_asked_for_before_the_launch(tmp_path: Path) -> None:
     file, attribute = tmp_path / "kernel.so", 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     library.compile_library(reversed_rows(16384, "shared.dyn"), SM_90).export(file)
-    environment = {
-        **os.environ,
-        "LD_LIBRARY_PATH": f"{fake_driver}:{os.environ.get('LD_LIBRARY_PATH', '')}",
-        "FAKE_CUDA_LOG": str(tmp_path / "calls"),
-    }
-    command = [sys.executable, "-c", textwrap.dedent(CALLS), str(file)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    calls = ast.literal_eval(done.stdout)
+    (calls,) = driver_calls(file, CALLS)
     asked = calls.index(f"cuFuncSetAttribute {attribute} {64 * KIB}")
     (launch,) = [at for at, call in enumerate(calls) if call.startswith("cuLaunchKernelEx")]
     assert asked < launch

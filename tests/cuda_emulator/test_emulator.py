@@ -90,19 +90,6 @@ def test_vectors_of_floats() -> None:
     np.testing.assert_array_equal(b, a[:1024] * np.float32(1.5))
 
 
-def test_dynamic_shared_memory() -> None:
-    a = torch.randn(3, 256).half()
-    b = torch.zeros_like(a)
-    launch("vectors", "reverse_kernel", 3, 32, a, b, shared_bytes=512)
-    assert torch.equal(b, a.flip(1))
-
-
-def test_static_shared_memory_of_two_axes() -> None:
-    a, b = torch.arange(1024, dtype=torch.int32).view(32, 32), torch.zeros(32, 32, dtype=torch.int32)
-    launch("vectors", "transpose_kernel", 1, (32, 4), a, b)
-    assert torch.equal(b, a.T)
-
-
 def test_vectors_of_other_widths() -> None:
     a = np.random.default_rng(0).integers(-1000, 1000, (96, 2))
     b, c = np.zeros((96, 2)), np.zeros((96, 4), np.uint8)
@@ -162,13 +149,6 @@ def test_votes(kind: str) -> None:
         active = np.where(np.arange(32 * warp, 32 * warp + 32) % 3 == 0, third[warp], 0)
         np.testing.assert_array_equal(b[6, warp], active)
     assert (b[3] == yes.sum()).all() and (b[5] == 2 * yes.any() + yes.all()).all()
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_halves_of_a_warp_diverge_and_meet(seed: int) -> None:
-    a, b = torch.rand(32) + 0.5, torch.zeros(32)
-    launch("collectives", "halves_kernel", 1, 32, a, b, seed=seed)
-    torch.testing.assert_close(b, (a[:16].sum() - a[16:].prod()).expand(32), rtol=1e-5, atol=1e-5)
 
 
 def test_seeds_decide_the_order_and_nothing_else() -> None:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from tests.conftest import TOLERANCE
-from tests.helpers import random_inputs, reference64, relative_error, run_forked, run_python
+from tests.helpers import run_forked, run_python
 from tests.records.tuned import commit_drawn, edit_line, edit_meta
+from tests.schedules.cpu_kernels import check
 from tvm_na import fingerprint, settings
 from tvm_na.jit import build, cache
 from tvm_na.problems.attention import NAProblem
@@ -39,6 +38,12 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget what this process remembers."""
+    for owner, name in ((build, "_kernels"), (rejections, "_rejected"), (record_index, "_loaded")):
+        monkeypatch.setattr(owner, name, {})
+
+
 @pytest.fixture(autouse=True)
 def _private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cache, records and a memory of this test's own; kernels run on one thread."""
@@ -47,8 +52,7 @@ def _private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TVM_NA_RECORDS", "all")
     monkeypatch.setenv("TVM_NA_NUM_THREADS", "1")
     monkeypatch.setattr(select, "shipped_folder", lambda name: tmp_path / "shipped" / name)
-    for owner, name in ((build, "_kernels"), (rejections, "_rejected"), (record_index, "_loaded")):
-        monkeypatch.setattr(owner, name, {})
+    another_process(monkeypatch)
     monkeypatch.setattr(record_index, "_warned", set())
 
 
@@ -64,22 +68,6 @@ def user(original: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def shipped(original: Path, tmp_path: Path) -> Path:
     return place(original, tmp_path, "shipped")
-
-
-def another_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget what this process remembers."""
-    for owner, name in ((build, "_kernels"), (rejections, "_rejected"), (record_index, "_loaded")):
-        monkeypatch.setattr(owner, name, {})
-
-
-def is_right(kernel: build.Kernel) -> bool:
-    problem = kernel.problem
-    inputs = random_inputs(problem, 2, 0)
-    expected = reference64(problem, inputs, 0.5)
-    outputs = [torch.full(e.shape, torch.nan) for e in expected[: 1 + problem.return_lse]]
-    kernel.function(*inputs[:3], torch.tensor([0.5]), *inputs[3:][: problem.bias], *outputs)
-    errors = [relative_error(out, e) for out, e in zip(outputs, expected, strict=False)]
-    return max(errors) <= TOLERANCE["float32"]
 
 
 def selected(problem: NAProblem = PROBLEM, threads: int = 1, mode: str = "all") -> tuple[str, float | None]:
@@ -178,7 +166,7 @@ def test_a_kernel_is_built_with_the_record(user: Path) -> None:
     kernel = build.kernel_for(PROBLEM)
     assert kernel.schedule.kind == "record"
     assert kernel.schedule.record is not None and kernel.schedule.record.digest == best.digest
-    assert is_right(kernel)
+    check(kernel.problem, kernel.function, 2)
     assert best.digest[:8] in build.explain(PROBLEM)
     assert "kernel on disk" in build.explain(PROBLEM)
     request = fingerprint.request_digest(PROBLEM, NATIVE, kernel.schedule.key)
@@ -189,7 +177,7 @@ def test_the_default_stays_at_hand(user: Path) -> None:
     tuned, default = build.kernel_for(PROBLEM), build.kernel_for(PROBLEM, records="off")
     assert tuned.file != default.file
     assert default.schedule.kind == "default"
-    assert is_right(default)
+    check(PROBLEM, default.function, 2)
     assert build.kernel_for(PROBLEM) is tuned
     assert build.is_cached(PROBLEM, records="off")
     assert "switched off" in build.explain(PROBLEM, records="off")
@@ -230,7 +218,7 @@ def test_decisions_are_transferred_to_the_nearest_problem(user: Path) -> None:
     tvm.ir.assert_structural_equal(module, expected.schedule.mod)
     kernel = build.kernel_for(NEAR)
     assert kernel.schedule.kind == "nearest"
-    assert is_right(kernel)
+    check(kernel.problem, kernel.function, 2)
 
 
 # --- records that do not apply
@@ -249,7 +237,7 @@ def test_a_trace_that_fails_is_named_and_the_next_best_taken(
     kernel = build.kernel_for(PROBLEM)
     assert kernel.schedule.kind == "record"
     assert kernel.schedule.record is not None and kernel.schedule.record.seconds == 2e-3
-    assert is_right(kernel)
+    check(kernel.problem, kernel.function, 2)
     (message,) = caplog.messages
     assert broken in message and "line 2" in message and "l9999" in message
     caplog.clear()
@@ -271,7 +259,7 @@ def test_another_expression_rejects_its_records_at_once(user: Path, caplog: pyte
     edit_meta(user, lambda meta: meta["workloads"].update({stale: meta["workloads"].pop(first)}))
     kernel = build.kernel_for(PROBLEM)
     assert kernel.schedule.record is not None and kernel.schedule.record.seconds == 4e-3  # the other formulation
-    assert is_right(kernel)
+    check(kernel.problem, kernel.function, 2)
     (message,) = caplog.messages
     assert "expression has changed" in message
 
@@ -284,12 +272,12 @@ def test_a_formulation_that_is_gone_gives_way_to_the_default(user: Path, caplog:
     edit_meta(user, rename)
     kernel = build.kernel_for(PROBLEM)
     assert kernel.schedule.kind == "default"
-    assert is_right(kernel)
+    check(kernel.problem, kernel.function, 2)
     assert "has no formulation" in caplog.text
     caplog.clear()
     kernel = build.kernel_for(NEAR)  # that others cannot be transferred is nothing to warn of
     assert kernel.schedule.kind == "default"
-    assert is_right(kernel)
+    check(kernel.problem, kernel.function, 2)
     assert not caplog.messages
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import TOLERANCE
-from tests.helpers import random_inputs, reference64, relative_error, run_forked
+from tests.helpers import run_forked
+from tests.schedules.cpu_kernels import check
 from tvm_na import fingerprint, na2d
 from tvm_na.jit import build, cache
 from tvm_na.problems.attention import NAProblem
@@ -28,65 +29,54 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def is_right(kernel: build.Kernel) -> bool:
-    inputs = random_inputs(kernel.problem, 2, 0)
-    out = torch.full_like(inputs[2], torch.nan)
-    kernel.function(*inputs[:3], torch.tensor([0.5]), out)
-    return relative_error(out, reference64(kernel.problem, inputs, 0.5)[0]) <= TOLERANCE["float32"]
+def check_kernel() -> None:
+    check(PROBLEM, build.kernel_for(PROBLEM).function, 2)
 
 
 def test_a_kernel_is_built_once_and_found_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not build.is_cached(PROBLEM)
     assert "not built" in build.explain(PROBLEM)
-    assert is_right(build.kernel_for(PROBLEM))
+    check_kernel()
     assert build.is_cached(PROBLEM)
     assert build.kernel_for(PROBLEM) is build.kernel_for(PROBLEM)
     monkeypatch.setattr(build, "_kernels", {})
     monkeypatch.setattr(build, "_build", lambda *_: pytest.fail("built again"))
-    assert is_right(build.kernel_for(PROBLEM))
+    check_kernel()
     (entry,) = cache.entries()
     assert (entry.problem, entry.target) == (str(PROBLEM), detect_target().name)
     assert entry.bytes == entry.path.stat().st_size > 0
 
 
-def damage_index(index: Path, kernel: Path) -> None:
-    index.write_text("{", encoding="utf-8")
+def flipped(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
 
 
-def list_as_index(index: Path, kernel: Path) -> None:
-    index.write_text("[1]", encoding="utf-8")
+#: Which file has what in place of its data; None for no file.
+DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes | None]]] = {
+    "index no JSON": ("index", lambda data: b"{"),
+    "index a list": ("index", lambda data: b"[1]"),
+    "truncated": ("kernel", lambda data: data[:1000]),
+    "flipped": ("kernel", flipped),
+    "empty": ("kernel", lambda data: b""),
+    "removed": ("kernel", lambda data: None),
+}
 
 
-def truncate(index: Path, kernel: Path) -> None:
-    kernel.write_bytes(kernel.read_bytes()[:1000])
-
-
-def flip(index: Path, kernel: Path) -> None:
-    data = bytearray(kernel.read_bytes())
-    data[len(data) // 2] ^= 1
-    kernel.write_bytes(data)
-
-
-def empty(index: Path, kernel: Path) -> None:
-    kernel.write_bytes(b"")
-
-
-def remove(index: Path, kernel: Path) -> None:
-    kernel.unlink()
-
-
-@pytest.mark.parametrize("harm", [damage_index, list_as_index, truncate, flip, empty, remove])
-def test_damage_is_a_miss_and_is_mended(folder: Path, monkeypatch: pytest.MonkeyPatch, harm: object) -> None:
+@pytest.mark.parametrize(("which", "damage"), DAMAGE.values(), ids=DAMAGE)
+def test_damage_is_a_miss_and_is_mended(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, which: str, damage: Callable[[bytes], bytes | None]
+) -> None:
     first = build.kernel_for(PROBLEM)
     (index,) = [f for f in (folder / "index").iterdir() if "problem" in json.loads(f.read_text(encoding="utf-8"))]
-    # The file that this process has mapped must stay as it is: damage a copy that takes its place.
-    copy = first.file.with_suffix(".copy")
-    copy.write_bytes(first.file.read_bytes())
-    copy.replace(first.file)
-    harm(index, first.file)  # type: ignore[operator]
+    file = index if which == "index" else first.file
+    data = damage(file.read_bytes())
+    file.unlink()  # what this process has mapped must stay as it is
+    if data is not None:
+        file.write_bytes(data)
     assert not build.is_cached(PROBLEM)
     monkeypatch.setattr(build, "_kernels", {})
-    assert is_right(build.kernel_for(PROBLEM))
+    check_kernel()
     assert build.is_cached(PROBLEM)
     assert not list(folder.rglob(".tmp-*"))
 
@@ -119,14 +109,9 @@ def test_requests_that_compile_to_the_same_do_not_harm_each_other(
 def test_of_many_threads_one_builds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built, original = [], build._build
     monkeypatch.setattr(build, "_build", lambda *a: built.append(1) or original(*a))
-    kernels: list[build.Kernel] = []
-    threads = [threading.Thread(target=lambda: kernels.append(build.kernel_for(PROBLEM))) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as pool:
+        kernels = list(pool.map(lambda _: build.kernel_for(PROBLEM), range(8)))
     assert len(built) == 1
-    assert len(kernels) == 8
     assert len({id(k) for k in kernels}) == 1
 
 

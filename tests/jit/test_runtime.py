@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -59,19 +60,12 @@ def test_workers_forked_before_the_first_call() -> None:
 
 def test_eight_threads_at_once() -> None:
     expected = [attention(i) for i in range(8)]
-    wrong: list[int] = []
 
-    def work(i: int) -> None:
-        for _ in range(10):
-            if not torch.allclose(attention(i), expected[i], atol=1e-6):
-                wrong.append(i)
+    def is_right(i: int) -> bool:
+        return all(torch.allclose(attention(i), expected[i], atol=1e-6) for _ in range(10))
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(is_right, range(8)))
 
 
 def test_threads_that_compile_import_tvm_once(tmp_path: Path) -> None:

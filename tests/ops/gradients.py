@@ -17,6 +17,7 @@ from tvm_na.reference import attention as reference
 PROBLEM = NAProblem.make((4, 5), 3, 2, 4, bias=True, dtype="float64")
 #: PROBLEM's window and scale as the operators take them.
 NUMBERS: tuple[Any, ...] = ([3, 3], [1, 1], [1, 1], [False, False], 0.6)
+NAMES = ("d_query", "d_key", "d_value", "d_rpb")
 BUDGET = {**TOLERANCE, **GRADIENT_TOLERANCE}
 
 
@@ -48,6 +49,22 @@ def wanted(
     used = [(r, d.double()) for r, d in zip(results, (d_out, d_lse), strict=True) if d is not None]
     found = torch.autograd.grad([r for r, _ in used], doubles, [d for _, d in used], allow_unused=True)
     return [torch.zeros_like(t) if g is None else g for t, g in zip(doubles, found, strict=True)]
+
+
+def random_gradients(problem: NAProblem, batch: int, seed: int = 0) -> tuple[Tensor, Tensor | None]:
+    """d_out, and d_lse or None."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    tokens = (batch, *problem.spatial, problem.heads)
+    d_out = torch.randn(*tokens, problem.head_dim_v, generator=generator, dtype=torch.float64)
+    d_lse = torch.randn(*tokens, generator=generator, dtype=torch.float64)
+    d_out = d_out.to(getattr(torch, problem.dtype))
+    return d_out, d_lse.to(getattr(torch, problem.accum_dtype)) if problem.return_lse else None
+
+
+def wanted_by_name(problem: NAProblem, inputs: Any, gradients: Any, scale: float) -> dict[str, Tensor]:
+    """:func:`wanted` by name, of inputs of which a bias may be None."""
+    found = wanted(problem, [t for t in inputs if t is not None], *gradients, scale)
+    return dict(zip(NAMES, found, strict=False))
 
 
 def assert_close(found: Any, right: Any, dtype: str = "float64", note: str = "") -> None:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import dataclasses
 import io
 import os
-import shutil
-import subprocess
-import sys
-import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,146 +18,152 @@ from rich.console import Console
 from torch import Tensor
 
 from tests.conftest import TOLERANCE
-from tests.helpers import Inputs, random_inputs, reference64, relative_error
-from tvm_na import na1d, na2d, na3d
-from tvm_na.cuda import toolchain
-from tvm_na.jit import build, progress, runtime
+from tests.cuda.cuda_funcs import SHARED_BYTES, needs_compiler, row_sums
+from tests.cuda.fake_driver import driver_calls
+from tests.helpers import Inputs, random_inputs, reference64, relative_error, run_python
+from tests.ops.pretended_gpu import PretendedGpu
+from tests.ops.views import as_it_is, channels_first, misaligned, negated, strided
+from tests.schedules.cuda_backward_kernels import BUDGET
+from tvm_na import na1d, na2d, na2d_qk, na3d, unfused
+from tvm_na.cuda.library import compile_library
+from tvm_na.jit import build, progress, runtime, scratch
 from tvm_na.ops import attend, backend
 from tvm_na.ops import launch as launchers
 from tvm_na.ops import launch_cuda as launch
 from tvm_na.problems.attention import NAProblem
-from tvm_na.reference import attention as reference
+from tvm_na.problems.backward import BackwardProblem
+from tvm_na.problems.base import Problem
+from tvm_na.problems.unfused import KINDS, UnfusedProblem
+from tvm_na.reference.case import Case
+from tvm_na.reference.cases import make_case
 from tvm_na.targets.target import parse_target
 
-ROOT = Path(__file__).parents[2]
 PROBLEM = NAProblem.make((6, 7), 3, 2, 8, bias=True, return_lse=True)
 WINDOW: tuple[Any, ...] = ([3, 3], [1, 1], [1, 1], [False, False])
+CUDA = torch.device("cuda", 0)
+DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
-# --- a pretended GPU: tensors are on the CPU, the kernel is the reference
+def step(kind: str) -> UnfusedProblem:
+    """An unfused operator with uneven groups, strides, causality, heads that share keys, and scores with a bias."""
+    options: dict[str, Any] = {"stride": (1, 2), "dilation": (2, 1), "is_causal": (False, True), "bias": kind == "qk"}
+    shared = {} if kind == "bias_sums" else {"heads_kv": 2}
+    return UnfusedProblem.make(kind, (7, 6), (3, 2), 4, 1 if kind == "bias_sums" else 8, **options, **shared)
 
 
-class PretendedGpu:
-    """Two devices of one kind, and a kernel that writes down how it was called."""
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.current = 0
-        self.calls: list[SimpleNamespace] = []
-        self.built: list[tuple[NAProblem, str]] = []
-        self.cached = True
-        patch.setattr(torch.cuda, "current_device", lambda: self.current)
-        patch.setattr(torch.cuda, "device", self.device)
-        patch.setattr(build, "target_for", lambda kind, index=None: parse_target("cuda-sm_90"))
-        patch.setattr(build, "is_cached", lambda problem, target: self.cached)
-        patch.setattr(build, "kernel_for", self.kernel_for)
-        patch.setattr(launch, "scale_tensor", lambda index, scale, dtype: torch.tensor([scale], dtype=dtype))
-
-    @contextlib.contextmanager
-    def device(self, index: int) -> Iterator[None]:
-        before, self.current = self.current, index
-        yield
-        self.current = before
-
-    def kernel_for(self, problem: NAProblem, target: Any) -> SimpleNamespace:
-        self.built.append((problem, target.name))
-
-        def kernel(query: Tensor, key: Tensor, value: Tensor, scale: Tensor, *rest: Tensor) -> None:
-            rpb, outputs = (rest[0], rest[1:]) if problem.bias else (None, rest)
-            inputs = [query, key, value, *outputs, *([] if rpb is None else [rpb])]
-            assert all(t.is_contiguous() and not t.is_neg() for t in inputs)
-            self.calls.append(
-                SimpleNamespace(
-                    device=self.current, batch=query.shape[0], dtypes=[t.dtype for t in (query, scale, *outputs)]
-                )
-            )
-            self.calls[-1].aligned = all(t.data_ptr() % launch.ALIGNMENT == 0 for t in (query, key, value))
-            out, lse = reference.neighborhood_attention(problem, query, key, value, float(scale), rpb)
-            outputs[0].copy_(out)
-            if problem.return_lse:
-                outputs[1].copy_(lse)
-
-        return SimpleNamespace(function=kernel)
+def attention_with(bias: bool, lse: bool) -> NAProblem:
+    return dataclasses.replace(PROBLEM, bias=bias, return_lse=lse)
 
 
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> PretendedGpu:
-    return PretendedGpu(monkeypatch)
+LAUNCHED: dict[str, Problem] = {
+    "attention": PROBLEM,
+    "attention alone": attention_with(False, False),
+    "gradients": BackwardProblem(PROBLEM),
+    "gradients without a bias": BackwardProblem(attention_with(False, True)),
+    "gradients without that of lse": BackwardProblem(attention_with(True, False)),
+    "gradients alone": BackwardProblem(attention_with(False, False)),
+    **{kind: step(kind) for kind in KINDS if kind != "bias_parts"},
+}
 
 
-def misaligned(tensor: Tensor, by: int = 1) -> Tensor:
-    """The same values, ``by`` elements behind an aligned address."""
-    storage = torch.empty(tensor.numel() + by, dtype=tensor.dtype, device=tensor.device)
-    view = storage[by:].view(tensor.shape)
-    return view.copy_(tensor)
+# --- a pretended GPU
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
-def test_every_dtype_has_a_kernel_of_its_own(gpu: PretendedGpu, dtype: str) -> None:
-    problem = dataclasses.replace(PROBLEM, dtype=dtype)
-    launcher = launchers.launcher_of(problem, torch.device("cuda", 0))
-    inputs = random_inputs(problem, 2, 0)
-    out, lse = launcher(inputs, 0.5)
-    accum = getattr(torch, problem.accum_dtype)
-    assert gpu.built == [(problem, "cuda-sm_90")]
-    assert gpu.calls[0].dtypes == [inputs[0].dtype, accum, inputs[0].dtype, accum]
-    wanted, wanted_lse = reference64(problem, inputs, 0.5)
-    assert relative_error(out, wanted) <= TOLERANCE[dtype]
-    assert lse is not None and relative_error(lse, wanted_lse) <= TOLERANCE["float32"]
+def budget(problem: Problem) -> float:
+    return (BUDGET if isinstance(problem, BackwardProblem) else TOLERANCE)[problem.dtype]
 
 
-def test_the_kernel_runs_on_the_inputs_device_and_the_current_one_stays(gpu: PretendedGpu) -> None:
-    inputs = random_inputs(PROBLEM, 1, 0)
+def launched(
+    problem: Problem, batch: int = 2, device: torch.device = CUDA, view: Callable[[Tensor], Tensor] = as_it_is
+) -> tuple[Case, list[Tensor]]:
+    """Inputs and what is right, and what a launcher gives for views of them."""
+    case, scale = make_case(problem, batch, "cpu"), 0.0
+    given = []
+    for argument, tensor in zip(problem.arguments(), case.inputs, strict=False):
+        if argument.role == "scale":
+            scale = float(tensor)
+        else:
+            given.append(view(tensor))
+    return case, launchers.launcher_of(problem, device)(given, scale)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_every_problem_and_dtype_has_a_kernel_of_its_own(gpu: PretendedGpu, name: str, dtype: str) -> None:
+    problem = LAUNCHED[name].with_dtype(dtype)
+    case, found = launched(problem)
+    built = dataclasses.replace(problem, kind="bias_parts") if name == "bias_sums" else problem
+    assert gpu.built == [(built, "cuda-sm_90")] and len(gpu.calls) == 1
+    assert [(t.shape, t.dtype) for t in found] == [(t.shape, t.dtype) for t in case.outputs()]
+    case.check(found, budget(problem))
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_the_kernel_runs_on_the_inputs_device_and_the_current_one_stays(gpu: PretendedGpu, name: str) -> None:
     for index in (0, 1):
-        launcher = launchers.launcher_of(PROBLEM, torch.device("cuda", index))
         for gpu.current in (0, 1):
             before = gpu.current
-            launcher(inputs, 0.5)
-            assert gpu.calls[-1].device == index
-            assert gpu.current == before
+            launched(LAUNCHED[name], 1, torch.device("cuda", index))
+            assert gpu.calls[-1].device == index and gpu.current == before
 
 
-def test_views_and_misaligned_inputs_are_copied(gpu: PretendedGpu) -> None:
-    launcher = launchers.launcher_of(PROBLEM, torch.device("cuda", 0))
-    query, key, value, rpb = random_inputs(PROBLEM, 2, 3)
-    wanted = reference64(PROBLEM, (query, key, value, rpb), 0.5)[0]
-    for change in (misaligned, torch.Tensor.__neg__, lambda t: t.transpose(1, 2).contiguous().transpose(1, 2)):
-        changed = [change(t) if t is not None else t for t in (query, key, value, rpb)]
-        if change is torch.Tensor.__neg__:
-            changed = [torch._neg_view(t) if t is not None else t for t in changed]
-        out = launcher(changed, 0.5)[0]
-        assert gpu.calls[-1].aligned
-        assert relative_error(out, wanted) <= TOLERANCE["float32"]
+@pytest.mark.parametrize("view", [misaligned, negated, strided, channels_first])
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_views_and_misaligned_inputs_are_copied(gpu: PretendedGpu, name: str, view: Any) -> None:
+    case, found = launched(LAUNCHED[name], view=view)
+    case.check(found, budget(LAUNCHED[name]))
     assert parse_target("cuda-sm_90").vector_bytes == launch.ALIGNMENT
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float16"])
 @pytest.mark.parametrize("batch", [1, 2, 3, 5])
-def test_a_batch_too_large_for_32_bits_is_split(gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
-    elements = 6 * 7 * 2 * 8
-    monkeypatch.setattr("tvm_na.problems.base.MAX_ELEMENTS", 2 * 2 * elements)
-    launcher = launchers.launcher_of(PROBLEM, torch.device("cuda", 0))
-    inputs = random_inputs(PROBLEM, batch, 1)
-    out, lse = launcher(inputs, 0.5)
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_a_batch_too_large_for_32_bits_is_split(
+    gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch, name: str, batch: int, dtype: str
+) -> None:
+    problem = LAUNCHED[name].with_dtype(dtype)
+    launched(problem, 1)
+    built = gpu.calls.pop().problem
+    largest = max(argument.elements for argument in (*built.arguments(), *built.scratch()) if argument.has_batch)
+    monkeypatch.setattr("tvm_na.problems.base.MAX_ELEMENTS", 2 * 2 * largest)
+    case, found = launched(problem, batch)
     assert [call.batch for call in gpu.calls] == [2] * (batch // 2) + [1] * (batch % 2)
-    wanted, wanted_lse = reference64(PROBLEM, inputs, 0.5)
-    assert relative_error(out, wanted) <= TOLERANCE["float32"]
-    assert lse is not None and relative_error(lse, wanted_lse) <= TOLERANCE["float32"]
-    monkeypatch.setattr("tvm_na.problems.base.MAX_ELEMENTS", elements)
-    with pytest.raises(ValueError, match=r"query: required fewer than 2\^31 elements per sample"):
-        launchers.launcher_of(PROBLEM, torch.device("cuda", 0))
+    case.check(found, budget(problem))
+    monkeypatch.setattr("tvm_na.problems.base.MAX_ELEMENTS", largest)
+    first = problem.arguments()[0].name
+    with pytest.raises(ValueError, match=rf"{first}: required fewer than 2\^31 elements per sample"):
+        launched(problem)
+
+
+@pytest.mark.parametrize("name", LAUNCHED)
+def test_an_empty_batch_is_an_answer(gpu: PretendedGpu, name: str) -> None:
+    problem = LAUNCHED[name]
+    inputs = [torch.rand(a.shape_for(0)) for a in problem.arguments() if a.role == "input"]
+    found = launchers.launcher_of(problem, CUDA)(inputs, 0.5)
+    outputs = [argument for argument in problem.arguments() if argument.role == "output"]
+    assert [tuple(t.shape) for t in found] == [output.shape_for(0) for output in outputs]
+    assert not any(t.any() for t in found) and not gpu.calls
 
 
 def test_large_dilations_do_not_split_a_batch(gpu: PretendedGpu) -> None:
     """On CPUs they may, since keys are packed with padding."""
     problem = NAProblem.make((256, 256), 7, 4, 32, dilation=32)
-    samples = launchers.launch_spec(problem, torch.device("cuda", 0)).samples
+    samples = launchers.launch_spec(problem, CUDA).samples
     assert samples == (2**31 - 1) // (2 * 256 * 256 * 4 * 32) > problem.largest_batch("llvm")
 
 
-def test_an_empty_batch_is_an_answer(gpu: PretendedGpu) -> None:
-    query, key, value, rpb = random_inputs(PROBLEM, 1, 0)
-    out, lse = launchers.launcher_of(PROBLEM, torch.device("cuda", 0))((query[:0], key[:0], value[:0], rpb), 0.5)
-    assert out.shape == (0, 6, 7, 2, 8) and lse is not None and lse.shape == (0, 6, 7, 2)
-    assert not gpu.calls
+def test_the_bound_of_32_bits_counts_scores_and_biases() -> None:
+    qk = UnfusedProblem.make("qk", (64, 64), 63, 1, 1)
+    assert qk.largest_batch("cuda") == (2**31 - 1) // (2 * 64 * 64 * 63 * 63)
+    assert UnfusedProblem.make("qk", (256, 256), 255, 1, 1).largest_batch("cuda") == 0
+    many = UnfusedProblem.make("qk", (8, 8), 8, 10**7, 1, bias=True)
+    assert many.largest_batch("cuda") == 0
+
+
+def test_a_kernel_without_scratch_memory_is_what_it_was() -> None:
+    def kernel() -> None: ...
+
+    assert scratch.with_scratch(kernel, PROBLEM) is kernel
 
 
 def test_a_build_is_told(gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -243,40 +244,40 @@ def test_scales_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- the choice of the backend
 
 
-def test_the_space_decides_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = torch.device("cuda", 0)
+@pytest.mark.parametrize(("problem", "says"), [(PROBLEM, "space"), (step("qk"), "parts")])
+def test_the_target_decides_what_is_compiled(monkeypatch: pytest.MonkeyPatch, problem: Any, says: str) -> None:
     monkeypatch.setattr(build, "target_for", lambda kind, index: parse_target("cuda-sm_90"))
-    problems = [NAProblem.make(spatial, 3, 1, 4) for spatial in ((9,), (9, 9), (9, 9, 9))]
-    monkeypatch.setattr(build, "is_supported", lambda problem, target: problem.rank != 3)
-    reasons = [backend.why_not_compiled(problem, device) for problem in problems]
-    assert reasons[:2] == [None, None]
-    assert reasons[2] is not None and "space" in reasons[2]
-    assert "forward-mode" in str(backend.why_not_compiled(problems[0], device, True))
-    assert backend.why_not_compiled(problems[0], torch.device("cpu")) is None
-    assert "for the device xpu" in str(backend.why_not_compiled(problems[1], torch.device("xpu")))
+    for device in (CUDA, torch.device("cpu"), torch.device("meta")):
+        assert backend.why_not_compiled(problem, device) is None
+        assert "no forward-mode derivatives" in str(backend.why_not_compiled(problem, device, forward_mode=True))
+    assert "for the device xpu" in str(backend.why_not_compiled(problem, torch.device("xpu")))
+    monkeypatch.setattr(build, "is_supported", lambda problem, target: False)
+    assert says in str(backend.why_not_compiled(problem, CUDA))
 
     def too_old(kind: str, index: int) -> Any:
         raise ValueError("capability: required a GPU of compute capability 7.5 or newer, got 7.0")
 
     monkeypatch.setattr(build, "target_for", too_old)
-    assert "capability" in str(backend.why_not_compiled(problems[1], device))
+    assert "capability" in str(backend.why_not_compiled(problem, CUDA))
 
 
-def test_the_choice_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("module", "count", "call"), [(attend, 3, na2d), (unfused, 2, na2d_qk)])
+def test_the_choice_is_traced(monkeypatch: pytest.MonkeyPatch, module: Any, count: int, call: Any) -> None:
     """As for a GPU, but on the CPU: a trace must not look into what builds kernels."""
-    asked: list[NAProblem] = []
+    asked: list[Problem] = []
     monkeypatch.setattr(backend, "why_no_kernel", lambda problem, device: asked.append(problem))
-    why, gpu = backend.why_not_compiled, torch.device("cuda", 0)
-    monkeypatch.setattr(attend, "why_not_compiled", lambda problem, _, mode: why(problem, gpu, mode))
-    query, key, value, _ = random_inputs(NAProblem.make((6, 7), 3, 2, 8), 2, 0)
+    why = backend.why_not_compiled
+    monkeypatch.setattr(module, "why_not_compiled", lambda problem, _, mode: why(problem, CUDA, mode))
+    tensors = random_inputs(NAProblem.make((6, 7), 3, 2, 8), 2, 0)[:count]
     torch._dynamo.reset()
-    function = torch.compile(lambda *t: na2d(*t, 3, backend="compiled"), fullgraph=True, backend="eager")
-    assert relative_error(function(query, key, value), na2d(query, key, value, 3)) <= TOLERANCE["float32"]
+    function = torch.compile(lambda *t: call(*t, 3, backend="compiled"), fullgraph=True, backend="eager")
+    assert relative_error(function(*tensors), call(*tensors, 3)) <= TOLERANCE["float32"]
     assert asked
 
 
-def test_the_operator_is_registered_for_gpus() -> None:
-    for name in ("na_forward", "na_forward_lse", "na_backward"):
+def test_the_operators_are_registered_for_gpus() -> None:
+    names = ("na_forward", "na_forward_lse", "na_backward", "na_qk", "na_av", "na_av_transposed", "na_bias_sums")
+    for name in names:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"tvm_na::{name}", "CUDA")
 
 
@@ -289,67 +290,24 @@ def test_what_cuda_kernels_run_on_is_named_where_it_is_missing(monkeypatch: pyte
 
 # --- a pretended driver: everything above it is real
 
-
-@pytest.fixture(scope="module")
-def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with libcuda.so.1 and libcudart.so.13 that only write down how they are called."""
-    if torch.version.cuda is not None:
-        pytest.skip("this PyTorch brings CUDA's own runtime")
-    compiler = shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        pytest.skip("there is no C compiler")
-    folder = tmp_path_factory.mktemp("driver")
-    (folder / "versions").write_text("libcudart.so.13 { global: *; };", encoding="utf-8")
-    for name, options in (
-        ("libcuda.so.1", ["-DDRIVER"]),
-        ("libcudart.so.13", [f"-Wl,--version-script={folder / 'versions'}"]),
-    ):
-        source, library = ROOT / "tests" / "fakes" / "cuda.c", folder / name
-        command = [compiler, "-shared", "-fPIC", f"-Wl,-soname,{name}", *options, "-o", str(library), str(source)]
-        subprocess.run(command, check=True, capture_output=True, text=True)
-    return folder
-
-
 CALLS = """
-    import ctypes, os, sys
-    from pathlib import Path
-    import tvm_ffi
-    from tests.ops.fake_tensor import cuda_tensor
-    from tvm_na.jit import runtime
-
-    log = Path(os.environ["FAKE_CUDA_LOG"])
-    kernel = runtime.load(Path(sys.argv[1]), "main", "cuda")
     assert "tvm" not in sys.modules
-    for name, device, stream, batch in (("first", 0, 0x10, 5), ("again", 0, 0x20, 7), ("other", 1, 0x30, 5)):
+    for device, stream, batch in ((0, 0x10, 5), (0, 0x20, 7), (1, 0x30, 5)):
         log.write_text("")
         x, scale, out = (cuda_tensor(shape, device) for shape in ((batch, 4, 96), (1,), (batch, 4)))
         with tvm_ffi.use_raw_stream(tvm_ffi.device(f"cuda:{device}"), stream):
             kernel(x, scale, out)
-        print(name, log.read_text().splitlines())
+        print(log.read_text().splitlines())
 """
 
 
-def test_a_call_is_one_launch_on_the_current_stream(fake_driver: Path, tmp_path: Path) -> None:
-    try:
-        toolchain.find_compiler()
-    except RuntimeError as error:
-        pytest.skip(str(error))
-    from tests.cuda.cuda_funcs import SHARED_BYTES, row_sums
-    from tvm_na.cuda.library import compile_library
-
+@needs_compiler
+def test_a_call_is_one_launch_on_the_current_stream(tmp_path: Path) -> None:
     file = tmp_path / "kernel.so"
     compile_library(row_sums(), parse_target("cuda-sm_90")).export(file)
-    environment = {
-        **os.environ,
-        "LD_LIBRARY_PATH": f"{fake_driver}:{os.environ.get('LD_LIBRARY_PATH', '')}",
-        "FAKE_CUDA_LOG": str(tmp_path / "log"),
-    }
-    command = [sys.executable, "-c", textwrap.dedent(CALLS), str(file)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    calls = {line.partition(" ")[0]: ast.literal_eval(line.partition(" ")[2]) for line in done.stdout.splitlines()}
+    first, again, other = driver_calls(file, CALLS)
 
-    def launched(batch: int, stream: int) -> str:
+    def launch_of(batch: int, stream: int) -> str:
         return f"cuLaunchKernelEx grid {batch} 1 1 block 32 4 1 shared 0 stream {stream:#x}"
 
     def without_arguments(lines: list[str]) -> list[str]:
@@ -357,9 +315,9 @@ def test_a_call_is_one_launch_on_the_current_stream(fake_driver: Path, tmp_path:
 
     loading = ["cuModuleLoadData ba55ed50", "cuModuleGetFunction main_kernel"]
     assert SHARED_BYTES < 48 * 1024
-    assert without_arguments(calls["first"]) == ["cudaSetDevice 0", *loading, launched(5, 0x10)]
-    assert without_arguments(calls["again"]) == ["cudaSetDevice 0", launched(7, 0x20)]
-    assert without_arguments(calls["other"]) == ["cudaSetDevice 1", *loading, launched(5, 0x30)]
+    assert without_arguments(first) == ["cudaSetDevice 0", *loading, launch_of(5, 0x10)]
+    assert without_arguments(again) == ["cudaSetDevice 0", launch_of(7, 0x20)]
+    assert without_arguments(other) == ["cudaSetDevice 1", *loading, launch_of(5, 0x30)]
 
 
 # --- a real GPU
@@ -506,9 +464,5 @@ def test_gpu_needs_no_compiler_the_second_time(tmp_path: Path) -> None:
         print("tvm" in sys.modules)
     """
     environment = {**os.environ, "TVM_NA_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    seen = [
-        subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout.strip()
-        for _ in range(2)
-    ]
+    seen = [run_python(code, env=environment, timeout=600).strip() for _ in range(2)]
     assert seen == ["True", "False"]

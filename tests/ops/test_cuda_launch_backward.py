@@ -2,145 +2,36 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import math
-import os
-import subprocess
-import sys
-import textwrap
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.cuda.test_limits import needs_compiler
+from tests.cuda.cuda_funcs import needs_compiler
+from tests.cuda.fake_driver import driver_calls
 from tests.helpers import random_inputs, relative_error
-from tests.ops.gradients import assert_close, wanted
-from tests.ops.test_cuda_launch import PretendedGpu, fake_driver, misaligned  # noqa: F401 (a fixture)
-from tests.schedules.cuda_backward_kernels import BUDGET, random_gradients
+from tests.ops.gradients import assert_close, random_gradients, wanted
+from tests.ops.pretended_gpu import PretendedGpu
+from tests.ops.test_cuda_launch import CUDA, PROBLEM, WINDOW
+from tests.schedules.cuda_backward_kernels import BUDGET
 from tvm_na import na1d, na2d, na3d
-from tvm_na.jit import build, scratch
+from tvm_na.jit import build
 from tvm_na.measure import cuda as measure_cuda
 from tvm_na.measure import rpc as measure_remote
 from tvm_na.measure.local import Conditions
 from tvm_na.ops import backend, register
 from tvm_na.ops import fast_path as autograd
 from tvm_na.ops import launch as launchers
-from tvm_na.ops import launch_cuda as launch
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.backward import BackwardProblem, most_bias_chunks, scratch_shapes
 from tvm_na.problems.base import MAX_ELEMENTS
-from tvm_na.reference import attention as reference
 from tvm_na.reference.case import WrongNumbers
 from tvm_na.reference.cases import budget_of, make_case
 from tvm_na.targets.target import parse_target
-
-ROOT = Path(__file__).parents[2]
-PROBLEM = NAProblem.make((6, 7), 3, 2, 8, bias=True, return_lse=True)
-WINDOW: tuple[Any, ...] = ([3, 3], [1, 1], [1, 1], [False, False])
-CUDA = torch.device("cuda", 0)
-
-
-class PretendedTraining(PretendedGpu):
-    """The same, whose kernels of gradients are the reference's autograd; they spoil the scratch memory."""
-
-    def kernel_for(self, problem: Any, target: Any) -> SimpleNamespace:
-        if not isinstance(problem, BackwardProblem):
-            return super().kernel_for(problem, target)
-        self.built.append((problem, target.name))
-        return SimpleNamespace(function=lambda *args: self.backward(problem, *args))
-
-    def backward(self, problem: BackwardProblem, *args: Tensor) -> None:
-        p, rest = problem.forward, list(args)
-        query, key, value, scale = (rest.pop(0) for _ in range(4))
-        inputs = [query, key, value, *([rest.pop(0)] if p.bias else [])]
-        lse, d_out = rest.pop(0), rest.pop(0)
-        d_lse = rest.pop(0) if p.return_lse else None
-        outputs, memory = rest[: len(inputs)], rest[len(inputs) :]
-        assert [tuple(t.shape) for t in memory] == scratch_shapes(problem, len(query))
-        assert {t.dtype for t in memory} == {getattr(torch, p.accum_dtype)} == {lse.dtype}
-        given = [*inputs, lse, d_out, *([] if d_lse is None else [d_lse])]
-        assert all(t.is_contiguous() and not t.is_neg() and t.data_ptr() % launch.ALIGNMENT == 0 for t in given)
-        for t in memory:
-            t.fill_(math.nan)
-        with torch.enable_grad():
-            found = wanted(p, inputs, d_out, d_lse, float(scale))
-        for into, gradient in zip(outputs, found, strict=True):
-            into.copy_(gradient)
-        dtypes = [t.dtype for t in (query, scale, *outputs)]
-        self.calls.append(SimpleNamespace(device=self.current, batch=len(query), dtypes=dtypes))
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> PretendedTraining:
-    return PretendedTraining(monkeypatch)
-
-
-def arguments(problem: NAProblem, batch: int, seed: int = 0) -> tuple[Any, Any, Any, Any]:
-    """Inputs, log-sum-exp, d_out and d_lse."""
-    inputs = random_inputs(problem, batch, seed)
-    lse = reference.neighborhood_attention(problem, *inputs[:3], 0.6, inputs[3])[1]
-    return inputs, lse, *random_gradients(problem, batch, seed)
-
-
-def launched(problem: NAProblem, given: Any, device: torch.device = CUDA) -> list[Tensor]:
-    inputs, lse, d_out, d_lse = given
-    return launchers.launcher_of(BackwardProblem(problem), device)((*inputs, lse, d_out, d_lse), 0.6)
-
-
-@pytest.mark.parametrize("dtype", BUDGET)
-def test_every_dtype_has_a_kernel_of_its_own(gpu: PretendedTraining, dtype: str) -> None:
-    problem = dataclasses.replace(PROBLEM, dtype=dtype)
-    given = arguments(problem, 2)
-    found = launched(problem, given)
-    kind, accum = getattr(torch, dtype), getattr(torch, problem.accum_dtype)
-    assert gpu.built == [(BackwardProblem(problem), "cuda-sm_90")]
-    assert gpu.calls[0].dtypes == [kind, accum, kind, kind, kind, kind]
-    right = wanted(problem, given[0], *given[2:])
-    for a, b in zip(found, right, strict=True):
-        assert relative_error(a, b) <= BUDGET[dtype]
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("return_lse", [False, True])
-def test_what_a_kernel_is_given(gpu: PretendedTraining, bias: bool, return_lse: bool) -> None:
-    problem = dataclasses.replace(PROBLEM, bias=bias, return_lse=return_lse)
-    given = arguments(problem, 2)
-    assert_close(
-        launched(problem, given), wanted(problem, [t for t in given[0] if t is not None], *given[2:]), "float32"
-    )
-
-
-def test_views_and_misaligned_inputs_are_copied(gpu: PretendedTraining) -> None:
-    inputs, lse, d_out, d_lse = arguments(PROBLEM, 2)
-    right = wanted(PROBLEM, inputs, d_out, d_lse)
-    changes: list[Callable[[Tensor], Tensor]] = [misaligned, lambda t: torch._neg_view(-t)]
-    for change in changes:
-        given = ([change(t) for t in inputs], change(lse), change(d_out), change(d_lse))
-        assert_close(launched(PROBLEM, given), right, "float32")
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("batch", [1, 3, 5])
-def test_a_batch_too_large_for_32_bits_is_split(
-    gpu: PretendedTraining, monkeypatch: pytest.MonkeyPatch, batch: int, dtype: str
-) -> None:
-    problem = dataclasses.replace(PROBLEM, dtype=dtype)
-    elements = 6 * 7 * 2 * 8
-    monkeypatch.setattr("tvm_na.problems.base.MAX_ELEMENTS", 2 * 2 * elements)
-    given = arguments(problem, batch)
-    found = launched(problem, given)
-    assert [call.batch for call in gpu.calls] == [2] * (batch // 2) + [1] * (batch % 2)
-    for a, b in zip(found, wanted(problem, given[0], *given[2:]), strict=True):
-        assert relative_error(a, b) <= BUDGET[dtype]
-    monkeypatch.setattr("tvm_na.problems.base.MAX_ELEMENTS", elements)
-    with pytest.raises(ValueError, match=r"query: required fewer than 2\^31 elements per sample"):
-        launched(problem, given)
 
 
 def test_scratch_memory_counts_where_it_is_the_largest() -> None:
@@ -153,21 +44,7 @@ def test_scratch_memory_counts_where_it_is_the_largest() -> None:
     assert plain.largest_batch("cuda") == plain.forward.largest_batch("cuda")
 
 
-def test_an_empty_batch_has_no_gradients_but_zeros_of_the_bias(gpu: PretendedTraining) -> None:
-    inputs, lse, d_out, d_lse = arguments(PROBLEM, 1)
-    empty = ((*(t[:0] for t in inputs[:3]), inputs[3]), lse[:0], d_out[:0], d_lse[:0])
-    found = launched(PROBLEM, empty)
-    assert [tuple(t.shape) for t in found] == [(0, 6, 7, 2, 8)] * 3 + [PROBLEM.bias_shape]
-    assert not found[3].any() and not gpu.calls
-
-
-def test_a_kernel_without_scratch_memory_is_what_it_was() -> None:
-    def kernel() -> None: ...
-
-    assert scratch.with_scratch(kernel, PROBLEM) is kernel
-
-
-def test_the_pass_past_the_dispatcher(gpu: PretendedTraining, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pass_past_the_dispatcher(gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a call on a GPU takes, with launchers of a pretended one."""
     problem = dataclasses.replace(PROBLEM, return_lse=True)
     monkeypatch.setattr(autograd, "launcher_for", lambda p, _: launchers.launcher_of(p, CUDA))
@@ -194,7 +71,7 @@ def test_a_gradient_is_no_reason_for_the_reference(monkeypatch: pytest.MonkeyPat
 # --- measuring
 
 
-def test_a_candidate_is_measured_with_scratch_memory(gpu: PretendedTraining, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_candidate_is_measured_with_scratch_memory(gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = BackwardProblem(PROBLEM)
     monkeypatch.setattr(measure_cuda.Sets, "of", classmethod(lambda cls, p, case: cls(case, *sets(case))))
     monkeypatch.setattr(
@@ -211,7 +88,7 @@ def test_a_candidate_is_measured_with_scratch_memory(gpu: PretendedTraining, mon
     assert scale == pytest.approx(8**-0.5)
     measure_cuda.checked_call(Path("none.so"), problem, 4, "cuda")()
     assert [call.batch for call in gpu.calls] == [4, 4]
-    monkeypatch.setattr(gpu, "backward", lambda *_: None)
+    monkeypatch.setattr(gpu, "run", lambda *_: None)
     with pytest.raises(WrongNumbers, match="d_query"):
         measure_cuda.checked_call(Path("none.so"), problem, 4, "cuda")
     assert budget_of(problem) == BUDGET["float32"]
@@ -232,43 +109,22 @@ def test_scratch_memory_over_there_is_that_of_the_batch() -> None:
 # --- a pretended driver: everything above it is real
 
 CALLS = """
-    import os, sys
-    from pathlib import Path
-    import tvm_ffi
-    from tests.ops.fake_tensor import cuda_tensor
-    from tvm_na.jit import runtime
-    from tvm_na.problems.backward import BackwardProblem, scratch_shapes
+    from tvm_na.problems.backward import BackwardProblem
     from tvm_na.problems.attention import NAProblem
 
     problem = BackwardProblem(NAProblem.make((6, 7), 3, 2, 8, bias=True, return_lse=True))
-    kernel, batch = runtime.load(Path(sys.argv[1]), "main", "cuda"), 5
-    tokens = (batch, 6, 7, 2)
-    shapes = [*[(*tokens, 8)] * 3, (1,), (2, 5, 5), tokens, (*tokens, 8), tokens]
-    shapes += [*[(*tokens, 8)] * 3, (2, 5, 5), *scratch_shapes(problem, batch)]
-    arguments = [cuda_tensor(shape, 0) for shape in shapes]
+    arguments = [cuda_tensor(a.shape_for(5), 0) for a in (*problem.arguments(), *problem.scratch())]
     with tvm_ffi.use_raw_stream(tvm_ffi.device("cuda:0"), 0x10):
         kernel(*arguments)
-    print(Path(os.environ["FAKE_CUDA_LOG"]).read_text().splitlines())
+    print(log.read_text().splitlines())
 """
 
 
 @needs_compiler
-def test_a_call_is_three_launches_in_order_and_no_memory(
-    fake_driver: Path,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_call_is_three_launches_in_order_and_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TVM_NA_CACHE_DIR", str(tmp_path / "cache"))
     file = build.compile_for(BackwardProblem(PROBLEM), parse_target("cuda-sm_90"), records="off")
-    environment = {
-        **os.environ,
-        "LD_LIBRARY_PATH": f"{fake_driver}:{os.environ.get('LD_LIBRARY_PATH', '')}",
-        "FAKE_CUDA_LOG": str(tmp_path / "log"),
-    }
-    command = [sys.executable, "-c", textwrap.dedent(CALLS), str(file)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    calls = ast.literal_eval(done.stdout)
+    (calls,) = driver_calls(file, CALLS)
     functions = [call.removeprefix("cuModuleGetFunction ") for call in calls if call.startswith("cuModuleGetFunction")]
     assert functions == ["main_kernel", "main_kernel_1", "main_kernel_2"]
     launches = [call for call in calls if call.startswith("cuLaunchKernelEx")]

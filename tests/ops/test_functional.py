@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from tests.conftest import TOLERANCE
 from tests.helpers import assert_says, bad, forget_calls, random_additional, random_inputs, reference64, relative_error
 from tests.problems.bad_calls import BAD_ADDITIONAL, BAD_CALLS, BAD_WINDOWS, KEYS, VALUES, arguments
-from tvm_na import Backend, merge_attentions, na1d, na2d, na3d
+from tvm_na import merge_attentions, na1d, na1d_qk, na2d, na3d
 from tvm_na.ops import attend, backend, calls
 from tvm_na.problems.attention import DTYPES, NAProblem
 from tvm_na.reference import attention as reference
@@ -125,13 +125,19 @@ def test_a_known_call_passes_the_dispatcher_by_unless_it_is_watched(monkeypatch:
         assert seen
 
 
-def test_auto_takes_the_reference_for_what_has_no_kernel_and_says_so_once() -> None:
-    line = torch.randn(1, 9, 2, 4)
+LINE = torch.linspace(-1, 1, 72).view(1, 9, 2, 4)
+FORWARD_MODE = {
+    "attention": lambda query, backend: na1d(query, LINE, LINE, 3, backend=backend),
+    "scores": lambda query, backend: na1d_qk(query, LINE, 3, backend=backend),
+}
 
-    def tangent() -> torch.Tensor:
+
+@pytest.mark.parametrize("name", FORWARD_MODE)
+def test_auto_takes_the_reference_for_what_has_no_kernel_and_says_so_once(name: str) -> None:
+    def tangent(of: str = "auto") -> torch.Tensor:
         with forward_ad.dual_level():
-            query = forward_ad.make_dual(line, line)
-            return na1d(query, line, line, 3)
+            out = FORWARD_MODE[name](forward_ad.make_dual(LINE, LINE.flip(1)), of)
+            return forward_ad.unpack_dual(out).tangent
 
     def autocast() -> torch.Tensor:  # calls itself, which must not change of whom the warning is
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -145,21 +151,9 @@ def test_auto_takes_the_reference_for_what_has_no_kernel_and_says_so_once() -> N
         assert len(ours) == 1
         assert ours[0].filename == __file__
         call()  # a second warning would be an error here
-
-
-def test_what_forward_mode_is_computed_by() -> None:
-    problem = NAProblem.make((6, 7), 3, 2, 8)
-    for device in ("cpu", "meta", "cuda"):
-        reason = backend.why_not_compiled(problem, torch.device(device), forward_mode=True)
-        assert reason == "compiled kernels have no forward-mode derivatives"
-    for device in ("cpu", "meta"):
-        assert backend.why_not_compiled(problem, torch.device(device)) is None
-
-
-def test_compiled_never_falls_back() -> None:
-    line = torch.randn(1, 9, 2, 4)
-    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="no forward-mode derivatives"):
-        na1d(forward_ad.make_dual(line, line), line, line, 3, backend=Backend.COMPILED)
+    assert torch.equal(tangent(), tangent("reference"))
+    with pytest.raises(NotImplementedError, match="backend='compiled': .* no forward-mode derivatives"):
+        tangent("compiled")
 
 
 def test_the_backend_that_is_named_computes(monkeypatch: pytest.MonkeyPatch) -> None:

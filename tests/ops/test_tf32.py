@@ -6,7 +6,6 @@ import dataclasses
 import timeit
 import warnings
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ import torch
 
 from tests.conftest import TOLERANCE
 from tests.helpers import forget_calls, random_inputs, reference64, relative_error
-from tests.ops.test_cuda_launch import PretendedGpu
+from tests.ops.pretended_gpu import PretendedGpu
 from tvm_na import na2d
 from tvm_na.cli import tune as cli_tune
 from tvm_na.jit import build
@@ -61,36 +60,19 @@ def _restored() -> Iterator[None]:
     restore()
 
 
-class WatchedGpu(PretendedGpu):
-    """Also writes down which kernel ran."""
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        super().__init__(patch)
-        self.ran: list[str] = []
-
-    def kernel_for(self, problem: NAProblem, target: Any) -> SimpleNamespace:
-        made = super().kernel_for(problem, target).function
-
-        def kernel(*args: Any) -> None:
-            self.ran.append(problem.dtype)
-            made(*args)
-
-        return SimpleNamespace(function=kernel)
+def ran(gpu: PretendedGpu) -> list[str]:
+    """The dtype of each kernel that ran."""
+    return [call.problem.dtype for call in gpu.calls]
 
 
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> WatchedGpu:
-    return WatchedGpu(monkeypatch)
-
-
-def test_by_default_nothing_is_rounded(gpu: WatchedGpu) -> None:
+def test_by_default_nothing_is_rounded(gpu: PretendedGpu) -> None:
     launchers.launcher_of(SERVED, GPU)(random_inputs(SERVED, 1, 0), 0.5)
     assert not tf32.is_allowed()
-    assert [problem for problem, _ in gpu.built] == [SERVED] and gpu.ran == ["float32"]
+    assert [problem for problem, _ in gpu.built] == [SERVED] and ran(gpu) == ["float32"]
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_setting_counts_at_each_call(gpu: WatchedGpu, way: Callable[[bool], None]) -> None:
+def test_the_setting_counts_at_each_call(gpu: PretendedGpu, way: Callable[[bool], None]) -> None:
     launcher = launchers.launcher_of(SERVED, GPU)
     inputs = random_inputs(SERVED, 1, 0)
     for allow in (True, True, False, True):
@@ -98,11 +80,11 @@ def test_the_setting_counts_at_each_call(gpu: WatchedGpu, way: Callable[[bool], 
         out, lse = launcher(inputs, 0.5)
         assert out.dtype == torch.float32 and lse.dtype == torch.float32
         assert relative_error(out, reference64(SERVED, inputs, 0.5)[0]) <= TOLERANCE["float32"]  # a pretended kernel
-    assert gpu.ran == [TF32, TF32, "float32", TF32]
+    assert ran(gpu) == [TF32, TF32, "float32", TF32]
     assert [problem.dtype for problem, _ in gpu.built] == ["float32", TF32]  # each once, when it was wanted
 
 
-def test_only_what_is_wanted_is_built(gpu: WatchedGpu) -> None:
+def test_only_what_is_wanted_is_built(gpu: PretendedGpu) -> None:
     _newer(True)
     launchers.launcher_of(SERVED, GPU)
     assert [problem for problem, _ in gpu.built] == [dataclasses.replace(SERVED, dtype=TF32)]
@@ -111,14 +93,14 @@ def test_only_what_is_wanted_is_built(gpu: WatchedGpu) -> None:
 @pytest.mark.parametrize(
     "change", [{"dtype": "float64"}, {"dtype": "float16"}, {"stride": (2, 2)}, {"head_dim": 8}, {"head_dim_v": 24}]
 )
-def test_what_tensor_cores_do_not_serve_stays_exact(gpu: WatchedGpu, change: dict[str, Any]) -> None:
+def test_what_tensor_cores_do_not_serve_stays_exact(gpu: PretendedGpu, change: dict[str, Any]) -> None:
     _newer(True)
     problem = dataclasses.replace(SERVED, **change)
     launchers.launcher_of(problem, GPU)
     assert [built for built, _ in gpu.built] == [problem]
 
 
-def test_older_gpus_stay_exact(gpu: WatchedGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_older_gpus_stay_exact(gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     _newer(True)
     monkeypatch.setattr(build, "target_for", lambda kind, index=None: parse_target("cuda-sm_75"))
     launchers.launcher_of(SERVED, GPU)
@@ -126,7 +108,7 @@ def test_older_gpus_stay_exact(gpu: WatchedGpu, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_calls_of_the_operator(gpu: WatchedGpu, monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
+def test_calls_of_the_operator(gpu: PretendedGpu, monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
     """Also in compiled code, and through the way that a second call takes."""
     make = launchers.launcher_of
     monkeypatch.setattr(launchers, "launcher_of", lambda problem, device: make(problem, GPU))
@@ -140,7 +122,7 @@ def test_calls_of_the_operator(gpu: WatchedGpu, monkeypatch: pytest.MonkeyPatch,
     for allow in (False, True, True, False):
         _newer(allow)
         call(query)
-    assert gpu.ran == ["float32", TF32, TF32, "float32"]
+    assert ran(gpu) == ["float32", TF32, TF32, "float32"]
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from tests.brute import dense
 from tests.conftest import TOLERANCE
 from tests.helpers import assert_says, random_inputs, relative_error
 from tests.ops.gradients import assert_close
 from tvm_na import functional, na1d_av, na1d_qk, na2d, na2d_av, na2d_qk, na3d_av, na3d_qk
-from tvm_na.ops import backend
 from tvm_na.problems.attention import NAProblem
-from tvm_na.problems.unfused import qk_problem_of
 
 QK, AV = (na1d_qk, na2d_qk, na3d_qk), (na1d_av, na2d_av, na3d_av)
 # Each with something else that is odd: uneven groups, even kernels, strides, causality, heads that share keys.
@@ -258,36 +254,3 @@ def test_nested_tensors_are_refused() -> None:
         with pytest.raises(TypeError) as caught:
             call(nested, nested, 3)
         assert_says(caught, argument, TypeError, ["got a nested tensor"])
-
-
-# --- the backend
-
-
-def test_auto_says_once_why_it_takes_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tvm_na.ops.backend._warned", set())
-    query = torch.randn(1, 6, 7, 1, 4)
-
-    def dual() -> Any:
-        with forward_ad.dual_level():
-            moving = forward_ad.make_dual(query, torch.ones_like(query))
-            return forward_ad.unpack_dual(na2d_qk(moving, query, 3)).tangent
-
-    with pytest.warns(UserWarning, match="forward-mode") as caught:
-        tangent = dual()
-    assert [w.filename for w in caught if "tvm_na" in str(w.message)] == [__file__]
-    assert relative_error(tangent, na2d_qk(torch.ones_like(query), query, 3)) <= TOLERANCE["float32"]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)  # PyTorch's own, of forward mode
-        dual()
-        with pytest.raises(NotImplementedError, match="backend='compiled'"), forward_ad.dual_level():
-            na2d_qk(forward_ad.make_dual(query, query), query, 3, backend="compiled")
-
-
-@pytest.mark.parametrize(("device", "says"), [("cuda", "no such GPU"), ("xpu", "the device xpu"), ("cpu", None)])
-def test_where_there_are_kernels(device: str, says: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "why_no_kernel", lambda problem, device: "no such GPU")
-    query, key, *_ = inputs(PROBLEMS["k 1"])
-    window = (1, 1, 1, False)
-    reason = backend.why_not_compiled(qk_problem_of(query, key, None, window, 2), torch.device(device))
-    assert reason is None if says is None else says in str(reason)

@@ -22,8 +22,9 @@ def sliced(t: Tensor) -> Tensor:
     return torch.cat([t, torch.full_like(t, torch.nan)], dim=-1)[..., : t.shape[-1]]
 
 
-def misaligned(t: Tensor) -> Tensor:
-    return torch.empty(t.numel() + 1, dtype=t.dtype)[1:].view(t.shape).copy_(t)
+def misaligned(t: Tensor, by: int = 1) -> Tensor:
+    """``by`` elements behind an aligned address."""
+    return torch.empty(t.numel() + by, dtype=t.dtype, device=t.device)[by:].view(t.shape).copy_(t)
 
 
 def negated(t: Tensor) -> Tensor:

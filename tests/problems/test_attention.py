@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import random
 from typing import Any
@@ -56,28 +55,14 @@ def test_every_field_tells_problems_apart(field: str) -> None:
     assert str(other) != str(FULL)
 
 
-def test_json_is_canonical() -> None:
-    text = FULL.to_json()
-    fields = json.loads(text)
-    assert list(fields) == sorted(f.name for f in dataclasses.fields(NAProblem))
-    assert " " not in text
-    backwards = json.dumps(dict(reversed(fields.items())), indent=1)
-    assert NAProblem.from_json(backwards) == FULL
-    assert NAProblem.from_json(backwards).to_json() == text
-
-
 def test_json_is_validated() -> None:
     with pytest.raises(ValueError, match="heads: required a multiple of heads_kv=3, got 4"):
         NAProblem.from_json(FULL.to_json().replace('"heads_kv":2', '"heads_kv":3'))
 
 
-def test_random_problems_round_trip_and_draw_every_option() -> None:
+def test_random_problems_draw_every_option() -> None:
     rng = random.Random(0)
     problems = [random_problem(rng) for _ in range(300)]
-    for problem in problems:
-        again = NAProblem.from_json(problem.to_json())
-        assert again == problem
-        assert hash(again) == hash(problem)
     assert {k for p in problems for k in p.kernel_size} == set(range(1, 10))
     assert {d for p in problems for d in p.dilation} >= {1, 2, 3, 4}
     assert {p.heads // p.heads_kv for p in problems} == {1, 2, 3}
@@ -89,14 +74,8 @@ def test_random_problems_round_trip_and_draw_every_option() -> None:
 
 def test_random_problems_keep_what_is_fixed() -> None:
     rng = random.Random(0)
-    fixed: dict[str, Any] = {
-        "heads": 6,
-        "kernel_size": (7, 4),
-        "stride": 2,
-        "dtype": "float16",
-        "head_dim": 32,
-        "dilation": (1, 3),
-    }
+    fixed: dict[str, Any] = {"heads": 6, "kernel_size": (7, 4), "stride": 2, "dtype": "float16"}
+    fixed |= {"head_dim": 32, "dilation": (1, 3)}
     for _ in range(50):
         problem = random_problem(rng, **fixed)
         assert (problem.heads, problem.head_dim, problem.dtype) == (6, 32, "float16")

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from tests.helpers import random_problem
+from tests.te.dense_kernels import random_problem as random_dense
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.backward import BackwardProblem
+from tvm_na.problems.base import Problem
 from tvm_na.problems.dense import DenseProblem
 from tvm_na.problems.registry import PROBLEMS, problem_from_json
-from tvm_na.problems.unfused import UnfusedProblem
+from tvm_na.problems.unfused import KINDS, UnfusedProblem
 from tvm_na.reference.cases import make_case
 
 FORWARD = NAProblem((8, 9), (3, 2), (1, 2), (2, 1), (False, True), 4, 2, 8, 6, "float64", True, True)
@@ -53,28 +55,48 @@ def test_useful_operations_are_those_of_five_products() -> None:
 # --- as text
 
 
-def test_json_is_canonical_and_of_its_operator() -> None:
-    text = BACKWARD.to_json()
-    fields = json.loads(text)
-    assert fields == {**json.loads(FORWARD.to_json()), "operator": "backward"}
-    assert list(fields) == sorted(fields) and " " not in text
-    assert BackwardProblem.from_json(json.dumps(dict(reversed(fields.items())), indent=1)) == BACKWARD
+def drawn(operator: str | None, rng: random.Random) -> Problem:
+    """A problem of an operator with any options."""
+    if operator == "dense":
+        return random_dense(rng, rng.choice(["float32", "float64"]))
+    forward = random_problem(rng, rank=rng.choice([1, 2, 3]))
+    if operator == "unfused":
+        kind = rng.choice(KINDS)
+        step = dataclasses.replace(forward, head_dim_v=forward.head_dim, return_lse=False, bias=kind == "qk")
+        return UnfusedProblem(kind, step)
+    return forward if operator is None else BackwardProblem(forward)
 
 
-def test_random_problems_round_trip() -> None:
+@pytest.mark.parametrize("operator", PROBLEMS)
+def test_json_is_canonical_and_comes_back(operator: str | None) -> None:
     rng = random.Random(0)
-    for rank in (1, 2, 3) * 30:
-        problem = BackwardProblem(random_problem(rng, rank=rank))
-        again = problem_from_json(problem.to_json())
-        assert again == problem and hash(again) == hash(problem)
-        assert again.to_json() == problem.to_json() != problem.forward.to_json()
-        assert problem_from_json(problem.forward.to_json()) == problem.forward
+    for _ in range(90):
+        problem = drawn(operator, rng)
+        text = problem.to_json()
+        fields = json.loads(text)
+        assert list(fields) == sorted(fields) and " " not in text
+        assert fields.get("operator") == operator
+        again = type(problem).from_json(json.dumps(dict(reversed(fields.items())), indent=1))
+        assert again == problem == problem_from_json(text)
+        assert hash(again) == hash(problem) and again.to_json() == text
 
 
-@pytest.mark.parametrize("text", [FORWARD.to_json(), DENSE.to_json(), "[]", "3", '"backward"', "null"])
-def test_json_of_something_else_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match='problem: required a JSON object with "operator":"backward", got'):
-        BackwardProblem.from_json(text)
+def test_json_of_a_step_is_that_of_the_attention_and_its_own() -> None:
+    fields = json.loads(FORWARD.to_json())
+    assert json.loads(BACKWARD.to_json()) == {**fields, "operator": "backward"}
+    fields = json.loads(UNFUSED.forward.to_json())
+    assert json.loads(UNFUSED.to_json()) == {**fields, "operator": "unfused", "kind": "av"}
+
+
+@pytest.mark.parametrize("text", ["attention", "backward", "dense", "[]", "3", '"backward"', "null"])
+@pytest.mark.parametrize("kind", [BackwardProblem, DenseProblem, UnfusedProblem])
+def test_json_of_something_else_is_refused(kind: type[Problem], text: str) -> None:
+    others: dict[str, Problem] = {"attention": FORWARD, "backward": BACKWARD, "dense": DENSE}
+    if text == kind.operator:
+        text = "attention"
+    wrong = others[text].to_json() if text in others else text
+    with pytest.raises(ValueError, match=f'problem: required a JSON object with "operator":"{kind.operator}", got'):
+        kind.from_json(wrong)
 
 
 def test_json_is_validated() -> None:

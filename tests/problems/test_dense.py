@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import random
 from typing import Any
 
@@ -15,7 +14,6 @@ from tests.helpers import assert_says, bad
 from tests.te.dense_kernels import random_problem
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.dense import DenseProblem
-from tvm_na.problems.registry import problem_from_json
 from tvm_na.records import select
 
 CONV = DenseProblem.make((14, 15), 3, 10, kernel_size=3, stride=(2, 1), padding=(1, 0), activation="gelu")
@@ -40,20 +38,6 @@ def test_sizes_are_those_of_pytorch() -> None:
         convolve = getattr(torch.nn.functional, f"conv{problem.rank}d")
         out = convolve(x, weight, stride=problem.stride, padding=problem.padding)
         assert tuple(out.shape[2:]) == problem.out_spatial
-
-
-def test_json_comes_back_and_is_not_that_of_attention() -> None:
-    rng = random.Random(1)
-    for _ in range(50):
-        problem = random_problem(rng, rng.choice(["float32", "float64"]))
-        text = problem.to_json()
-        assert DenseProblem.from_json(text) == problem == problem_from_json(text)
-        assert json.loads(text)["operator"] == "dense"
-    attention = NAProblem.make((9, 9), 3, 1, 8)
-    assert "operator" not in attention.to_json()
-    assert problem_from_json(attention.to_json()) == attention
-    with pytest.raises(ValueError, match='problem: required a JSON object with "operator":"dense"'):
-        DenseProblem.from_json(attention.to_json())
 
 
 GOOD: dict[str, Any] = {"spatial": (14, 14), "in_channels": 8, "out_channels": 16, "kernel_size": 3, "padding": 1}

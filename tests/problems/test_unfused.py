@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import random
 from typing import Any
 
 import pytest
 import torch
 
-from tests.helpers import random_problem
 from tvm_na.problems.attention import NAProblem
-from tvm_na.problems.backward import BackwardProblem
-from tvm_na.problems.registry import problem_from_json
 from tvm_na.problems.unfused import KINDS, UnfusedProblem
 from tvm_na.reference.case import WrongNumbers
 from tvm_na.reference.cases import budget_of, make_case
@@ -50,19 +46,9 @@ def test_what_is_no_such_step_is_named(kind: str, forward: Any, error: type[Exce
         UnfusedProblem(kind, forward)
 
 
-def test_json_is_canonical_and_of_its_operator() -> None:
-    text = PROBLEM.to_json()
-    fields = json.loads(text)
-    assert fields == {**json.loads(FORWARD.to_json()), "operator": "unfused", "kind": "qk"}
-    assert list(fields) == sorted(fields)
-    assert problem_from_json(text) == PROBLEM
-    for seed in range(20):
-        drawn = random_problem(random.Random(seed), bias=False, return_lse=False)
-        problem = UnfusedProblem(KINDS[seed % 5], dataclasses.replace(drawn, head_dim_v=drawn.head_dim))
-        assert problem_from_json(problem.to_json()) == problem
-    for wrong in (FORWARD.to_json(), BackwardProblem(FORWARD).to_json(), '{"operator":"unfused"}', "[]"):
-        with pytest.raises(ValueError, match='problem: required a (JSON object with "operator":"unfused"|kind)'):
-            UnfusedProblem.from_json(wrong)
+def test_json_without_a_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="problem: required a kind"):
+        UnfusedProblem.from_json('{"operator":"unfused"}')
 
 
 def test_a_file_of_tasks_may_name_it(tmp_path: Any) -> None:

@@ -9,23 +9,12 @@ import torch
 from torch import Tensor
 
 from tests.helpers import random_inputs, reference64, relative_error
+from tests.ops.gradients import NAMES, random_gradients, wanted_by_name
 from tests.schedules.cuda_kernels import CudaKernel
-from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.backward import scratch_shapes
 
 #: The largest error, relative to the largest element of a gradient. Halves round each gradient once.
 BUDGET = {"float64": 1e-12, "float32": 5e-6, "float16": 4e-3, "bfloat16": 3e-2}
-NAMES = ("d_query", "d_key", "d_value", "d_rpb")
-
-
-def random_gradients(problem: NAProblem, batch: int, seed: int) -> tuple[Tensor, Tensor | None]:
-    """d_out, and d_lse or None."""
-    generator = torch.Generator().manual_seed(seed + 1)
-    tokens = (batch, *problem.spatial, problem.heads)
-    d_out = torch.randn(*tokens, problem.head_dim_v, generator=generator, dtype=torch.float64)
-    d_lse = torch.randn(*tokens, generator=generator, dtype=torch.float64)
-    d_out = d_out.to(getattr(torch, problem.dtype))
-    return d_out, d_lse.to(getattr(torch, problem.accum_dtype)) if problem.return_lse else None
 
 
 def run(
@@ -45,20 +34,12 @@ def run(
     return found
 
 
-def right(problem: NAProblem, inputs: Any, gradients: Any, scale: float) -> dict[str, Tensor]:
-    """The gradients by name, by autograd of the reference in float64."""
-    leaves = [t.double().requires_grad_() for t in inputs if t is not None]
-    results = reference64(problem, (*leaves[:3], leaves[3] if problem.bias else None), scale)
-    given = [t.double() for t in gradients if t is not None]
-    return dict(zip(NAMES, torch.autograd.grad(results[: len(given)], leaves, given), strict=False))
-
-
 def errors(kernel: CudaKernel, batch: int = 1, seed: int = 0, scale: float | None = None) -> dict[str, float]:
     """The relative errors of the gradients of random inputs, by name."""
     problem = kernel.problem.forward
     inputs, gradients = random_inputs(problem, batch, seed), random_gradients(problem, batch, seed)
     scale = problem.head_dim**-0.5 if scale is None else scale
-    found, wanted = run(kernel, inputs, gradients, scale, seed), right(problem, inputs, gradients, scale)
+    found, wanted = run(kernel, inputs, gradients, scale, seed), wanted_by_name(problem, inputs, gradients, scale)
     assert found.keys() == wanted.keys()
     if math.prod(problem.kernel_size) > 1:
         return {name: relative_error(gradient, wanted[name]) for name, gradient in found.items()}

@@ -136,14 +136,10 @@ def test_any_of_several_devices_may_run_a_kernel(devices: Devices) -> None:
 def test_the_environment_speaks_of_cpus_or_of_gpus(devices: Devices, monkeypatch: pytest.MonkeyPatch) -> None:
     devices((8, 0), (9, 0))
     native = detect_target()
-    for named, cpu, gpus in (
-        ("native", native, ["cuda-sm_80", "cuda-sm_90"]),
-        ("cuda", native, ["cuda-sm_80", "cuda-sm_90"]),
-        (native.name, native, ["cuda-sm_80", "cuda-sm_90"]),
-    ):
+    for named in ("native", "cuda", native.name):
         monkeypatch.setenv("TVM_NA_TARGET", named)
-        assert build.target_for("cpu") == cpu
-        assert [build.target_for("cuda", index).name for index in (0, 1)] == gpus
+        assert build.target_for("cpu") == native
+        assert [build.target_for("cuda", index).name for index in (0, 1)] == ["cuda-sm_80", "cuda-sm_90"]
     monkeypatch.setenv("TVM_NA_TARGET", "cuda-sm_80")
     assert build.current_target().name == "cuda-sm_80"
     assert build.target_for("cpu") == native

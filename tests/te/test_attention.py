@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests import brute
 from tests.conftest import TOLERANCE
 from tests.helpers import Inputs, random_inputs, random_problem, reference64, relative_error
+from tests.te.expressions import assert_local, assert_signature, call, compiled
 from tvm_na.problems.attention import NAProblem
 
 ALL: dict[str, Any] = {"bias": True, "return_lse": True}
@@ -63,11 +63,7 @@ def expression(form: str, problem: NAProblem) -> Any:
 
 @functools.cache
 def kernel_of(form: str, problem: NAProblem) -> Any:
-    """Not optimised: what is computed is the same, and a kernel takes a quarter of the time."""
-    import tvm
-
-    target = tvm.target.Target({"kind": "llvm", "opt-level": 0})
-    return tvm.compile(tvm.IRModule({"main": expression(form, problem)}), target=target)["main"]
+    return compiled(expression(form, problem))
 
 
 def run(form: str, problem: NAProblem, inputs: Inputs, scale: float) -> tuple[Tensor, Tensor | None]:
@@ -77,10 +73,7 @@ def run(form: str, problem: NAProblem, inputs: Inputs, scale: float) -> tuple[Te
     out = torch.full((*query.shape[:-1], problem.head_dim_v), math.nan, dtype=query.dtype)
     lse = torch.full(query.shape[:-1], math.nan, dtype=accum) if problem.return_lse else None
     arguments = [query, key, value, torch.tensor([scale], dtype=accum), rpb]
-    before = [None if t is None else t.clone() for t in arguments]
-    kernel_of(form, problem)(*(t for t in [*arguments, out, lse] if t is not None))
-    for was, now in zip(before, arguments, strict=True):
-        torch.testing.assert_close(now, was, rtol=0, atol=0, equal_nan=True)
+    call(kernel_of(form, problem), arguments, [out, lse])
     return out, lse
 
 
@@ -137,20 +130,7 @@ def test_corners_on_their_own(form: str) -> None:
 @pytest.mark.parametrize("poison", [math.nan, math.inf], ids=str)
 @pytest.mark.parametrize("name", ["1d-causal-dilated", "2d-dilated", "2d-causal", "2d-half-causal", "3d-all"])
 def test_what_lies_outside_a_window_does_not_act(form: str, name: str, poison: float) -> None:
-    problem = PROBLEMS[name]
-    mask, _ = brute.dense(problem)
-    query, key, value, rpb = random_inputs(problem, batch=1, seed=0)
-    clean = run(form, problem, (query, key, value, rpb), 0.6)
-    for token in range(len(mask)):
-        bad_key, bad_value = key.clone(), value.clone()
-        for t in (bad_key, bad_value):
-            t.flatten(1, problem.rank)[:, token] = poison
-        found = run(form, problem, (query, bad_key, bad_value, rpb), 0.6)
-        blind = ~mask[:, token]
-        for dirty, wanted in zip(found, clean, strict=True):
-            if dirty is not None and wanted is not None:
-                assert torch.equal(*(t.flatten(1, problem.rank)[:, blind] for t in (dirty, wanted))), token
-        assert not found[0].flatten(1, problem.rank)[:, ~blind].isfinite().any(), token
+    assert_local(PROBLEMS[name], lambda inputs: run(form, PROBLEMS[name], inputs, 0.6), poison)
 
 
 def test_parts_divide_the_head_dimension() -> None:
@@ -164,24 +144,13 @@ def test_parts_divide_the_head_dimension() -> None:
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "rpb"])
 @pytest.mark.parametrize("return_lse", [False, True], ids=["out", "lse"])
 def test_signature(bias: bool, return_lse: bool) -> None:
-    """Arguments in the order that launchers rely on, a symbolic batch, and the problem as an attribute."""
     from tvm_na.te.attention.definition import forward
 
     problem = dataclasses.replace(PROBLEMS["2d-gqa"], bias=bias, return_lse=return_lse, dtype="float16")
-    func = forward(problem)
-    buffers = list(func.params)
-    batch, tokens = buffers[0].shape[0], ["batch", "5", "6"]
+    tokens = ["batch", "5", "6"]
     shapes = {
         "query": [*tokens, "6", "4"], "key": [*tokens, "2", "4"], "value": [*tokens, "2", "3"], "scale": ["1"],
         "rpb": ["6", "5", "5"], "out": [*tokens, "6", "3"], "lse": [*tokens, "6"],
     }  # fmt: skip
-    wanted = [name for name in shapes if (bias or name != "rpb") and (return_lse or name != "lse")]
-    assert [b.name for b in buffers] == wanted
-    assert {b.name: [str(n) for n in b.shape] for b in buffers} == {name: shapes[name] for name in wanted}
-    assert {b.name: str(b.dtype) for b in buffers} == {
-        name: "float32" if name in ("scale", "lse") else "float16" for name in wanted
-    }
-    assert all(b.shape[0].same_as(batch) for b in buffers if len(b.shape) > 3)
-    assert NAProblem.from_json(str(func.attrs["tvm_na.problem"])) == problem
-    assert func.attrs["tvm_na.formulation"] == '{"formulation": "natural"}'
-    assert func.attrs["global_symbol"] == "main"
+    wanted = {name: s for name, s in shapes.items() if (bias or name != "rpb") and (return_lse or name != "lse")}
+    assert_signature(forward(problem), problem, wanted, {"scale", "lse"})

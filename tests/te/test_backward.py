@@ -11,34 +11,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests import brute
 from tests.conftest import TOLERANCE
 from tests.helpers import Inputs, random_inputs, random_problem, reference64, relative_error
+from tests.ops.gradients import NAMES, random_gradients, wanted_by_name
+from tests.te.expressions import assert_gradients_local, assert_signature, call, compiled
 from tests.te.test_attention import PROBLEMS
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.backward import BackwardProblem
 
-NAMES = ("d_query", "d_key", "d_value", "d_rpb")
 #: d_out, and d_lse or None.
 Gradients = tuple[Tensor, Tensor | None]
 
 
 @functools.cache
 def kernel_of(problem: NAProblem) -> Any:
-    """Not optimised: what is computed is the same, and a kernel takes half a second instead of two."""
-    import tvm
-
     from tvm_na.te.backward.definition import backward
 
-    target = tvm.target.Target({"kind": "llvm", "opt-level": 0})
-    return tvm.compile(tvm.IRModule({"main": backward(BackwardProblem(problem))}), target=target)["main"]
-
-
-def random_gradients(problem: NAProblem, batch: int) -> Gradients:
-    tokens = (batch, *problem.spatial, problem.heads)
-    d_out = torch.randn(*tokens, problem.head_dim_v, dtype=torch.float64).to(getattr(torch, problem.dtype))
-    d_lse = torch.randn(tokens, dtype=torch.float64).to(getattr(torch, problem.accum_dtype))
-    return d_out, d_lse if problem.return_lse else None
+    return compiled(backward(BackwardProblem(problem)))
 
 
 def run(problem: NAProblem, inputs: Inputs, gradients: Gradients, scale: float) -> dict[str, Tensor]:
@@ -48,25 +37,14 @@ def run(problem: NAProblem, inputs: Inputs, gradients: Gradients, scale: float) 
     lse = reference64(problem, inputs, scale)[1].to(accum).contiguous()
     found = [torch.full_like(t, math.nan) for t in inputs if t is not None]
     arguments = [query, key, value, torch.tensor([scale], dtype=accum), rpb, lse, *gradients]
-    before = [None if t is None else t.clone() for t in arguments]
-    kernel_of(problem)(*(t for t in arguments if t is not None), *found)
-    for was, now in zip(before, arguments, strict=True):
-        torch.testing.assert_close(now, was, rtol=0, atol=0, equal_nan=True)
+    call(kernel_of(problem), arguments, found)
     return dict(zip(NAMES, found, strict=False))
-
-
-def autograd64(problem: NAProblem, inputs: Inputs, gradients: Gradients, scale: float) -> dict[str, Tensor]:
-    """The gradients by name, by autograd of the reference in float64."""
-    leaves = [t.double().requires_grad_() for t in inputs if t is not None]
-    results = reference64(problem, (*leaves[:3], leaves[3] if problem.bias else None), scale)
-    given = [t.double() for t in gradients if t is not None]
-    return dict(zip(NAMES, torch.autograd.grad(results[: len(given)], leaves, given), strict=False))
 
 
 def assert_right(problem: NAProblem, batch: int, scale: float) -> None:
     inputs, gradients = random_inputs(problem, batch, seed=batch), random_gradients(problem, batch)
     found = run(problem, inputs, gradients, scale)
-    wanted = autograd64(problem, inputs, gradients, scale)
+    wanted = wanted_by_name(problem, inputs, gradients, scale)
     assert found.keys() == wanted.keys()
     for name, gradient in found.items():
         assert relative_error(gradient, wanted[name]) <= TOLERANCE[problem.dtype], name
@@ -124,50 +102,12 @@ def test_the_corner_of_the_bias_on_its_own() -> None:
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf], ids=str)
-@pytest.mark.parametrize("name", ["1d-causal-dilated", "2d-dilated", "2d-causal", "2d-half-causal", "3d-all"])
-def test_keys_outside_a_window_do_not_act(name: str, poison: float) -> None:
-    """On the gradient of a query that does not see them, or of keys that no query sees together with them."""
+@pytest.mark.parametrize(
+    "name", ["1d-causal-dilated", "2d-dilated", "2d-even", "2d-gqa", "2d-causal", "2d-half-causal", "3d-all"]
+)
+def test_what_a_query_does_not_see_does_not_act(name: str, poison: float) -> None:
     problem = PROBLEMS[name]
-    mask, _ = brute.dense(problem)
-    query, key, value, rpb = random_inputs(problem, batch=1, seed=0)
-    gradients = random_gradients(problem, 1)
-    clean = run(problem, (query, key, value, rpb), gradients, 0.6)
-    for token in range(len(mask)):
-        bad_key, bad_value = key.clone(), value.clone()
-        for t in (bad_key, bad_value):
-            t.flatten(1, problem.rank)[:, token] = poison
-        found = run(problem, (query, bad_key, bad_value, rpb), gradients, 0.6)
-        sees = mask[:, token]
-        apart = ~mask[sees].any(dim=0)
-        for part, which in (("d_query", ~sees), ("d_key", apart), ("d_value", apart)):
-            dirty, wanted = (t[part].flatten(1, problem.rank)[:, which] for t in (found, clean))
-            assert torch.equal(dirty, wanted), (part, token)
-        assert not found["d_query"].flatten(1, problem.rank)[:, sees].isfinite().any(), token
-
-
-@pytest.mark.parametrize("poison", [math.nan, math.inf], ids=str)
-@pytest.mark.parametrize("name", ["1d-causal-dilated", "2d-even", "2d-gqa", "2d-causal", "3d-all"])
-def test_queries_that_do_not_see_a_key_do_not_act(name: str, poison: float) -> None:
-    """On its gradient; nor on an entry of the bias that they have no key for."""
-    problem = PROBLEMS[name]
-    mask, index = brute.dense(problem)
-    inputs = random_inputs(problem, batch=1, seed=0)
-    d_out, d_lse = random_gradients(problem, 1)
-    clean = run(problem, inputs, (d_out, d_lse), 0.6)
-    for token in range(len(mask)):
-        bad = d_out.clone()
-        bad.flatten(1, problem.rank)[:, token] = poison
-        found = run(problem, inputs, (bad, d_lse), 0.6)
-        seen = mask[token]
-        others = torch.arange(len(mask)) != token
-        for part, which in (("d_query", others), ("d_key", ~seen), ("d_value", ~seen)):
-            dirty, wanted = (t[part].flatten(1, problem.rank) for t in (found, clean))
-            assert torch.equal(dirty[:, which], wanted[:, which]), (part, token)
-            assert not dirty[:, ~which].isfinite().any(), (part, token)
-        dirty, wanted = (t["d_rpb"].flatten(1) for t in (found, clean))
-        used = torch.zeros(dirty.shape[1], dtype=torch.bool).index_fill(0, index[token, seen], True)
-        assert torch.equal(dirty[:, ~used], wanted[:, ~used]), token
-        assert not dirty[:, used].isfinite().any(), token
+    assert_gradients_local(problem, lambda inputs, gradients: run(problem, inputs, gradients, 0.6), poison)
 
 
 def test_an_empty_batch_has_a_bias_gradient_of_zero() -> None:
@@ -179,28 +119,16 @@ def test_an_empty_batch_has_a_bias_gradient_of_zero() -> None:
 @pytest.mark.parametrize("bias", [False, True], ids=["plain", "rpb"])
 @pytest.mark.parametrize("return_lse", [False, True], ids=["out", "lse"])
 def test_signature(bias: bool, return_lse: bool) -> None:
-    """Arguments in the order that launchers rely on, a symbolic batch, and the problem as an attribute."""
     from tvm_na.te.backward.definition import backward
 
-    problem = BackwardProblem.make(
-        (5, 6), 3, 6, 4, heads_kv=2, head_dim_v=3, dtype="float16", bias=bias, return_lse=return_lse
-    )
-    func = backward(problem)
-    buffers = list(func.params)
-    batch, tokens = buffers[0].shape[0], ["batch", "5", "6"]
+    options: dict[str, Any] = {"dtype": "float16", "bias": bias, "return_lse": return_lse}
+    problem = BackwardProblem.make((5, 6), 3, 6, 4, heads_kv=2, head_dim_v=3, **options)
+    tokens = ["batch", "5", "6"]
     shapes = {
         "query": [*tokens, "6", "4"], "key": [*tokens, "2", "4"], "value": [*tokens, "2", "3"], "scale": ["1"],
         "rpb": ["6", "5", "5"], "lse": [*tokens, "6"], "d_out": [*tokens, "6", "3"], "d_lse": [*tokens, "6"],
     }  # fmt: skip
     shapes |= {f"d_{name}": shapes[name] for name in ("query", "key", "value", "rpb")}
     left_out = ({"rpb", "d_rpb"} if not bias else set()) | ({"d_lse"} if not return_lse else set())
-    wanted = [name for name in shapes if name not in left_out]
-    assert [b.name for b in buffers] == wanted
-    assert {b.name: [str(n) for n in b.shape] for b in buffers} == {name: shapes[name] for name in wanted}
-    assert {b.name: str(b.dtype) for b in buffers} == {
-        name: "float32" if name in ("scale", "lse", "d_lse") else "float16" for name in wanted
-    }
-    assert all(b.shape[0].same_as(batch) for b in buffers if len(b.shape) > 3)
-    assert BackwardProblem.from_json(str(func.attrs["tvm_na.problem"])) == problem
-    assert func.attrs["tvm_na.formulation"] == '{"formulation": "natural"}'
-    assert func.attrs["global_symbol"] == "main"
+    wanted = {name: shape for name, shape in shapes.items() if name not in left_out}
+    assert_signature(backward(problem), problem, wanted, {"scale", "lse", "d_lse"})

@@ -79,9 +79,14 @@ def test_what_a_causal_window_masks_can_be_read(length: int) -> None:
             assert start + k - 1 - i // d + k - 1 <= 2 * k - 2, (i, axis)
 
 
+def sees(axis: Axis) -> list[list[int]]:
+    """For every position of an axis, the keys that it sees, in order."""
+    return [brute.neighbors(i, *axis) for i in range(axis[0])]
+
+
 def seen_by(axis: Axis) -> list[list[int]]:
     """For every position of an axis, the queries that see it, in order."""
-    found = [brute.neighbors(i, *axis) for i in range(axis[0])]
+    found = sees(axis)
     return [[i for i, keys in enumerate(found) if key in keys] for key in range(axis[0])]
 
 
@@ -144,53 +149,42 @@ def compiled(inputs: list[Any], outputs: list[Any]) -> Any:
     return tvm.compile(tvm.IRModule({"main": func}), target="llvm")["main"]
 
 
-def test_as_tvm_expressions() -> None:
+@pytest.mark.parametrize("window", [axis_window, axis_queries])
+def test_axes_as_tvm_expressions(window: Any) -> None:
     """The same formulas, compiled: one kernel that writes residue, start and end of every position."""
     from tvm import te
 
     zero = te.placeholder((1,), "int32", name="zero")
 
     def column(axis: Axis, n: int) -> Any:
-        return te.compute((axis[0],), lambda i: zero[0] + axis_window(i, *axis)[n])
+        return te.compute((axis[0],), lambda i: zero[0] + window(i, *axis)[n])
 
     kernel = compiled([zero], [column(axis, n) for axis in SAMPLE for n in range(3)])
     results = [torch.full((axis[0],), -1, dtype=torch.int32) for axis in SAMPLE for _ in range(3)]
     kernel(torch.zeros(1, dtype=torch.int32), *results)
     for a, axis in enumerate(SAMPLE):
         residue, start, end = (t.tolist() for t in results[3 * a : 3 * a + 3])
-        for i in range(axis[0]):
-            found = [residue[i] + axis[3] * t for t in range(start[i], end[i])]
-            assert found == brute.neighbors(i, *axis), (i, axis)
+        found = [[residue[i] + axis[3] * t for t in range(start[i], end[i])] for i in range(axis[0])]
+        assert found == (seen_by(axis) if window is axis_queries else sees(axis)), axis
 
 
-def test_queries_as_tvm_expressions() -> None:
-    from tvm import te
-
-    zero = te.placeholder((1,), "int32", name="zero")
-
-    def column(axis: Axis, n: int) -> Any:
-        return te.compute((axis[0],), lambda i: zero[0] + axis_queries(i, *axis)[n])
-
-    kernel = compiled([zero], [column(axis, n) for axis in SAMPLE for n in range(3)])
-    results = [torch.full((axis[0],), -1, dtype=torch.int32) for axis in SAMPLE for _ in range(3)]
-    kernel(torch.zeros(1, dtype=torch.int32), *results)
-    for a, axis in enumerate(SAMPLE):
-        residue, start, end = (t.tolist() for t in results[3 * a : 3 * a + 3])
-        for i, wanted in enumerate(seen_by(axis)):
-            assert [residue[i] + axis[3] * t for t in range(start[i], end[i])] == wanted, (i, axis)
+SIZES = [(n, k, s) for n in range(1, 21) for k in range(1, n + 1) for s in range(1, k + 1)]
 
 
 @pytest.mark.parametrize("is_causal", [False, True], ids=["all", "causal"])
-def test_queries_of_every_group_as_tvm_expressions(is_causal: bool) -> None:
-    """Length, kernel and stride are expressions too, so that one kernel has every group of up to 20 positions."""
+@pytest.mark.parametrize(
+    ("window", "cases"), [(group_window, [(n, 5, 3) for n in range(5, 21)]), (group_queries, SIZES)]
+)
+def test_groups_as_tvm_expressions(window: Any, cases: list[tuple[int, int, int]], is_causal: bool) -> None:
+    """The length is an expression too, as that of a dilation group whose residue varies; of queries all sizes are."""
     from tvm import te
 
-    cases = [(n, k, s) for n in range(1, 21) for k in range(1, n + 1) for s in range(1, k + 1)]
     sizes = te.placeholder((len(cases), 3), "int32", name="sizes")
 
     def border(n: int) -> Any:
-        def value(row: Any, s: Any) -> Any:
-            return group_queries(s, sizes[row, 0], sizes[row, 1], sizes[row, 2], is_causal)[n]
+        def value(row: Any, t: Any) -> Any:
+            k, s = (5, 3) if window is group_window else (sizes[row, 1], sizes[row, 2])
+            return window(t, sizes[row, 0], k, s, is_causal)[n]
 
         return te.compute((len(cases), 20), value)
 
@@ -199,22 +193,5 @@ def test_queries_of_every_group_as_tvm_expressions(is_causal: bool) -> None:
     kernel(torch.tensor(cases, dtype=torch.int32), starts, ends)
     for (n, k, s), start, end in zip(cases, starts.tolist(), ends.tolist(), strict=True):
         found = [list(range(*borders)) for borders in zip(start, end, strict=True)]
-        assert found[:n] == seen_by((n, k, s, 1, is_causal)), (n, k, s)
-
-
-@pytest.mark.parametrize("is_causal", [False, True], ids=["all", "causal"])
-def test_a_symbolic_length(is_causal: bool) -> None:
-    """group_window of a length that is an expression too, as that of a dilation group whose residue varies."""
-    from tvm import te
-
-    lengths = te.placeholder((16,), "int32", name="lengths")
-
-    def border(n: int) -> Any:
-        return te.compute((16, 20), lambda row, t: group_window(t, lengths[row], 5, 3, is_causal)[n])
-
-    kernel = compiled([lengths], [border(0), border(1)])
-    starts, ends = (torch.full((16, 20), -99, dtype=torch.int32) for _ in range(2))
-    kernel(torch.arange(5, 21, dtype=torch.int32), starts, ends)
-    for row, length in enumerate(range(5, 21)):
-        found = list(zip(starts[row].tolist(), ends[row].tolist(), strict=True))[:length]
-        assert found == [group_window(t, length, 5, 3, is_causal) for t in range(length)], length
+        axis = (n, k, s, 1, is_causal)
+        assert found[:n] == (seen_by(axis) if window is group_queries else sees(axis)), axis
