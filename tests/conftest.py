@@ -82,6 +82,13 @@ def _no_tuning_records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
         yield
 
 
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """An image of noise."""
+    pytest.importorskip("PIL.Image").effect_noise((80, 60), 60).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Every test draws the same numbers, alone or among others."""

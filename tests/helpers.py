@@ -8,12 +8,14 @@ import random
 import subprocess
 import sys
 import textwrap
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tvm_na.ops import calls, launch, register
 from tvm_na.problems.attention import NAProblem
@@ -31,6 +33,19 @@ MAX_DILATION = 4
 MAX_GATHERED = 2**24
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None]
+
+
+class Function(nn.Module):
+    """Computes ``function(module, x)`` with some parts of its own, modules or parameters."""
+
+    def __init__(self, function: Callable[[Any, Tensor], Tensor], **parts: nn.Module | Tensor) -> None:
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            setattr(self, name, nn.Parameter(part) if isinstance(part, Tensor) else part)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
 
 
 def share(part: int) -> int:
@@ -61,14 +76,7 @@ def _draw_axis(
 
 
 def random_problem(rng: random.Random, *, rank: int = 2, sizes: tuple[int, int] = (5, 40), **fixed: Any) -> NAProblem:
-    """A problem drawn from all options of the operator.
-
-    Args:
-        rng: Where the numbers come from; equal states give equal problems.
-        rank: The number of spatial axes, where ``spatial`` is not fixed.
-        sizes: The smallest and largest size of an axis.
-        fixed: Arguments of ``NAProblem.make`` that are not drawn.
-    """
+    """A problem drawn from all options of the operator, but those ``fixed``; of ``rank`` where ``spatial`` is none."""
     if "spatial" in fixed:
         rank = 1 if isinstance(fixed["spatial"], int) else len(fixed["spatial"])
 
@@ -193,6 +201,14 @@ def assert_says(caught: pytest.ExceptionInfo[Exception], argument: str, error: t
     assert message.startswith(f"{argument}: required "), message
     for part in says:
         assert part in message, message
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
+    """Return when ``condition()`` is true, and fail if it is not in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not in {seconds} s: {what}"
+        time.sleep(0.005)
 
 
 def forget_calls() -> None:

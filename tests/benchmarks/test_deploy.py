@@ -8,18 +8,11 @@ from benchmarks.deploy import ARTIFACT, EAGER, GOALS, PEERS, WITHOUT_TORCH, Depl
 from tvm_na.measure.timing import Timing
 
 
-def deployed(**errors: float) -> Deployed:
-    samples = {
-        EAGER: (2.0, 4.0),
-        ARTIFACT: (1.0, 3.0),
-        WITHOUT_TORCH: (1.5, 3.0),
-        PEERS[0]: (8.0, 8.0),
-        PEERS[1]: (5.0, 5.0),
-        PEERS[2]: (4.0, 4.0),
-    }
-    wrong = {PEERS[int(name[-1])] if name.startswith("peer") else ARTIFACT: error for name, error in errors.items()}
+def deployed(errors: dict[str, float] | None = None) -> Deployed:
+    samples = {EAGER: (2.0, 4.0), ARTIFACT: (1.0, 3.0), WITHOUT_TORCH: (1.5, 3.0)}
+    samples |= {peer: (seconds, seconds) for peer, seconds in zip(PEERS, (8.0, 5.0, 4.0), strict=True)}
     timings = {name: Timing(seconds) for name, seconds in samples.items()}
-    return Deployed(timings, {name: wrong.get(name, 1e-6) for name in samples}, {}, {})
+    return Deployed(timings, {**dict.fromkeys(samples, 1e-6), **(errors or {})}, {}, {})
 
 
 def test_ratios_are_those_of_the_rounds():
@@ -36,8 +29,8 @@ def test_every_goal_has_a_ratio():
 
 
 def test_wrong_numbers_do_not_count():
-    found = deployed(peer2=0.5)
+    found = deployed({PEERS[2]: 0.5})
     assert found.best_peer == PEERS[1] and found.ratio(PEERS[2]) is None
-    assert deployed(peer0=1.0, peer1=1.0, peer2=1.0).best_peer is None
+    assert deployed(dict.fromkeys(PEERS, 1.0)).best_peer is None
     assert deployed().ratio(None) is None
-    assert deployed(artifact=0.1).ratio(EAGER) is None
+    assert deployed({ARTIFACT: 0.1}).ratio(EAGER) is None

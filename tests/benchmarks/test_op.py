@@ -18,7 +18,6 @@ from benchmarks.case import Case
 from benchmarks.op_case import OpCase
 from tvm_na import settings
 from tvm_na.jit import build
-from tvm_na.measure.cuda import rotating
 from tvm_na.measure.timing import Timing
 from tvm_na.ops import launch as launchers
 from tvm_na.problems.attention import NAProblem
@@ -127,11 +126,6 @@ def test_cases_on_a_gpu_move_what_they_say() -> None:
     assert len(cases) == 16 and {case.batch for case in cases} == {1, 128}
     case = Case(NAProblem.make((7, 7), 7, 16, 32, dtype="float16"), 3, "cuda")
     assert case.bytes_of(4) == 4 * 3 * 7 * 7 * 16 * 32 * 2
-    called: list[int] = []
-    turn = rotating(lambda a, b: called.append(a + b), [(1, 2), (3, 4)])
-    for _ in range(3):
-        turn()
-    assert called == [3, 7, 3]
 
 
 def test_a_benchmark_on_a_gpu_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 
 from benchmarks import peers
+from tests.brute import dense
 from tvm_na.models.problems import problem_of_module
 from tvm_na.nn import NeighborhoodAttention2D
 from tvm_na.problems.attention import NAProblem
@@ -35,27 +34,11 @@ def test_peer_computes_neighborhood_attention(peer, problem):
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 def test_masks_are_the_window(problem):
-    height, width = problem.spatial
-    expected = torch.zeros(height, width, height, width, dtype=torch.bool)
-    for axis_pairs in itertools.product(*(_pairs(problem, axis) for axis in (0, 1))):
-        (i, y), (j, x) = axis_pairs
-        expected[i, j, y, x] = True
-    expected = expected.reshape(height * width, height * width)
+    expected, _ = dense(problem)
     assert torch.equal(peers.dense_mask(problem), expected)
-    token = torch.arange(height * width)
+    token = torch.arange(len(expected))
     zero = torch.tensor(0)
     assert torch.equal(peers.window_mask_mod(problem)(zero, zero, token[:, None], token), expected)
-
-
-def _pairs(problem: NAProblem, axis: int) -> list[tuple[int, int]]:
-    """(query, key) of one axis, from the definition, one query at a time."""
-    n, k, d = problem.spatial[axis], problem.kernel_size[axis], problem.dilation[axis]
-    found = []
-    for i in range(n):
-        group = list(range(i % d, n, d))
-        start = min(max(group.index(i) - k // 2, 0), len(group) - k)
-        found += [(i, key) for key in group[start : start + k]]
-    return found
 
 
 @pytest.mark.parametrize(("dilation", "bias"), [(1, True), (2, True), (1, False)])

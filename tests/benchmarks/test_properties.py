@@ -81,32 +81,32 @@ WHOLE: dict[str, NAProblem] = {
 }
 
 
+def assert_is_self_attention(problem: NAProblem, seed: int, **options: Any) -> None:
+    query, key, value, _ = drawn(problem, problem.spatial, 2, seed)
+    right = self_attention(*doubled(query, key, value), **options)
+    assert relative_error(attend(problem, query, key, value), right) <= TOLERANCE[problem.dtype]
+
+
 def doubled(*tensors: Tensor) -> list[Tensor]:
     return [t.detach().double() for t in tensors]
 
 
 @pytest.mark.parametrize("problem", WHOLE.values(), ids=WHOLE)
 def test_a_window_that_covers_the_map_is_self_attention(problem: NAProblem) -> None:
-    query, key, value, _ = drawn(problem, problem.spatial, 2, 0)
-    right = self_attention(*doubled(query, key, value))
-    assert relative_error(attend(problem, query, key, value), right) <= TOLERANCE[problem.dtype]
+    assert_is_self_attention(problem, 0)
 
 
 @pytest.mark.parametrize(("stride", "dtype"), [(1, "float32"), (5, "float64"), (23, "float32")])
 def test_a_causal_window_that_covers_the_line_is_causal_self_attention(stride: int, dtype: str) -> None:
     problem = NAProblem.make(23, 23, 4, 6, stride=stride, is_causal=True, heads_kv=2, head_dim_v=5, dtype=dtype)
-    query, key, value, _ = drawn(problem, problem.spatial, 2, 1)
-    right = self_attention(*doubled(query, key, value), is_causal=True)
-    assert relative_error(attend(problem, query, key, value), right) <= TOLERANCE[dtype]
+    assert_is_self_attention(problem, 1, is_causal=True)
 
 
 def test_along_one_causal_axis_a_window_that_covers_the_map_is_self_attention_under_a_mask() -> None:
     problem = NAProblem.make((6, 7), (6, 7), 2, 8, is_causal=(True, False))
-    query, key, value, _ = drawn(problem, problem.spatial, 2, 2)
     row = torch.arange(6).repeat_interleave(7)
     mask = torch.zeros(42, 42, dtype=torch.float64).masked_fill(row[:, None] < row[None], -math.inf)
-    right = self_attention(*doubled(query, key, value), mask=mask)
-    assert relative_error(attend(problem, query, key, value), right) <= TOLERANCE["float32"]
+    assert_is_self_attention(problem, 2, mask=mask)
 
 
 def test_a_bias_over_the_whole_map_is_a_bias_of_self_attention() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,19 +12,13 @@ import pytest
 import torch
 
 from tests.cli.invoking import TINY, error_of, invoke
+from tests.helpers import run_python
 from tvm_na import __version__
 from tvm_na.cli.classifiers import read_labels
 from tvm_na.jit import openmp
 from tvm_na.models import create_model, registry
 
 ON_REFERENCE = ("--backend", "reference")
-
-
-@pytest.fixture
-def photo(tmp_path) -> Path:
-    image = pytest.importorskip("PIL.Image").effect_noise((80, 60), 60)
-    image.save(tmp_path / "photo.png")
-    return tmp_path / "photo.png"
 
 
 def run(*arguments: object, command=invoke):
@@ -37,16 +29,14 @@ def run(*arguments: object, command=invoke):
 
 
 def test_the_module_runs_and_imports_nothing_slow_for_help():
-    script = (
-        "import runpy, sys; sys.argv = ['tvm-na', sys.argv[1]]\n"
-        "try: runpy.run_module('tvm_na', run_name='__main__')\n"
-        "except SystemExit as end: assert not end.code\n"
-        "slow = {'torch', 'tvm', 'tvm_ffi', 'numpy', 'matplotlib', 'PIL'} & set(sys.modules)\n"
-        "assert not slow, slow"
-    )
-    command = [sys.executable, "-c", script, "--help"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert "compiled by TVM for the hardware at hand" in done.stdout
+    said = run_python("""
+        import runpy, sys; sys.argv = ["tvm-na", "--help"]
+        try: runpy.run_module("tvm_na", run_name="__main__")
+        except SystemExit as end: assert not end.code
+        slow = {"torch", "tvm", "tvm_ffi", "numpy", "matplotlib", "PIL"} & set(sys.modules)
+        assert not slow, slow
+    """)
+    assert "compiled by TVM for the hardware at hand" in said
     assert invoke("--version").stdout == f"tvm-na {__version__}\n"
 
 

@@ -11,18 +11,19 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from rich.console import Console
-from typer.testing import CliRunner, Result
 
 from tests.cli.invoking import error_of, invoke
+from tests.helpers import ROOT, wait_until
 from tests.records.tuned import commit_drawn
 from tests.tune.runs import asked_of_tune
-from tvm_na.cli import app
 from tvm_na.cli.tune import parse_duration, parse_size
 from tvm_na.cli.tune_progress import in_words, observer, print_summary, progress_line
 from tvm_na.measure.rpc_devices import RpcDevices
@@ -36,13 +37,8 @@ from tvm_na.tune.state import FormulationState, ProblemState, TuneState
 from tvm_na.tune.tasks import TuneTask
 from tvm_na.tune.trial_log import TRIAL_LOG, trials_in
 
-ROOT = Path(__file__).parents[2]
 PROBLEM = NAProblem.make((9, 9), 3, 1, 8)
 SPELLED_OUT = ["--size", "9", "9", "--heads", "1", "--head-dim", "8", "--kernel-size", "3"]
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["tune", *map(str, arguments)], env={"COLUMNS": "200"})
 
 
 def state(ending: str = "all trials are done") -> TuneState:
@@ -66,29 +62,18 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
 
 
 def test_problems_of_a_model(asked: dict[str, Any]) -> None:
-    assert run("nat_mini").exit_code == 0
-    assert [(t.problem.spatial, t.weight) for t in asked["tasks"]] == [
-        ((56, 56), 3.0),
-        ((28, 28), 4.0),
-        ((14, 14), 6.0),
-        ((7, 7), 5.0),
-    ]
-    assert asked["target"] == detect_target()
-    assert (asked["trials"], asked["seed"], asked["threads"], asked["output"], asked["devices"]) == (
-        1000,
-        0,
-        0,
-        None,
-        None,
-    )
-    assert run("nat_mini", "--input-size", "224", "--input-size", "256x192").exit_code == 0
+    invoke("tune", "nat_mini")
+    assert {t.problem.spatial[0]: t.weight for t in asked["tasks"]} == {56: 3.0, 28: 4.0, 14: 6.0, 7: 5.0}
+    wanted = {"target": detect_target(), "trials": 1000, "seed": 0, "threads": 0, "output": None, "devices": None}
+    assert {name: asked[name] for name in wanted} == wanted
+    invoke("tune", "nat_mini", "--input-size", "224", "--input-size", "256x192")
     spatial = [t.problem.spatial for t in asked["tasks"]]
     assert spatial[0] == (56, 56) and (64, 48) in spatial
 
 
 def test_a_problem_spelled_out(asked: dict[str, Any]) -> None:
     options = ["--dilation", "2", "--stride", "3", "--causal", "--rpb", "--dtype", "float64"]
-    assert run(*SPELLED_OUT, *options).exit_code == 0
+    invoke("tune", *SPELLED_OUT, *options)
     made = NAProblem.make((9, 9), 3, 1, 8, dilation=2, stride=3, is_causal=True, bias=True, dtype="float64")
     assert asked["tasks"] == [TuneTask(made)]
 
@@ -99,7 +84,7 @@ def test_problems_of_a_file_and_all_options(asked: dict[str, Any], tmp_path: Pat
     options = "--trials 7 --time-limit 90s --jobs 3 --seed 5 --threads 2 --cold-cache --target llvm-x86-sse4"
     farm = "--rpc somewhere:9190 --rpc-key board"
     output = tmp_path / "out"
-    assert run("--problems", file, "--output", output, *options.split(), *farm.split()).exit_code == 0
+    invoke("tune", "--problems", file, "--output", output, *options.split(), *farm.split())
     assert asked["tasks"] == [TuneTask(PROBLEM, 2.0)]
     wanted = {"trials": 7, "time_limit": 90.0, "jobs": 3, "seed": 5, "threads": 2, "cold_cache": True, "output": output}
     assert {name: asked[name] for name in wanted} == wanted
@@ -162,24 +147,23 @@ def test_a_dry_run_lists_tasks_shares_and_points(
     other = NAProblem.make((9, 9), 3, 1, 16)
     file = tmp_path / "problems.json"
     file.write_text(json.dumps([json.loads(p.to_json()) for p in (PROBLEM, other)]))
-    result = run("--problems", file, "--dry-run", "--threads", "1", "--output", tmp_path)
-    assert result.exit_code == 0, result.output
+    dry_run = ("tune", "--problems", file, "--dry-run", "--threads", "1", "--output", tmp_path)
+    said = invoke(*dry_run).output
     assert not asked
     spaces = [formulations_of(p, detect_target()) for p in (PROBLEM, other)]
     points = [sum(f.points for f in formulations) for formulations in spaces]
     for problem, share, count in zip((PROBLEM, other), ("33.3%", "66.7%"), points, strict=True):
-        row = next(line for line in result.output.splitlines() if f"{problem} " in line)
+        row = next(line for line in said.splitlines() if f"{problem} " in line)
         assert share in row and f"{count:,}" in row
-    assert f"2 tasks, {sum(points):,} points; shares by useful FLOPs" in result.output
+    assert f"2 tasks, {sum(points):,} points; shares by useful FLOPs" in said
     commit_drawn(tmp_path, PROBLEM, (3.0,))
     commit_drawn(tmp_path, other, (1.0,))
-    result = run("--problems", file, "--dry-run", "--threads", "1", "--output", tmp_path)
-    assert "75.0%" in result.output and "3.00 ms" in result.output
-    assert "shares by recorded times" in result.output
+    said = invoke(*dry_run).output
+    assert all(part in said for part in ("75.0%", "3.00 ms", "shares by recorded times"))
 
 
 def test_the_summary_says_what_was_found_and_where(asked: dict[str, Any], tmp_path: Path) -> None:
-    output = run(*SPELLED_OUT).output
+    output = invoke("tune", *SPELLED_OUT).output
     assert "2.00 ms" in output and "2.00x" in output and "queries 4" in output
     assert "2 crash, 1 build" in output and "1 timeout" in output
     assert "attention, weighted: 12.0 ms by default, 6.00 ms tuned: 2.00x" in output
@@ -249,12 +233,7 @@ def test_what_a_killed_tuner_measured_counts_in_the_next_run(tmp_path: Path, mon
         tuner.kill()
         tuner.wait()
         before = trials_in(folder)
-        processes = _session_of(tuner.pid)
-        deadline = time.monotonic() + 10.0
-        while processes and time.monotonic() < deadline:
-            time.sleep(0.05)
-            processes = _session_of(tuner.pid)
-        assert processes == []
+        wait_until(lambda: _session_of(tuner.pid) == [], "what it started has ended", 10.0)
     finally:
         if tuner.poll() is None:
             os.killpg(tuner.pid, signal.SIGKILL)
@@ -271,57 +250,53 @@ def test_what_a_killed_tuner_measured_counts_in_the_next_run(tmp_path: Path, mon
     assert trials_in(folder)[: len(before)] == before
 
 
-def _session_of(process: int) -> list[str]:
+def _session_of(process: int) -> list[int]:
     """The processes that a tuner started, by their session; not those that have ended."""
     found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdecimal() or entry.name == str(process):
-            continue
-        try:
-            state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if session == str(process) and state != "Z":
-            found.append(entry.name)
+    for other in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, ProcessLookupError):
+            if os.getsid(other.pid) == process != other.pid and other.status() != psutil.STATUS_ZOMBIE:
+                found.append(other.pid)
     return found
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_what_is_required(tmp_path: Path) -> None:
-    result = run("nat_mini", "--target", "cuda-sm_90", "--output", tmp_path / "out")
-    assert result.exit_code == 2 and "Traceback" not in result.output
     says = "target: required a GPU of this machine that runs kernels for cuda-sm_90, or RPC devices that do "
-    assert says + "(--rpc HOST:PORT --rpc-key KEY), got no GPU that PyTorch sees" in " ".join(result.output.split())
+    says += "(--rpc HOST:PORT --rpc-key KEY), got no GPU that PyTorch sees"
+    assert says in error_of("tune", "nat_mini", "--target", "cuda-sm_90", "--output", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_dry_run_for_a_gpu_needs_none(tmp_path: Path) -> None:
-    options = ["--target", "cuda-sm_90", "--output", tmp_path, "--dry-run"]
-    result = run(*SPELLED_OUT, "--dtype", "float16", *options)
-    assert result.exit_code == 0, result.output
-    assert "points" in result.output and "float16" in result.output
-    assert "target cuda-sm_90, a batch of 128, or of what fits, records in" in result.output
-    assert "a batch of 64, records in" in run(*SPELLED_OUT, *options, "--batch", 64).output
-    on_cpu = run(*SPELLED_OUT, "--dry-run", "--threads", 2, "--batch", 4, "--output", tmp_path).output
-    assert "2 threads and a batch of 4, records in" in on_cpu
+    dry_run = ("tune", *SPELLED_OUT, "--output", tmp_path, "--dry-run")
+    said = invoke(*dry_run, "--target", "cuda-sm_90", "--dtype", "float16").output
+    assert "points" in said and "float16" in said
+    assert "target cuda-sm_90, a batch of 128, or of what fits, records in" in said
+    assert "a batch of 64, records in" in invoke(*dry_run, "--target", "cuda-sm_90", "--batch", 64).output
+    assert "2 threads and a batch of 4, records in" in invoke(*dry_run, "--threads", 2, "--batch", 4).output
 
 
 def test_problems_of_a_model_in_another_dtype(asked: dict[str, Any]) -> None:
-    assert run("nat_tiny", "--dtype", "float16", "--target", "cuda-sm_90", "--batch", 32).exit_code == 0
+    invoke("tune", "nat_tiny", "--dtype", "float16", "--target", "cuda-sm_90", "--batch", 32)
     assert {t.problem.dtype for t in asked["tasks"]} == {"float16"}
     assert all(t.problem.bias for t in asked["tasks"])
     assert (asked["target"].name, asked["batch"]) == ("cuda-sm_90", 32)
 
 
-def test_times_of_unlike_batches_are_summed_per_sample() -> None:
+def summary_of(found: TuneState) -> str:
     out = io.StringIO()
+    print_summary(Console(file=out, width=200), found, Path("somewhere"))
+    return out.getvalue()
+
+
+def test_times_of_unlike_batches_are_summed_per_sample() -> None:
     shown = state()
-    print_summary(Console(file=out, width=200), shown, Path("somewhere"))
-    assert "attention, weighted: 12.0 ms by default" in out.getvalue() and "batch" not in out.getvalue()
+    said = summary_of(shown)
+    assert "attention, weighted: 12.0 ms by default" in said and "batch" not in said
+    shown.problems[1].formulations = [FormulationState("{}", "", 1, 12e-3, 12e-3)]
     for batches, says in (((4, 4), "weighted, batch 4: 24.0 ms"), ((4, 8), "weighted, per sample: 4.50 ms")):
         shown.problems[0].batch, shown.problems[1].batch = batches
-        shown.problems[1].formulations = [FormulationState("{}", "", 1, 12e-3, 12e-3)]
-        out = io.StringIO()
-        print_summary(Console(file=out, width=200), shown, Path("somewhere"))
-        assert says in out.getvalue()
-        assert any(f" {batches[0]} " in line for line in out.getvalue().splitlines())
+        said = summary_of(shown)
+        assert says in said
+        assert any(f" {batches[0]} " in line for line in said.splitlines())

@@ -124,13 +124,25 @@ HINTS = {
 }
 
 
-@pytest.mark.parametrize("keyword", HINTS)
-def test_a_hint_is_ignored_with_one_line_in_the_log(keyword: str, caplog: pytest.LogCaptureFixture) -> None:
+#: Another value than the default, for each.
+DENSE_HINTS = {name: not value if isinstance(value, bool) else 64 for name, value in ignored.DENSE_HINTS.items()}
+
+
+@pytest.mark.parametrize(
+    ("function", "keyword", "value"),
+    [*((natten.na2d, *hint) for hint in HINTS.items()), *((natten.attention, *hint) for hint in DENSE_HINTS.items())],
+)
+def test_a_hint_is_ignored_with_one_line_in_the_log(
+    function: Any, keyword: str, value: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.DEBUG, logger="tvm_na.compat.natten"):
         for _ in range(2):
-            assert_is(natten.na2d(T, T, T, 3, **{keyword: HINTS[keyword]}))
-    assert [r.getMessage().split("=")[0] for r in caplog.records] == [keyword]
-    assert caplog.records[0].levelno == logging.DEBUG
+            if function is natten.na2d:
+                assert_is(natten.na2d(T, T, T, 3, **{keyword: value}))
+            else:
+                natten.attention(EXTRA, EXTRA, EXTRA, **{keyword: value})
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"{keyword}={value!r} ") and record.levelno == logging.DEBUG
 
 
 def test_defaults_of_hints_say_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.helpers import relative_error
+from tests.helpers import relative_error, run_python
 from tests.ops.gradients import assert_close
 from tvm_na import functional
 from tvm_na.compat import natten
@@ -44,17 +43,10 @@ def by_reference(
     query: Tensor, key: Tensor, value: Tensor, k: Any, dilation: int = 1, rpb: Tensor | None = None, **others: Any
 ) -> Tensor:
     """Attention of tensors with heads last by the reference, in their dtype."""
-    problem = NAProblem.make(
-        tuple(query.shape[1:-2]),
-        k,
-        query.shape[-2],
-        query.shape[-1],
-        dilation=dilation,
-        bias=rpb is not None,
-        dtype="float64",
-        **others,
-    )
-    return reference.neighborhood_attention(problem, query, key, value, query.shape[-1] ** -0.5, rpb)[0]
+    _, *spatial, heads, head_dim = query.shape
+    others |= {"dilation": dilation, "bias": rpb is not None, "dtype": "float64"}
+    problem = NAProblem.make(spatial, k, heads, head_dim, **others)
+    return reference.neighborhood_attention(problem, query, key, value, head_dim**-0.5, rpb)[0]
 
 
 def attention_of(module: Any, x: Tensor, k: Any, dilation: int = 1, **others: Any) -> Tensor:
@@ -214,6 +206,4 @@ print(((a - b).abs().max() / b.abs().max()).item())
 def test_dinat_of_transformers_gives_the_logits_of_ours() -> None:
     """In a process of its own: transformers asks for natten once."""
     pytest.importorskip("transformers", reason="needs transformers")
-    done = subprocess.run([sys.executable, "-c", TRANSFORMERS], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout) <= 1e-11  # two stages, each with its rounding
+    assert float(run_python(TRANSFORMERS)) <= 1e-11  # two stages, each with its rounding

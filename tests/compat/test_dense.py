@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import Any
 
@@ -14,7 +13,6 @@ from tests.conftest import TOLERANCE
 from tests.helpers import assert_says, bad, relative_error
 from tests.ops.gradients import assert_close
 from tvm_na.compat import natten
-from tvm_na.compat.natten import ignored
 from tvm_na.compat.natten.utils.varlen import generate_varlen_parameters
 
 
@@ -113,17 +111,6 @@ def test_positional_arguments_of_0_20_and_hints() -> None:
         out = natten.attention(*inputs, *args, **named)
         right = formula(*inputs)[0] if args[:1] == (None,) else wanted
         assert relative_error(out[0] if isinstance(out, tuple) else out, right) <= 1e-13
-
-
-@pytest.mark.parametrize("keyword", ignored.DENSE_HINTS)
-def test_a_hint_is_ignored_with_one_line_in_the_log(keyword: str, caplog: pytest.LogCaptureFixture) -> None:
-    ignored._said.clear()
-    value = not ignored.DENSE_HINTS[keyword] if isinstance(ignored.DENSE_HINTS[keyword], bool) else 64
-    with caplog.at_level(logging.DEBUG, logger="tvm_na.compat.natten"):
-        for _ in range(2):
-            natten.attention(*draw(), **{keyword: value})
-    assert [r.getMessage() for r in caplog.records if r.getMessage().startswith(f"{keyword}={value!r} ")] != []
-    assert len(caplog.records) == 1
 
 
 def test_there_is_no_kernel_for_it() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers import relative_error
+from tests.helpers import relative_error, run_python
 from tvm_na.compat import natten
 
 installation = importlib.import_module("tvm_na.compat.natten.install")  # as an attribute it is the function
@@ -125,13 +124,11 @@ def test_a_folder_of_that_name_is_no_natten(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_importing_it_imports_no_compiler() -> None:
-    code = (
-        "import sys, tvm_na; assert 'tvm_na.compat' not in sys.modules\n"
-        "from tvm_na.compat import natten; natten.install(); import natten\n"
-        "assert not [n for n in sys.modules if n.split('.')[0] in ('tvm', 'tvm_ffi')]"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_python("""
+        import sys, tvm_na; assert "tvm_na.compat" not in sys.modules
+        from tvm_na.compat import natten; natten.install(); import natten
+        assert not [name for name in sys.modules if name.split(".")[0] in ("tvm", "tvm_ffi")]
+    """)
 
 
 def test_calls_are_traced_without_a_break() -> None:

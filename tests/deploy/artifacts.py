@@ -16,9 +16,8 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from typer.testing import CliRunner
 
-from tvm_na.cli import app
+from tests.cli.invoking import invoke
 from tvm_na.deploy import compiler, manifest
 from tvm_na.deploy.weights import write_weights
 from tvm_na.models import NAModel, create_model, registry
@@ -35,13 +34,6 @@ class Made:
 
     path: Path
     said: list[str]
-
-
-def invoke(*arguments: object, code: int = 0) -> Any:
-    """What a command said, which must end with ``code``."""
-    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
-    assert result.exit_code == code, result.output + repr(result.exception)
-    return result
 
 
 def small_model(seed: int = 1, backend: str = "reference", levels: int = 2) -> NAModel:
@@ -103,10 +95,7 @@ def for_target(target: str) -> Callable[[Path], list[str]]:
 def add_expected(folder: Path, wrong_by: float = 0.0, levels: int = 2) -> None:
     """Put an input and its outputs into an artifact, as the compiler does where it cannot run it.
 
-    Args:
-        folder: The artifact.
-        wrong_by: What is added to one output, relative to the largest.
-        levels: Of the model that the artifact was made of.
+    One output is wrong by ``wrong_by``, relative to the largest.
     """
     images = torch.randn(1, 3, SIZE, SIZE)
     with torch.no_grad():

@@ -17,17 +17,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import tvm_na
+from tests.cli.invoking import invoke
 from tests.deploy.artifacts import LIMIT, SIZE, Made, add_expected, for_target, once, seal, small_model
-from tests.helpers import relative_error
-from tvm_na.cli import app
+from tests.helpers import ROOT, relative_error
 from tvm_na.deploy import manifest
 from tvm_na.deploy.relax import linker
 from tvm_na.targets.target import cpu_features, missing_features, parse_target
 
-ROOT = Path(__file__).parents[2]
 #: Where the C library, libstdc++, libtvm_ffi and libtvm_runtime for AArch64 are, in lib/.
 ROOT_VARIABLE = "TVM_NA_AARCH64_ROOT"
 _ROOT_FILES = ("ld-linux-aarch64.so.1", "libc.so.6", "libstdc++.so.6", "libtvm_ffi.so", "libtvm_runtime.so")
@@ -70,11 +68,6 @@ def undefined(library: Path) -> set[str]:
     return {row[7] for row in rows if len(row) >= 8 and row[4] == "GLOBAL" and row[6] == "UND"}
 
 
-def check(path: Path) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, ["check", str(path)], env={"COLUMNS": "200"})
-    return result.exit_code, result.stdout, result.stderr
-
-
 # --- what is built
 
 
@@ -109,17 +102,6 @@ def test_sse4_library_has_nothing_newer(sse4) -> None:
     assert not re.search("%[yz]mm", output_of("objdump", "-d", "--no-show-raw-insn", sse4 / manifest.LIBRARY))
 
 
-@pytest.mark.parametrize("which", ["aarch64", "avx512"])
-def test_what_cannot_run_here_is_not_checked_and_says_so(request: pytest.FixtureRequest, which: str) -> None:
-    made = request.getfixturevalue(which)
-    if which == "avx512" and not missing_features(cpu_features(parse_target("llvm-x86-avx512"))):
-        pytest.skip("test_what_cannot_run_here_is_not_checked_and_says_so[avx512] needs a CPU without AVX-512")
-    found = manifest.read_manifest(made.path)
-    assert any(text.startswith("NOT CHECKED") for text in made.said)
-    assert found.check == {"budget": LIMIT} and manifest.EXPECTED in found.files
-    assert (manifest.RUNTIME in found.files) == (which == "avx512")  # for this machine's kind TVM's runtime is at hand
-
-
 def test_without_a_linker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(linker.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match=r"to link for aarch64: required the package ziglang \(pip install"):
@@ -146,16 +128,19 @@ def test_what_cannot_be_linked(tmp_path: Path, target: str) -> None:
         ("avx512", "llvm-x86-avx512, got one without avx512"),
     ],
 )
-def test_other_cpus_artifacts_are_refused(request: pytest.FixtureRequest, which: str, says: str) -> None:
-    """By an error and before any of their code is loaded."""
-    path = request.getfixturevalue(which).path
+def test_what_cannot_run_here_is_not_checked_and_refused(request: pytest.FixtureRequest, which: str, says: str) -> None:
+    """It says so; and it is refused by an error, before any of its code is loaded."""
     if which == "avx512" and not missing_features(cpu_features(parse_target("llvm-x86-avx512"))):
-        pytest.skip("test_other_cpus_artifacts_are_refused[avx512] needs a CPU without AVX-512")
+        pytest.skip("test_what_cannot_run_here_is_not_checked_and_refused[avx512] needs a CPU without AVX-512")
+    made = request.getfixturevalue(which)
+    found = manifest.read_manifest(made.path)
+    assert any(text.startswith("NOT CHECKED") for text in made.said)
+    assert found.check == {"budget": LIMIT} and manifest.EXPECTED in found.files
+    assert (manifest.RUNTIME in found.files) == (which == "avx512")  # for this machine's kind TVM's runtime is at hand
     with pytest.raises(ValueError, match=says):
-        tvm_na.load(path)
-    code, _, error = check(path)
-    assert code == 1 and says in error
-    assert str(path) not in Path("/proc/self/maps").read_text()
+        tvm_na.load(made.path)
+    assert says in invoke("check", made.path, code=1).stderr
+    assert str(made.path) not in Path("/proc/self/maps").read_text()
 
 
 def test_sse4_artifact_gives_what_the_model_gives(sse4: Path) -> None:
@@ -170,20 +155,19 @@ def test_sse4_artifact_gives_what_the_model_gives(sse4: Path) -> None:
 
 
 def test_check_of_an_artifact_that_was_checked(sse4: Path) -> None:
-    code, said, _ = check(sse4)
-    assert code == 0
+    said = invoke("check", sse4).stdout
     assert all(part in said for part in ("random numbers", "finite", "llvm-x86-sse4", f"[2, 3, {SIZE}, {SIZE}]"))
 
 
 def test_check_of_an_artifact_from_elsewhere(sse4: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(sse4, tmp_path / "copy"))
     add_expected(path, levels=1)
-    code, said, _ = check(path)
-    assert code == 0 and "right: relative error" in said and manifest.EXPECTED in said
+    said = invoke("check", path).stdout
+    assert "right: relative error" in said and manifest.EXPECTED in said
     for wrong_by in (1e-3, float("nan")):
         add_expected(path, wrong_by, levels=1)
-        code, _, error = check(path)
-        assert code == 1 and "outputs: required those of expected.safetensors within 1e-04" in error
+        error = invoke("check", path, code=1).stderr
+        assert "outputs: required those of expected.safetensors within 1e-04" in error
 
 
 @pytest.mark.parametrize(
@@ -200,8 +184,7 @@ def test_check_of_an_artifact_from_elsewhere(sse4: Path, tmp_path: Path) -> None
 def test_check_of_damaged_artifacts(sse4: Path, tmp_path: Path, damage, says: str) -> None:
     path = Path(shutil.copytree(sse4, tmp_path / "copy"))
     damage(path)
-    code, _, error = check(path)
-    assert (code, says in error) == (1, True), error
+    assert says in invoke("check", path, code=1).stderr
 
 
 # --- AArch64, emulated

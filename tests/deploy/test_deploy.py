@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import platform
 import re
 import shutil
 import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +15,12 @@ import torch
 
 import tvm_na
 from benchmarks.photographs import crops
-from tests.deploy.artifacts import CLASSES, LIMIT, SIZE, SMALL, invoke, small_model
-from tests.helpers import assert_says, bad, relative_error
+from tests.cli.invoking import invoke
+from tests.deploy.artifacts import CLASSES, LIMIT, SIZE, SMALL, seal, small_model
+from tests.helpers import ROOT, assert_says, bad, relative_error, run_python
 from tvm_na.deploy import compiler, manifest
 from tvm_na.jit import openmp
-from tvm_na.models import registry
-from tvm_na.models.preprocessing import to_tensor
 from tvm_na.nn import NeighborhoodAttention2D
-
-ROOT = Path(__file__).parents[2]
-
-
-def edit(folder: Path, **changes: Any) -> None:
-    """Put other values into fields of a manifest."""
-    manifest.write_manifest(folder, dataclasses.replace(manifest.read_manifest(folder), **changes))
-
-
-@pytest.fixture
-def photo(tmp_path: Path) -> Path:
-    pytest.importorskip("PIL.Image").effect_noise((80, 60), 60).save(tmp_path / "photo.png")
-    return tmp_path / "photo.png"
-
 
 # --- what is computed
 
@@ -125,52 +107,9 @@ def test_a_fresh_process_needs_no_compiler_and_then_no_tvm_na(aoti, model, tmp_p
     with torch.no_grad():
         right = model(images)
     for code in (with_us, without_us):
-        command = [sys.executable, "-c", textwrap.dedent(code)]
-        environment = {**os.environ, "PATH": "", "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        run_python(code, cwd=tmp_path, env={**os.environ, "PATH": "", "PYTHONPATH": str(ROOT)})
         assert relative_error(torch.load(tmp_path / "out.pt"), right) <= LIMIT
         (tmp_path / "out.pt").unlink()
-
-
-@pytest.mark.slow
-def test_the_example_in_cpp(aoti, model, tmp_path: Path) -> None:
-    """The example, built and run as its files say: the five classes are the model's, and errors are told."""
-    missing = [tool for tool in ("cmake", "c++") if shutil.which(tool) is None]
-    if missing:
-        pytest.skip(f"test_the_example_in_cpp needs {' and '.join(missing)}")
-    path = aoti.path
-    prefix = f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"
-    build = tmp_path / "build"
-    for command in (["cmake", "-S", ROOT / "examples" / "cpp", "-B", build, prefix], ["cmake", "--build", build]):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    def classify(*arguments: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([build / "classify", *map(str, arguments)], capture_output=True, text=True, cwd=tmp_path)
-
-    pixels = torch.randint(0, 256, (SIZE, SIZE, 3), dtype=torch.uint8)
-    header = f"P6\n{SIZE} {SIZE}\n255\n".encode()
-    (tmp_path / "image.ppm").write_bytes(header + bytes(pixels.flatten().tolist()))
-    image = pytest.importorskip("PIL.Image").open(tmp_path / "image.ppm")
-    with torch.no_grad():
-        right = model(to_tensor(image, registry.IMAGENET_224)[None])[0].softmax(-1).topk(5)
-    done = classify(path, "image.ppm")
-    assert done.returncode == 0, done.stderr
-    found = re.findall(r"class +(\d+) +([\d.]+)%", done.stdout)
-    assert [int(c) for c, _ in found] == right.indices.tolist()
-    assert [float(p) for _, p in found] == pytest.approx((100 * right.values).tolist(), abs=0.006)
-
-    (tmp_path / "cut.ppm").write_bytes(header + b"0")
-    for arguments, says in (
-        ((path, "cut.ppm"), "required more pixels"),
-        ((path, path / "manifest.json"), "required a binary PPM"),
-        ((path, "noise", 2 * SIZE), f"expected: {SIZE}, but got: {2 * SIZE}"),
-        ((tmp_path, "image.ppm"), "operators.so"),
-    ):
-        done = classify(*arguments)
-        assert (done.returncode, says in done.stderr) == (1, True), done.stderr
-    assert classify(path).returncode == 2
 
 
 # --- what it says of itself
@@ -233,21 +172,10 @@ def test_wrong_inputs(either, images: Any, error: type[Exception], says: str) ->
 # --- compiling what cannot be compiled
 
 
-class Doubling(torch.nn.Module):
-    """A model whose compiled attention is wrong by design of the test."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = NeighborhoodAttention2D(8, 2, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.attention(x)
-
-
-MODEL, EXAMPLE = Doubling(), torch.zeros(1, 6, 6, 8)
+MODEL, EXAMPLE = NeighborhoodAttention2D(8, 2, 3), torch.zeros(1, 6, 6, 8)
 REFUSED = [
     bad("model", "nat_tiny", TypeError, "torch.nn.Module"),
-    bad("model", Doubling().to("meta"), ValueError, "on the CPU", name="meta"),
+    bad("model", NeighborhoodAttention2D(8, 2, 3).to("meta"), ValueError, "on the CPU", name="meta"),
     bad("example_input", [1], TypeError, "torch.Tensor"),
     bad("example_input", EXAMPLE.half(), TypeError, "float32 or float64", name="half"),
     bad("example_input", torch.zeros(3), ValueError, "[batch, ...]", name="flat"),
@@ -278,22 +206,18 @@ def test_bad_arguments(tmp_path, monkeypatch, argument, changed, error, says) ->
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_without_attention(tmp_path) -> None:
-    with pytest.raises(NotImplementedError, match="without neighborhood attention"):
-        tvm_na.compile(torch.nn.Linear(4, 4), torch.zeros(1, 4), output=tmp_path / "x.artifact")
-    assert not list(tmp_path.iterdir())
-
-
-def test_without_a_compiler(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(openmp.shutil, "which", lambda name: None)
-    with pytest.raises(RuntimeError, match=r"required a C\+\+ compiler"):
-        tvm_na.compile(MODEL, EXAMPLE, output=tmp_path / "x.artifact")
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_older_pytorch(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(torch, "__version__", "2.12.1+cpu")
-    with pytest.raises(RuntimeError, match=r"compile: required PyTorch 2\.13 or newer, got 2\.12\.1\+cpu"):
+@pytest.mark.parametrize(
+    ("owner", "name", "value", "says"),
+    [
+        (openmp.shutil, "which", lambda name: None, r"required a C\+\+ compiler"),
+        (torch, "__version__", "2.12.1+cpu", r"compile: required PyTorch 2\.13 or newer, got 2\.12\.1\+cpu"),
+        (NeighborhoodAttention2D, "forward", lambda self, x: 2 * x, "without neighborhood attention"),
+    ],
+    ids=["no compiler", "an older PyTorch", "no attention"],
+)
+def test_what_compiling_needs(tmp_path, monkeypatch, owner, name, value, says) -> None:
+    monkeypatch.setattr(owner, name, value)
+    with pytest.raises(RuntimeError, match=says):  # of which NotImplementedError is one
         tvm_na.compile(MODEL, EXAMPLE, output=tmp_path / "x.artifact")
     assert not list(tmp_path.iterdir())
 
@@ -342,10 +266,10 @@ def test_run_says_what_is_wrong(aoti, aoti_copy, photo, tmp_path) -> None:
     labels = invoke("run", aoti.path, photo, "--labels", tmp_path / "labels.txt", code=2).stderr
     assert f"labels: required {CLASSES}, one per class, got 2" in labels
     assert "required an existing folder" in invoke("run", tmp_path / "no.artifact", photo, code=2).stderr
-    edit(aoti_copy, model={**manifest.read_manifest(aoti_copy).model, "weights": None})
+    seal(aoti_copy, model={**manifest.read_manifest(aoti_copy).model, "weights": None})
     assert "RANDOM" in invoke("run", aoti_copy, photo).stderr
-    edit(aoti_copy, preprocessing=None)
-    assert "required a classifier" in invoke("run", aoti_copy, photo, code=2).stderr
+    seal(aoti_copy, preprocessing=None)
+    assert "artifact: required one that knows its preprocessing" in invoke("run", aoti_copy, photo, code=2).stderr
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ from collections import Counter
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import Dim, export
 from torch.nn import functional as F
 
-from tests.helpers import relative_error
+from tests.helpers import Function, relative_error
 from tvm_na.deploy.relax.kernels import dense_problem
 from tvm_na.deploy.relax.problems import problems_of_whole
 from tvm_na.deploy.relax.rewrite import dense, layered, norm
@@ -42,19 +42,6 @@ def others(graph: torch.fx.GraphModule) -> Counter[str]:
     nodes = [node for node in graph.graph.nodes if node.op == "call_function"]
     names = [getattr(node.target, "__name__", str(node.target)) for node in nodes if node.target is not dense]
     return Counter(name for name in names if name not in ("sym_size.int", "reshape.default", "getitem"))
-
-
-class Function(nn.Module):
-    """A function with some parameters."""
-
-    def __init__(self, function, **parameters: Tensor) -> None:
-        super().__init__()
-        self.function = function
-        for name, value in parameters.items():
-            self.register_parameter(name, nn.Parameter(value))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(self, x)
 
 
 def test_a_block_is_products_and_norms() -> None:

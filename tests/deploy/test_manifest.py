@@ -18,7 +18,7 @@ import pytest
 
 import tvm_na
 from tvm_na.deploy import manifest
-from tvm_na.deploy.artifact import Artifact, TorchArtifact
+from tvm_na.deploy.artifact import TorchArtifact
 from tvm_na.targets.target import cpu_features, detect_target
 
 MODEL_LIBRARY = "model/data/aotinductor/model/abc.wrapper.so"
@@ -57,15 +57,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     manifest.write_manifest(path, found)
     assert manifest.read_manifest(path) == found
     manifest.verify(path, found)
-    monkeypatch.setattr(TorchArtifact, "__init__", _must_not_run)
+    monkeypatch.setattr(TorchArtifact, "__init__", lambda *_: pytest.fail("a damaged artifact was loaded"))
     return path
 
 
-def _must_not_run(self: Artifact, path: Path, found: manifest.Manifest) -> None:
-    raise AssertionError("a damaged artifact was loaded")
-
-
-Damage = Callable[[Path], None]
+Damage = Callable[[Path], object]
 
 
 def edited(**changes: Any) -> Damage:
@@ -112,25 +108,13 @@ def swap(folder: Path) -> None:
     (folder / "x").rename(other)
 
 
-def new_file(folder: Path) -> None:
-    (folder / "model" / "data" / "other.so").write_bytes(b"")
-
-
-def no_manifest(folder: Path) -> None:
-    (folder / "manifest.json").unlink()
-
-
 def a_file(folder: Path) -> None:
     shutil.rmtree(folder)
     folder.write_bytes(b"PK")
 
 
-def files_as(value: Any) -> Damage:
-    return edited(files={"../outside": {"sha256": "", "bytes": 0}} if value is None else value)
-
-
 DAMAGES: dict[str, tuple[Damage, tuple[str, ...]]] = {
-    "no manifest": (no_manifest, ("required a folder with a manifest.json",)),
+    "no manifest": (lambda f: (f / "manifest.json").unlink(), ("required a folder with a manifest.json",)),
     "a file in its place": (a_file, ("required a folder with a manifest.json",)),
     "manifest cut": (rewritten(cut), ("manifest.json: required JSON",)),
     "manifest empty": (rewritten(lambda _: b""), ("manifest.json: required JSON",)),
@@ -157,9 +141,12 @@ DAMAGES: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "two missing CPU features": (edited(target__cpu_features=["x1", "x2"]), ("without x1, x2",)),
     "an older PyTorch": (edited(requires__torch="2.1"), ("required PyTorch 2.1, got ",)),
     "a later PyTorch": (edited(requires__torch="99.0"), ("required PyTorch 99.0, got ",)),
-    "a file outside": (files_as(None), ("manifest.json: required names of files inside", "../outside")),
-    "no files named": (files_as({}), ("got also", "operators.so")),
-    "a new file": (new_file, ("got also model/data/other.so",)),
+    "a file outside": (
+        edited(files={"../outside": {"sha256": "", "bytes": 0}}),
+        ("manifest.json: required names of files inside", "../outside"),
+    ),
+    "no files named": (edited(files={}), ("got also", "operators.so")),
+    "a new file": (lambda f: (f / "model" / "data" / "other.so").write_bytes(b""), ("got also model/data/other.so",)),
     "libraries swapped": (swap, (".so: required",)),
     "operators missing": (lambda f: (f / "operators.so").unlink(), ("operators.so: required a file",)),
     "operators cut": (rewritten(cut, "operators.so"), ("operators.so: required", "bytes")),

@@ -9,7 +9,6 @@ import dataclasses
 import os
 import re
 import subprocess
-import sys
 import textwrap
 import threading
 import venv
@@ -24,12 +23,10 @@ from torch import nn
 
 import tvm_na
 from tests.deploy.artifacts import LIMIT, SIZE
-from tests.helpers import relative_error
+from tests.helpers import ROOT, relative_error, run_python
 from tvm_na.deploy import manifest
 from tvm_na.deploy.artifact import VMArtifact
 from tvm_na.nn import NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_arrays_give_arrays(tvm) -> None:
@@ -126,9 +123,7 @@ def test_it_lives_beside_kernels_of_this_process(tvm, before: str) -> None:
         assert torch.allclose(tvm_na.na2d(q, q, q, 3, backend="compiled"), right, atol=1e-5)
         assert torch.equal(artifact(x), first) and first.isfinite().all()
     """
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_python(code)
 
 
 @pytest.mark.parametrize("name", ["model.so", "weights.safetensors", "libtvm_runtime.so"])

@@ -17,10 +17,9 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
-from typer.testing import CliRunner
 
+from tests.cli.invoking import invoke
 from tests.examples.running import imported, run
-from tvm_na import cli
 from tvm_na.models import create_model
 from tvm_na.models.registry import SMALL_32, ModelSpec
 
@@ -300,8 +299,8 @@ def test_nat_pico_learns_digits_and_tells_them_on_the_command_line(ex, tmp_path,
     accuracy = float(re.search(r"test accuracy (\d+\.\d+)% of 150 images; \d+\.\d s of training, \d+ images/s", out)[1])
     assert accuracy > 40  # of 10 classes, by a fortieth of the work of a whole run
     command = next(line for line in out.splitlines() if line.startswith("tvm-na run"))
-    result = CliRunner().invoke(cli.app, [*command.split()[1:], "--backend", "reference", "--top", "1"])
-    assert result.exit_code == 0 and re.search(r"\b\d\b.*%", result.output)
+    said = invoke(*command.split()[1:], "--backend", "reference", "--top", 1).output
+    assert re.search(r"\b\d\b.*%", said)
     model = create_model("nat_pico", num_classes=10, weights=tmp_path / "nat_pico.safetensors", backend="reference")
     test = ex.train_digits.load_digits()[1]
     evaluated = ex.training.accuracy_of(model, [test.batch(slice(None))])
@@ -341,8 +340,8 @@ def test_photos_are_learnt_and_told_on_the_command_line(ex, photos, tmp_path):
     assert "best accuracy 100.00%" in out
     command = next(line for line in out.splitlines() if line.startswith("tvm-na run"))
     words = command.replace("IMAGE", str(photos / "blue" / "1.png")).split()[1:]
-    result = CliRunner().invoke(cli.app, [*words, "--backend", "reference", "--top", "1"])
-    assert result.exit_code == 0 and "blue" in result.output.splitlines()[-2]
+    said = invoke(*words, "--backend", "reference", "--top", 1).output
+    assert "blue" in said.splitlines()[-2]
 
 
 @pytest.mark.parametrize("steps", [2, 3], ids=["between epochs", "in an epoch"])

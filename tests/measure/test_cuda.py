@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from tests.measure.test_local import measured
 from tvm_na.measure import cuda as measure_cuda
 from tvm_na.measure import local as measure
 from tvm_na.measure import timing
@@ -90,10 +92,10 @@ def test_kernels_are_interleaved_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_arguments_rotate_through_more_than_the_last_cache() -> None:
     seen: list[int] = []
-    call = rotating(seen.append, [[1], [2], [3]])
+    call = rotating(lambda a, b: seen.append(a + b), [(1, 0), (2, 10), (3, 20)])
     for _ in range(7):
         call()
-    assert seen == [1, 2, 3, 1, 2, 3, 1]
+    assert seen == [1, 12, 23, 1, 12, 23, 1]
     assert [copies_for(n) for n in (1, 2**20, 2**25, 2**27, 2**40)] == [64, 64, 12, 3, 2]
     assert all(copies_for(n) * n >= timing.ROTATED_BYTES for n in (2**25, 2**26 + 1, 2**30))
 
@@ -212,15 +214,11 @@ def test_a_process_that_lost_its_gpu_is_replaced_and_measuring_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measure, "run_kernel", spoils)
-    measurer = LocalMeasurer(Conditions(1, timeout=2.0), tmp_path / "log")
     files = ["a", "b", "illegal", "c", "endless", "d", "illegal"]
-    found: dict[int, Measured] = {}
-    try:
-        measurer.measure([Kernel(Path(name), PROBLEM) for name in files], found.__setitem__)
-        measurer.measure([Kernel(Path("e"), PROBLEM)], lambda _, outcome: found.__setitem__(7, outcome))
-    finally:
-        measurer.close()
-    assert [found[n].failure for n in range(8)] == [None, None, "crash", None, "timeout", None, "crash", None]
+    with closing(LocalMeasurer(Conditions(1, timeout=2.0), tmp_path / "log")) as measurer:
+        found = measured(measurer, *(Kernel(Path(name), PROBLEM) for name in files))
+        found += measured(measurer, Kernel(Path("e"), PROBLEM))
+    assert [m.failure for m in found] == [None, None, "crash", None, "timeout", None, "crash", None]
     assert "illegal memory access" in found[2].message
     first, second, third, fourth = ({found[n].run_secs[0] for n in at} for at in ((0, 1), (3,), (5,), (7,)))
     assert len(first) == 1 and len(first | second | third | fourth) == 4
@@ -232,12 +230,9 @@ def no_gpu(threads: int, device: str) -> None:
 
 def test_a_gpu_that_does_not_work_is_an_error_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "prepare", no_gpu)
-    measurer = LocalMeasurer(ON_GPU, tmp_path / "log")
-    try:
-        with pytest.raises(RuntimeError, match="a worker process could not start"):
-            measurer.measure([Kernel(Path("a"), PROBLEM)], lambda *_: None)
-    finally:
-        measurer.close()
+    refused = pytest.raises(RuntimeError, match="a worker process could not start")
+    with closing(LocalMeasurer(ON_GPU, tmp_path / "log")) as measurer, refused:
+        measured(measurer, Kernel(Path("a"), PROBLEM))
     assert "no cuda:0" in (tmp_path / "log").read_text()
 
 

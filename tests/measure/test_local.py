@@ -7,12 +7,14 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.records.tuned import drawn
 from tvm_na.measure import local as measure
 from tvm_na.measure import worker_pool as workers
 from tvm_na.measure.idle import Patience
@@ -63,9 +65,8 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pool(log: Path) -> Iterator[Pool]:
-    pool = Pool(2, 50, log, workers.nothing)
-    yield pool
-    pool.close()
+    with closing(Pool(2, 50, log, workers.nothing)) as pool:
+        yield pool
 
 
 def test_calls_return_in_whatever_order_they_end(pool: Pool) -> None:
@@ -99,11 +100,8 @@ def test_what_is_stopped_is_given_up(pool: Pool) -> None:
 
 
 def test_workers_are_replaced_after_enough_uses(log: Path) -> None:
-    pool = Pool(1, 2, log, workers.nothing)
-    try:
+    with closing(Pool(1, 2, log, workers.nothing)) as pool:
         processes = [outcome.value[1] for outcome in results(pool, ["a"] * 5)]
-    finally:
-        pool.close()
     assert [processes.index(process) for process in processes] == [0, 0, 2, 2, 4]
 
 
@@ -112,21 +110,15 @@ def fail_to_start() -> None:
 
 
 def test_a_worker_that_cannot_start_is_an_error(log: Path) -> None:
-    pool = Pool(1, 2, log, fail_to_start)
-    try:
-        with pytest.raises(RuntimeError, match="could not start .*exit code 1"):
-            results(pool, ["a"])
-    finally:
-        pool.close()
+    refused = pytest.raises(RuntimeError, match="could not start .*exit code 1")
+    with closing(Pool(1, 2, log, fail_to_start)) as pool, refused:
+        results(pool, ["a"])
     assert "no such luck" in log.read_text()
 
 
 def test_the_measuring_process_has_the_threads_that_are_wanted(log: Path) -> None:
-    pool = Pool(1, 9, log, measure.prepare, (3,))
-    try:
+    with closing(Pool(1, 9, log, measure.prepare, (3,))) as pool:
         assert results(pool, ["threads"])[0].value == (3, 3)
-    finally:
-        pool.close()
 
 
 # --- how long, how often
@@ -144,11 +136,9 @@ def test_short_kernels_are_called_often_and_long_ones_seldom() -> None:
 class Clock:
     """Time that passes only when a kernel is called."""
 
-    def __init__(self, costs: Sequence[float]) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch, costs: Sequence[float]) -> None:
         self.now, self.calls, self.costs = 0.0, 0, costs
-
-    def perf_counter(self) -> float:
-        return self.now
+        patch.setattr(time, "perf_counter", lambda: self.now)
 
     def call(self) -> None:
         self.now += self.costs[self.calls % len(self.costs)]
@@ -156,12 +146,10 @@ class Clock:
 
 
 def test_every_repeat_is_kept_and_those_that_scatter_are_doubled(monkeypatch: pytest.MonkeyPatch) -> None:
-    steady, uneven = Clock([1e-3]), Clock([1e-3, 3e-3])
     conditions = Conditions(1, repeats=10, shortest=1e-3, budget=1.0)
-    monkeypatch.setattr(time, "perf_counter", steady.perf_counter)
-    assert repeats_of([steady.call], conditions, CpuClock())[0] == pytest.approx([1e-3] * 10)
-    monkeypatch.setattr(time, "perf_counter", uneven.perf_counter)
-    (seconds,) = repeats_of([uneven.call], conditions, CpuClock())
+    (seconds,) = repeats_of([Clock(monkeypatch, [1e-3]).call], conditions, CpuClock())
+    assert seconds == pytest.approx([1e-3] * 10)
+    (seconds,) = repeats_of([Clock(monkeypatch, [1e-3, 3e-3]).call], conditions, CpuClock())
     assert len(seconds) == 20
     assert min(seconds) == pytest.approx(1e-3)
     assert scatters(seconds)
@@ -169,21 +157,19 @@ def test_every_repeat_is_kept_and_those_that_scatter_are_doubled(monkeypatch: py
 
 
 def test_the_budget_ends_what_became_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock([1e-3] * 3 + [1.0] * 100)
-    monkeypatch.setattr(time, "perf_counter", clock.perf_counter)
-    assert repeats_of([clock.call], Conditions(1, repeats=40, shortest=1e-3, budget=0.5), CpuClock())[
-        0
-    ] == pytest.approx([1.0] * 3)
+    clock = Clock(monkeypatch, [1e-3] * 3 + [1.0] * 100)
+    assert repeats_of([clock.call], Conditions(1, repeats=40, shortest=1e-3, budget=0.5), CpuClock()) == [
+        pytest.approx([1.0] * 3)
+    ]
 
 
 def test_caches_are_flushed_before_each_repeat_and_not_in_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, flushed = Clock([1e-3]), []
+    clock, flushed = Clock(monkeypatch, [1e-3]), []
 
     def flush() -> None:
         flushed.append(clock.calls)
         clock.now += 5.0
 
-    monkeypatch.setattr(time, "perf_counter", clock.perf_counter)
     monkeypatch.setattr(CpuClock, "flush", lambda self: flush())
     (seconds,) = repeats_of([clock.call], Conditions(1, repeats=4, budget=100.0, cold_cache=True), CpuClock())
     assert seconds == pytest.approx([1e-3] * 4)
@@ -193,22 +179,17 @@ def test_caches_are_flushed_before_each_repeat_and_not_in_its_time(monkeypatch: 
 def test_interleaved_kernels_meet_the_same_moments(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine becomes twice as slow in the middle; what compares to the reference stays."""
 
-    class Machine:
-        def __init__(self) -> None:
-            self.now, self.called = 0.0, ""
+    now, called = 0.0, ""
 
-        def perf_counter(self) -> float:
-            return self.now
+    def kernel(name: str, cost: float) -> None:
+        nonlocal now, called
+        called += name
+        now += cost * (2.0 if now > 0.02 else 1.0)
 
-        def kernel(self, name: str, cost: float) -> None:
-            self.called += name
-            self.now += cost * (2.0 if self.now > 0.02 else 1.0)
-
-    machine = Machine()
-    monkeypatch.setattr(time, "perf_counter", machine.perf_counter)
-    calls = [lambda: machine.kernel("a", 3e-3), lambda: machine.kernel("b", 2e-3)]
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    calls = [lambda: kernel("a", 3e-3), lambda: kernel("b", 2e-3)]
     found = repeats_of(calls, Conditions(1, repeats=5, shortest=1e-3, budget=1.0), CpuClock())
-    assert machine.called == "aaabbb" + "ab" * 10  # twice five, since they scatter
+    assert called == "aaabbb" + "ab" * 10  # twice five, since they scatter
     assert [len(seconds) for seconds in found] == [10, 10]
     assert [min(seconds) for seconds in found] == pytest.approx([3e-3, 2e-3])
     assert measure.median(Measured(found[0], reference_secs=found[1]).beside(1.0)) == pytest.approx(1.5)
@@ -220,17 +201,8 @@ def test_interleaved_kernels_meet_the_same_moments(monkeypatch: pytest.MonkeyPat
 # --- kernels
 
 
-def modules(*problems: NAProblem) -> list[Source]:
-    from tvm_na.schedules import spaces_for
-    from tvm_na.schedules.base import Plan
-
-    found = []
-    for problem in problems:
-        space = spaces_for(problem, detect_target())[0]
-        scheduled = space.apply(space.formulations(problem, detect_target(), 1)[0], detect_target(), Plan())
-        assert scheduled is not None
-        found.append(source_of(scheduled.schedule.mod))
-    return found
+def module(problem: NAProblem) -> Source:
+    return source_of(drawn(problem, sample=False)[1].schedule.mod)
 
 
 def broken_module() -> Source:
@@ -246,22 +218,18 @@ def broken_module() -> Source:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, log: Path) -> list[Built]:
     """The kernels of PROBLEM and OTHER, and what cannot be built."""
-    builder = Builder(2, detect_target(), tmp_path_factory.mktemp("kernels"), log)
-    try:
-        first, second = modules(PROBLEM, OTHER)
-        return builder.build([first, broken_module(), second])
-    finally:
-        builder.close()
+    with closing(Builder(2, detect_target(), tmp_path_factory.mktemp("kernels"), log)) as builder:
+        return builder.build([module(PROBLEM), broken_module(), module(OTHER)])
 
 
 @pytest.fixture(scope="module")
 def local(log: Path) -> Iterator[LocalMeasurer]:
-    measurer = LocalMeasurer(Conditions(1, repeats=5, timeout=12.0), log)  # longer than a busy machine is waited for
-    yield measurer
-    measurer.close()
+    conditions = Conditions(1, repeats=5, timeout=12.0)  # longer than a busy machine is waited for
+    with closing(LocalMeasurer(conditions, log)) as measurer:
+        yield measurer
 
 
-def measured(measurer: LocalMeasurer, *kernels: Kernel) -> list[Measured]:
+def measured(measurer: Any, *kernels: Kernel) -> list[Measured]:
     found: dict[int, Measured] = {}
     measurer.measure(kernels, found.__setitem__)
     return [found[index] for index in range(len(kernels))]
@@ -274,22 +242,16 @@ def test_what_cannot_be_built_is_said(built: list[Built]) -> None:
 
 
 def test_a_build_that_takes_too_long_is_ended(tmp_path: Path, log: Path) -> None:
-    builder = Builder(1, detect_target(), tmp_path, log, timeout=0.0)
-    try:
-        result = builder.build(modules(PROBLEM))[0]
+    with closing(Builder(1, detect_target(), tmp_path, log, timeout=0.0)) as builder:
+        (result,) = builder.build([module(PROBLEM)])
         assert (result.file, result.failure) == (None, "build timeout")
-        assert builder.build(modules(PROBLEM), stopped=lambda: True)[0].failure == "stopped"
-    finally:
-        builder.close()
+        assert builder.build([module(PROBLEM)], stopped=lambda: True)[0].failure == "stopped"
 
 
 def test_a_kernel_for_another_architecture_is_an_archive_to_be_linked_there(tmp_path: Path, log: Path) -> None:
     target = NATarget("llvm-aarch64-neon", "llvm", "aarch64-unknown-linux-gnu", "generic", ("+neon",), 16, 32)
-    builder = Builder(1, target, tmp_path, log)
-    try:
-        result = builder.build(modules(PROBLEM), suffix=".tar")[0]
-    finally:
-        builder.close()
+    with closing(Builder(1, target, tmp_path, log)) as builder:
+        (result,) = builder.build([module(PROBLEM)], suffix=".tar")
     assert result.failure is None, result.message
     assert result.file is not None and result.file.stat().st_size > 0
 

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from typing import Any
 import pytest
 import tvm
 
+from tests.helpers import wait_until
+from tests.measure.test_local import measured
 from tests.tune.runs import run
 from tvm_na.measure import rpc as measure_remote
 from tvm_na.measure.local import Conditions, Kernel, Measured
@@ -75,13 +76,6 @@ class Processes:
             self.kill(process)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.1)
-
-
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
     """A tracker with one server."""
@@ -109,7 +103,7 @@ def test_a_server_that_is_killed_and_replaced_costs_nothing(
 ) -> None:
     monkeypatch.setattr("tvm_na.tune.run.Conditions", functools.partial(Conditions, repeats=8, budget=0.05))
     devices, server = RpcDevices.parse(f"127.0.0.1:{processes.port}", KEY), processes.last
-    wait_for(lambda: free(devices) == 1)
+    wait_until(lambda: free(devices) == 1, "a device is free", 60.0)
     assert devices.count() == 1
     other = RpcDevices(devices.host, devices.port, "another")
     assert other.count() == 0
@@ -122,7 +116,8 @@ def test_a_server_that_is_killed_and_replaced_costs_nothing(
     killed_after = []
 
     def replace() -> None:
-        wait_for(lambda: free(devices) == 0)  # the third measurement has the server, which does not go on
+        # The third measurement has the server, which does not go on.
+        wait_until(lambda: free(devices) == 0, "no device is free", 60.0)
         processes.kill(server)
         killed_after.append(trials[0])
         processes.server()
@@ -132,7 +127,7 @@ def test_a_server_that_is_killed_and_replaced_costs_nothing(
     def observe(state: TuneState) -> None:
         trials[0] = state.trials
         if state.phase == "measuring" and state.trials == 2:
-            wait_for(lambda: free(devices) == 1)
+            wait_until(lambda: free(devices) == 1, "a device is free", 60.0)
             os.killpg(server.pid, signal.SIGSTOP)
             replacing.start()
 
@@ -147,17 +142,10 @@ def test_a_server_that_is_killed_and_replaced_costs_nothing(
     assert all(0 < seconds < 1e-2 for r in records for seconds in r.run_secs)
 
 
-class AsIfGpu:
+def as_if_gpu(session: Any) -> Any:
     """A session whose first GPU is its CPU."""
-
-    def __init__(self, session: Any) -> None:
-        self._session = session
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._session, name)
-
-    def cuda(self, index: int) -> Any:
-        return self._session.cpu(index)
+    session.cuda = session.cpu
+    return session
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +167,7 @@ def test_kernels_are_measured_in_batches_and_gpus_looked_for(
     processes: Processes, kernels: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     devices = RpcDevices.parse(f"127.0.0.1:{processes.port}", KEY)
-    wait_for(lambda: free(devices) == 1)
+    wait_until(lambda: free(devices) == 1, "a device is free", 60.0)
     for name in ("cuda-sm_80", "cuda-sm_90"):  # the devices are CPUs
         says = f"rpc: required devices with the key 'board' that have a GPU for {name}, got one without a GPU"
         with pytest.raises(RuntimeError, match=says):
@@ -200,7 +188,7 @@ def test_kernels_are_measured_in_batches_and_gpus_looked_for(
         assert run_remotely(Kernel(wrong, PROBLEM, reference, batch), conditions, devices).failure == "wrong numbers"
 
     session = RpcDevices.session
-    monkeypatch.setattr(RpcDevices, "session", lambda self, timeout: AsIfGpu(session(self, timeout)))
+    monkeypatch.setattr(RpcDevices, "session", lambda self, timeout: as_if_gpu(session(self, timeout)))
     gpu = Conditions(1, repeats=4, device="cuda:0")
     evaluated: list[dict[str, Any]] = []
     evaluator = tvm.runtime.Module.time_evaluator
@@ -221,12 +209,8 @@ def test_kernels_are_measured_in_batches_and_gpus_looked_for(
     assert {e.get("cache_flush_bytes") for e in evaluated} == {None}
 
 
-class Gpu:
-    """A device of TVM's on a server that has a GPU."""
-
-    def __init__(self, compute_version: str) -> None:
-        self.compute_version = compute_version
-        self.device_name, self.available_global_memory = "NVIDIA Pretended", 2**34
+#: What TVM says of a device on a server that has a GPU, and its compute capability.
+GPU = {"device_name": "NVIDIA Pretended", "available_global_memory": 2**34}
 
 
 @pytest.mark.parametrize(
@@ -240,7 +224,7 @@ class Gpu:
 )
 def test_gpus_must_be_what_kernels_are_for(monkeypatch: pytest.MonkeyPatch, seen: str, target: str, fits: bool) -> None:
     monkeypatch.setattr(RpcDevices, "count", lambda _: 1)
-    monkeypatch.setattr(RpcDevices, "_of_gpu", lambda _, attribute: getattr(Gpu(seen), attribute))
+    monkeypatch.setattr(RpcDevices, "_of_gpu", lambda _, name: {**GPU, "compute_version": seen}[name])
     devices, wanted = RpcDevices("host", 1, KEY), parse_target(target)
     if not fits:
         with pytest.raises(RuntimeError, match=f"have a GPU for {target}, got one of compute capability {seen}"):
@@ -269,7 +253,7 @@ def test_gpus_get_libraries_and_conditions_of_their_own(monkeypatch: pytest.Monk
 def scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[Measured]]:
     """What the devices make of kernels whose attempts end as said: in a time, in a failure, or lost."""
 
-    def measured(*plans: list[float | str], devices: int = 1) -> list[Measured]:
+    def outcomes(*plans: list[float | str], devices: int = 1) -> list[Measured]:
         class Pool:
             def __init__(self, *_: Any) -> None:
                 self.sizes: list[int] = []
@@ -289,11 +273,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., l
         monkeypatch.setattr("tvm_na.measure.worker_pool.Pool", Pool)
         monkeypatch.setattr(RpcDevices, "count", lambda _: devices)
         measurer = RpcDevices("host", 1, KEY).measurer(Conditions(1), detect_target(), tmp_path / "log")
-        found: dict[int, Measured] = {}
-        measurer.measure([Kernel(Path(str(n)), PROBLEM) for n in range(len(plans))], found.__setitem__)
-        return [found[n] for n in range(len(plans))]
+        return measured(measurer, *(Kernel(Path(str(n)), PROBLEM) for n in range(len(plans))))
 
-    return measured
+    return outcomes
 
 
 def test_what_is_lost_is_measured_on_another_device(scripted: Callable[..., list[Measured]]) -> None:

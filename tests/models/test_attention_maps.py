@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.brute import neighbors
 from tvm_na.functional import na2d
 from tvm_na.models import NAT, attention_maps
 from tvm_na.models.attention_maps import attention_of_query
@@ -26,12 +27,6 @@ def small(**options) -> NAT:
     return model
 
 
-def window(n: int, i: int, k: int, d: int) -> list[int]:
-    group = list(range(i % d, n, d))
-    start = min(max(group.index(i) - k // 2, 0), len(group) - k)
-    return group[start : start + k]
-
-
 @pytest.mark.parametrize("pixel", [(0, 0), (17, 30), (39, 55), (0, 55)])
 @pytest.mark.parametrize("dilation", [1, (2, 1, 1)])
 def test_support_is_the_window_and_the_sum_is_one(pixel, dilation):
@@ -40,8 +35,8 @@ def test_support_is_the_window_and_the_sum_is_one(pixel, dilation):
     for stage, attention in enumerate(maps):
         height, width = attention.shape
         d = dilation if isinstance(dilation, int) else dilation[stage]
-        rows = window(height, pixel[0] * height // 40, 3, d)
-        columns = window(width, pixel[1] * width // 56, 3, d)
+        rows = neighbors(pixel[0] * height // 40, height, 3, 1, d, False)
+        columns = neighbors(pixel[1] * width // 56, width, 3, 1, d, False)
         expected = torch.zeros(height, width, dtype=torch.bool)
         expected[torch.tensor(rows)[:, None], torch.tensor(columns)] = True
         assert torch.equal(attention > 0, expected)

@@ -50,19 +50,12 @@ def test_averaged_weights_are_preferred_and_it_is_said(tmp_path):
     assert report.adapted == (("state_dict", "not read: weights were taken from state_dict_ema"),)
 
 
-def test_training_arguments_beside_the_weights_are_no_obstacle(tmp_path):
-    source, target, file = small(1), small(2), tmp_path / "last.pth"
-    assert loaded(
-        target, {"state_dict": source.state_dict(), "args": argparse.Namespace(lr=0.1, model="nat_mini")}, file
-    ).complete
-
-
-@pytest.mark.parametrize("prefix", ["module.", "backbone.", "module.backbone.", "_orig_mod.module."])
-def test_prefixes(tmp_path, prefix):
-    source, target, file = small(1), small(2), tmp_path / "weights.pth"
-    assert loaded(
-        target, {"state_dict": {prefix + key: value for key, value in source.state_dict().items()}}, file
-    ).complete
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone.", "_orig_mod.module."])
+def test_prefixes_and_training_arguments_are_no_obstacle(tmp_path, prefix):
+    source, target = small(1), small(2)
+    state = {prefix + key: value for key, value in source.state_dict().items()}
+    arguments = argparse.Namespace(lr=0.1, model="nat_mini")
+    assert loaded(target, {"state_dict": state, "args": arguments}, tmp_path / "last.pth").complete
     assert_same(target, source)
 
 
@@ -110,20 +103,24 @@ def test_model_without_a_head(tmp_path):
     assert torch.equal(target.norm.weight, source.norm.weight)
 
 
-@pytest.mark.parametrize("kernel_size", [5, (3, 5), 1])
-def test_other_kernel_size(tmp_path, kernel_size):
-    source, target, file = small(1), small(2, kernel_size=kernel_size), tmp_path / "weights.pth"
-    report = loaded(target, source, file)
+@pytest.mark.parametrize(
+    ("family", "kernel_size"), [("nat", 5), ("nat", (3, 5)), ("nat", 1), ("dinat_s", 5), ("nat_isotropic", 5)]
+)
+def test_other_kernel_size(tmp_path, family, kernel_size):
+    source, target = small(1, family), small(2, family, kernel_size=kernel_size)
+    report = loaded(target, source, tmp_path / "weights.pth")
     rpbs = [key for key in source.state_dict() if key.endswith("rpb")]
     assert report.complete and [key for key, _ in report.adapted] == rpbs
     h, w = (kernel_size,) * 2 if isinstance(kernel_size, int) else kernel_size
-    assert f"and 2 more: resized from window 3x3 to {h}x{w} by bicubic interpolation" in str(report)
-    came, resized = source.levels[1].blocks[1].attn.rpb, target.levels[1].blocks[1].attn.rpb
-    assert resized.shape == (2, 2 * h - 1, 2 * w - 1)
-    wanted = torch.nn.functional.interpolate(came[None], size=resized.shape[1:], mode="bicubic")[0]
-    torch.testing.assert_close(resized, wanted, rtol=0, atol=0)
-    # The bias of a key on its query: the center stays the center.
-    torch.testing.assert_close(resized[:, h - 1, w - 1], came[:, 2, 2])
+    more = "and 2 more" if family == "nat" else rpbs[-1]
+    assert f"{more}: resized from window 3x3 to {h}x{w} by bicubic interpolation" in str(report)
+    for key in rpbs:
+        came, resized = source.get_parameter(key), target.get_parameter(key)
+        assert resized.shape == (len(came), 2 * h - 1, 2 * w - 1)
+        wanted = torch.nn.functional.interpolate(came[None], size=resized.shape[1:], mode="bicubic")[0]
+        torch.testing.assert_close(resized, wanted, rtol=0, atol=0)
+        # The bias of a key on its query: the center stays the center.
+        torch.testing.assert_close(resized[:, h - 1, w - 1], came[:, 2, 2])
 
 
 def test_resizing_takes_half_precision(tmp_path):
@@ -131,15 +128,26 @@ def test_resizing_takes_half_precision(tmp_path):
     assert loaded(target, {key: value.half() for key, value in source.state_dict().items()}, file).complete
 
 
-def test_backbone_from_a_classification_checkpoint(tmp_path):
-    source, target, file = small(1), small(2, features_only=True), tmp_path / "weights.pth"
-    before = snapshot(target)
-    report = loaded(target, source, file)
+@pytest.mark.parametrize(
+    ("family", "outputs", "dropped"),
+    [
+        ("nat", (0, 1, 2, 3), ()),
+        ("dinat_s", (0,), ("layers.1.blocks.1.norm1.bias", "layers.0.downsample.reduction.weight")),
+        ("nat_isotropic", (0,), ("layers.2.norm1.bias",)),
+        ("vitrpb", (0,), ("layers.2.norm1.bias",)),
+    ],
+)
+def test_backbones_from_a_classification_checkpoint(tmp_path, family, outputs, dropped):
+    source, target = small(1, family), small(2, family, features_only=True, out_indices=outputs)
+    before, state = snapshot(target), source.state_dict()
+    report = loaded(target, source, tmp_path / "weights.pth")
     adapted = dict(report.adapted)
-    assert report.complete and {"norm.weight", "head.bias", "norm0.weight", "norm3.bias"} <= set(adapted)
-    assert adapted["norm0.weight"] == "not in a classification checkpoint: left as it was"
-    for key, value in target.state_dict().items():
-        assert torch.equal(value, before[key] if key.startswith("norm") else source.state_dict()[key]), key
+    assert report.complete and {"norm.weight", "head.bias"} <= set(adapted)
+    norms = {key for key in before if key.startswith("norm")}
+    assert len(norms) == 2 * len(outputs)
+    assert {adapted[key] for key in norms} == {"not in a classification checkpoint: left as it was"}
+    assert all(adapted[key] == "after the model's last output: dropped" for key in dropped)
+    assert_same(target, {key: (before if key in norms else state)[key] for key in before})
 
 
 def test_backbone_with_fewer_outputs(tmp_path):
@@ -175,10 +183,9 @@ def broken_state(source: NAModel) -> dict[str, Tensor]:
 
 def test_strict_names_every_difference_and_changes_nothing(tmp_path):
     source, target, file = small(1), small(2, num_classes=7), tmp_path / "weights.pth"
-    torch.save(broken_state(source), file)
     before = snapshot(target)
     with pytest.raises(ValueError, match="^path: required the keys and shapes of the model, got ") as error:
-        load_checkpoint(target, file)
+        loaded(target, broken_state(source), file)
     assert "missing: levels.1.blocks.0.norm1.bias\n" in str(error.value)
     assert "unexpected: levels.0.blocks.7.norm1.bias\n" in str(error.value)
     assert "misshapen: norm.weight: required (64,), got (5,)" in str(error.value)
@@ -198,14 +205,11 @@ def test_not_strict_reports_and_loads_the_rest(tmp_path):
         ("levels.3.blocks.0.attn.rpb", (4, 5, 5), (9, 7, 7)),
     }
     kept = {*report.missing, *(key for key, _, _ in report.misshapen)}
-    for key, value in target.state_dict().items():
-        assert torch.equal(value, before[key] if key in kept else source.state_dict()[key]), key
+    assert_same(target, {key: (before if key in kept else source.state_dict())[key] for key in before})
 
 
 def test_layer_scale_that_the_model_lacks_is_unexpected(tmp_path):
-    file = tmp_path / "weights.pth"
-    torch.save(small(1, layer_scale=1.0).state_dict(), file)
-    report = load_checkpoint(small(2), file, strict=False)
+    report = loaded(small(2), small(1, layer_scale=1.0), tmp_path / "weights.pth", strict=False)
     assert len(report.unexpected) == 10 and all("gamma" in key for key in report.unexpected)
 
 
@@ -215,11 +219,10 @@ class _Code:
 
 
 def test_code_in_a_pickle_is_refused(tmp_path, capsys):
-    target, file = small(2), tmp_path / "weights.pth"
-    torch.save({"state_dict": small(1).state_dict(), "extra": _Code()}, file)
+    target = small(2)
     before = snapshot(target)
     with pytest.raises(ValueError, match=r"^path: required a file that torch.load\(weights_only=True\) reads"):
-        load_checkpoint(target, file)
+        loaded(target, {"state_dict": small(1).state_dict(), "extra": _Code()}, tmp_path / "weights.pth")
     assert capsys.readouterr().out == ""
     assert_same(target, before)
 
@@ -228,10 +231,8 @@ def test_code_in_a_pickle_is_refused(tmp_path, capsys):
     "content", [[1, 2], {}, {"model": {}}, torch.ones(2), {"a": 1}, {"a": {"b": torch.ones(1)}}, {1: torch.ones(1)}]
 )
 def test_a_file_that_holds_something_else(tmp_path, content):
-    file = tmp_path / "weights.pt"
-    torch.save(content, file)
     with pytest.raises(ValueError, match="^path: required a file with a dictionary of tensors.*, got"):
-        load_checkpoint(small(2), file)
+        loaded(small(2), content, tmp_path / "weights.pt")
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
@@ -279,33 +280,6 @@ def test_create_model_loads_weights_and_says_what_was_adapted(tmp_path, monkeypa
 
 # --- the other models
 
-OTHERS = [family for family in FAMILIES if family != "nat"]
-
-
-@pytest.mark.parametrize("family", OTHERS)
-def test_backbones_of_other_models_from_a_classification_checkpoint(tmp_path, family):
-    source, file = small(1, family), tmp_path / "weights.pth"
-    target = small(2, family, features_only=True, out_indices=(0,))
-    torch.save(source.state_dict(), file)
-    before = snapshot(target)
-    adapted = dict((report := load_checkpoint(target, file)).adapted)
-    later = "layers.1.blocks.1.norm1.bias" if family == "dinat_s" else "layers.2.norm1.bias"
-    assert report.complete and adapted[later] == "after the model's last output: dropped"
-    if family == "dinat_s":
-        assert adapted["layers.0.downsample.reduction.weight"] == "after the model's last output: dropped"
-    assert {"norm.weight", "head.bias", "norm0.weight", "norm0.bias"} <= set(adapted)
-    for key, value in target.state_dict().items():
-        assert torch.equal(value, before[key] if key.startswith("norm0") else source.state_dict()[key]), key
-
-
-@pytest.mark.parametrize("family", ["dinat_s", "nat_isotropic"])
-def test_other_kernel_size_of_other_models(tmp_path, family):
-    source, target, file = small(1, family), small(2, family, kernel_size=5), tmp_path / "weights.pth"
-    report = loaded(target, source, file)
-    assert report.complete and len(report.adapted) == 3
-    came, resized = (dict(m.named_parameters())[report.adapted[0][0]] for m in (source, target))
-    torch.testing.assert_close(resized[:, 4, 4], came[:, 2, 2])
-
 
 def test_head_of_imagenet_22k(tmp_path):
     source, target, file = small(1, num_classes=21_841), small(2, num_classes=1000), tmp_path / "weights.pth"
@@ -342,17 +316,14 @@ def test_an_index_in_another_order_is_refused(tmp_path, damage):
     state, key = source.state_dict(), "layers.1.attn.relative_position_index"
     index = state[key]
     state[key] = {"transposed": index.T.contiguous(), "another shape": index.flatten(), "not square": index[:8]}[damage]
-    torch.save(state, file)
     before = snapshot(target)
     for strict in (True, False):
         with pytest.raises(ValueError, match=rf"^path: required {key} to hold the offset .*, got"):
-            load_checkpoint(target, file, strict=strict)
+            loaded(target, state, file, strict=strict)
     assert_same(target, before)
 
 
 def test_weights_of_another_family_are_refused(tmp_path):
-    file = tmp_path / "weights.pth"
-    torch.save(small(1, "dinat_s").state_dict(), file)
     with pytest.raises(ValueError, match="^path: required the keys and shapes of the model, got .*\n.*levels") as error:
-        load_checkpoint(small(2), file)
+        loaded(small(2), small(1, "dinat_s"), tmp_path / "weights.pth")
     assert "unexpected: " in str(error.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -50,39 +51,32 @@ def hf_state(state: dict[str, Tensor], family: str = "nat", backbone: bool = Fal
     return out
 
 
-@pytest.mark.parametrize("family", ["nat", "dinat"])
-@pytest.mark.parametrize("layer_scale", [None, 1.0])
-def test_hf_round_trip(tmp_path, family, layer_scale):
-    source, target = small(1, layer_scale=layer_scale), small(2, layer_scale=layer_scale)
-    file = tmp_path / "pytorch_model.bin"
-    theirs = hf_state(source.state_dict(), family)
-    assert f"{family}.encoder.levels.1.layers.1.attention.self.query.bias" in theirs
-    assert f"{family}.layernorm.weight" in theirs and "classifier.weight" in theirs
-    report = loaded(target, theirs, file)
+def without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix("nat."): value.clone() for key, value in hf_state(state).items()}
+
+
+def with_another_name(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key.replace("downsample.norm", "downsample.layernorm"): value for key, value in hf_state(state).items()}
+
+
+@pytest.mark.parametrize(
+    ("saved", "options", "suffix", "key"),
+    [
+        (hf_state, {}, "bin", "nat.encoder.levels.1.layers.1.attention.self.query.bias"),
+        (hf_state, {"layer_scale": 1.0}, "bin", "nat.layernorm.weight"),
+        (partial(hf_state, family="dinat"), {}, "bin", "dinat.encoder.levels.1.layers.1.attention.self.query.bias"),
+        (partial(hf_state, family="dinat"), {"layer_scale": 1.0}, "bin", "classifier.weight"),
+        (partial(hf_state, backbone=True), {"features_only": True}, "pth", "hidden_states_norms.stage4.weight"),
+        (without_prefix, {"num_classes": 0}, "safetensors", "layernorm.weight"),
+        (with_another_name, {}, "pth", "nat.encoder.levels.0.downsample.layernorm.weight"),
+    ],
+)
+def test_hf_round_trip(tmp_path, saved, options, suffix, key):
+    source, target = small(1, **options), small(2, **options)
+    theirs = saved(source.state_dict())
+    assert key in theirs
+    report = loaded(target, theirs, tmp_path / f"model.{suffix}")
     assert report.complete and report.adapted == ()
-    assert_same(target, source)
-
-
-def test_hf_without_the_models_prefix(tmp_path):
-    source, target, file = small(1, num_classes=0), small(2, num_classes=0), tmp_path / "model.safetensors"
-    state = {key.removeprefix("nat."): value.clone() for key, value in hf_state(source.state_dict()).items()}
-    loaded(target, state, file)
-    assert_same(target, source)
-
-
-def test_hf_backbone(tmp_path):
-    source, target, file = small(1, features_only=True), small(2, features_only=True), tmp_path / "backbone.pth"
-    theirs = hf_state(source.state_dict(), backbone=True)
-    assert "hidden_states_norms.stage4.weight" in theirs
-    report = loaded(target, theirs, file)
-    assert report.complete and report.adapted == ()
-    assert_same(target, source)
-
-
-def test_hf_downsampler_norm_under_either_name(tmp_path):
-    source, target, file = small(1), small(2), tmp_path / "weights.pth"
-    theirs = {k.replace("downsample.norm", "downsample.layernorm"): v for k, v in hf_state(source.state_dict()).items()}
-    loaded(target, theirs, file)
     assert_same(target, source)
 
 

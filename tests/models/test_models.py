@@ -3,40 +3,42 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import pytest
 import torch
 
-from tvm_na.models import NAT, create_model, list_models
+from tvm_na.models import NAT, create_model, flops, list_models, problems_of, training_problems_of
 from tvm_na.models.dilations import alternating_dilations, per_layer_dilations
 from tvm_na.models.layers import DropPath
 from tvm_na.models.registry import SPECS
 from tvm_na.nn import NeighborhoodAttention2D
 
-PARAMETERS = {
-    "nat_pico": 576_294,
-    "nat_mini": 19_984_174,
-    "nat_tiny": 27_901_582,
-    "nat_small": 50_743_297,
-    "nat_base": 89_769_652,
-    "dinat_mini": 19_984_174,
-    "dinat_tiny": 27_901_582,
-    "dinat_small": 50_719_681,
-    "dinat_base": 89_769_652,
-    "dinat_large": 200_943_514,
-    "dinat_large_384": 200_943_514,
-    "dinat_large_384_11x11": 201_144_250,
-    "dinat_s_tiny": 28_288_354,
-    "dinat_s_small": 49_606_258,
-    "dinat_s_base": 87_768_224,
-    "dinat_s_large": 196_532_476,
-    "dinat_s_large_384": 196_532_476,
-    "nat_isotropic_small": 21_999_736,
-    "nat_isotropic_base": 86_465_800,
-    "dinat_isotropic_small": 21_999_736,
-    "dinat_isotropic_base": 86_465_800,
-    "vitrpb_small": 22_080_376,
-    "vitrpb_base": 86_627_080,
+#: Parameters, and the published digits of the work in 1e9 operations, where there are any.
+PUBLISHED = {
+    "nat_pico": (576_294, ""),
+    "nat_mini": (19_984_174, "2.71"),
+    "nat_tiny": (27_901_582, "4.32"),
+    "nat_small": (50_743_297, "7.81"),
+    "nat_base": (89_769_652, "13.73"),
+    "dinat_mini": (19_984_174, "2.71"),
+    "dinat_tiny": (27_901_582, ""),
+    "dinat_small": (50_719_681, ""),
+    "dinat_base": (89_769_652, "13.73"),
+    "dinat_large": (200_943_514, "30.53"),
+    "dinat_large_384": (200_943_514, "89.73"),
+    "dinat_large_384_11x11": (201_144_250, "92.35"),
+    "dinat_s_tiny": (28_288_354, "4.51"),
+    "dinat_s_small": (49_606_258, "8.77"),
+    "dinat_s_base": (87_768_224, "15.47"),
+    "dinat_s_large": (196_532_476, "34.54"),
+    "dinat_s_large_384": (196_532_476, "101.5"),
+    "nat_isotropic_small": (21_999_736, "4.32"),
+    "nat_isotropic_base": (86_465_800, "16.96"),
+    "dinat_isotropic_small": (21_999_736, "4.32"),
+    "dinat_isotropic_base": (86_465_800, "16.96"),
+    "vitrpb_small": (22_080_376, "4.58"),
+    "vitrpb_base": (86_627_080, "17.49"),
 }
 WITH_LAYER_SCALE = ("nat_small", "nat_base", "dinat_base")
 SMALL = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "backend": "reference"}
@@ -55,15 +57,18 @@ def attentions(model: NAT) -> list[NeighborhoodAttention2D]:
 
 
 def test_listed_models_are_those_counted():
-    assert list_models() == list(PARAMETERS)
+    assert list_models() == list(PUBLISHED)
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_parameters_layer_scale_and_drop_path(name):
-    spec = SPECS[name]
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_work_layer_scale_and_drop_path(name):
+    spec, (parameters, work) = SPECS[name], PUBLISHED[name]
     with torch.device("meta"):
         model = create_model(name)
-    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name] == spec.parameters
+    assert sum(p.numel() for p in model.parameters()) == parameters == spec.parameters
+    if work:
+        found = flops(model, 384 if "384" in name else 224) / 1e9
+        assert f"{found:.{len(work.partition('.')[2])}f}" == work
     gammas = [key for key in model.state_dict() if "gamma" in key]
     assert len(gammas) == (2 * sum(spec.depths) if name in WITH_LAYER_SCALE else 0)
     rates = [m.rate for m in model.modules() if isinstance(m, DropPath)]
@@ -122,6 +127,9 @@ def test_dilations_reach_the_layers():
 
 # Of a model's odd layers in each stage; even ones have 1.
 DILATIONS = {
+    "nat_mini": (1, 1, 1, 1),
+    "nat_isotropic_small": (1,),
+    "vitrpb_small": (1,),
     "dinat_mini": (8, 4, 2, 1),
     "dinat_large": (8, 4, 2, 1),
     "dinat_large_384": (13, 6, 3, 1),
@@ -129,28 +137,27 @@ DILATIONS = {
     "dinat_s_tiny": (8, 4, 2, 1),
     "dinat_s_large_384": (13, 6, 3, 1),
     "dinat_isotropic_small": (2,),
+    "dinat_isotropic_base": (2,),
 }
 
 
 @pytest.mark.parametrize("name", DILATIONS)
-def test_dilations_are_those_of_the_authors(name):
+def test_dilations_are_those_of_the_authors_and_reach_the_problems(name):
+    size, window = 384 if "384" in name else 224, {"dinat_large_384_11x11": 11, "vitrpb_small": 14}.get(name, 7)
     with torch.device("meta"):
         model = create_model(name)
-    stages = DILATIONS[name]
-    expected = [
-        d if layer % 2 else 1 for d, depth in zip(stages, SPECS[name].depths, strict=True) for layer in range(depth)
+    layers = [
+        (stage, dilation if layer % 2 else 1)
+        for stage, (dilation, depth) in enumerate(zip(DILATIONS[name], SPECS[name].depths, strict=True))
+        for layer in range(depth)
     ]
-    assert [a.dilation for a in attentions(model)] == [(d, d) for d in expected]
-    window = 11 if name.endswith("11x11") else 7
-    assert {a.kernel_size for a in attentions(model)} == {(window, window)}
-    assert SPECS[name].preprocessing.input_size == (384 if "384" in name else 224)
-
-
-@pytest.mark.parametrize("name", ["nat_mini", "nat_isotropic_small", "vitrpb_small"])
-def test_nat_and_vit_are_not_dilated(name):
-    with torch.device("meta"):
-        model = create_model(name)
-    assert {a.dilation for a in attentions(model)} == {(1, 1)}
+    assert [a.dilation for a in attentions(model)] == [(d, d) for _, d in layers]
+    assert SPECS[name].preprocessing.input_size == size
+    found, first = problems_of(model, size), size // (4 if len(DILATIONS[name]) == 4 else 16)
+    maps = Counter((first >> stage, dilation) for stage, dilation in layers)
+    assert {(p.spatial[0], p.dilation[0]): count for p, count in found.items()} == maps
+    assert all((p.kernel_size, p.head_dim, p.bias) == ((window, window), 32, True) for p in found)
+    assert sum(training_problems_of(model, size).values()) == 2 * len(layers)
 
 
 def test_dilations_follow_the_overrides_or_are_given():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.helpers import Function
 from tvm_na.models import NAT, create_model, problems_of
 from tvm_na.models.problems import problem_of_module
 from tvm_na.nn import NeighborhoodAttention1D, NeighborhoodAttention2D
@@ -36,19 +37,9 @@ def test_maps_smaller_than_the_window_are_padded():
 
 def test_dilation_and_no_bias():
     module = NeighborhoodAttention2D(32, 2, 3, stride=2, dilation=(2, 3), is_causal=(True, False))
-    stem = nn.Conv2d(3, 32, 1)
-
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.attn = stem, module
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = self.stem(x).permute(0, 2, 3, 1)
-            return self.attn(self.attn(x))
-
+    twice = Function(lambda m, x: m.attn(m.attn(m.stem(x).permute(0, 2, 3, 1))), stem=nn.Conv2d(3, 32, 1), attn=module)
     expected = NAProblem.make((8, 9), 3, 2, 16, stride=2, dilation=(2, 3), is_causal=(True, False))
-    assert problems_of(Model(), (8, 5)) == {expected: 2}
+    assert problems_of(twice, (8, 5)) == {expected: 2}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -104,15 +95,6 @@ def test_bad_arguments():
 
 
 def test_one_dimensional_modules_count():
-    module = NeighborhoodAttention1D(8, 2, 3)
-
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.attn = module
-            self.linear = nn.Linear(3, 8)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.attn(self.linear(x.flatten(2).transpose(1, 2)))
-
-    assert problems_of(Model(), (4, 5)) == {NAProblem.make(20, 3, 2, 4): 1}
+    parts = {"attn": NeighborhoodAttention1D(8, 2, 3), "linear": nn.Linear(3, 8)}
+    model = Function(lambda m, x: m.attn(m.linear(x.flatten(2).transpose(1, 2))), **parts)
+    assert problems_of(model, (4, 5)) == {NAProblem.make(20, 3, 2, 4): 1}

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers import ROOT, run_python
 from tests.records.tuned import commit_drawn, drawn, edit_line, edit_meta
 from tvm_na import fingerprint
 from tvm_na.problems.attention import NAProblem
@@ -25,7 +26,6 @@ from tvm_na.records.read import records_in
 from tvm_na.records.write import TuningDatabase, structural_hash
 from tvm_na.targets.target import detect_target, list_targets, parse_target
 
-ROOT = Path(__file__).parents[2]
 PROBLEM = NAProblem.make((9, 9), 3, 1, 8)
 OTHER = NAProblem.make((9, 9), 3, 1, 8, bias=True)
 
@@ -108,17 +108,14 @@ def test_the_digest_names_the_schedule_and_not_its_times(folder: Path) -> None:
 
 
 def test_reading_needs_no_tvm(folder: Path) -> None:
-    code = f"""
+    code = """
         import sys
         from pathlib import Path
         from tvm_na.records.read import records_in
-        print(len(records_in(Path({str(folder)!r}))))
-        assert not {{"tvm", "tvm_ffi", "torch"}} & set(sys.modules)
+        print(len(records_in(Path(sys.argv[1]))))
+        assert not {"tvm", "tvm_ffi", "torch"} & set(sys.modules)
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "5\n"
+    assert run_python(code, str(folder)) == "5\n"
 
 
 def test_the_records_of_one_workload(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -284,11 +281,12 @@ def test_a_killed_writer_loses_nothing(tmp_path: Path) -> None:
     code = f"""
         import sys, time
         from pathlib import Path
-        from tests.records.tuned import PROBLEM_FOR_WRITER, drawn
+        from tests.records.tuned import drawn
+        from tvm_na.problems.attention import NAProblem
         from tvm_na.records.write import TuningDatabase
         from tvm_na.targets.target import detect_target
         import tvm
-        func, scheduled = drawn(PROBLEM_FOR_WRITER)
+        func, scheduled = drawn(NAProblem.make((9, 9), 3, 1, 8))
         database = TuningDatabase(Path({str(tmp_path)!r}), detect_target()).__enter__()
         workload = database.register(tvm.IRModule({{"main": func}}))
         database.commit(workload, scheduled.schedule.trace, [5e-3], 1)

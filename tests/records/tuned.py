@@ -7,16 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.registry import Problem
 from tvm_na.records.files import META, RECORDS
 from tvm_na.records.write import TuningDatabase
 from tvm_na.schedules import spaces_for
 from tvm_na.schedules.base import Plan, Scheduled
 from tvm_na.targets.target import NATarget, detect_target
-
-#: What the tests of killed writers tune.
-PROBLEM_FOR_WRITER = NAProblem.make((9, 9), 3, 1, 8)
 
 
 def drawn(problem: Problem, formulation: int = 0, sample: bool = True) -> tuple[Any, Scheduled]:

@@ -116,12 +116,6 @@ def test_found_of_the_best() -> None:
 # --- bounds
 
 
-def test_bytes_count_each_tensor_once() -> None:
-    problem = NAProblem.make((4, 5), 3, 6, 8, heads_kv=2, head_dim_v=16, dtype="float64")
-    query, key, value, out = 6 * 8, 2 * 8, 2 * 16, 6 * 16
-    assert problem.bytes == 20 * (query + key + value + out) * 8
-
-
 def test_the_bound_is_the_longer_of_products_and_transfers() -> None:
     large = NAProblem.make((56, 56), 7, 2, 32)  # 3.2 MB: more than the caches of RATES hold
     bound = bound_of(large, 2, RATES)

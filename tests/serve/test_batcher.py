@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.serve.serving import wait_until
+from tests.helpers import wait_until
 from tvm_na.serve.batcher import Batcher
 
 

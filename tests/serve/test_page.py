@@ -8,17 +8,8 @@ import pytest
 import torch
 
 from tests.serve.browser import browser, find_browser
-from tests.serve.serving import CLASSES, color_classifier, color_logits, picture, served
+from tests.serve.serving import CLASSES, attention, color_classifier, color_logits, picture, served
 from tvm_na.serve.app import PAGE
-
-
-def attention(x, pixel):
-    """Four maps of a NAT for an 8x8 input; all of the weight is on the query."""
-    maps = []
-    for size in (2, 1, 1, 1):
-        maps.append(torch.zeros(size, size))
-        maps[-1][pixel[0] * size // 8, pixel[1] * size // 8] = 1
-    return maps
 
 
 def test_the_page_is_served_and_may_load_nothing_else():

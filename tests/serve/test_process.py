@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.serve.serving import color_classifier, picture
@@ -31,19 +32,17 @@ IMAGE = {"Content-Type": "image/png"}
 class Process:
     """A server's process, its log, and where it listens."""
 
-    def __init__(self, *command: object) -> None:
-        self.lines: list[str] = []
-        command = [sys.executable, "-m", *(str(part) for part in command)]
-        self.popen = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for line in self.popen.stderr:
+    def __init__(self, popen: subprocess.Popen[str]) -> None:
+        self.popen, self.lines = popen, []
+        for line in popen.stderr:
             self.lines.append(line)
             if found := re.search(r"event=listening url=http://127\.0\.0\.1:(\d+)", line):
                 self.port = int(found[1])
                 break
         else:
             pytest.fail(f"the server did not start: {''.join(self.lines)}")
-        self._reader = threading.Thread(target=lambda: self.lines.extend(self.popen.stderr))
-        self._reader.start()
+        self.reader = threading.Thread(target=lambda: self.lines.extend(popen.stderr))
+        self.reader.start()
 
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
@@ -52,7 +51,7 @@ class Process:
         """The exit code after a signal; the log is whole then."""
         self.popen.send_signal(number)
         code = self.popen.wait(40)
-        self._reader.join(10)
+        self.reader.join(10)
         return code
 
     def logged(self, event: str) -> list[dict[str, str]]:
@@ -63,16 +62,12 @@ class Process:
 
 @contextmanager
 def process(*command: object) -> Iterator[Process]:
-    started = Process(*command)
-    try:
-        yield started
-    finally:
-        if started.popen.poll() is None:
-            started.popen.kill()
-            started.popen.wait(10)
-        started._reader.join(10)
-        started.popen.stderr.close()
-        started.popen.stdout.close()
+    line = [sys.executable, "-m", *map(str, command)]
+    with subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as popen:
+        try:
+            yield Process(popen)
+        finally:
+            popen.kill()
 
 
 def test_2000_requests_of_16_threads_get_their_own_answers():
@@ -94,10 +89,7 @@ def test_2000_requests_of_16_threads_get_their_own_answers():
         with ThreadPoolExecutor(THREADS) as pool:
             answers = [answer for part in pool.map(ask, range(THREADS)) for answer in part]
         print(f"{time.monotonic() - start:.1f} s")
-        connection = server.connect()
-        connection.request("GET", "/metrics")
-        metrics = connection.getresponse().read().decode()
-        connection.close()
+        metrics = httpx.get(f"http://127.0.0.1:{server.port}/metrics").text
         assert len(answers) == 2000
         assert [a for a in answers if a != (a[0], 200, a[0])] == []
         assert 'tvm_na_requests_total{endpoint="classify",outcome="ok"} 2000.0\n' in metrics
@@ -164,15 +156,12 @@ def test_the_command_serves_a_model(tmp_path):
     options = ["--backend", "reference", "--input-size", "32", "--max-batch", "2", "--port", "0"]
     with process("tvm_na", "serve", "nat_mini", *options, "--labels", tmp_path / "labels.txt") as server:
         assert "RANDOM" in server.lines[0]
-        connection = server.connect()
-        connection.request("POST", "/classify", picture(3), IMAGE)
-        answer = json.loads(connection.getresponse().read())
+        url, image = f"http://127.0.0.1:{server.port}", {"content": picture(3), "headers": IMAGE}
+        answer = httpx.post(f"{url}/classify", **image, timeout=30).json()
         assert sorted(found["label"] for found in answer["predictions"]) == ["cat", "dog", "fox"]
         assert sum(found["probability"] for found in answer["predictions"]) == pytest.approx(1)
         assert answer["random_weights"] is True
-        connection.request("POST", "/overlay?row=3&column=30", picture(3), IMAGE)
-        response = connection.getresponse()
-        assert (response.status, response.headers["content-type"]) == (200, "image/png")
-        assert response.read().startswith(b"\x89PNG")
-        connection.close()
+        response = httpx.post(f"{url}/overlay?row=3&column=30", **image, timeout=30)
+        assert (response.status_code, response.headers["content-type"]) == (200, "image/png")
+        assert response.content.startswith(b"\x89PNG")
         assert server.stop(signal.SIGINT) == 0

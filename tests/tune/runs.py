@@ -19,7 +19,7 @@ from tvm_na.tune.tasks import TuneTask
 
 
 def run(
-    problem: Problem | Sequence[Problem],
+    problem: Problem,
     target: NATarget,
     *,
     output: Path | None = None,
@@ -27,10 +27,10 @@ def run(
     devices: Any = None,
     **options: Any,
 ) -> TuneResult:
-    """Tune one problem or several; ``options`` are those of :class:`SearchOptions`."""
-    problems = problem if isinstance(problem, (list, tuple)) else [problem]
-    tasks = [TuneTask(each) for each in problems]
-    return tune(tasks, target, SearchOptions(**options), output=output, observer=observer, devices=devices)
+    """Tune one problem; ``options`` are those of :class:`SearchOptions`."""
+    return tune(
+        [TuneTask(problem)], target, SearchOptions(**options), output=output, observer=observer, devices=devices
+    )
 
 
 def asked_of_tune(monkeypatch: pytest.MonkeyPatch, result: Callable[[], TuneResult]) -> dict[str, Any]:

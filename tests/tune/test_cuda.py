@@ -7,9 +7,6 @@ import dataclasses
 import hashlib
 import json
 import struct
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ import pytest
 import torch
 
 from tests.cuda.test_limits import needs_compiler
+from tests.helpers import run_python
 from tests.tune.runs import FakeDevice, run
 from tvm_na.cuda import toolchain
 from tvm_na.jit import build
@@ -34,7 +32,6 @@ from tvm_na.tune.run import TuneResult
 from tvm_na.tune.tasks import formulations_of
 from tvm_na.tune.trial_log import trials_in
 
-ROOT = Path(__file__).parents[2]
 PROBLEM = NAProblem.make((8, 8), 3, 2, 16, bias=True)
 SM_80, SM_90 = parse_target("cuda-sm_80"), parse_target("cuda-sm_90")
 _TRIALS = 9
@@ -190,10 +187,7 @@ def test_records_with_tensor_instructions_are_read_in_any_process(tmp_path: Path
         (record,) = database.records_of(workload, 1, batch=64)
         assert len(record.trace.insts) == len(trace.insts)
         assert database.records_of(workload, 1, batch=1) == []
-    command = [sys.executable, "-c", textwrap.dedent(REPLAYED), str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["True", formulation.default.sketch]
+    assert run_python(REPLAYED, str(tmp_path)).splitlines() == ["True", formulation.default.sketch]
 
 
 def test_traces_are_written_as_tvm_writes_them() -> None:

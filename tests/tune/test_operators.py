@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from tvm.rpc import LocalSession
 
+from tests.cli.invoking import invoke
 from tests.cuda.test_limits import needs_compiler
 from tests.records.tuned import commit_drawn
 from tests.tune.runs import run
 from tests.tune.test_cuda import FATBIN, pretended
-from tvm_na.cli import app
 from tvm_na.jit import build
+from tvm_na.measure import rpc
+from tvm_na.measure.local import Conditions, Kernel
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.backward import BackwardProblem, scratch_shapes
 from tvm_na.problems.dense import DenseProblem
@@ -25,18 +28,20 @@ from tvm_na.records import select
 from tvm_na.records.read import Record, records_in
 from tvm_na.records.replay import point_of, replayed, workloads_of
 from tvm_na.reference.cases import budget_of, case_of
-from tvm_na.report.data import load
+from tvm_na.report.data import load, short_names
 from tvm_na.schedules.describe import describe
 from tvm_na.targets.target import NATarget, detect_target, parse_target
-from tvm_na.tune.options import GPU_BATCH
+from tvm_na.te.dense.product import tile_of
+from tvm_na.tune.options import GPU_BATCH, batch_for, bytes_needed
 from tvm_na.tune.remeasure import remeasure
 from tvm_na.tune.tasks import formulations_of
 from tvm_na.tune.trial_log import trials_in
 from tvm_na.tune.verify import verify
 
 CPU, GPU = detect_target(), parse_target("cuda-sm_90")
-ATTENTION = NAProblem.make((7, 6), 3, 1, 4)
+ATTENTION = NAProblem.make((7, 6), 3, 1, 4, bias=True)
 HALVES: dict[str, Any] = {"dtype": "float16"}
+SHARED: dict[str, Any] = {"heads_kv": 2, "head_dim_v": 16, "dtype": "float64"}
 
 
 @dataclass(frozen=True)
@@ -166,9 +171,8 @@ def test_a_near_problem_gets_it_too(tuned: Tuned, best: Record) -> None:
 
 def test_records_are_shown_and_measured_again(tuned: Tuned, best: Record) -> None:
     for command in ("ls", "best"):
-        result = CliRunner().invoke(app, ["records", command, str(tuned.folder)], env={"COLUMNS": "250"})
-        assert result.exit_code == 0, result.output
-        assert str(tuned.problem) in result.output and "no longer applies" not in result.output
+        said = invoke("records", command, tuned.folder).output
+        assert str(tuned.problem) in said and "no longer applies" not in said
     tasks = {task.problem: task for task in load(tuned.folder).tasks}
     assert tasks[tuned.problem].default and tasks[tuned.problem].gain
     if tuned.target is CPU:
@@ -176,6 +180,76 @@ def test_records_are_shown_and_measured_again(tuned: Tuned, best: Record) -> Non
         outcomes = list(remeasure(tuned.folder, 1, 3))
         assert {outcome.problem for outcome in outcomes} == {tuned.problem, ATTENTION}
         assert all(outcome.records and not outcome.failures for outcome in outcomes)
+
+
+@pytest.mark.parametrize(
+    ("problem", "most"),
+    [(BackwardProblem.make((256, 256), 7, 2, 64), 85), (DenseProblem.make(2**20, 64, 64), 31)],
+    ids=str,
+)
+def test_the_batch_must_fit(problem: Problem, most: int) -> None:
+    assert [batch_for(problem, CPU, batch, None, None) for batch in (0, 1, most)] == [1, 1, most]
+    with pytest.raises(ValueError, match=f"batch: required at most {most} .* for {problem}, got {most + 1}"):
+        batch_for(problem, CPU, most + 1, None, None)
+    if isinstance(problem, BackwardProblem):
+        assert bytes_needed(problem, 4) > bytes_needed(problem.forward, 4)
+
+
+@pytest.mark.parametrize(
+    ("problem", "elements"),
+    [
+        (LINEAR, 49 * 32 + 32 * 48 + 48 + 49 * 48),
+        # Query, key, value and output.
+        (NAProblem.make((4, 5), 3, 6, 8, **SHARED), 20 * (6 * 8 + 2 * 8 + 2 * 16 + 6 * 16)),
+        # Query, key, value, the output's gradient, lse and bias are read, three gradients and that of the bias written.
+        (BackwardProblem.make((7, 6), 3, 1, 4, bias=True), 7 * 6 * (7 * 4 + 1) + 2 * 5 * 5),
+        (BackwardProblem.make((4, 5), 3, 6, 8, **SHARED), 20 * (2 * 6 * 8 + 6 * 16 + 2 * 2 * (8 + 16) + 6)),
+    ],
+    ids=str,
+)
+def test_bytes_count_each_tensor_once(problem: Problem, elements: int) -> None:
+    assert problem.bytes == elements * (8 if problem.dtype == "float64" else 4)
+
+
+def test_records_of_one_operator_serve_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TVM_NA_NUM_THREADS", "1")
+    monkeypatch.setattr(select, "user_folder", lambda name: tmp_path)
+    gradients, linear = BackwardProblem(ATTENTION), replace(LINEAR, out_channels=96)
+    problems = (ATTENTION, gradients, LINEAR)
+    for one, other in itertools.product(problems, problems):
+        assert (one.distance(other) is None) == (one is not other)
+    wider = replace(ATTENTION, heads=2, heads_kv=2)
+    assert gradients.distance(BackwardProblem(wider)) == ATTENTION.distance(wider) == 1.0
+    commit_drawn(tmp_path, ATTENTION)
+    assert [select.select(problem, CPU).kind for problem in (gradients, linear)] == ["default"] * 2
+    offered = {f.text for f in formulations_of(linear, CPU)}
+    commit_drawn(tmp_path, LINEAR, formulation=[f.text in offered for f in formulations_of(LINEAR, CPU)].index(True))
+    for problem, known in ((linear, LINEAR), (replace(ATTENTION, return_lse=True), ATTENTION)):
+        found = select.select(problem, CPU)
+        assert found.kind == "nearest" and found.record is not None and found.record.problem == known
+    chosen = select.select(linear, CPU)
+    module, _ = build.scheduled_module(linear, CPU, chosen)
+    assert chosen.record is not None and tile_of(module["main"]).to_json() == chosen.record.formulation
+
+
+def test_an_rpc_session_measures_gradients() -> None:
+    """In this process: the session that servers have, without the server."""
+    problem, conditions = BackwardProblem(ATTENTION), Conditions(1, repeats=4, budget=0.01)
+    file = build.kernel_for(problem, CPU, records="off").file
+    for batch in (2, 5):
+        found = rpc.measured_in(LocalSession(), Kernel(file, problem, batch=batch), conditions)
+        assert found.failure is None and len(found.run_secs) >= 4
+
+
+def test_a_report_names_gradients() -> None:
+    names, common = short_names([backward(1), backward(2)])
+    assert names == ["heads 1", "heads 2"] and common.startswith("backward, 7x6, dim 16")
+
+
+def test_other_targets_have_their_own_tiles() -> None:
+    for name, vector in (("llvm-x86-avx512", 16), ("llvm-x86-sse4", 4), ("llvm-aarch64-neon", 4)):
+        found = formulations_of(CONV, parse_target(name))
+        assert {json.loads(f.text)["vector"] for f in found} == {vector}
 
 
 def test_operators_have_formulations_of_their_own() -> None:

@@ -8,12 +8,17 @@ from typing import Any
 
 import pytest
 
+from tests.cli.invoking import invoke
 from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.backward import BackwardProblem
+from tvm_na.problems.dense import DenseProblem
 from tvm_na.targets.target import detect_target
 from tvm_na.tune.tasks import TuneTask, formulations_of, label, merged, tasks_from_file, tasks_of
 
 PROBLEM = NAProblem.make((9, 9), 3, 1, 8)
 OTHER = NAProblem.make((9, 9), 3, 1, 8, bias=True)
+LINEAR = DenseProblem.make(49, 32, 48, activation="gelu")
+WINDOW: dict[str, Any] = {"spatial": [9, 9], "kernel_size": 3, "heads": 1, "head_dim": 8}
 
 
 def test_layers_are_weights_and_repeated_problems_are_one_task() -> None:
@@ -45,32 +50,42 @@ def write(folder: Path, content: Any) -> Path:
     return file
 
 
-def test_problems_come_from_a_file(tmp_path: Path) -> None:
+def test_problems_of_every_operator_come_from_a_file(tmp_path: Path) -> None:
+    backward = BackwardProblem(OTHER)
     entries = [
         json.loads(PROBLEM.to_json()),
-        {"spatial": [9, 9], "kernel_size": 3, "heads": 1, "head_dim": 8, "bias": True, "weight": 4},
-        {"spatial": [9, 9], "kernel_size": [3, 3], "heads": 1, "head_dim": 8},
+        {**WINDOW, "bias": True, "weight": 4},
+        {**WINDOW, "kernel_size": [3, 3]},
+        {**WINDOW, "bias": True, "operator": "backward"},
+        {"operator": "dense", "spatial": 49, "in_channels": 32, "out_channels": 48, "activation": "gelu"},
+        *({**json.loads(problem.to_json()), "weight": 3} for problem in (backward, LINEAR)),
     ]
-    assert tasks_from_file(write(tmp_path, entries)) == [TuneTask(PROBLEM, 2.0), TuneTask(OTHER, 4.0)]
+    file = write(tmp_path, entries)
+    wanted = {PROBLEM: 2.0, OTHER: 4.0, backward: 4.0, LINEAR: 4.0}
+    assert tasks_from_file(file) == [TuneTask(problem, weight) for problem, weight in wanted.items()]
+    shown = invoke("tune", "--problems", file, "--dry-run").stdout
+    assert all(str(problem) in shown for problem in wanted)
 
 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("[", "problems: required a JSON file, got .*problems.json"),
-        ("{}", "problems: required a list of one problem or more, got .* with dict"),
-        ("[]", "problems: required a list of one problem or more"),
-        ([1], r"problems: required JSON objects, got 1 \(.*entry 0\)"),
-        ([{"spatial": [9, 9]}], r"problems: .*missing.*entry 0"),
-        ([{"spatial": [2, 2], "kernel_size": 3, "heads": 1, "head_dim": 8}], r"problems: kernel_size: .*entry 0"),
-        (
-            [{"spatial": [9, 9], "kernel_size": 3, "heads": 1, "head_dim": 8, "weight": -1}],
-            r"problems: weight: required a finite number > 0, got -1 \(.*entry 0\)",
-        ),
+        ("[", "required a JSON file, got .*problems.json"),
+        ("{}", "required a list of one problem or more, got .* with dict"),
+        ("[]", "required a list of one problem or more"),
+        ([1], r"required JSON objects, got 1 \(.*entry 0\)"),
+        ([{"spatial": [9, 9]}], r".*missing.*entry 0"),
+        ([{**WINDOW, "spatial": [2, 2]}], r"kernel_size: .*entry 0"),
+        ([{**WINDOW, "weight": -1}], r"weight: required a finite number > 0, got -1 \(.*entry 0\)"),
+        ([{**WINDOW, "operator": "backward", "heads": 0}], "heads: required an integer >= 1, got 0.*entry 0"),
+        ([{**WINDOW, "operator": ["backward"]}], r"operator: required one of .*, got \('backward',\).*entry 0"),
+        ([{**WINDOW, "operator": 1}], "operator: required one of .*, got 1.*entry 0"),
+        ([{"operator": "conv"}], "operator: required one of backward, dense, unfused, or none .*, got 'conv'.*entry 0"),
+        ([{"operator": "dense", "spatial": 49, "in_channels": 0, "out_channels": 1}], "in_channels: required.*entry 0"),
     ],
 )
 def test_bad_files(tmp_path: Path, content: Any, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=f"problems: {says}"):
         tasks_from_file(write(tmp_path, content))
 
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner, Result
 
+from tests.cli.invoking import error_of, invoke
 from tests.records.tuned import commit_drawn
 from tests.tune.runs import asked_of_tune
-from tvm_na.cli import app
 from tvm_na.jit import build
 from tvm_na.models import NAT, problems_of, registry, training_problems_of
 from tvm_na.problems.attention import NAProblem
@@ -27,10 +26,6 @@ TARGET = detect_target()
 TINY = registry.ModelSpec("tiny_for_training", 8, (2, 1), (1, 2), 2.0, 0.0, parameters=0, kernel_size=3)
 SPELLED_OUT = ["--size", "9", "9", "--heads", "1", "--head-dim", "8", "--kernel-size", "3"]
 FIRST = NAProblem.make((9, 9), 3, 1, 8, bias=True)
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "250"})
 
 
 @pytest.fixture(autouse=True)
@@ -77,16 +72,16 @@ def test_a_training_step_poses_them(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tuning_for_training(asked: dict[str, Any]) -> None:
-    assert run("tune", TINY.name, "--training", "--input-size", 36).exit_code == 0
+    invoke("tune", TINY.name, "--training", "--input-size", 36)
     found = training_problems_of(registry.create_model(TINY.name), 36)
     assert asked["tasks"] == [TuneTask(problem, float(layers)) for problem, layers in found.items()]
-    assert run("tune", TINY.name, "--training", "--input-size", 36, "--dtype", "float64").exit_code == 0
+    invoke("tune", TINY.name, "--training", "--input-size", 36, "--dtype", "float64")
     assert [type(t.problem) for t in asked["tasks"]] == [NAProblem, BackwardProblem] * 2
     assert {t.problem.dtype for t in asked["tasks"]} == {"float64"}
 
 
 def test_gradients_of_a_problem_spelled_out(asked: dict[str, Any]) -> None:
-    assert run("tune", *SPELLED_OUT, "--rpb", "--backward").exit_code == 0
+    invoke("tune", *SPELLED_OUT, "--rpb", "--backward")
     assert asked["tasks"] == [TuneTask(BackwardProblem(FIRST))]
 
 
@@ -99,15 +94,14 @@ def test_gradients_of_a_problem_spelled_out(asked: dict[str, Any]) -> None:
     ],
 )
 def test_options_that_do_not_go_together(arguments: list[str], says: str) -> None:
-    result = run("tune", *arguments, "--dry-run")
-    assert result.exit_code == 2 and says in result.stderr
+    assert says in error_of("tune", *arguments, "--dry-run")
 
 
 def test_a_dry_run_lists_forward_and_backward() -> None:
-    out = run("tune", *SPELLED_OUT, "--backward", "--dry-run").output
+    out = invoke("tune", *SPELLED_OUT, "--backward", "--dry-run").output
     assert "backward of 9x9 heads 1 dim 8 k 3 float32" in out and "1 tasks, " in out
-    result = run("tune", TINY.name, "--training", "--input-size", 36, "--dry-run", "--target", "cuda-sm_90")
-    assert result.exit_code == 0 and f"backward of {FIRST}" in result.output
+    on_gpu = ("--training", "--input-size", 36, "--dry-run", "--target", "cuda-sm_90")
+    assert f"backward of {FIRST}" in invoke("tune", TINY.name, *on_gpu).output
 
 
 # --- shown
@@ -117,13 +111,12 @@ def test_info_says_which_schedule_each_gets(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("TVM_NA_RECORDS_DIR", str(tmp_path))
     monkeypatch.setenv("TVM_NA_NUM_THREADS", "1")
     commit_drawn(user_folder(TARGET.name), BackwardProblem(FIRST), (4.0,))
-    out = run("info", "--model", TINY.name, "--input-size", 36, "--training").output
+    out = invoke("info", "--model", TINY.name, "--input-size", 36, "--training").output
     assert f"{TINY.name}, 36x36, training" in out
     lines = {line.split("  ")[1].strip(): line for line in out.splitlines() if " layer" in line}
     assert list(lines) == [str(p) for p in training_problems_of(registry.create_model(TINY.name), 36)]
     assert "2 layers" in lines[f"{FIRST} lse"] and "cpu-lanes, default schedule" in lines[f"{FIRST} lse"]
     assert "cpu-backward, user's record" in lines[f"backward of {FIRST}"] and "4 ms" in lines[f"backward of {FIRST}"]
-    alone = run("info", "--model", TINY.name, "--input-size", 36).output
+    alone = invoke("info", "--model", TINY.name, "--input-size", 36).output
     assert "backward" not in alone and "training" not in alone.replace(TINY.name, "")
-    wrong = run("info", "--training")
-    assert wrong.exit_code == 2 and "training: required --model with it, got none" in wrong.stderr
+    assert "training: required --model with it, got none" in error_of("info", "--training")

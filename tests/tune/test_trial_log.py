@@ -15,6 +15,7 @@ TRIAL = Trial("2026-01-01T00:00:00+00:00", 0, "{}", "{}", 2, 0, None, 1e-3, None
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
+    assert trials_in(tmp_path) == []
     failed = replace(TRIAL, trial=1, predicted=0.5, seconds=None, failure="crash")
     with TrialLog(tmp_path) as journal:
         journal.write(TRIAL)
@@ -25,10 +26,6 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert trials_in(tmp_path) == [TRIAL, failed, TRIAL]
     line = json.loads((tmp_path / TRIAL_LOG).read_text().splitlines()[0])
     assert line.keys() == {f.name for f in fields(Trial)}
-
-
-def test_no_journal_has_no_trials(tmp_path: Path) -> None:
-    assert trials_in(tmp_path) == []
 
 
 def test_a_torn_line_costs_itself_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

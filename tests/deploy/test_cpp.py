@@ -1,4 +1,4 @@
-"""The program in C++ that runs an artifact without PyTorch: built, and run as its files say."""
+"""The programs in C++ that run artifacts, with PyTorch and without: built, and run as their files say."""
 
 from __future__ import annotations
 
@@ -26,44 +26,73 @@ Classify = Callable[..., "subprocess.CompletedProcess[str]"]
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def classify(tmp_path_factory: pytest.TempPathFactory) -> Classify:
-    """Runs the program, which is built by CMake."""
+def built(folder: Path, example: str, *options: str) -> Classify:
+    """What runs the program of an example, which is built by CMake without a warning in our files."""
     missing = [tool for tool in ("cmake", "c++") if shutil.which(tool) is None]
     if missing:
-        pytest.skip(f"test_deploy_cpp_tvm needs {' and '.join(missing)}")
-    build = tmp_path_factory.mktemp("cpp_tvm")
+        pytest.skip(f"{example} needs {' and '.join(missing)}")
+    for command in (["cmake", "-S", ROOT / "examples" / example, "-B", folder, *options], ["cmake", "--build", folder]):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert not re.search(rf"examples/{example}/.*warning", done.stderr), done.stderr
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([folder / "classify", *map(str, arguments)], capture_output=True, text=True)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def classify(tmp_path_factory: pytest.TempPathFactory) -> Classify:
+    """Runs the program without PyTorch."""
     config = [sys.executable, "-m", "tvm_ffi.config", "--cmakedir"]
     package = subprocess.run(config, check=True, capture_output=True, text=True).stdout.strip()
     # The same Python as ours: the package asks it where the headers are.
     options = [f"-Dtvm_ffi_ROOT={package}", f"-DPython_EXECUTABLE={sys.executable}", "-DCMAKE_CXX_FLAGS=-Wall -Wextra"]
-    source = ROOT / "examples" / "cpp_tvm"
-    for command in (["cmake", "-S", source, "-B", build, *options], ["cmake", "--build", build]):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "examples/cpp_tvm" not in done.stderr, done.stderr  # warnings in our files
+    return built(tmp_path_factory.mktemp("cpp_tvm"), "cpp_tvm", *options)
 
-    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([build / "classify", *map(str, arguments)], capture_output=True, text=True)
 
-    return run
+def files_in(folder: Path) -> None:
+    """Pictures and what are none, for both programs."""
+    pixels = torch.randint(0, 256, (SIZE, SIZE, 3), dtype=torch.uint8)
+    (folder / "image.ppm").write_bytes(HEADER + bytes(pixels.flatten().tolist()))
+    (folder / "cut.ppm").write_bytes(HEADER + b"0")
+    (folder / "classes.txt").write_text("cat\n")
+    (folder / "large.ppm").write_bytes(b"P6\n1 1\n255\n000")
 
 
 def classes_in(text: str) -> list[tuple[int, float]]:
     return [(int(number), float(percent)) for number, percent in re.findall(r"class +(\d+) +([\d.]+)%", text)]
 
 
-def test_an_image_has_the_classes_that_python_finds(classify: Classify, tvm: Made, tmp_path: Path) -> None:
-    pixels = torch.randint(0, 256, (SIZE, SIZE, 3), dtype=torch.uint8)
-    file = tmp_path / "image.ppm"
-    file.write_bytes(HEADER + bytes(pixels.flatten().tolist()))
-    image = pytest.importorskip("PIL.Image").open(file)
-    right = tvm_na.load(tvm.path)(to_tensor(image, registry.IMAGENET_224)[None])[0].softmax(-1).topk(5)
-    done = classify(tvm.path, file)
+def assert_classifies(classify: Classify, path: Path, folder: Path) -> None:
+    """The five classes of an image are those that Python finds."""
+    files_in(folder)
+    image = pytest.importorskip("PIL.Image").open(folder / "image.ppm")
+    right = tvm_na.load(path)(to_tensor(image, registry.IMAGENET_224)[None])[0].softmax(-1).topk(5)
+    done = classify(path, folder / "image.ppm")
     assert done.returncode == 0, done.stderr
     found = classes_in(done.stdout)
     assert [number for number, _ in found] == right.indices.tolist()
     assert [percent for _, percent in found] == pytest.approx((100 * right.values).tolist(), abs=0.006)
+
+
+def test_an_image_has_the_classes_that_python_finds(classify: Classify, tvm: Made, tmp_path: Path) -> None:
+    assert_classifies(classify, tvm.path, tmp_path)
+
+
+def test_the_program_with_pytorch(aoti: Made, tmp_path: Path) -> None:
+    classify = built(tmp_path / "build", "cpp", f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}")
+    assert_classifies(classify, aoti.path, tmp_path)
+    for arguments, says in (
+        ((aoti.path, tmp_path / "cut.ppm"), "required more pixels"),
+        ((aoti.path, tmp_path / "classes.txt"), "required a binary PPM"),
+        ((aoti.path, "noise", 2 * SIZE), f"expected: {SIZE}, but got: {2 * SIZE}"),
+        ((tmp_path, tmp_path / "image.ppm"), "operators.so"),
+    ):
+        done = classify(*arguments)
+        assert (done.returncode, says in done.stderr) == (1, True), done.stderr
+    assert classify(aoti.path).returncode == 2
 
 
 def test_noise(classify: Classify, tvm: Made) -> None:
@@ -106,9 +135,7 @@ def test_check(classify: Classify, tvm_copy: Path, wrong_by: float, code: int, s
 def test_wrong_arguments(
     classify: Classify, tvm: Made, tmp_path: Path, arguments: tuple[object, ...], says: str
 ) -> None:
-    (tmp_path / "cut.ppm").write_bytes(HEADER + b"0")
-    (tmp_path / "classes.txt").write_text("cat\n")
-    (tmp_path / "large.ppm").write_bytes(b"P6\n1 1\n255\n000")
+    files_in(tmp_path)
     first, *rest = arguments
     done = classify(tvm.path, tmp_path / str(first) if "." in str(first) else first, *rest)
     assert (done.returncode, says in done.stderr) == (1, True), done.stderr
