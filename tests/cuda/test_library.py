@@ -238,7 +238,8 @@ def test_torn_images_are_errors() -> None:
 def test_without_a_compiler_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("CUDA_HOME", "CUDA_PATH", "PATH"):
         monkeypatch.setenv(name, str(tmp_path))
-    monkeypatch.setattr(toolchain, "_DEFAULT_HOME", str(tmp_path))
+    for module in (toolchain, toolkit):
+        monkeypatch.setattr(module, "DEFAULT_HOME", str(tmp_path))
     monkeypatch.setattr(nvrtc, "_version", lambda: ImportError("No module named 'cuda'"))
     with pytest.raises(RuntimeError) as caught:
         toolchain.find_compiler()

@@ -332,15 +332,15 @@ def test_run_and_bench_take_an_artifact(either, photo, tmp_path) -> None:
 
 
 def test_run_refuses_options_of_models(aoti, photo) -> None:
-    for option, value in (("weights", "w.pth"), ("backend", "reference"), ("input-size", 64), ("num-classes", 3)):
-        said = invoke("run", aoti.path, photo, f"--{option}", value, code=2).stderr
+    for option, value in (("weights", "w.pth"), ("backend", "reference"), ("input_size", 64), ("num_classes", 3)):
+        said = invoke("run", aoti.path, photo, f"--{option.replace('_', '-')}", value, code=2).stderr
         assert f"{option}: required" in said
 
 
 def test_run_says_what_is_wrong(aoti, aoti_copy, photo, tmp_path) -> None:
     (tmp_path / "labels.txt").write_text("cat\ndog\n")
     labels = invoke("run", aoti.path, photo, "--labels", tmp_path / "labels.txt", code=2).stderr
-    assert f"required {CLASSES} labels" in labels
+    assert f"labels: required {CLASSES}, one per class, got 2" in labels
     assert "required an existing folder" in invoke("run", tmp_path / "no.artifact", photo, code=2).stderr
     edit(aoti_copy, model={**manifest.read_manifest(aoti_copy).model, "weights": None})
     assert "RANDOM" in invoke("run", aoti_copy, photo).stderr

@@ -339,7 +339,8 @@ def test_rates_are_not_measured_in_vain(folder: Path, out: Path, monkeypatch: py
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_a_folder_without_a_journal(folder: Path, out: Path) -> None:
+def test_a_killed_session_and_a_folder_without_a_trial_log(folder: Path, out: Path) -> None:
+    edit_meta(folder, lambda meta: [meta["sessions"][0].pop(name) for name in (*ENDING, "seconds")])
     (folder / TRIAL_LOG).unlink()
     page = page_of(folder, out)
     assert set(page.tables["phases"][1][1:]) == {"\N{EN DASH}"}

@@ -151,7 +151,7 @@ def test_the_space_refuses_what_it_does_not_serve() -> None:
     assert cpu_unfused.SPACE.apply(forward(problem.forward, LanesTile(1, 8)), target) is None
     parts = UnfusedProblem.make("bias_parts", (5, 5), 3, 1, 4)
     assert spaces_for(parts, target) == []
-    assert "bias_sums" in build.unsupported(parts, target)
+    assert "bias_sums" in parts.unsupported(target.kind)
     assert spaces_for(UnfusedProblem.make("qk", (5, 5), 3, 1, 4, dtype="float16"), target) == []
     with pytest.raises(ValueError, match="sketch: required one of rows in parallel"):
         cpu_unfused.SPACE.apply(cpu_unfused.SPACE.formulations(problem, target)[0], target, Plan("none"))

@@ -130,7 +130,8 @@ def test_a_case_has_what_autograd_computes(seed: int, batch: int) -> None:
     assert [t.shape for t in case.outputs()] == [t.shape for t in right]
     assert all(t.isnan().all() for t in case.outputs())
     case.check(right, 1e-13)
-    for number, name in enumerate(case.names[: len(right)]):
+    names = [argument.name for argument in problem.arguments() if argument.role == "output"]
+    for number, name in enumerate(names):
         wrong = [t.clone(memory_format=torch.contiguous_format) for t in right]
         wrong[number].view(-1)[-1] += 0.5 * right[number].abs().max()
         with pytest.raises(WrongNumbers, match=f"{name}.*: required a relative error"):
