@@ -39,7 +39,6 @@ class Peer:
     """A way to compute neighborhood attention.
 
     Attributes:
-        name: Short, for tables.
         what: What it is, for the line below a table.
         prepare: From a problem and a device to what is timed.
         layout: From ``[batch, *spatial, heads, head_dim]`` to what it takes.

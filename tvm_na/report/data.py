@@ -86,11 +86,7 @@ class Task:
     @property
     def best_so_far(self) -> list[float]:
         """The shortest time until each trial, that one included; NaN before the first that was measured."""
-        best, found = math.nan, []
-        for seconds in self.seconds:
-            best = seconds if math.isnan(best) or seconds < best else best
-            found.append(best)
-        return found
+        return [float(best) for best in np.fmin.accumulate(np.asarray(self.seconds, "float64"))]
 
     @cached_property
     def predictions(self) -> tuple[Predictions, ...]:
@@ -143,8 +139,6 @@ class ReportData:
     Attributes:
         tasks: In the order in which they were first seen; those of one problem together, fewer threads first.
         common: What all problems have in common, left out of the tasks' names.
-        sessions: Facts about each run of the tuner.
-        has_journal: Whether there is a journal.
     """
 
     folder: Path

@@ -34,8 +34,6 @@ class Rates:
     """What a machine can do.
 
     Attributes:
-        cpu: Its CPU's model name.
-        date: When it was measured (ISO 8601).
         load: Processes that computed over the minute before; with any, rates come out too low.
         flops: Useful operations per second of a matrix product, by dtype and number of threads.
         bandwidth: Bytes per second, by number of threads and bytes of the working set; the largest working set is
@@ -84,7 +82,6 @@ class Bound:
     """What a problem takes at least, in seconds, on a machine of some :class:`Rates`.
 
     Attributes:
-        flops: Its useful operations.
         bytes: Of all tensors but the scale, each once.
         products: Seconds of a matrix product of as many operations.
         transfers: Seconds to move the bytes, within the caches if they hold them.

@@ -29,11 +29,7 @@ class Classifier:
     """A model, ready to be called.
 
     Attributes:
-        name: What it is called.
         logits: ``[batch, 3, S, S]`` to ``[batch, classes]``, with S the preprocessing's ``input_size``.
-        preprocessing: How an image becomes an input.
-        classes: Their number.
-        labels: One per class, or None.
         random_weights: Whether its answers mean nothing.
         attention: One input ``[3, S, S]`` and a pixel (row, column) to a map ``[H_s, W_s]`` per stage, as
             :func:`tvm_na.models.attention_maps` gives them; None if there is no eager model that could tell.

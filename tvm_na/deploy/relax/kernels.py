@@ -32,7 +32,6 @@ class Kernel:
 
     Attributes:
         name: Its function's name, unique in the library.
-        text: What it computes, in words.
         func: The scheduled PrimFunc, with a symbolic batch.
         problem, selection: The problem and its schedule; None for a norm, which could not be tuned.
         calls: How often the model calls it.
