@@ -35,15 +35,12 @@ def stages_of(dtype: str = "float32") -> list[NAProblem]:
 
 @dataclass
 class Case:
-    """What was measured for one problem.
+    """What was measured for one problem on ``cpu`` or ``cuda``, by candidate.
 
     Attributes:
-        problem: The problem.
-        batch: Samples of a call.
-        device: ``cpu`` or ``cuda``.
-        timings: By candidate with right numbers.
-        errors: Relative error by candidate that ran.
-        unavailable: Why a candidate did not run.
+        timings: Of candidates with right numbers.
+        errors: Relative errors of those that ran.
+        unavailable: Why the others did not.
     """
 
     problem: NAProblem
@@ -93,9 +90,7 @@ class Case:
     def draw(self, tensors: int, differentiated: bool = False) -> list[tuple[Tensor, ...]]:
         """Sets of query, key, value and more tensors like them; on a GPU more than its last cache holds.
 
-        Args:
-            tensors: Of a set.
-            differentiated: Whether gradients of the first three are wanted.
+        ``differentiated``: whether gradients of the first three are wanted.
         """
         torch.manual_seed(0)
         torch.compiler.reset()  # of a function that is compiled for many shapes PyTorch refuses to compile more
@@ -121,13 +116,10 @@ class Case:
         expected: Sequence[Tensor],
         wrap: Callable[[Callable[..., Any]], Callable[..., tuple[Tensor, ...]]],
     ) -> None:
-        """Put the peers that run to ``calls``, and their errors.
+        """Put the peers that run to ``calls``, and note their errors.
 
-        Args:
-            calls: Rotating calls by name.
-            sets: Arguments as ours has them.
-            expected: What is right of the first samples.
-            wrap: Makes of an operator what is timed.
+        ``sets`` are arguments as ours has them, ``expected`` is what is right of the first samples, and ``wrap`` makes
+        of an operator what is timed.
         """
         for peer in PEERS[self.device]:
             try:
@@ -180,15 +172,10 @@ def carry_out(
     console: Console,
     dtype: str | None = None,
 ) -> list[C]:
-    """Measure cases; on a GPU not those that are in ``output``, and each is written as it ends.
+    """Measure cases, of one dtype if one is named.
 
-    Args:
-        cases: All of a benchmark.
-        run: Measures one.
-        write: Writes a result.
-        output: The file that it writes, which may be there.
-        console: What is written to.
-        dtype: Of those that are measured; None for all.
+    On a GPU those that are in ``output``, the file that ``write`` writes, are not repeated, and each is written as it
+    ends.
     """
     known: dict[str, dict[str, Any]] = {}
     if cases[0].device == "cuda" and output.is_file():

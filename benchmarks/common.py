@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import torch
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
 
 from tvm_na import settings
-from tvm_na.measure.timing import machine
+from tvm_na.measure.timing import format_time, machine
 
 RESULTS = Path(__file__).parent / "results"
 Device = Annotated[Literal["cpu", "cuda"], typer.Option(help="Device to measure on.")]
@@ -40,12 +43,9 @@ def load_before(console: Console) -> float:
 
 
 def start(device: str, console: Console, **only_on_cpu: object) -> float:
-    """Make ready to measure; the load of the machine. Exits with 2 without a GPU, if it is to be on one.
+    """Make ready to measure on ``cpu`` or ``cuda``; the load of the machine. Exits with 2 if there is no such device.
 
-    Args:
-        device: ``cpu`` or ``cuda``.
-        console: What is written to.
-        only_on_cpu: Options that are refused on a GPU, if they are given.
+    Options ``only_on_cpu`` are refused on a GPU, if they are given.
     """
     if device == "cuda":
         if not torch.cuda.is_available():
@@ -92,6 +92,26 @@ def write_json(path: Path, content: dict[str, Any], device: str = "cpu") -> None
     """Write a result with the machine it was measured on."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": machine_of(device), **content}, indent=1) + "\n", encoding="utf-8")
+
+
+def end(failures: Sequence[str], console: Console) -> NoReturn:
+    """Print what a check found, and exit with 1 if it found something."""
+    for failure in failures:
+        console.print(f"check failed: {failure}", style="red", markup=False)
+    raise typer.Exit(1 if failures else 0)
+
+
+def numbers_table(*columns: str, title: str = "") -> Table:
+    """A table of a column of text and columns of numbers."""
+    table = Table(title=title or None, box=SIMPLE_HEAD)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    return table
+
+
+def milliseconds(seconds: float) -> str:
+    """Seconds in milliseconds, without the unit."""
+    return format_time(seconds).removesuffix(" ms")
 
 
 def ratio_text(ratio: float | None) -> str:

@@ -21,8 +21,9 @@ from rich.table import Table
 from torch import nn
 
 import tvm_na
-from benchmarks.common import RESULTS, load_before, use_all_cores, write_json
-from benchmarks.model import with_flex_attention, with_masked_sdpa
+from benchmarks.common import RESULTS, numbers_table, start, write_json
+from benchmarks.model import replaced
+from benchmarks.peers import DenseMaskAttention, FlexAttention
 from benchmarks.photographs import crops
 from tvm_na.deploy.artifact import Artifact
 from tvm_na.deploy.manifest import WEIGHTS
@@ -46,11 +47,10 @@ GOALS = {"eager": 0.85, "best_peer": 0.5, "without_torch": 1.3}
 
 @dataclass(frozen=True)
 class Deployed:
-    """What was measured.
+    """What was measured, by candidate.
 
     Attributes:
-        timings: By candidate.
-        errors: Relative error of the logits against the model in float64, by candidate.
+        errors: Relative error of the logits against the model in float64.
         crops: Largest relative error of an artifact's logits on crops of photographs against the eager reference.
         artifacts: Of each artifact: ``bytes``, those of its ``weights``, the ``seconds`` of compiling it and of loading
             it (verification included), its ``problems`` and those ``untuned``, from its manifest.
@@ -97,9 +97,9 @@ def compare(name: str, input_size: int, batch: int, dynamic: bool, rounds: int, 
         }
         status.update("measuring")
         with torch.inference_mode():
-            peers = (reference, with_masked_sdpa(reference, x), with_flex_attention(reference, x))
+            others = [replaced(reference, x, attention) for attention in (DenseMaskAttention, FlexAttention)]
             artifacts = {key: artifact for key, (artifact, _) in made.items()}
-            models: dict[str, Any] = {EAGER: ours, **artifacts, **dict(zip(PEERS, peers, strict=True))}
+            models: dict[str, Any] = {EAGER: ours, **artifacts, **dict(zip(PEERS, (reference, *others), strict=True))}
             expected = copy.deepcopy(reference).double()(x.double())
             errors = {candidate: relative_error(model(x), expected) for candidate, model in models.items()}
             on_crops = _errors_on_crops(reference, artifacts, name, x.shape)
@@ -137,10 +137,8 @@ def _compiled(
 
 def table_of(found: Deployed, title: str) -> Table:
     """Median, spread, error and what each artifact takes of the time, for every candidate."""
-    table = Table(title=title)
     ratios = [f"{kind} / it" for kind in ARTIFACTS.values()]
-    for column in ("candidate", "median", "spread", "error of the logits", *ratios):
-        table.add_column(column, justify="left" if column == "candidate" else "right")
+    table = numbers_table("candidate", "median", "spread", "error of the logits", *ratios, title=title)
     for name, timing in found.timings.items():
         shown = [_in_words(found.ratio(name, of)) if name != of else "" for of in ARTIFACTS]
         error = f"{found.errors[name]:.1e}"
@@ -163,13 +161,11 @@ def main(
 ) -> None:
     """Compare an artifact's latency and logits with eager execution (random weights, fixed seed)."""
     console = Console()
-    cores = use_all_cores()
-    load = load_before(console)
+    load = start("cpu", console)
     found = compare(name, input_size, batch, dynamic, rounds, console)
     kind = "any batch" if dynamic else f"batch {batch} alone"
-    console.print(
-        table_of(found, f"{name}, batch {batch}, {input_size}x{input_size}, {cores} threads; artifact: {kind}")
-    )
+    title = f"{name}, batch {batch}, {input_size}x{input_size}, {torch.get_num_threads()} threads; artifact: {kind}"
+    console.print(table_of(found, title))
     ratios = found.ratios()
     content = {
         "benchmark": "deploy",

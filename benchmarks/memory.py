@@ -52,11 +52,7 @@ def _peak_of_call(call: Callable[[], R]) -> tuple[R, int]:
 
 
 def _last_line_of(*arguments: str) -> str:
-    """The last line that this module prints, in a process that gives freed tensors back.
-
-    Raises:
-        RuntimeError: the process failed; the message has what it said.
-    """
+    """The last line that this module prints, in a process that gives freed tensors back; RuntimeError if that fails."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.memory", *arguments],
         cwd=Path(__file__).parent.parent,
@@ -79,7 +75,6 @@ class Peak:
     """What one pass takes.
 
     Attributes:
-        problem: The attention.
         tensors: Bytes of query, key, value and output and of the gradients of all four.
         peak: Bytes at most in use at a time, beyond what was there before, those tensors included.
     """
@@ -115,11 +110,7 @@ def _measured_pass(problem: NAProblem, build: bool) -> tuple[int, int]:
 
 
 def peak_of(problem: NAProblem) -> Peak:
-    """The peak of a two-dimensional problem in float32, each of whose axes has one window.
-
-    Raises:
-        RuntimeError: the process failed; the message has what it said.
-    """
+    """The peak of a two-dimensional problem in float32, each of whose axes has one window."""
     # Kernels are built by a process of their own.
     found = [_last_line_of("pass", problem.to_json(), step) for step in ("build", "measure")]
     return Peak(problem, *json.loads(found[-1]))
@@ -162,11 +153,7 @@ def _measured_attention(name: str, size: int) -> int:
 
 
 def footprint_of(name: str, size: int) -> int:
-    """Bytes that a candidate takes beside its inputs and output on a map of ``size`` by ``size``.
-
-    Raises:
-        RuntimeError: the process failed; the message has what it said.
-    """
+    """Bytes that a candidate takes beside its inputs and output on a map of ``size`` by ``size``."""
     # The first one builds the kernels.
     found = [_last_line_of("attention", name, str(size)) for _ in range(2 if name == OURS else 1)]
     return int(found[-1])

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from benchmarks.common import Device, result_file, start, write_json
+from benchmarks.common import Device, end, numbers_table, result_file, start, write_json
 from benchmarks.peers import DenseMaskAttention, FlexAttention
 from tvm_na.functional import Backend
 from tvm_na.measure.cuda import rotating
@@ -62,23 +62,13 @@ def replaced(
     return peer
 
 
-def with_masked_sdpa(model: nn.Module, x: Tensor) -> nn.Module:
-    """A copy of ``model`` that attends by SDPA with dense masks, for inputs of ``x``'s size."""
-    return replaced(model, x, DenseMaskAttention)
-
-
-def with_flex_attention(model: nn.Module, x: Tensor) -> nn.Module:
-    """A copy of ``model`` that attends by compiled flex_attention, the bias as its score_mod, for ``x``'s size."""
-    return replaced(model, x, lambda module, problem: FlexAttention(module, problem, x.device.type, compiled=True))
-
-
 @dataclass(frozen=True)
 class Comparison:
-    """What was measured of one model.
+    """What was measured of one model, by candidate.
 
     Attributes:
-        timings: By candidate with right logits.
-        errors: Relative error of the logits against the model in float64, by candidate.
+        timings: Of candidates with right logits.
+        errors: Relative error of the logits against the model in float64.
         budget: The largest error that is right.
         difference: Relative difference of the logits between our two backends; 0 on a GPU, where one is compared.
     """
@@ -102,8 +92,8 @@ def candidates_of(ours: nn.Module, x: Tensor, compiled: bool) -> dict[str, Any]:
     if x.device.type == "cpu":
         reference = copy.deepcopy(ours)
         reference.set_backend(Backend.REFERENCE)
-        return {OURS: ours, REFERENCE: reference, SDPA: with_masked_sdpa(reference, x)}
-    found: dict[str, Any] = {OURS: ours, FLEX: with_flex_attention(ours, x)}
+        return {OURS: ours, REFERENCE: reference, SDPA: replaced(reference, x, DenseMaskAttention)}
+    found: dict[str, Any] = {OURS: ours, FLEX: replaced(ours, x, FlexAttention)}
     if compiled:
         found |= {f"{name}{_COMPILED}": torch.compile(copy.deepcopy(model)) for name, model in found.items()}
     return found
@@ -133,9 +123,8 @@ def compare(name: str, input_size: int, batch: int, device: str, rounds: int, co
 
 def table_of(comparison: Comparison, title: str, batch: int) -> Table:
     """Median, spread, images per second and error of every candidate."""
-    table = Table(title=title)
-    for column in ("attention", "median", "spread", "images/s", "error of the logits", f"{OURS} is faster by"):
-        table.add_column(column, justify="left" if column == "attention" else "right")
+    columns = ("attention", "median", "spread", "images/s", "error of the logits", f"{OURS} is faster by")
+    table = numbers_table(*columns, title=title)
     for name, error in comparison.errors.items():
         timing = comparison.timings.get(name)
         shown = ["-"] * 3
@@ -184,9 +173,7 @@ def main(
     ratio = comparison.faster_than(REFERENCE) if device == "cpu" else None
     if check and (ratio is None or ratio < MIN_SPEEDUP):
         wanted = f"required logits within {LOGITS_BUDGET:g} and >= {MIN_SPEEDUP:g}x {REFERENCE}"
-        came = f"{comparison.difference:.1e} and {format_speedup(ratio)}"
-        console.print(f"check failed: {wanted}, got {came}", style="red", markup=False)
-        raise typer.Exit(1)
+        end([f"{wanted}, got {comparison.difference:.1e} and {format_speedup(ratio)}"], console)
 
 
 if __name__ == "__main__":

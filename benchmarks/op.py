@@ -13,8 +13,7 @@ take. A run that is repeated goes on where it was: cases that are in the output 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,31 +21,23 @@ from unittest.mock import patch
 
 import torch
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from benchmarks.case import CHECKED, OURS, Calls, carry_out, error_of, mean_of, stages_of
-from benchmarks.common import Device, ratio_text, result_file, start, write_json
+from benchmarks.common import Device, end, milliseconds, numbers_table, ratio_text, result_file, start, write_json
 from benchmarks.op_case import COPY, DEFAULT, MATMUL, MATMUL_SIZE, OpCase, failures_of, geomean, tuning_goals
 from benchmarks.peers import PEERS
 from tvm_na.functional import Backend, na2d
 from tvm_na.jit.build import explain, target_for
 from tvm_na.measure.cuda import rotating
-from tvm_na.measure.timing import format_time, measure
+from tvm_na.measure.timing import measure
 from tvm_na.ops.launch import forget
 from tvm_na.problems.attention import NAProblem
 from tvm_na.reference import attention as reference
 
 _DUEL = 16  # short samples of ours and of the default for each long one
-
-
-@contextmanager
-def records_off() -> Iterator[None]:
-    """Let kernels have their default schedules."""
-    with patch.dict(os.environ, {"TVM_NA_RECORDS": "off"}):
-        yield
 
 
 def our_calls(problem: NAProblem, *tensors: Tensor) -> dict[str, Callable[[], Tensor]]:
@@ -59,7 +50,7 @@ def our_calls(problem: NAProblem, *tensors: Tensor) -> dict[str, Callable[[], Te
     calls: dict[str, Any] = {n: partial(na2d, *tensors, w, backend=Backend.COMPILED) for n, w in windows.items()}
     for name, function in calls.items():
         forget()  # there they are one call; above it each keeps its own
-        with records_off() if name == DEFAULT else nullcontext():
+        with patch.dict(os.environ, {"TVM_NA_RECORDS": "off"} if name == DEFAULT else {}):
             function()
     return calls
 
@@ -115,18 +106,7 @@ def _cell(case: OpCase, name: str) -> str:
         return "[red]wrong numbers[/red]"
     timing = case.timings[name]
     best = "bold" if name == case.best_peer else "not dim"
-    return f"[{best}]{_milliseconds(timing.median)}[/] [dim]±{timing.spread / 2 / timing.median:.0%}[/dim]"
-
-
-def _milliseconds(seconds: float) -> str:
-    return format_time(seconds).removesuffix(" ms")
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, box=SIMPLE_HEAD)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
-    return table
+    return f"[{best}]{milliseconds(timing.median)}[/] [dim]±{timing.spread / 2 / timing.median:.0%}[/dim]"
 
 
 def table_of(cases: list[OpCase]) -> Table:
@@ -135,17 +115,17 @@ def table_of(cases: list[OpCase]) -> Table:
     baseline = "mm" if device == "cpu" else COPY
     what = "float32, batch 1: ms" if device == "cpu" else "ms"
     title = f"2D neighborhood attention, k 7, head_dim 32, {what}"
-    table = _table(title, "map, heads", *names, baseline, "speedup")
+    table = numbers_table("map, heads", *names, baseline, "speedup", title=title)
     for case in cases:
         bound = case.matmul_time if device == "cpu" else case.timings[COPY].median
         cells = [_cell(case, name) for name in names]
-        table.add_row(case.label, *cells, _milliseconds(bound), ratio_text(case.over_peer()))
+        table.add_row(case.label, *cells, milliseconds(bound), ratio_text(case.over_peer()))
     return table
 
 
 def ratios_of(cases: list[OpCase]) -> Table:
     """Where the operator stands beside its default schedule, the baseline and the best peer."""
-    table = _table("by medians / round by round", "map, heads", *cases[0].ratios())
+    table = numbers_table("map, heads", *cases[0].ratios(), title="by medians / round by round")
     rows = [[(ratio(False), ratio(True)) for ratio in case.ratios().values()] for case in cases]
     for case, row in zip(cases, rows, strict=True):
         table.add_row(case.label, *(" / ".join(map(ratio_text, pair)) for pair in row))
@@ -236,9 +216,7 @@ def main(
         plot(cases, plot_file)
     failures = failures_of(cases) if check else []
     failures += [str(goal) for goal in reached if not goal.met] if goals else []
-    for failure in failures:
-        console.print(f"check failed: {failure}", style="red", markup=False)
-    raise typer.Exit(1 if failures else 0)
+    end(failures, console)
 
 
 if __name__ == "__main__":

@@ -26,11 +26,9 @@ _KINDS = (("medians", False), ("round by round", True))
 
 @dataclass
 class OpCase(Case):
-    """What was measured for one problem of the forward pass.
+    """What was measured for one problem of the forward pass, and which schedule ours has, in words.
 
-    Attributes:
-        schedule: Which schedule ours has, in words.
-        duel: Timings of ours and the default alone, of many short samples, since the two are close.
+    ``duel``: timings of ours and the default alone, of many short samples, since the two are close.
     """
 
     schedule: str = ""
@@ -84,7 +82,6 @@ class OpCase(Case):
         return found
 
     def load(self, content: dict[str, Any]) -> None:
-        """See :class:`Case`."""
         super().load(content)
         self.schedule = content["schedule"]
 
@@ -96,14 +93,7 @@ def geomean(cases: Sequence[Case], by_round: bool = False) -> float | None:
 
 @dataclass(frozen=True)
 class Goal:
-    """Something that tuned kernels are to reach.
-
-    Attributes:
-        name: What.
-        required: How much, in words.
-        got: How much it is, or why that is unknown.
-        met: Whether it is reached.
-    """
+    """Something that is to be reached: how much is required, how much it is (in words), and whether it is reached."""
 
     name: str
     required: str

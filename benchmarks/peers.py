@@ -39,7 +39,6 @@ class Peer:
     """A way to compute neighborhood attention.
 
     Attributes:
-        name: Short, for tables.
         what: What it is, for the line below a table.
         prepare: From a problem and a device to what is timed.
         layout: From ``[batch, *spatial, heads, head_dim]`` to what it takes.
@@ -237,18 +236,17 @@ class DenseMaskAttention(PeerAttention):
         return rpb[:, rows[:, None, :, None], columns[None, :, None, :]].reshape(-1, tokens, tokens)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """See :class:`PeerAttention`."""
         return F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask, scale=self.module.scale)
 
 
 class FlexAttention(PeerAttention):
     """By ``flex_attention``, compiled if wanted, with the bias as its ``score_mod``."""
 
-    def __init__(self, module: NeighborhoodAttention2D, problem: NAProblem, device: str, compiled: bool) -> None:
+    def __init__(self, module: NeighborhoodAttention2D, problem: NAProblem, compiled: bool = True) -> None:
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
         super().__init__(module, problem)
-        tokens = math.prod(problem.spatial)
+        tokens, device = math.prod(problem.spatial), str(module.proj.weight.device)
         plain = NAProblem.make(problem.spatial, problem.kernel_size, 1, 1, dilation=problem.dilation)
         self.block_mask = create_block_mask(window_mask_mod(plain), None, None, tokens, tokens, device=device)
         self.flex: Any = flex_attention
@@ -266,7 +264,6 @@ class FlexAttention(PeerAttention):
         return score + self.module.rpb[head, index[0], index[1]]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """See :class:`PeerAttention`."""
         bias = None if self.module.rpb is None else self.biased
         out: Tensor = self.flex(query, key, value, score_mod=bias, block_mask=self.block_mask, scale=self.module.scale)
         return out

@@ -19,13 +19,12 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks.case import CHECKED, OURS, Calls, Case, carry_out, error_of, mean_of, stages_of
-from benchmarks.common import Device, ratio_text, result_file, start, write_json
+from benchmarks.common import Device, end, milliseconds, numbers_table, ratio_text, result_file, start, write_json
 from benchmarks.memory import Peak, peak_of
 from benchmarks.peers import PEERS
 from tvm_na.functional import Backend, na2d
@@ -46,17 +45,12 @@ BIASED, FORWARD, BACKWARD = "tvm_na, bias", "forward kernel", "backward kernel"
 
 @dataclass
 class TrainingCase(Case):
-    """What was measured for one problem: forward and backward; errors are the largest of a gradient.
-
-    Attributes:
-        schedules: Which schedule each pass of ours has, in words.
-    """
+    """What was measured for one problem: forward and backward; errors are the largest of a gradient."""
 
     schedules: dict[str, str] = field(default_factory=dict)
 
     @property
     def budget(self) -> float:
-        """See :class:`Case`."""
         return BUDGET[self.problem.dtype]
 
     @property
@@ -75,7 +69,6 @@ class TrainingCase(Case):
         return {**found, "schedules": self.schedules}
 
     def load(self, content: dict[str, Any]) -> None:
-        """See :class:`Case`."""
         super().load(content)
         self.schedules = content["schedules"]
 
@@ -183,12 +176,10 @@ def table_of(cases: list[TrainingCase]) -> Table:
     ours = (OURS,) if device == "cpu" else (OURS, BIASED)
     names = [FORWARD, BACKWARD, *ours, *(peer.name for peer in PEERS[device])]
     title = "2D neighborhood attention, k 7, head_dim 32: ms; from the third on forward and backward"
-    table = Table(title=title, box=SIMPLE_HEAD)
-    for column in ("map, heads", *names, "backward / forward", "best peer / ours"):
-        table.add_column(column, justify="left" if column == "map, heads" else "right")
+    table = numbers_table("map, heads", *names, "backward / forward", "best peer / ours", title=title)
     for case in cases:
         cells = [
-            format_time(case.timings[name].median).removesuffix(" ms")
+            milliseconds(case.timings[name].median)
             if name in case.timings
             else ("unavailable" if name in case.unavailable else "wrong")
             for name in names
@@ -255,9 +246,7 @@ def main(
     content["memory"] = [{"problem": str(p.problem), "tensors": p.tensors, "peak": p.peak} for p in peaks]
     write_json(output, content)
     failures = failures_of(cases, one, peaks) if check else []
-    for failure in failures:
-        console.print(f"check failed: {failure}", style="red", markup=False)
-    raise typer.Exit(1 if failures else 0)
+    end(failures, console)
 
 
 if __name__ == "__main__":

@@ -15,16 +15,15 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.common import RESULTS, load_before, use_all_cores, write_json
+from benchmarks.common import RESULTS, load_before, milliseconds, numbers_table, use_all_cores, write_json
 from benchmarks.memory import CANDIDATES, FUSED, OURS, WRITTEN_OUT, call_of, footprint_of, problem_of
 from benchmarks.properties.cases import dense_flops, distance_to_self_attention, drawn, interior, shift_errors
 from benchmarks.properties.plots import plot_cost, plot_shift, plot_window
-from tvm_na.measure.timing import Timing, format_time, measure
+from tvm_na.measure.timing import Timing, measure
 from tvm_na.problems.attention import NAProblem
 from tvm_na.reference import attention as reference
 from tvm_na.reference.accuracy import ERROR_BUDGET, relative_error
@@ -39,12 +38,10 @@ BEGIN, END = "<!-- numbers: python -m benchmarks.properties -->\n", "<!-- end of
 
 @dataclass(frozen=True)
 class Cost:
-    """What one map costs.
+    """What one map of ``size`` by ``size`` costs, by candidate.
 
     Attributes:
-        size: Its height and width.
-        timings: By candidate.
-        footprints: Bytes beside inputs and output, by candidate.
+        footprints: Bytes beside inputs and output.
         errors: :func:`relative_error` of the outputs, against the reference or self-attention in float64.
     """
 
@@ -102,7 +99,7 @@ def _rows(costs: list[Cost]) -> list[list[str]]:
         measured = []
         for name in CANDIDATES:
             seconds = cost.seconds(name)
-            measured.append("wrong" if seconds is None else format_time(seconds).removesuffix(" ms"))
+            measured.append("wrong" if seconds is None else milliseconds(seconds))
             measured.append(f"{cost.footprints[name] / 1e6:.1f}")
         rows.append([f"{cost.size}x{cost.size}", *products, *measured])
     grown = ["exponent", "1", "2"]
@@ -113,10 +110,8 @@ def _rows(costs: list[Cost]) -> list[list[str]]:
 
 def table_of(costs: list[Cost]) -> Table:
     """The costs for a terminal."""
-    table = Table(title="k 7, 2 heads of 32, float32, batch 1", box=SIMPLE_HEAD)
     header, *rows = _rows(costs)
-    for i, column in enumerate(header):
-        table.add_column(column, justify="right" if i else "left")
+    table = numbers_table(*header, title="k 7, 2 heads of 32, float32, batch 1")
     for row in rows:
         table.add_row(*row)
     return table
@@ -132,11 +127,7 @@ def markdown_of(costs: list[Cost], rounds: int, threads: int) -> str:
 
 
 def put_into(page: Path, text: str) -> None:
-    """Replace what the page has between its marks.
-
-    Raises:
-        ValueError: it does not have both marks once, in order.
-    """
+    """Replace what the page has between its marks; ValueError if it does not have both marks once, in order."""
     content = page.read_text(encoding="utf-8")
     before, begin, rest = content.partition(BEGIN)
     _, end, after = rest.partition(END)

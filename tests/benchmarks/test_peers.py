@@ -78,5 +78,5 @@ def test_flex_in_a_model_computes_the_same(bias: bool, dilation: int) -> None:
     with torch.inference_mode():
         if module.rpb is not None:
             module.rpb.normal_()
-        peer = peers.FlexAttention(module, problem_of_module(module, x.shape), "cpu", compiled=False)
+        peer = peers.FlexAttention(module, problem_of_module(module, x.shape), compiled=False)
         assert relative_error(peer(x), module(x)) < 1e-5

@@ -117,7 +117,6 @@ def test_time_counts_for_the_innermost_phase(monkeypatch: pytest.MonkeyPatch) ->
         assert state.phase == "searching"
         clock[0] += 1.0
     assert dict(state.seconds) == {"searching": 2.0, "building": 2.0, "measuring": 4.0}
-    assert state.productive() == pytest.approx(6 / 8)
 
 
 def test_the_time_left_is_that_of_the_trials_or_that_of_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:

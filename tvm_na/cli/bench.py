@@ -17,8 +17,6 @@ from tvm_na.cli.common import build, console, own_size, reports_errors, say, war
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tvm_na.problems.attention import NAProblem
-
 app = typer.Typer(help="Time the compiled backend against the reference, or an artifact.", no_args_is_help=True)
 
 
@@ -63,21 +61,16 @@ def bench_op(
     rounds: options.Rounds = 15,
 ) -> None:
     """Time one attention operator; refuses a speedup when the numbers are wrong."""
-    from tvm_na.problems.attention import NAProblem
-
-    problem = NAProblem.make(
-        size, kernel_size, heads, head_dim, stride=stride, dilation=dilation, is_causal=causal, dtype=dtype, bias=rpb
-    )
-    _bench_problem(problem, batch, rounds)
-
-
-def _bench_problem(problem: NAProblem, batch: int, rounds: int) -> None:
     import torch
 
     from tvm_na.functional import na2d
     from tvm_na.jit.build import explain
+    from tvm_na.problems.attention import NAProblem
     from tvm_na.reference.accuracy import ERROR_BUDGET, relative_error
 
+    problem = NAProblem.make(
+        size, kernel_size, heads, head_dim, stride=stride, dilation=dilation, is_causal=causal, dtype=dtype, bias=rpb
+    )
     torch.manual_seed(0)
     shape = (batch, *problem.spatial, problem.heads, problem.head_dim)
     query, key, value = (torch.randn(shape, dtype=getattr(torch, problem.dtype)) for _ in range(3))

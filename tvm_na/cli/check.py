@@ -25,13 +25,7 @@ _BATCH = 2
 
 @dataclass(frozen=True)
 class _Case:
-    """What an artifact is run on.
-
-    Attributes:
-        words: Where it comes from.
-        images: ``[batch, ...]``.
-        right: The right outputs; None where nobody knows them.
-    """
+    """Images that an artifact is run on, where they come from, and the right outputs (None where nobody knows them)."""
 
     words: str
     images: Array
@@ -56,12 +50,7 @@ def check(
 
 
 def _checked(folder: Path) -> list[tuple[str, object]]:
-    """What is known of an artifact after it ran, in rows.
-
-    Raises:
-        ValueError, OSError: as :func:`tvm_na.deploy.artifact.load` does.
-        RuntimeError: its outputs are not what they must be.
-    """
+    """What is known of an artifact after it ran, in rows; RuntimeError if its outputs are not what they must be."""
     from tvm_na.deploy.artifact import load
 
     start = time.perf_counter()

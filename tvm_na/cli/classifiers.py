@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,34 +56,47 @@ def load_model(name: str, weights: Path | None, num_classes: int, backend: str) 
     return model.eval()
 
 
-def is_artifact(name: str) -> bool:
+def _is_artifact(name: str) -> bool:
     """Whether ``name`` is the path of an artifact (that may be missing) rather than a model's name."""
     return "/" in name or "." in name or Path(name, "manifest.json").is_file()
 
 
-def load_artifact(
-    path: str, labels: Path | None, settled: Mapping[str, object], weights: Path | None = None, model: str | None = None
+def load_classifier(
+    name: str,
+    weights: Path | None,
+    labels: Path | None,
+    num_classes: int | None,
+    backend: BackendName | None,
+    input_size: int | None,
+    overlays: bool = False,
+    model: str | None = None,
 ) -> Classifier:
-    """A classifier that calls an artifact.
+    """A classifier that calls a model by name, whose kernels are built, or an artifact.
 
-    Args:
-        path: The artifact.
-        labels: File of labels.
-        settled: Options that an artifact has its own values of, by name; refused where they are given.
-        weights: Those of the artifact, if an eager copy of its model is wanted for overlays.
-        model: The copy's name, if it is not the artifact's.
+    An artifact has its own values of most options, which are refused. Where ``overlays`` are wanted, ``weights`` are
+    for an eager copy of its model, whose name is ``model`` if it is not the artifact's.
 
     Raises:
         FileNotFoundError: there is no artifact, or no such file.
-        ValueError: an option does not go with it, it cannot run here, or it is no classifier of images.
+        TypeError, ValueError: there is no such model, labels and classes differ, an option does not go with an
+            artifact, it cannot run here, or it is no classifier of images.
+        RuntimeError: a kernel cannot be built.
     """
-    from tvm_na.serve.classifier import artifact_classifier
-
-    for option, value in settled.items():
+    if not _is_artifact(name):
+        if model is not None:
+            raise ValueError(f"model: required an artifact with it, got {model!r} and {name!r}")
+        return _load_eager(name, weights, labels, num_classes, backend, input_size)
+    settled = {"num_classes": num_classes, "backend": backend, "input_size": input_size}
+    for option, value in (settled if overlays else {"weights": weights, **settled}).items():
         if value is not None:
             raise ValueError(f"{option}: required a model's name with it (an artifact has its own), got {value}")
     if model is not None and weights is None:
         raise ValueError(f"weights: required those of the artifact with --model {model}, got none")
+    return _load_artifact(name, labels, weights, model)
+
+
+def _load_artifact(path: str, labels: Path | None, weights: Path | None, model: str | None) -> Classifier:
+    from tvm_na.serve.classifier import artifact_classifier
 
     def eager_copy(name: str, classes: int) -> NAModel:
         return load_model(model or name, weights, classes, "reference")  # needs no compiler
@@ -96,7 +108,7 @@ def load_artifact(
     return classifier
 
 
-def load_eager(
+def _load_eager(
     name: str,
     weights: Path | None,
     labels: Path | None,
@@ -104,12 +116,6 @@ def load_eager(
     backend: BackendName | None,
     input_size: int | None,
 ) -> Classifier:
-    """A classifier that calls a model, whose kernels are built.
-
-    Raises:
-        TypeError, ValueError, FileNotFoundError: there is no such model or file, or labels and classes differ.
-        RuntimeError: a kernel cannot be built.
-    """
     from tvm_na.jit.build import is_supported
     from tvm_na.models import problems_of
     from tvm_na.models.registry import get_spec

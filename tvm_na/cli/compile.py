@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -19,20 +20,18 @@ if TYPE_CHECKING:
     from tvm_na.deploy.manifest import Manifest
 
 
-class _Steps:
-    """The step that is under way, with a spinner; a line with its time for each that is over."""
+def _steps(out: Console, status: Status) -> Callable[[str], None]:
+    """What is told each step as it begins: shows a spinner, and a line with the time of each that is over."""
+    step, start = "", time.perf_counter()
 
-    def __init__(self, out: Console, status: Status) -> None:
-        self._out, self._status = out, status
-        self._step, self._start = "", time.perf_counter()
+    def begin(following: str) -> None:
+        nonlocal step, start
+        if step:
+            out.print(f"{step}: {time.perf_counter() - start:.1f} s", markup=False, soft_wrap=True)
+        step, start = following, time.perf_counter()
+        status.update(step)
 
-    def __call__(self, step: str) -> None:
-        """The next step begins."""
-        now = time.perf_counter()
-        if self._step:
-            self._out.print(f"{self._step}: {now - self._start:.1f} s", markup=False, soft_wrap=True)
-        self._step, self._start = step, now
-        self._status.update(step)
+    return begin
 
 
 @reports_errors
@@ -82,7 +81,7 @@ def compile_model(
     out, start = console(), time.perf_counter()
     with out.status("") as status, warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", UserWarning)
-        steps = _Steps(out, status)
+        steps = _steps(out, status)
         compile_artifact(
             model,
             torch.zeros(1, 3, size, size),

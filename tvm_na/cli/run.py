@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tvm_na.cli import options
-from tvm_na.cli.classifiers import is_artifact, load_artifact, load_eager
+from tvm_na.cli.classifiers import load_classifier
 from tvm_na.cli.common import console, reports_errors
 
 if TYPE_CHECKING:
@@ -33,11 +33,7 @@ def run(
     from tvm_na.models.preprocessing import load_image, preprocess
 
     pictures = [load_image(path) for path in images]  # before anything that takes long
-    if is_artifact(name):
-        settled = {"weights": weights, "num_classes": num_classes, "backend": backend, "input_size": input_size}
-        classifier = load_artifact(name, labels, settled)
-    else:
-        classifier = load_eager(name, weights, labels, num_classes, backend, input_size)
+    classifier = load_classifier(name, weights, labels, num_classes, backend, input_size)
     inputs = [preprocess(picture, classifier.preprocessing) for picture in pictures]
     with torch.inference_mode():
         classifier.logits(inputs[0][None])  # the first call starts thread pools, which is no image's time

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tvm_na.cli import options
-from tvm_na.cli.classifiers import is_artifact, load_artifact, load_eager
+from tvm_na.cli.classifiers import load_classifier
 from tvm_na.cli.common import fail, reports_errors
 
 if TYPE_CHECKING:
@@ -49,13 +49,7 @@ def serve(
         raise fail(f"serve: required the extra 'serve' (pip install 'tvm_na[serve]'), got {error}") from error
 
     limits = Limits(max_batch, max_delay_ms, max_queue, max_request_mb, max_pixels, timeout)
-    if is_artifact(name):
-        settled = {"num_classes": num_classes, "backend": backend, "input_size": input_size}
-        classifier = load_artifact(name, labels, settled, weights, model)
-    elif model is not None:
-        raise ValueError(f"model: required an artifact with it, got {model!r} and {name!r}")
-    else:
-        classifier = load_eager(name, weights, labels, num_classes, backend, input_size)
+    classifier = load_classifier(name, weights, labels, num_classes, backend, input_size, overlays=True, model=model)
     _warm_up(classifier, max_batch)
     raise typer.Exit(run_server(Service(classifier, limits), host, port))
 

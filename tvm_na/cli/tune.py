@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tvm_na.cli.common import console, fail, own_size, reports_errors
+from tvm_na.cli import options
+from tvm_na.cli.common import console, own_size, reports_errors
 
 if TYPE_CHECKING:
     from tvm_na.measure.rpc_devices import RpcDevices
@@ -66,12 +67,10 @@ def _tasks_of_model(
         from tvm_na.deploy.relax.problems import problems_of_whole
 
         with console().status("tracing the model"):
-            found = [problems_of_whole(model, torch.zeros(1, 3, *size)) for size in sizes]
-        tasks = [task for problems in found for task in tasks_of(problems)]
-    elif training:
-        tasks = [task for size in sizes for task in tasks_of(training_problems_of(model, size))]
+            found: list[Any] = [problems_of_whole(model, torch.zeros(1, 3, *size)) for size in sizes]
     else:
-        tasks = [task for size in sizes for task in tasks_of(problems_of(model, size))]
+        found = [(training_problems_of if training else problems_of)(model, size) for size in sizes]
+    tasks = [task for problems in found for task in tasks_of(problems)]
     return merged([TuneTask(_in_dtype(task.problem, dtype, target), task.weight) for task in tasks])
 
 
@@ -131,21 +130,20 @@ def tune(
         list[str] | None, typer.Option(help="Images' size: 224 or 224x192; MODEL's own if not given. Can be repeated.")
     ] = None,
     whole_model: Annotated[
-        bool,
-        typer.Option("--whole-model", help="MODEL's linear layers and convolutions too."),
+        bool, typer.Option("--whole-model", help="MODEL's linear layers and convolutions too.")
     ] = False,
     training: Annotated[
         bool, typer.Option("--training", help="MODEL's training: attention that keeps its log-sum-exp, and gradients.")
     ] = False,
     problems: Annotated[Path | None, typer.Option(help="JSON file with a list of problems.")] = None,
     size: Annotated[tuple[int, int] | None, typer.Option(help="A problem spelled out: height and width.")] = None,
-    heads: Annotated[int, typer.Option(help="Number of attention heads.")] = 2,
-    head_dim: Annotated[int, typer.Option(help="Number of channels of a head.")] = 32,
-    kernel_size: Annotated[int, typer.Option(help="Length of the window.")] = 7,
-    dilation: Annotated[int, typer.Option(help="Step between neighbors.")] = 1,
-    stride: Annotated[int, typer.Option(help="Queries per shared window.")] = 1,
-    causal: Annotated[bool, typer.Option("--causal", help="Causal masking.")] = False,
-    rpb: Annotated[bool, typer.Option("--rpb", help="Add a relative position bias.")] = False,
+    heads: options.Heads = 2,
+    head_dim: options.HeadDim = 32,
+    kernel_size: options.KernelSize = 7,
+    dilation: options.Dilation = 1,
+    stride: options.Stride = 1,
+    causal: options.Causal = False,
+    rpb: options.Bias = False,
     backward: Annotated[bool, typer.Option("--backward", help="The gradients of the problem spelled out.")] = False,
     dtype: Annotated[
         Literal["float32", "float64", "float16", "bfloat16", "tf32"],
@@ -157,7 +155,7 @@ def tune(
     trials: Annotated[int, typer.Option(min=1, help="Number of measurements, with those already recorded.")] = 1000,
     time_limit: Annotated[str | None, typer.Option(help="Time limit in minutes, or with a unit: 90s, 30m, 2h.")] = None,
     jobs: Annotated[int, typer.Option(min=0, help="Number of candidates compiled at once; 0 for one per core.")] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="Random seed.")] = 0,
+    seed: options.Seed = 0,
     threads: Annotated[int, typer.Option(min=0, help="Threads of a CPU kernel; 0 for what production uses.")] = 0,
     batch: Annotated[int, typer.Option(min=0, help="Batch size; 0 for 1 on a CPU, 128 on a GPU.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Folder of the records; default: the user's.")] = None,
@@ -202,13 +200,12 @@ def tune(
         return _dry_run(tasks, chosen, output or user_folder(chosen.name), threads or settings.num_threads(), batch)
     from tvm_na.tune.options import TuneOptions
 
-    options = TuneOptions(trials, seconds, jobs, seed, threads, batch, cold_cache)
-    _tune(tasks, chosen, options, output, devices)
+    _tune(tasks, chosen, TuneOptions(trials, seconds, jobs, seed, threads, batch, cold_cache), output, devices)
     return None
 
 
 def _tune(
-    tasks: Sequence[TuneTask], target: NATarget, options: TuneOptions, output: Path | None, devices: RpcDevices | None
+    tasks: Sequence[TuneTask], target: NATarget, how: TuneOptions, output: Path | None, devices: RpcDevices | None
 ) -> None:
     from tvm_na.cli import tune_progress as tune_display
     from tvm_na.tune import tune as run
@@ -216,13 +213,9 @@ def _tune(
     out = console()
     try:
         with tune_display.observer(out) as observer:
-            result = run(tasks, target, options, output=output, observer=observer, devices=devices)
+            result = run(tasks, target, how, output=output, observer=observer, devices=devices)
     except KeyboardInterrupt:  # before there was anything to keep, or the second one
         raise typer.Exit(130) from None
-    except RuntimeError as error:
-        if type(error) not in (RuntimeError, NotImplementedError):  # errors of TVM derive from the former
-            raise
-        raise fail(str(error)) from error
     tune_display.print_summary(out, result.state, result.folder)
     if result.state.ending == "interrupted":
         raise typer.Exit(130)

@@ -74,46 +74,36 @@ def progress_line(state: TuneState) -> str:
 def observer(console: Console) -> Iterator[Callable[[TuneState], None]]:
     """What is to be called with the state whenever it changes: shows it on ``console``."""
     if not console.is_terminal:
-        yield _Lines(console)
+        yield _line_printer(console)
         return
     from rich.live import Live
 
     latest: list[TuneState] = []
 
     def show() -> Any:
-        if not latest or not latest[0].problems:
+        if not latest or not latest[-1].problems:
             return Text("starting")
-        return Group(problems_table(latest[0]), Text(progress_line(latest[0])))
+        return Group(problems_table(latest[-1]), Text(progress_line(latest[-1])))
 
     # Seldom, since drawing takes time from what is measured.
     with Live(console=console, get_renderable=show, refresh_per_second=2, transient=True):
-
-        def observe(state: TuneState) -> None:
-            latest[:] = [state]
-
-        yield observe
+        yield latest.append
 
 
-class _Lines:
+def _line_printer(console: Console) -> Callable[[TuneState], None]:
     """Prints a line for each problem that a batch changed."""
+    printed: dict[int, int] = {}
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._printed: dict[int, int] = {}
+    def show(state: TuneState) -> None:
+        for index, problem in enumerate(state.problems if state.phase in ("searching", "done") else ()):
+            if printed.get(index, 0) != problem.trials:
+                printed[index] = problem.trials
+                best, gain, label = _best(problem)
+                parts = [f"{problem.trials} trials", f"best {best}" if best else "", gain, label, _failures(problem)]
+                line = f"{progress_line(state)}\n  {problem.problem}: {', '.join(p for p in parts if p)}"
+                console.print(Text(line), soft_wrap=True)
 
-    def __call__(self, state: TuneState) -> None:
-        if state.phase not in ("searching", "done"):
-            return
-        for index, problem in enumerate(state.problems):
-            if self._printed.get(index, 0) == problem.trials:
-                continue
-            self._printed[index] = problem.trials
-            best, gain, label = _best(problem)
-            parts = [f"{problem.trials} trials", f"best {best}" if best else "", gain, label, _failures(problem)]
-            self._print(f"{progress_line(state)}\n  {problem.problem}: {', '.join(p for p in parts if p)}")
-
-    def _print(self, line: str) -> None:
-        self._console.print(Text(line), soft_wrap=True)
+    return show
 
 
 def print_summary(console: Console, state: TuneState, folder: Path) -> None:
@@ -158,14 +148,7 @@ def where_the_time_went(state: TuneState) -> str:
 def print_plan(
     console: Console, tasks: Sequence[TuneTask], spaces: Sequence[Sequence[Formulation]], best: Sequence[float | None]
 ) -> None:
-    """What would be tuned.
-
-    Args:
-        console: Where to.
-        tasks: The tasks.
-        spaces: The formulations of each.
-        best: The best recorded time of each, in seconds for a sample of its batch.
-    """
+    """What would be tuned: tasks, the formulations of each, its best recorded time (in seconds for a sample)."""
     measured = all(seconds is not None for seconds in best)
     costs = [
         task.weight * (seconds if measured and seconds is not None else float(task.problem.useful_flops))

@@ -25,12 +25,7 @@ _CPU, _POOLED = (1, 0), 2
 
 
 class Artifact(ABC):
-    """A compiled model: ``artifact(images)`` gives what the model gives.
-
-    Attributes:
-        path: Its folder.
-        manifest: What is known of it.
-    """
+    """A compiled model: ``artifact(images)`` gives what the model gives; ``manifest`` is what is known of it."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path, self.manifest = path, manifest

@@ -22,13 +22,7 @@ _BATCHES = (1, 2, 3)
 
 @dataclass(frozen=True)
 class Expected:
-    """Random inputs and the right outputs for each.
-
-    Attributes:
-        inputs: One of each batch.
-        outputs: Of each input, as a list.
-        returns_list: Whether the model gives a list rather than one tensor.
-    """
+    """Random inputs, one of each batch, and the right outputs for each; whether the model gives them as a list."""
 
     inputs: list[Tensor]
     outputs: list[list[Tensor]]

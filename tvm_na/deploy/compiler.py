@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tvm_na.deploy import weights as weight_files
 from tvm_na.deploy.aoti import build as route_aoti
 from tvm_na.deploy.artifact import Artifact, load, made_of
-from tvm_na.deploy.check import BUDGETS, Expected, name_of, reference_of
+from tvm_na.deploy.check import BUDGETS, name_of, reference_of
 from tvm_na.deploy.manifest import EXPECTED, Manifest, TensorSpec, describe_files, write_manifest
 from tvm_na.deploy.relax import build as route_tvm
 from tvm_na.deploy.request import (
@@ -143,7 +143,12 @@ def _finish(request: Request, folder: Path, facts: dict[str, Any]) -> None:
     manifest = Manifest(
         **facts,
         kind=request.format,
-        target=_describe_target(request),
+        target={
+            "name": request.target.name,
+            "system": platform.system(),
+            "architecture": request.target.triple.split("-")[0] or platform.machine(),
+            "cpu_features": list(cpu_features(request.target)),
+        },
         built_with={**versions(), "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")},
         input=TensorSpec((request.batch, *request.example.shape[1:]), dtype),
         outputs=[TensorSpec((request.batch, *out.shape[1:]), name_of(out.dtype)) for out in right.outputs[0]],
@@ -158,22 +163,8 @@ def _finish(request: Request, folder: Path, facts: dict[str, Any]) -> None:
             raise RuntimeError(f"artifact: required {wanted}, got {error:.1e}")
         manifest.check.update(relative_error=error, batches=[len(images) for images in right.inputs])
     else:
-        _leave_expected(folder, right)
+        # An input and the right outputs, for whoever can run the artifact.
+        outputs = {f"output_{number}": out.numpy() for number, out in enumerate(right.outputs[0])}
+        weight_files.write_weights(folder / EXPECTED, {"input": right.inputs[0].numpy(), **outputs})
         warnings.warn(f"NOT CHECKED: this machine cannot run code for {request.target.name}", stacklevel=3)
     write_manifest(folder, replace(manifest, files=describe_files(folder)))
-
-
-def _describe_target(request: Request) -> dict[str, Any]:
-    target = request.target
-    return {
-        "name": target.name,
-        "system": platform.system(),
-        "architecture": target.triple.split("-")[0] or platform.machine(),
-        "cpu_features": list(cpu_features(target)),
-    }
-
-
-def _leave_expected(folder: Path, right: Expected) -> None:
-    """An input and the right outputs, for whoever can run the artifact."""
-    outputs = {f"output_{number}": out.numpy() for number, out in enumerate(right.outputs[0])}
-    weight_files.write_weights(folder / EXPECTED, {"input": right.inputs[0].numpy(), **outputs})

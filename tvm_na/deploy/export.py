@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -50,35 +49,18 @@ def images_like(example: Tensor, batch: int | None) -> Tensor:
     return example[:1].expand(batch or 2, *example.shape[1:]).contiguous()
 
 
-@dataclass(frozen=True)
-class Attention:
-    """A call of attention in a program.
-
-    Attributes:
-        node: Of the program's graph.
-        problem: What it poses.
-    """
-
-    node: torch.fx.Node
-    problem: NAProblem
-
-
-def attention_of(node: Any) -> Attention:
-    """What a call of one of the operators of attention poses."""
+def attention_of(node: Any) -> NAProblem:
+    """The problem that a call of one of the operators of attention poses."""
     query, key, value = (a.meta["val"] for a in node.args[:3])
     rpb = None if node.args[3] is None else node.args[3].meta["val"]
     kernel_size, stride, dilation, is_causal = (tuple(axis) for axis in node.args[4:8])
     lse, rank = ATTENTION[node.target], query.ndim - 3
-    return Attention(node, problem_of(query, key, value, kernel_size, stride, dilation, is_causal, rpb, lse, rank))
+    return problem_of(query, key, value, kernel_size, stride, dilation, is_causal, rpb, lse, rank)
 
 
-def attentions_of(program: ExportedProgram) -> list[Attention]:
-    """The calls of attention in a program, in their order.
-
-    Raises:
-        NotImplementedError: there are none.
-    """
-    found = [attention_of(node) for node in program.graph.nodes if node.target in ATTENTION]
+def attentions_of(program: ExportedProgram) -> dict[Any, NAProblem]:
+    """The problem of each call of attention in a program, by its node; NotImplementedError if there are none."""
+    found = {node: attention_of(node) for node in program.graph.nodes if node.target in ATTENTION}
     if not found:
         raise NotImplementedError(
             "model: required one that attends with tvm_na, got one without neighborhood attention"
@@ -86,37 +68,27 @@ def attentions_of(program: ExportedProgram) -> list[Attention]:
     return found
 
 
-def call_kernels(program: ExportedProgram, attentions: list[Attention], namespace: str) -> dict[NAProblem, int]:
-    """Let a program call the kernels of an artifact: kernel i computes the i-th distinct problem.
+def call_kernels(
+    program: ExportedProgram, attentions: Mapping[Any, NAProblem], problems: Sequence[NAProblem], namespace: str
+) -> None:
+    """Let a program call the kernels of an artifact: kernel i computes the i-th of ``problems``.
 
     Its operators are looked up in PyTorch's ``namespace``, where :func:`known_operators` must have put them.
-
-    Returns:
-        How many calls each problem has, the problems in the order of their kernels.
     """
-    calls: dict[NAProblem, int] = {}
-    for attention in attentions:
-        calls[attention.problem] = calls.get(attention.problem, 0) + 1
-    numbers = {problem: number for number, problem in enumerate(calls)}
     space = getattr(torch.ops, namespace)
-    for attention in attentions:
-        node, lse = attention.node, attention.problem.return_lse
-        node.target = (space.attend_lse if lse else space.attend).default
-        node.args = (*node.args[:4], node.args[8], numbers[attention.problem])
+    for node, problem in attentions.items():
+        node.target = (space.attend_lse if problem.return_lse else space.attend).default
+        node.args = (*node.args[:4], node.args[8], problems.index(problem))
     program.graph_module.recompile()
-    return calls
 
 
 @contextmanager
 def known_operators(
     namespace: str, fakes: dict[str, Callable[..., Any]], schemas: Sequence[str] = ()
 ) -> Iterator[None]:
-    """Operators that PyTorch's compilers know meanwhile, by what gives the shapes of their outputs.
+    """Operators of ``torch.ops.<namespace>`` that PyTorch's compilers know meanwhile.
 
-    Args:
-        namespace: Where they are in ``torch.ops``.
-        fakes: By an operator's name, the function that makes its outputs for inputs without content.
-        schemas: Of those that no library defines.
+    ``fakes`` make their outputs for inputs without content, by name; ``schemas`` are of those that no library defines.
     """
     library = torch.library.Library(namespace, "FRAGMENT")
     for schema in schemas:

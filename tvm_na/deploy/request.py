@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from tvm_na.deploy.check import BUDGETS, name_of
-from tvm_na.deploy.export import Attention, attentions_of, export_model
+from tvm_na.deploy.export import attentions_of, export_model
 from tvm_na.deploy.manifest import MANIFEST, torch_interface
 from tvm_na.jit import openmp
 from tvm_na.jit.runtime import runtime_library
+from tvm_na.problems.attention import NAProblem
 from tvm_na.targets.target import NATarget, check_runs_here, parse_target
 
 Report = Callable[[str], None]
@@ -33,20 +34,13 @@ _OLDEST_TORCH = (2, 13)
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of :func:`tvm_na.deploy.compiler.compile`, checked.
+    """The arguments of :func:`tvm_na.deploy.compiler.compile`, checked and completed.
 
     Attributes:
-        model: On the CPU.
-        example: An input, of any batch.
-        target: A CPU's.
-        runs_here: Whether this machine can run it.
+        runs_here: Whether this machine can run code for the target.
         batch: The only batch that the artifact is to take; None for any.
-        format: Which kind of artifact is wanted.
-        records: Which tuning records count.
-        autotune: Whether PyTorch's compiler may measure what is fastest.
         folder: The folder to make.
         runtime: TVM's runtime library for the target, to go into it; None for none.
-        report: Called with a line before each step.
     """
 
     model: nn.Module
@@ -93,7 +87,7 @@ def checked_batch(batch: Any) -> int | None:
     return batch
 
 
-def traced(request: Request) -> tuple[ExportedProgram, list[Attention]]:
+def traced(request: Request) -> tuple[ExportedProgram, dict[Any, NAProblem]]:
     """The exported program of a request's model, and its calls of attention, of which there are some."""
     request.report("tracing the model")
     program = export_model(request.model, request.example, request.batch)

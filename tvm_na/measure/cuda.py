@@ -41,7 +41,6 @@ class Sets:
     """The arguments that kernels of a problem are measured with.
 
     Attributes:
-        case: Inputs and what is right.
         arguments: All arguments of a call, set by set; those of the case first.
         outputs: The outputs in the first set.
     """
@@ -85,11 +84,7 @@ def sets_of(problem: Problem, batch: int, device: str) -> Sets:
 
 
 def checked_call(file: Path, problem: Problem, batch: int, device: str) -> Callable[[], object]:
-    """A rotating call of the kernel in a library, whose numbers are right.
-
-    Raises:
-        WrongNumbers: they are not.
-    """
+    """A rotating call of the kernel in a library, whose numbers are right; WrongNumbers if they are not."""
     from tvm_na.jit import runtime
     from tvm_na.te import ENTRY
 

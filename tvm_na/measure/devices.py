@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from tvm_na import settings
 from tvm_na.measure.idle import why_busy
-from tvm_na.measure.local import GPU_REPEATS, Conditions, LocalMeasurer, Measurer
+from tvm_na.measure.local import Conditions, LocalMeasurer, Measurer
 from tvm_na.targets import cuda_arch as arch
 from tvm_na.targets.target import NATarget, check_runs_here
 
@@ -38,21 +37,13 @@ class Device(Protocol):
 
 @dataclass(frozen=True)
 class LocalDevice:
-    """This machine.
-
-    Attributes:
-        device: PyTorch's name of the device: ``cpu``, ``cuda:0``.
-    """
+    """This machine; ``device`` is PyTorch's name of the device: ``cpu``, ``cuda:0``."""
 
     device: str
 
     @classmethod
     def of(cls, target: NATarget) -> LocalDevice:
-        """The device of this machine that kernels for ``target`` run on.
-
-        Raises:
-            ValueError: there is none.
-        """
+        """The device of this machine that kernels for ``target`` run on; ValueError if there is none."""
         if target.kind != "cuda":
             check_runs_here(target)
             return cls("cpu")
@@ -75,15 +66,12 @@ class LocalDevice:
         return cls(f"cuda:{current if current in usable else usable[0]}")
 
     def check(self, target: NATarget) -> None:
-        """See :class:`Device`."""
         LocalDevice.of(target)
 
     def threads(self, wanted: int) -> int:
-        """See :class:`Device`."""
         return wanted or settings.num_threads()
 
     def free_bytes(self, target: NATarget) -> int | None:
-        """See :class:`Device`."""
         if self.device == "cpu":
             return None
         import torch
@@ -91,7 +79,6 @@ class LocalDevice:
         return int(torch.cuda.mem_get_info(self.device)[0])
 
     def about(self, target: NATarget) -> dict[str, str]:
-        """See :class:`Device`."""
         if self.device == "cpu":
             return {}
         import torch
@@ -99,7 +86,6 @@ class LocalDevice:
         return {"gpu": torch.cuda.get_device_name(self.device)}
 
     def busy(self) -> str | None:
-        """See :class:`Device`."""
         if self.device == "cpu":
             return None
         import torch
@@ -108,10 +94,7 @@ class LocalDevice:
 
     def conditions(self, conditions: Conditions) -> Conditions:
         """``conditions`` for this device."""
-        if self.device == "cpu":
-            return conditions
-        return dataclasses.replace(conditions, threads=1, device=self.device, repeats=GPU_REPEATS)
+        return conditions if self.device == "cpu" else conditions.on(self.device)
 
     def measurer(self, conditions: Conditions, target: NATarget, log: Path) -> Measurer:
-        """See :class:`Device`."""
         return LocalMeasurer(self.conditions(conditions), log)

@@ -23,7 +23,6 @@ class Patience:
     """
 
     def __init__(self, patience: float = 5.0) -> None:
-        """Nothing is looked at before :meth:`wait_until_idle`."""
         self.patience = self._most = patience
 
     def wait_until_idle(self, threads: int) -> bool:
@@ -41,13 +40,8 @@ class Patience:
                 return False
 
 
-def why_busy(gpu: str, own: frozenset[int] = frozenset()) -> str | None:
-    """Who else uses a GPU, in words; None if it is idle, or where nvidia-smi is not there to tell.
-
-    Args:
-        gpu: As nvidia-smi knows it, such as ``GPU-`` and its UUID.
-        own: Processes that do not count, beside this one.
-    """
+def why_busy(gpu: str) -> str | None:
+    """Who else uses a GPU (as nvidia-smi names it), in words; None if it is idle, or where nvidia-smi is not there."""
     used = _nvidia_smi(gpu, "--query-gpu=utilization.gpu")
     if used is None:
         return None
@@ -55,7 +49,7 @@ def why_busy(gpu: str, own: frozenset[int] = frozenset()) -> str | None:
     if percent and percent[0] > _IDLE_PERCENT:
         return f"it is busy {percent[0]} % of the time"
     rows = [line.split(", ", 1) for line in _nvidia_smi(gpu, "--query-compute-apps=pid,process_name") or ()]
-    others = [row for row in rows if row[0].isdecimal() and int(row[0]) not in own | {os.getpid()}]
+    others = [row for row in rows if row[0].isdecimal() and int(row[0]) != os.getpid()]
     if others:
         return f"used by {', '.join(f'{name} (process {pid})' for pid, name in others)}"
     return None

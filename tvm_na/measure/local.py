@@ -8,6 +8,7 @@ result scatters by 0.5 %; by their shortest repeats it does by 5 %, and alone, m
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
 import math
@@ -15,10 +16,10 @@ import os
 import statistics
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from tvm_na.measure import cuda as measure_cuda
 from tvm_na.measure import worker_pool as workers
@@ -28,8 +29,7 @@ from tvm_na.problems.registry import Problem
 from tvm_na.reference.case import WrongNumbers
 from tvm_na.reference.cases import budget_of, case_of
 
-#: Repeats on a GPU, which fewer others use than cores of a CPU.
-GPU_REPEATS = 60
+_GPU_REPEATS = 60  # which fewer others use than cores of a CPU
 _USES = 500  # measurements after which the process is replaced
 _FEWEST = 3  # repeats
 
@@ -56,6 +56,10 @@ class Conditions:
     timeout: float = 20.0
     device: str = "cpu"
 
+    def on(self, device: str) -> Conditions:
+        """The same on a GPU."""
+        return dataclasses.replace(self, threads=1, device=device, repeats=_GPU_REPEATS)
+
     @property
     def on_gpu(self) -> bool:
         """Whether it is a GPU."""
@@ -67,8 +71,6 @@ class Kernel:
     """A kernel to be measured.
 
     Attributes:
-        file: Its library.
-        problem: What it computes.
         reference: The library of another kernel of the same problem, to be interleaved with it; or None.
         batch: The samples of a call.
         formulation, reference_formulation: Of the two, as canonical JSON, where that says how weights are packed.
@@ -111,21 +113,29 @@ class Measured:
         return tuple(nominal * own / other for own, other in zip(self.run_secs, self.reference_secs, strict=True))
 
 
-class Measurer(Protocol):
-    """What measures kernels: a process of this machine, or devices behind a tracker."""
+def measured_of(outcome: workers.Outcome) -> Measured:
+    """What became of a kernel whose measurement was called in a process."""
+    return outcome.value if outcome.failure is None else Measured((), outcome.failure, outcome.message)
 
-    suffix: str
 
+class Measurer(ABC):
+    """What measures kernels: a process of this machine, or devices behind a tracker, each with a process."""
+
+    suffix = ".so"
+    _pool: workers.Pool
+
+    @abstractmethod
     def measure(
         self,
         kernels: Sequence[Kernel],
         done: Callable[[int, Measured], None],
-        stopped: Callable[[], bool],
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Measure kernels; ``done(index, measured)`` is called for each as it ends."""
+        """Measure kernels; ``done(index, measured)`` is called for each as it ends, until ``stopped()``."""
 
     def close(self) -> None:
-        """End it, whatever it does."""
+        """End its processes, whatever they do."""
+        self._pool.close()
 
 
 def median(seconds: Sequence[float]) -> float | None:
@@ -229,22 +239,15 @@ def scatters(seconds: Sequence[float]) -> bool:
     return statistics.median(seconds) > 1.2 * min(seconds)
 
 
-class LocalMeasurer:
+class LocalMeasurer(Measurer):
     """A process on this machine that measures one kernel at a time.
 
     A kernel that crashes, does not end or spoils a GPU for its process takes the process with it; the next one gets a
     new process.
     """
 
-    suffix = ".so"
-
     def __init__(self, conditions: Conditions, log: Path) -> None:
-        """Start the process.
-
-        Args:
-            conditions: How to measure.
-            log: The file for what the process prints.
-        """
+        """Start the process, which prints to ``log``."""
         self.conditions = conditions
         self._pool = workers.Pool(1, _USES, log, prepare, (conditions.threads, conditions.device))
 
@@ -254,14 +257,8 @@ class LocalMeasurer:
         done: Callable[[int, Measured], None],
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Measure kernels one after the other; ``done(index, measured)`` is called after each, until ``stopped()``."""
-
         def ended(index: int, outcome: workers.Outcome) -> None:
-            done(index, outcome.value if outcome.failure is None else Measured((), outcome.failure, outcome.message))
+            done(index, measured_of(outcome))
 
         calls = [(kernel, self.conditions) for kernel in kernels]
         self._pool.run(run_kernel, calls, self.conditions.timeout, ended, stopped)
-
-    def close(self) -> None:
-        """End the process, whatever it does."""
-        self._pool.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,12 +27,7 @@ _AT_ONCE = 4
 
 
 def measured_in(session: Any, kernel: Kernel, conditions: Conditions) -> Measured:
-    """Check and measure a kernel.
-
-    Args:
-        session: TVM's RPCSession.
-        kernel: The kernel.
-        conditions: How; on the session's first GPU, if on one.
+    """Check and measure a kernel in a session of TVM's, on its first GPU if on one.
 
     Raises:
         WrongNumbers: it, or the one that it is interleaved with, computes something else than the reference.
@@ -130,11 +126,9 @@ def _flushing(conditions: Conditions, arguments: Sequence[Any]) -> Conditions:
 
     TVM calls a kernel with the same arguments again and again, and here they would rotate.
     """
-    from math import prod
-
     if not conditions.on_gpu:
         return conditions
-    size = sum(prod(t.shape) * (t.dtype.bits // 8) for t in arguments)
+    size = sum(math.prod(t.shape) * (t.dtype.bits // 8) for t in arguments)
     return dataclasses.replace(conditions, cold_cache=conditions.cold_cache or size < ROTATED_BYTES)
 
 

@@ -7,7 +7,6 @@ measurement costs that measurement a repetition on another one; a device that co
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import logging
 import socket
 import traceback
@@ -17,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from tvm_na.measure import worker_pool as workers
-from tvm_na.measure.local import GPU_REPEATS, Conditions, Kernel, Measured
+from tvm_na.measure.local import Conditions, Kernel, Measured, Measurer, measured_of
 from tvm_na.measure.rpc import measured_in
+from tvm_na.measure.timing import require_extra
 from tvm_na.reference.case import WrongNumbers
 from tvm_na.targets import cuda_arch as arch
 from tvm_na.targets.target import NATarget
@@ -35,14 +35,7 @@ _LOST = "lost"
 
 @dataclass(frozen=True)
 class RpcDevices:
-    """The devices that a tracker has under a key.
-
-    Attributes:
-        host: Host of the tracker.
-        port: Port of the tracker.
-        key: The key under which the devices were registered.
-        wait: Seconds that a measurement waits for a device.
-    """
+    """The devices that a tracker has under a key; a measurement waits ``wait`` seconds for one."""
 
     host: str
     port: int
@@ -61,8 +54,7 @@ class RpcDevices:
 
     def tracker(self) -> Any:
         """TVM's connection to the tracker; RuntimeError if there is none."""
-        if importlib.util.find_spec("tornado") is None:
-            raise RuntimeError("rpc: required the packages of the extra tvm_na[tune], missing tornado")
+        require_extra("rpc", "tune", "tornado")
         try:  # TVM tries for a minute
             socket.create_connection((self.host, self.port), timeout=5.0).close()
         except OSError as error:
@@ -168,23 +160,15 @@ def _machine_of(target: NATarget) -> str:
     return target.triple.partition("-")[0]
 
 
-class RpcMeasurer:
+class RpcMeasurer(Measurer):
     """Measures on several devices at once, as many as there are."""
 
     def __init__(self, devices: RpcDevices, conditions: Conditions, target: NATarget, log: Path) -> None:
-        """Start a process for each device.
-
-        Args:
-            devices: The devices.
-            conditions: How to measure.
-            target: What they are; one of another architecture links kernels itself.
-            log: The file for what the processes print.
-        """
+        """Start a process for each device, which prints to ``log``; those of another architecture link kernels."""
         from tvm_na.targets.target import detect_target
 
-        self.devices, self.conditions = devices, conditions
-        if target.kind == "cuda":
-            self.conditions = dataclasses.replace(conditions, threads=1, device="cuda:0", repeats=GPU_REPEATS)
+        self.devices = devices
+        self.conditions = conditions.on("cuda:0") if target.kind == "cuda" else conditions
         # What launches kernels for GPUs is compiled for this machine's CPU.
         same = target.kind == "cuda" or _machine_of(target) == _machine_of(detect_target())
         self.suffix = ".so" if same else ".tar"
@@ -195,6 +179,7 @@ class RpcMeasurer:
         kernels: Sequence[Kernel],
         done: Callable[[int, Measured], None],
         stopped: Callable[[], bool] = lambda: False,
+        attempt: int = 1,
     ) -> None:
         """Measure kernels; ``done(index, measured)`` is called for each as it ends, until ``stopped()``.
 
@@ -203,26 +188,12 @@ class RpcMeasurer:
         """
         if not kernels:
             return
-        self._pool.grow(self.devices.count())
-        left, attempt = list(range(len(kernels))), 0
-        while left:
-            attempt += 1
-            left = self._attempt(kernels, left, attempt, done, stopped)
-
-    def _attempt(
-        self,
-        kernels: Sequence[Kernel],
-        left: Sequence[int],
-        attempt: int,
-        done: Callable[[int, Measured], None],
-        stopped: Callable[[], bool],
-    ) -> list[int]:
-        """Measure those of ``kernels`` that are ``left``; those that lost their devices and may try again."""
+        if attempt == 1:
+            self._pool.grow(self.devices.count())
         again: list[int] = []
 
-        def ended(number: int, outcome: workers.Outcome) -> None:
-            index = left[number]
-            measured = outcome.value if outcome.failure is None else Measured((), outcome.failure, outcome.message)
+        def ended(index: int, outcome: workers.Outcome) -> None:
+            measured = measured_of(outcome)
             if measured.failure == "timeout" and not self.devices.count():
                 raise RuntimeError(f"rpc: required devices with the key {self.devices.key!r}, got none any more")
             if measured.failure != _LOST:
@@ -233,10 +204,7 @@ class RpcMeasurer:
                 done(index, dataclasses.replace(measured, failure="crash"))
 
         timeout = self.devices.wait + self.conditions.timeout
-        calls = [(kernels[i], self.conditions, self.devices) for i in left]
+        calls = [(kernel, self.conditions, self.devices) for kernel in kernels]
         self._pool.run(run_remotely, calls, timeout, ended, stopped)
-        return again
-
-    def close(self) -> None:
-        """End the processes, whatever they do."""
-        self._pool.close()
+        lost = [kernels[index] for index in again]
+        self.measure(lost, lambda number, measured: done(again[number], measured), stopped, attempt + 1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import importlib.util
 import math
 import platform
 import statistics
@@ -42,14 +43,12 @@ class CpuClock:
     """Times calls that return when their work is done."""
 
     def seconds(self, call: Callable[[], object], count: int) -> float:
-        """See :class:`Clock`."""
         start = time.perf_counter()
         for _ in range(count):
             call()
         return (time.perf_counter() - start) / count
 
     def flush(self) -> None:
-        """See :class:`Clock`."""
         _filler("cpu", _FLUSHED_BYTES).add_(1)
 
 
@@ -57,7 +56,6 @@ class CudaClock:
     """Times calls of kernels on the current stream, by the GPU's clock."""
 
     def seconds(self, call: Callable[[], object], count: int) -> float:
-        """See :class:`Clock`."""
         import torch
 
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -70,7 +68,6 @@ class CudaClock:
         return float(start.elapsed_time(end)) / 1e3 / count
 
     def flush(self) -> None:
-        """See :class:`Clock`."""
         _filler("cuda", ROTATED_BYTES).add_(1)
 
 
@@ -223,14 +220,7 @@ def interleaved_ratio(numerator: Timing, denominator: Timing) -> float:
 
 
 def speedup(candidate: Timing, baseline: Timing, error: float, budget: float) -> float | None:
-    """How many times faster the candidate is than the baseline, by medians; None for wrong numbers.
-
-    Args:
-        candidate: Whose speed is praised.
-        baseline: What it is compared with.
-        error: The candidate's :func:`tvm_na.reference.accuracy.relative_error`.
-        budget: The largest error that is right; a NaN error is not.
-    """
+    """How many times faster the candidate is than the baseline, by medians; None for an error beyond the budget."""
     return baseline.median / candidate.median if error <= budget else None
 
 
@@ -252,6 +242,14 @@ def version_of(distribution: str) -> str:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+def require_extra(purpose: str, extra: str, *packages: str) -> None:
+    """RuntimeError if a package of an extra of tvm_na is missing; imports none of them."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        names = ", ".join(missing)
+        raise RuntimeError(f"{purpose}: required the packages of the extra tvm_na[{extra}], missing {names}")
 
 
 def versions() -> dict[str, str]:

@@ -27,12 +27,10 @@ _START_SECONDS = 120.0  # for importing, on a busy machine
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a call.
+    """What became of a call: what it returned, or what went wrong.
 
     Attributes:
-        value: What it returned.
         failure: "timeout", "crash" or "stopped"; None if it returned.
-        message: What went wrong.
     """
 
     value: Any = None
@@ -123,14 +121,10 @@ class Pool:
     def __init__(
         self, count: int, uses: int, log: Path, prepare: Callable[..., None], arguments: tuple[Any, ...] = ()
     ) -> None:
-        """Start the processes; they are not ready yet.
+        """Start ``count`` processes, which print to ``log``; they are not ready yet.
 
-        Args:
-            count: How many.
-            uses: Calls after which a process is replaced by a fresh one.
-            log: The file to which they write what they print.
-            prepare: What a process calls first; a function of a module, as all that are sent.
-            arguments: What with.
+        Each calls ``prepare(*arguments)`` first (a function of a module, as all that are sent), and is replaced by a
+        fresh one after so many ``uses``.
         """
         start_server()
         self._new = lambda: _Worker(uses, log, prepare, arguments)
@@ -149,14 +143,10 @@ class Pool:
         done: Callable[[int, Outcome], None],
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Call ``function`` with each of ``calls``, as many at once as there are processes.
+        """Call ``function``, of a module, with each of ``calls``, as many at once as there are processes.
 
-        Args:
-            function: A function of a module.
-            calls: Its arguments, call by call.
-            timeout: Seconds for a call; its process is ended after that.
-            done: ``done(index, outcome)`` is called for each call, in the order in which they end.
-            stopped: When it turns true, what has not ended is given up.
+        ``done(index, outcome)`` is called for each, in the order in which they end. A call that takes longer than
+        ``timeout`` seconds ends with its process; when ``stopped()`` turns true, what has not ended is given up.
         """
         todo = deque(range(len(calls)))
         open_calls = len(calls)

@@ -36,13 +36,7 @@ _warned: set[tuple[Path, tuple[str, ...]]] = set()
 
 
 class RecordRef(NamedTuple):
-    """What is known of a record without reading it.
-
-    Attributes:
-        digest, threads, seconds, line, batch, workload, formulation, folder: As in :class:`tvm_na.records.read.Record`.
-        problem_json: Its problem.
-        shipped: Whether it came with tvm_na.
-    """
+    """What is known of a :class:`tvm_na.records.read.Record` without reading it, and whether it came with tvm_na."""
 
     digest: str
     threads: int
@@ -90,13 +84,10 @@ class FolderIndex:
     """The best records of a folder."""
 
     def __init__(self, folder: Path, target_name: str, shipped: bool, tvm: str) -> None:
-        """Read it, or make it.
+        """Read the index of a folder, which need not exist, or make it.
 
-        Args:
-            folder: Of records; it need not exist.
-            target_name: Records of another target are left out.
-            shipped: Whether it came with tvm_na.
-            tvm: A version of apache-tvm: records made with others are left out, and named in a warning, once.
+        Records of another target are left out; so are those made with another version of apache-tvm than ``tvm``,
+        with a warning, once.
         """
         self.folder, self.shipped, self.tvm = folder, shipped, tvm
         self._rows = _index(folder, target_name)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tvm_na import fingerprint
 from tvm_na.records.files import RECORDS, data_files, read_lines, replace_files, writing
 from tvm_na.records.read import Meta, Record, grouped, parse_line, read_meta, records_in, workload_hash
 from tvm_na.records.write import check_meta, features_of, now, write_meta
@@ -26,7 +25,6 @@ class Removed:
     """What pruning removes.
 
     Attributes:
-        records: Measured schedules.
         workloads: The workloads that none of the remaining records belongs to, by structural hash.
         lines: Lines of the records file that are no measured schedules: failures, and what cannot be read.
     """
@@ -80,30 +78,18 @@ def merge(sources: Sequence[Path], into: Path) -> int:
             if known is None or record.seconds_per_sample < known.seconds_per_sample:
                 kept[record.digest] = record
         for other in metas:
-            _add_meta(meta, other)
+            meta.add(other)
         write_meta(into, meta)  # before there are records of new workloads
         rewrite(into, list(kept.values()), meta)
     return len(kept) - len(before)
 
 
-def _add_meta(meta: Meta, other: Meta) -> None:
-    for key, about in other.workloads.items():
-        mine = meta.workloads.setdefault(key, dict(about))
-        mine["tvm"] = sorted({*mine.get("tvm", ()), *about.get("tvm", ())})
-        mine["date"] = max(mine.get("date", ""), about.get("date", ""))
-    meta.sessions += [session for session in other.sessions if session not in meta.sessions]
-
-
 def prune(
     folder: Path, keep: int, is_current: Callable[[Record], bool] = lambda record: True, dry_run: bool = False
 ) -> Removed:
-    """Remove all but the fastest records of every problem and number of threads, and workloads without records.
+    """Remove all but the ``keep`` fastest records of every problem and number of threads, and workloads without any.
 
-    Args:
-        folder: Of records.
-        keep: How many of each are kept, over all formulations.
-        is_current: Says which records may be kept at all.
-        dry_run: Whether to remove nothing, only to say what would be.
+    ``is_current`` says which records may be kept at all. With ``dry_run`` nothing is removed.
 
     Raises:
         ValueError: there is no meta.json, or another process writes to the folder.
@@ -131,10 +117,8 @@ def prune(
 def rewrite(folder: Path, records: Sequence[Record], meta: Meta) -> None:
     """Make ``records``, of this folder and others, all that ``folder`` holds; in their order, with the times they have.
 
-    Args:
-        folder: Open to this writer alone (:func:`tvm_na.records.files.writing`).
-        records: As they were read; their times may be others.
-        meta: Of ``folder``, with all their workloads; loses the others.
+    The folder is open to this writer alone (:func:`tvm_na.records.files.writing`); ``meta``, its own, knows all their
+    workloads, and loses the others.
     """
     sources = {source: read_lines(source) for source in {record.folder for record in records}}
     workloads = {workload_hash(line): line for lines, _ in sources.values() for line in lines}
@@ -174,10 +158,7 @@ def repair(folder: Path) -> int:
             attrs = Workload.from_json(json.loads(line)).mod["main"].attrs
             if not attrs or "tvm_na.problem" not in attrs:
                 raise ValueError(f"records: required workloads of tvm_na in {folder}, got {key}")
-            problem, formulation = str(attrs["tvm_na.problem"]), str(attrs["tvm_na.formulation"])
-            versions = [fingerprint.versions()["apache-tvm"]]  # which can read it
-            about = {"problem": problem, "formulation": formulation, "tvm": versions, "date": now()}
-            meta.workloads[key] = about
+            meta.describe(key, attrs, now())  # this TVM can read it
         write_meta(folder, meta)
     return len(unknown)
 
@@ -188,8 +169,7 @@ def _meta_or_new(folder: Path, target: NATarget) -> Meta:
     except ValueError as damage:
         _log.warning("%s; it is made anew", damage)
         meta = None
-    if meta is None:
-        return Meta(target.name, features_of(target))
+    meta = meta or Meta(target.name, features_of(target))
     check_meta(meta, folder, target)
     return meta
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tvm_na import fingerprint
 from tvm_na.problems.registry import Problem, problem_from_json
 from tvm_na.records.files import META, RECORDS, read_lines
 from tvm_na.targets.target import name_of_spec
@@ -113,17 +114,29 @@ class Meta:
     workloads: dict[str, dict[str, Any]] = field(default_factory=dict)
     sessions: list[dict[str, Any]] = field(default_factory=list)
 
+    def describe(self, workload: str, attrs: Any, date: str) -> None:
+        """Note what a workload is, by the attributes of its PrimFunc, and that the TVM at hand knows it."""
+        about = self.workloads.setdefault(workload, {})
+        about["problem"] = str(attrs["tvm_na.problem"])
+        about["formulation"] = str(attrs["tvm_na.formulation"])
+        about["tvm"] = sorted({*about.get("tvm", ()), fingerprint.versions()["apache-tvm"]})
+        about["date"] = date
+
+    def add(self, other: Meta) -> None:
+        """Take over the workloads and sessions of another folder."""
+        for key, about in other.workloads.items():
+            mine = self.workloads.setdefault(key, dict(about))
+            mine["tvm"] = sorted({*mine.get("tvm", ()), *about.get("tvm", ())})
+            mine["date"] = max(mine.get("date", ""), about.get("date", ""))
+        self.sessions += [session for session in other.sessions if session not in self.sessions]
+
     def to_json(self) -> str:
         """The text of ``meta.json``."""
         return json.dumps({"format": FORMAT, **vars(self)}, indent=1) + "\n"
 
 
 def read_meta(folder: Path) -> Meta | None:
-    """``meta.json`` of a folder; None if there is none.
-
-    Raises:
-        ValueError: if it is damaged, or of another format.
-    """
+    """``meta.json`` of a folder; None if there is none; ValueError if it is damaged, or of another format."""
     file = folder / META
     try:
         loaded = json.loads(file.read_text(encoding="utf-8"))

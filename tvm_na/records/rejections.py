@@ -35,7 +35,6 @@ class InapplicableError(Exception):
     """
 
     def __init__(self, reason: str, scope: Scope = "record", *, lasting: bool = True) -> None:
-        """See the class; ``reason`` is for people."""
         super().__init__(reason)
         self.scope, self.lasting = scope, lasting
 
@@ -44,7 +43,6 @@ class Rejections:
     """The records that do not apply to one problem on one target."""
 
     def __init__(self, problem: Problem, target: NATarget) -> None:
-        """See what is on disk now."""
         self.problem = problem
         self._context = fingerprint.context_digest(target)[:16]
         self._pair = fingerprint.digest_of(problem.to_json(), self._context)[:16]

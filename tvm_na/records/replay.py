@@ -36,11 +36,7 @@ def replayed(record: Record, problem: Problem, target: NATarget) -> Any:
 def with_trace(problem: Problem, formulation: str, trace: Any, target: NATarget) -> Any:
     """The IRModule of ``problem`` in a formulation (canonical JSON), with a symbolic batch, scheduled by a trace.
 
-    Args:
-        problem: What it computes.
-        formulation: One of its formulations.
-        trace: MetaSchedule's trace as a JSON object, found with any batch.
-        target: What it is for.
+    The trace is MetaSchedule's, as a JSON object, found with any batch.
 
     Raises:
         InapplicableError: there is no such formulation, or the trace fails.

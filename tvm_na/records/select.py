@@ -67,8 +67,6 @@ def select(problem: Problem, target: NATarget, threads: int | None = None, mode:
     """The schedule that ``problem`` gets on ``target``, the first of :func:`candidates` that was not rejected.
 
     Args:
-        problem: For which a kernel is wanted.
-        target: What it is built for.
         threads: How many it will run on; None for TVM_NA_NUM_THREADS or PyTorch's number. On a GPU it plays no role.
         mode: Which records count, one of ``settings.RECORDS_MODES``; None for TVM_NA_RECORDS.
     """

@@ -118,14 +118,9 @@ class TuningDatabase:
     Everything is on disk when the method that writes it returns. A writer that is killed leaves at most one
     torn line, which the next one cuts off. Lines are written here, and not by TVM's JSONDatabase: that one
     replays every trace that there is when it is opened, which takes minutes for some thousand of them.
-
-    Attributes:
-        folder: Where it lies.
-        target: What its records are for.
     """
 
     def __init__(self, folder: Path, target: NATarget) -> None:
-        """See the class; nothing happens before ``__enter__``."""
         self.folder, self.target = Path(folder), target
         self._meta = Meta(target.name, features_of(target))
         self._numbers: dict[str, int] = {}
@@ -139,42 +134,30 @@ class TuningDatabase:
         """
         with ExitStack() as stack:  # closes what it opened if the rest fails
             stack.enter_context(writing(self.folder))
-            self._open()
+            self._meta = read_meta(self.folder) or self._meta
+            check_meta(self._meta, self.folder, self.target)
+            _cut_off_torn_lines(self.folder)
+            hashes = map(workload_hash, lines_of(self.folder / WORKLOADS))
+            self._numbers = {key: number for number, key in enumerate(hashes) if key is not None}
+            write_meta(self.folder, self._meta)
             self._closing = stack.pop_all()
         return self
 
-    def _open(self) -> None:
-        meta = read_meta(self.folder)
-        if meta is not None:
-            check_meta(meta, self.folder, self.target)
-            self._meta = meta
-        _cut_off_torn_lines(self.folder)
-        hashes = map(workload_hash, lines_of(self.folder / WORKLOADS))
-        self._numbers = {key: number for number, key in enumerate(hashes) if key is not None}
-        write_meta(self.folder, self._meta)
-
     def __exit__(self, *error: object) -> None:
-        """Let other processes write to the folder."""
         self._closing.close()
 
     def register(self, mod: Any) -> Any:
         """MetaSchedule's Workload of an IRModule, which is now known by name.
 
-        Args:
-            mod: Has a "main" for a batch of 1, with the attributes ``tvm_na.problem`` and ``tvm_na.formulation``.
+        Its "main" is for a batch of 1, and has the attributes ``tvm_na.problem`` and ``tvm_na.formulation``.
         """
         from tvm.s_tir.meta_schedule.database import Workload
 
-        attrs = mod["main"].attrs
         workload, key = Workload(mod), structural_hash(mod)
         if key not in self._numbers:
             _append(self.folder / WORKLOADS, workload.as_json())
             self._numbers[key] = len(self._numbers)
-        about = self._meta.workloads.setdefault(key, {})
-        about["problem"] = str(attrs["tvm_na.problem"])
-        about["formulation"] = str(attrs["tvm_na.formulation"])
-        about["tvm"] = sorted({*about.get("tvm", ()), fingerprint.versions()["apache-tvm"]})
-        about["date"] = now()
+        self._meta.describe(key, mod["main"].attrs, now())
         write_meta(self.folder, self._meta)
         return workload
 
@@ -187,15 +170,10 @@ class TuningDatabase:
         args_info: Any = None,
         batch: int = 1,
     ) -> None:
-        """Keep one finished measurement.
+        """Keep one finished measurement of a workload of :meth:`register`: seconds of every repeat, at least one.
 
-        Args:
-            workload: From :meth:`register`.
-            trace: The Trace that was measured.
-            run_secs: Seconds of every repeat, at least one.
-            threads: Threads it was measured with.
-            args_info: MetaSchedule's ArgInfo of the arguments, with a batch of 1; found out where it is None.
-            batch: The batch that was measured; the record has it in its arguments.
+        ``args_info`` is MetaSchedule's ArgInfo of the arguments, with a batch of 1; found out where it is None. The
+        record has ``batch`` in its arguments.
 
         Raises:
             ValueError: a time is not positive and finite, or there is none.
@@ -221,11 +199,7 @@ class TuningDatabase:
     ) -> list[Any]:
         """MetaSchedule's TuningRecords of a workload, the fastest first; each takes 20 ms or more.
 
-        Args:
-            workload: From :meth:`register`.
-            threads: Only those that were measured with as many; None for all.
-            limit: How many at most.
-            batch: Only those that were measured with as many samples; None for all.
+        ``limit`` of those that were measured with so many threads and samples; None for any.
         """
         from tvm.s_tir.meta_schedule.database import TuningRecord
 

@@ -46,8 +46,6 @@ class Task:
     """A problem on a number of threads, with a batch.
 
     Attributes:
-        problem: The problem.
-        threads: The number of threads.
         name: The problem in a few words: what not all problems of the report have, and the batch if it is not 1.
         records: Its records, in the order in which they were made.
         trials: Its trials, in order; none without a journal.
@@ -88,11 +86,7 @@ class Task:
     @property
     def best_so_far(self) -> list[float]:
         """The shortest time until each trial, that one included; NaN before the first that was measured."""
-        best, found = math.nan, []
-        for seconds in self.seconds:
-            best = seconds if math.isnan(best) or seconds < best else best
-            found.append(best)
-        return found
+        return [float(best) for best in np.fmin.accumulate(np.asarray(self.seconds, "float64"))]
 
     @cached_property
     def predictions(self) -> tuple[Predictions, ...]:
@@ -143,12 +137,8 @@ class ReportData:
     """Everything that is known of a folder.
 
     Attributes:
-        folder: Of records.
-        target: What its records are for.
         tasks: In the order in which they were first seen; those of one problem together, fewer threads first.
         common: What all problems have in common, left out of the tasks' names.
-        sessions: Facts about each run of the tuner.
-        has_journal: Whether there is a journal.
     """
 
     folder: Path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_na import settings
-from tvm_na.measure.timing import versions
+from tvm_na.measure.timing import require_extra, versions
 from tvm_na.records.replay import describe_record
 from tvm_na.records.write import now
 from tvm_na.report import plots
@@ -28,32 +27,17 @@ _NONE = "\N{EN DASH}"
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of the page.
-
-    Attributes:
-        alt: What it shows, for who cannot see it.
-        light, dark: As data URIs.
-    """
+    """A picture of the page as data URIs; ``alt`` is what it shows, for who cannot see it."""
 
     alt: str
     light: str
     dark: str
 
 
-def check_packages() -> None:
-    """RuntimeError if a package that reports need is missing."""
-    missing = [name for name in _EXTRAS if importlib.util.find_spec(name) is None]
-    if missing:
-        raise RuntimeError(f"report: required the packages of the extra tvm_na[report], missing {', '.join(missing)}")
-
-
 def rates_for(data: ReportData, out: Path, measure: bool) -> Rates | str:
     """This machine's rates for the tasks of a report, or why they cannot be compared with its records, in words.
 
-    Args:
-        data: What is reported.
-        out: The report's folder, where rates are kept.
-        measure: Whether to measure them now; otherwise those of an earlier report are taken.
+    They are kept in ``out``, the report's folder; unless ``measure`` says so, those of an earlier report are taken.
 
     Raises:
         ValueError: they are not to be measured, and there are none, or damaged ones.
@@ -95,21 +79,15 @@ def bounds_of(data: ReportData, rates: Rates) -> list[tuple[Task, Bound]]:
 
 
 def write_report(folder: Path, out: Path, measure: bool = True) -> Path:
-    """Write ``report.html``, its pictures and ``rates.json`` of a folder of records.
+    """Write ``report.html``, its pictures and ``rates.json`` of a folder of records to ``out``; the page.
 
-    Args:
-        folder: Of records, with the tuner's journal if there is one.
-        out: Where to; created where there is none.
-        measure: Whether to measure this machine's rates; otherwise ``rates.json`` in ``out`` is taken.
-
-    Returns:
-        The page.
+    Unless ``measure`` says to measure this machine's rates, ``rates.json`` in ``out`` is taken.
 
     Raises:
         ValueError: there are no records, or no rates.
         RuntimeError: matplotlib or Jinja is missing.
     """
-    check_packages()
+    require_extra("report", "report", *_EXTRAS)
     data = load(folder)
     rates = rates_for(data, out, measure)
     out.mkdir(parents=True, exist_ok=True)

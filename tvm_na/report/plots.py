@@ -42,22 +42,13 @@ def png_of(draw: Draw, theme: Theme) -> bytes:
     """The PNG file of a picture."""
     import matplotlib
 
+    text = ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color", "legend.labelcolor")
     style: Any = {
-        "figure.facecolor": theme.page,
-        "axes.facecolor": theme.page,
-        "savefig.facecolor": theme.page,
-        "text.color": theme.text,
-        "axes.labelcolor": theme.text,
-        "axes.titlecolor": theme.text,
-        "axes.edgecolor": theme.faint,
-        "xtick.color": theme.text,
-        "ytick.color": theme.text,
-        "grid.color": theme.faint,
-        "legend.labelcolor": theme.text,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
+        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), theme.page),
+        **dict.fromkeys(text, theme.text),
+        **dict.fromkeys(("axes.edgecolor", "grid.color"), theme.faint),
+        **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
+        **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
         "grid.linewidth": 0.5,
         "font.size": 8,
         "axes.titlesize": 8.5,

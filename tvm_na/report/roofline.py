@@ -34,8 +34,6 @@ class Rates:
     """What a machine can do.
 
     Attributes:
-        cpu: Its CPU's model name.
-        date: When it was measured (ISO 8601).
         load: Processes that computed over the minute before; with any, rates come out too low.
         flops: Useful operations per second of a matrix product, by dtype and number of threads.
         bandwidth: Bytes per second, by number of threads and bytes of the working set; the largest working set is
@@ -58,11 +56,7 @@ class Rates:
 
     @classmethod
     def from_file(cls, file: Path) -> Rates:
-        """Rates that :meth:`to_json` wrote.
-
-        Raises:
-            ValueError: there is no such file, or it holds something else.
-        """
+        """Rates that :meth:`to_json` wrote; ValueError if there is no such file, or it holds something else."""
         try:
             loaded = json.loads(file.read_text(encoding="utf-8"))
             flops = {str(dtype): _by_int(rates) for dtype, rates in loaded["flops"].items()}
@@ -88,7 +82,6 @@ class Bound:
     """What a problem takes at least, in seconds, on a machine of some :class:`Rates`.
 
     Attributes:
-        flops: Its useful operations.
         bytes: Of all tensors but the scale, each once.
         products: Seconds of a matrix product of as many operations.
         transfers: Seconds to move the bytes, within the caches if they hold them.
@@ -113,14 +106,7 @@ class Bound:
 
 
 def bound_of(problem: Problem, threads: int, rates: Rates, cold: bool = False, batch: int = 1) -> Bound:
-    """The bound of a problem.
-
-    Args:
-        problem: The problem.
-        threads: Threads, of those that ``rates`` has.
-        rates: What the machine can do.
-        cold: Whether caches were emptied before each call, so that everything comes from memory.
-        batch: Samples of a call.
+    """The bound of a problem; ``cold``: where caches are emptied before each call, so that all comes from memory.
 
     Raises:
         ValueError: ``rates`` has no such threads or no such dtype.
@@ -136,13 +122,7 @@ def bound_of(problem: Problem, threads: int, rates: Rates, cold: bool = False, b
 
 
 def measure_rates(dtypes: Collection[str], threads: Collection[int], rounds: int = 20) -> Rates:
-    """Measure this machine; takes a few seconds for each number of threads.
-
-    Args:
-        dtypes: ``float32``, ``float64``.
-        threads: Numbers of threads, at most the cores there are.
-        rounds: Samples of each transfer; of each product, three times as many.
-    """
+    """Measure this machine with these numbers of threads; takes a few seconds for each."""
     load = os.getloadavg()[0]
     flops: dict[str, dict[int, float]] = {dtype: {} for dtype in sorted(dtypes)}
     bandwidth: dict[int, dict[int, float]] = {}

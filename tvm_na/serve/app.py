@@ -122,12 +122,8 @@ async def _invalid_query(request: Request, error: Exception) -> Response:
 def run_server(service: Service, host: str, port: int) -> int:
     """Serve until SIGTERM or SIGINT; must be called in the main thread.
 
-    At the signal nothing more is accepted, what was accepted is answered, and the threads end.
-
-    Args:
-        service: What is served.
-        host: Address or name to listen on.
-        port: TCP port; 0 for one that is free.
+    At the signal nothing more is accepted, what was accepted is answered, and the threads end. Port 0 is one that is
+    free.
 
     Returns:
         The exit code: 0, or 1 if requests were cut off or a thread did not end.

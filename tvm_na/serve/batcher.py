@@ -24,9 +24,7 @@ class Batcher(Generic[T, R]):
         run: Called in the thread with 1 to ``max_batch`` items; gives as many results, in their order. A result that is
             an exception fails its item alone. If the call raises, every item is tried again alone, so that only those
             fail that are at fault.
-        max_batch: Most items of a call.
         max_delay: Seconds that the first item of a batch waits for others.
-        name: The thread's name.
         observe: Told of every call that returned.
     """
 

@@ -29,11 +29,7 @@ class Classifier:
     """A model, ready to be called.
 
     Attributes:
-        name: What it is called.
         logits: ``[batch, 3, S, S]`` to ``[batch, classes]``, with S the preprocessing's ``input_size``.
-        preprocessing: How an image becomes an input.
-        classes: Their number.
-        labels: One per class, or None.
         random_weights: Whether its answers mean nothing.
         attention: One input ``[3, S, S]`` and a pixel (row, column) to a map ``[H_s, W_s]`` per stage, as
             :func:`tvm_na.models.attention_maps` gives them; None if there is no eager model that could tell.
@@ -88,15 +84,7 @@ class Classifier:
 def eager_classifier(
     model: NAModel, name: str, preprocessing: Preprocessing, labels: tuple[str, ...] | None, random_weights: bool
 ) -> Classifier:
-    """A classifier that calls a model as it is, and offers overlays.
-
-    Args:
-        model: In evaluation mode, with a head.
-        name: What to call it.
-        preprocessing: How an image becomes its input.
-        labels: One per class, or None.
-        random_weights: Whether nobody has trained it.
-    """
+    """A classifier that calls a model, in evaluation mode and with a head, as it is, and offers overlays."""
     return Classifier(
         name=name,
         logits=model,
@@ -113,10 +101,7 @@ def artifact_classifier(
 ) -> Classifier:
     """A classifier that calls an artifact; with an eager copy of its model it offers overlays.
 
-    Args:
-        path: The artifact.
-        labels: One per class, or None.
-        eager_copy: Makes the copy, in evaluation mode, from the model's name and its classes; None for none.
+    ``eager_copy`` makes the copy, in evaluation mode, from the model's name and the number of its classes.
 
     Raises:
         FileNotFoundError: There is no artifact.

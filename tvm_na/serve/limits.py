@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, fields
-from types import TracebackType
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -64,12 +63,7 @@ class Limits:
 
 
 class Gate:
-    """Lets at most so many requests in at once; used in the event loop alone.
-
-    Attributes:
-        capacity: Most requests.
-        inside: Requests that are in.
-    """
+    """Lets at most ``capacity`` requests in at once, and counts those ``inside``; used in the event loop alone."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity, self.inside = capacity, 0
@@ -86,16 +80,12 @@ class Gate:
         self.inside += 1
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.inside -= 1
 
 
 class Deadline:
-    """When a request is to be answered at the latest.
-
-    Attributes:
-        timeout: Seconds from now.
-    """
+    """When a request is to be answered at the latest: ``timeout`` seconds from now."""
 
     def __init__(self, timeout: float) -> None:
         self.timeout, self._end = timeout, time.monotonic() + timeout
@@ -113,10 +103,7 @@ class Deadline:
             raise HttpError(408, message, {"Connection": "close"}) from error
 
     async def compute(self, request: Request, work: Coroutine[Any, Any, R]) -> R:
-        """The result of ``work``, which is cancelled when the time is over or the client goes away.
-
-        Args:
-            request: Its body has been read.
+        """The result of ``work``, which is cancelled when the time is over or the client of ``request`` goes away.
 
         Raises:
             HttpError: 504; there was no result in time.

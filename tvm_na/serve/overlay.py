@@ -27,7 +27,6 @@ def draw_overlay(image: Image.Image, maps: list[Tensor], pixel: tuple[int, int])
     the neighborhood and a cross on the query.
 
     Args:
-        image: What the model saw, RGB.
         maps: The attention of each stage ``[H_s, W_s]``; what lies beyond the stage's map is padding, and not shown.
         pixel: Row and column of the query in the image.
     """

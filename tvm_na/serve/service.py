@@ -51,13 +51,7 @@ class Seen:
 class Service:
     """A classifier behind limits. Made in any thread; requests are answered in one event loop.
 
-    Args:
-        classifier: What answers.
-        limits: How much it takes.
-
     Attributes:
-        metrics: What happened.
-        gate: How many requests are inside.
         requests: How many have come.
         answered: How many of them were answered, with an error or without.
     """

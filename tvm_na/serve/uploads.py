@@ -38,13 +38,7 @@ _OUTCOMES = {
 
 
 class HttpError(Exception):
-    """A request that is answered with an error.
-
-    Attributes:
-        status: The HTTP status.
-        outcome: What metrics call it.
-        headers: Of the response.
-    """
+    """A request that is answered with an error; ``outcome`` is what metrics call it."""
 
     def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
@@ -59,9 +53,7 @@ async def read_image(request: Request, max_bytes: int) -> bytes:
     """The image file that a request brings: as its body with a content type ``image/...``, or as the file ``image`` of
     a ``multipart/form-data`` body.
 
-    Args:
-        request: Its body has not been read.
-        max_bytes: Most bytes of the body. No more are kept, whatever length the client names.
+    No more than ``max_bytes`` of the body are kept, whatever length the client names.
 
     Raises:
         HttpError: 400, 413 or 415.
@@ -122,10 +114,7 @@ async def _file_of_form(request: Request, body: bytes) -> bytes:
 def decode_image(data: bytes, preprocessing: Preprocessing, max_pixels: int) -> Image.Image:
     """An image file as RGB, turned the way its EXIF orientation says; of an animation the first frame.
 
-    Args:
-        data: The file's content.
-        preprocessing: How the image will be resized, which must not make it too large either.
-        max_pixels: Most pixels.
+    It will be resized for ``preprocessing``, which must not make it larger than ``max_pixels`` either.
 
     Raises:
         HttpError: 400 for a damaged file, 413 for too many pixels, 415 for an unknown format.

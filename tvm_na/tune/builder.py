@@ -30,13 +30,10 @@ _TOO_MUCH = dict(zip(("threads", "shared memory", "registers"), REJECTIONS, stri
 
 @dataclass(frozen=True)
 class Source:
-    """What is to be compiled.
+    """What is to be compiled: a scheduled IRModule, as TVM's JSON.
 
-    Attributes:
-        module: The scheduled IRModule, as TVM's JSON; None if the rest says it.
-        problem: The problem.
-        formulation: Its formulation, as canonical JSON.
-        trace: MetaSchedule's trace, as JSON, which is put on the formulation with a symbolic batch.
+    Where that is None, a problem in a formulation (canonical JSON) with a symbolic batch, on which MetaSchedule's trace
+    (JSON) is put.
     """
 
     module: str | None
@@ -59,12 +56,10 @@ def source_for_any_batch(problem: Problem, formulation: str, schedule: Any) -> S
 
 @dataclass(frozen=True)
 class Built:
-    """What became of one candidate.
+    """What became of one candidate: its kernel, or what went wrong.
 
     Attributes:
-        file: The kernel; None if there is none.
         failure: "build", "build timeout", "build crash", "stopped" or one of :data:`REJECTIONS`; None if it was built.
-        message: What went wrong.
     """
 
     file: Path | None
@@ -116,15 +111,7 @@ class Builder:
     """Worker processes that compile as :mod:`tvm_na.jit.build` does, into ``folder``."""
 
     def __init__(self, jobs: int, target: NATarget, folder: Path, log: Path, timeout: float = 60.0) -> None:
-        """Start ``jobs`` processes.
-
-        Args:
-            jobs: Candidates compiled at once.
-            target: What for.
-            folder: Where kernels go.
-            log: The file for what the processes print.
-            timeout: Seconds for one candidate.
-        """
+        """Start ``jobs`` processes, which print to ``log``; ``timeout`` is in seconds for one candidate."""
         self.target, self.folder, self.timeout = target, folder, timeout
         self._names = itertools.count()
         self._pool = workers.Pool(jobs, _USES, log, skip_tensor_intrinsics)

@@ -59,7 +59,6 @@ class Features:
     """
 
     def __init__(self, formulations: Sequence[Formulation]) -> None:
-        """Features for these formulations, which are known by their numbers."""
         self._columns: dict[str, int] = {}
         self._formulations = formulations
         self._fixed = [self.row(_describe(f), (math.nan,) * _COLUMNS) for f in formulations]
@@ -112,11 +111,8 @@ class Mutator:
     ) -> None:
         """A mutator for one formulation.
 
-        Args:
-            formulation: The formulation.
-            features: The features of a point, given by its sketch and parameters.
-            score: The cost model's scores of several points; None before it is trained.
-            seed: Of the random numbers.
+        ``features`` gives those of a point, by its sketch and parameters; ``score`` the cost model's scores of several
+        points, or None before it is trained.
         """
         self._formulation, self._features, self._score = formulation, features, score
         self._rng = random.Random(seed)

@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import Any
 
-_EXTRAS = ("xgboost", "cloudpickle", "psutil")
+from tvm_na.measure.timing import require_extra
+
 _SHARPNESS = 8
 
 
@@ -32,9 +33,7 @@ def import_metaschedule() -> Any:
 
 def check_packages() -> None:
     """RuntimeError if tuning cannot work with the packages that are installed; imports none of them."""
-    missing = [name for name in _EXTRAS if importlib.util.find_spec(name) is None]
-    if missing:
-        raise RuntimeError(f"tuning: required the packages of the extra tvm_na[tune], missing {', '.join(missing)}")
+    require_extra("tuning", "tune", "xgboost", "cloudpickle", "psutil")
     version = metadata.version("apache-tvm-ffi")
     if [int(n) for n in version.split(".")[:3]] >= [0, 1, 15]:
         # It satisfies TVM's own range, and segfaults in tvm.ir.save_json, which every record goes through.

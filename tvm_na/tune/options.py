@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from tvm_na import settings
+from tvm_na.problems.checks import check_int
 from tvm_na.problems.registry import Problem
 from tvm_na.reference.case import DISTINCT
 from tvm_na.targets.target import NATarget
@@ -50,13 +51,8 @@ class TuneOptions:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            minimum = 1 if name == "trials" else 0
-            if name not in _COUNTS:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name}: required an integer, got {type(value).__name__} {value!r}")
-            if value < minimum:
-                raise ValueError(f"{name}: required an integer >= {minimum}, got {value}")
+            if name in _COUNTS:
+                check_int(name, value, 1 if name == "trials" else 0)
         if self.time_limit is not None and not self.time_limit > 0:
             raise ValueError(f"time_limit: required seconds > 0, got {self.time_limit}")
 
@@ -94,8 +90,6 @@ def batch_for(problem: Problem, target: NATarget, wanted: int, before: int | Non
     """The batch that a problem is measured with.
 
     Args:
-        problem: The problem.
-        target: What for.
         wanted: What the user wants; 0 for 1 on a CPU, and on a GPU for :data:`GPU_BATCH`, halved until it fits.
         before: What it was measured with before, which stays unless it no longer fits; None if it was not.
         free: Bytes of a GPU's memory that nobody uses; None where that is not known.

@@ -33,9 +33,6 @@ class Outcome:
     """What came of one problem.
 
     Attributes:
-        problem: Which.
-        threads: Threads of its kernels.
-        batch: Samples of a call.
         default: Seconds per call of every sample of the default schedule.
         records: The records that took part, each with its samples, converted to the speed of the machine at which the
             default takes its median; the fastest first.
@@ -59,12 +56,7 @@ def remeasure(folder: Path, count: int, rounds: int) -> Iterator[Outcome]:
     """Measure records of each problem and number of threads, interleaved with the default schedule.
 
     The ``count`` fastest take part, and the first, since the tuner begins with default points; all with the batch that
-    the fastest was measured with.
-
-    Args:
-        folder: Of records for this machine.
-        count: Records that take part.
-        rounds: Samples of each.
+    the fastest was measured with, and as many samples as ``rounds``.
 
     Raises:
         ValueError: the records are for another target, or need more cores than there are.

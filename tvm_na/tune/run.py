@@ -44,12 +44,7 @@ _RECALLED = 16  # records per formulation; reading one replays its trace, which 
 
 @dataclass(frozen=True)
 class TuneResult:
-    """What :func:`tune` did.
-
-    Attributes:
-        state: Where it stands at the end; ``state.ending`` says why it ended.
-        folder: Where the records are.
-    """
+    """What :func:`tune` did: where it stands (``state.ending`` says why it ended), and the folder of the records."""
 
     state: TuneState
     folder: Path
@@ -90,7 +85,9 @@ def tune(
     device.check(target)
     options = options.completed(len(tasks), _threads(options, target, device))
     folder = user_folder(target.name) if output is None else output
-    batches = _batches(tasks, target, options, trials_in(folder), device.free_bytes(target))
+    before = {t.problem: t.batch for t in trials_in(folder) if t.threads == options.threads}
+    free, wanted = device.free_bytes(target), options.batch
+    batches = [batch_for(t.problem, target, wanted, before.get(t.problem.to_json()), free) for t in tasks]
     workers.start_server()
     state = TuneState([], options.trials)
     if options.time_limit is not None:
@@ -117,33 +114,21 @@ def _threads(options: TuneOptions, target: NATarget, device: Device) -> int:
     return 1
 
 
-def _batches(
-    tasks: Sequence[TuneTask], target: NATarget, options: TuneOptions, trials: Sequence[Trial], free: int | None
-) -> list[int]:
-    """The batch of each task."""
-    before = {t.problem: t.batch for t in trials if t.threads == options.threads}
-    return [batch_for(task.problem, target, options.batch, before.get(task.problem.to_json()), free) for task in tasks]
-
-
 @contextmanager
 def logging_to(file: Path) -> Iterator[None]:
     """Send what MetaSchedule and the tuner log to a file, and nowhere else."""
     handler = logging.handlers.RotatingFileHandler(file, maxBytes=20_000_000, backupCount=1, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    loggers = [logging.getLogger(name) for name in ("tvm.s_tir.meta_schedule", "tvm_na.tune")]
-    before = [(logger.level, logger.propagate) for logger in loggers]
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
-    try:
+    with ExitStack() as stack:
+        stack.callback(handler.close)
+        for logger in (logging.getLogger("tvm.s_tir.meta_schedule"), _log):
+            logger.addHandler(handler)
+            stack.callback(logger.removeHandler, handler)
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.INFO)
+            stack.callback(setattr, logger, "propagate", logger.propagate)
+            logger.propagate = False
         yield
-    finally:
-        for logger, (level, propagate) in zip(loggers, before, strict=True):
-            logger.removeHandler(handler)
-            logger.setLevel(level)
-            logger.propagate = propagate
-        handler.close()
 
 
 def _open(
@@ -187,14 +172,12 @@ def _open(
 
 def _facts(state: TuneState) -> dict[str, Any]:
     """What is kept of a session in ``meta.json``."""
-    seconds = {phase: round(spent, 1) for phase, spent in state.seconds.items()}
-    first = None if state.first is None else round(state.first, 1)
     return {
         "measured": state.measured,
         "ending": state.ending,
         "elapsed": round(state.elapsed, 1),
-        "first_measurement": first,
-        "seconds": seconds,
+        "first_measurement": None if state.first is None else round(state.first, 1),
+        "seconds": {phase: round(spent, 1) for phase, spent in state.seconds.items()},
     }
 
 

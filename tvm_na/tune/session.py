@@ -27,7 +27,6 @@ class Reference:
     """The kernel of a problem that its candidates are interleaved with: that of the default schedule.
 
     Attributes:
-        file: Its library.
         seconds: The time that it is taken to need, so that all times of the problem are for one speed of the machine.
         formulation: As canonical JSON.
     """
@@ -42,9 +41,6 @@ class Slot:
     """A formulation that is tuned.
 
     Attributes:
-        problem: The problem it belongs to.
-        state: Where it stands.
-        formulation: The formulation and its spaces.
         module: Its IRModule.
         workload: Its workload in the database on disk.
         searched: Its workload in the database of the search.
@@ -63,10 +59,7 @@ class Candidate:
     """A point of a space that may be measured.
 
     Attributes:
-        slot: The formulation.
         schedule: TVM's Schedule.
-        sketch: The name of its sketch.
-        parameters: Its tunable parameters, by name.
         args_info: MetaSchedule's ArgInfo of the arguments.
         predicted: The cost model's score; None before the model was trained.
         seconds: The median of its repeats, once it is measured, at the reference's speed of the machine.
@@ -94,16 +87,10 @@ class Candidate:
 
 @dataclass
 class Session:
-    """What a run works with.
+    """What a run works with; database and log are open.
 
     Attributes:
-        state: Where tuning stands.
-        database: The records on disk, open.
-        log: The trial log, open.
-        builder: Compiles candidates.
-        measurer: Measures kernels.
         target: TVM's target of the records.
-        options: How to tune, completed.
         number: The session's number in ``meta.json``.
         observe: Called after each trial and at the beginning of each phase.
         memory: MetaSchedule's database of the search: the medians alone, for these threads alone.

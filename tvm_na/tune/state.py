@@ -28,11 +28,9 @@ _RECENT = 0.2
 
 @dataclass
 class FormulationState:
-    """A formulation of a problem.
+    """A formulation of a problem, as canonical JSON and in a few words.
 
     Attributes:
-        text: Canonical JSON.
-        label: In a few words.
         trials: How many there were, failed ones too.
         default: Seconds of its default point, if it was measured.
         best: The fewest seconds measured.
@@ -58,9 +56,8 @@ class ProblemState:
     """A problem.
 
     Attributes:
-        problem: The problem.
         weight: How much its time counts.
-        formulations: The formulations, the default first.
+        formulations: The default first.
         failures: Failed trials by reason.
         rounds: After each batch of candidates, the number of trials and the best time by then.
         batch: Samples of a call.
@@ -137,7 +134,6 @@ class TuneState:
     """Everything.
 
     Attributes:
-        problems: The problems.
         limit: Trials at most, with those of former sessions.
         deadline: When to stop, on the clock of ``time.monotonic``.
         phase: What is being done.
@@ -193,10 +189,6 @@ class TuneState:
         """Seconds since it began."""
         return time.monotonic() - self.started
 
-    def productive(self) -> float:
-        """The part of the time that was spent building and measuring."""
-        return (self.seconds["building"] + self.seconds["measuring"]) / max(self.elapsed, 1e-9)
-
     def seconds_left(self) -> float | None:
         """Seconds until the trials or the time are used up, at the pace so far; None before there is one."""
         until = self.deadline - time.monotonic()
@@ -220,9 +212,5 @@ class TuneState:
 
     def next_problem(self) -> int | None:
         """The problem with the most promise; None if there is nothing left to search."""
-        candidates = [(-p.promise(), p.trials, index) for index, p in enumerate(self.problems) if _has_open(p)]
-        return min(candidates)[2] if candidates else None
-
-
-def _has_open(problem: ProblemState) -> bool:
-    return problem.next_formulation() is not None
+        there = [(n, p) for n, p in enumerate(self.problems) if any(f.open for f in p.formulations)]
+        return min(((-p.promise(), p.trials, n) for n, p in there), default=(0.0, 0, None))[2]

@@ -98,8 +98,6 @@ class Formulation:
     """One way to write a problem down, and its search space.
 
     Attributes:
-        problem: What it computes.
-        space: The search space.
         func: Its PrimFunc, for a batch of one (MetaSchedule cannot describe a symbolic size).
         text: The formulation as canonical JSON.
         spaces: The default point of each sketch, by its name, the default sketch first.
@@ -169,11 +167,8 @@ def label(text: str, among: Sequence[str]) -> str:
     fields, others = json.loads(text), [json.loads(other) for other in among]
     name = str(fields.pop("formulation", ""))
 
-    def differs(key: str) -> bool:
-        return any(other.get(key) != fields[key] for other in others)
-
     words = [name] if len({other.get("formulation") for other in others}) > 1 else []
     for key, value in fields.items():
-        if differs(key):
+        if any(other.get(key) != value for other in others):
             words.append(("" if value else "no ") + key if isinstance(value, bool) else f"{key} {value}")
     return ", ".join(words).replace("_", " ") or name

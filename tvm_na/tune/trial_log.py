@@ -7,7 +7,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO
 
 _log = logging.getLogger(__name__)
 
@@ -82,24 +81,19 @@ class TrialLog:
     """The trial log of a folder, open for writing; a context manager."""
 
     def __init__(self, folder: Path) -> None:
-        """Nothing is opened before ``__enter__``."""
-        self._file = folder / TRIAL_LOG
-        self._out: IO[bytes] | None = None
-
-    def __enter__(self) -> TrialLog:
-        self._out = self._file.open("ab+")
+        self._out = (folder / TRIAL_LOG).open("ab+")
         if self._out.tell():
             self._out.seek(-1, 2)
             if self._out.read(1) != b"\n":  # a writer was killed in the middle of a line
                 self._out.write(b"\n")
+
+    def __enter__(self) -> TrialLog:
         return self
 
     def __exit__(self, *error: object) -> None:
-        assert self._out is not None
         self._out.close()
 
     def write(self, trial: Trial) -> None:
         """Append a trial; it is in the file when this returns."""
-        assert self._out is not None
         self._out.write(json.dumps(asdict(trial), separators=(",", ":")).encode() + b"\n")
         self._out.flush()

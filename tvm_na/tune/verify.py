@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import random
 import statistics
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from tvm_na import settings
 from tvm_na.jit import build
 from tvm_na.measure.devices import LocalDevice
+from tvm_na.measure.timing import require_extra
 from tvm_na.measure.worker_pool import Last
 from tvm_na.records.maintain import best_of
 from tvm_na.records.read import Record
@@ -23,13 +23,7 @@ from tvm_na.targets.target import NATarget, parse_target
 
 @dataclass(frozen=True)
 class Verified:
-    """What became of a record.
-
-    Attributes:
-        record: Which one.
-        seconds: The median of its repeats now; None where it could not be measured.
-        failure: Why not; "" where it was.
-    """
+    """What became of a record: the median of its repeats now, or why it could not be measured."""
 
     record: Record
     seconds: float | None
@@ -62,8 +56,7 @@ def check_measurable(records: Sequence[Record], target: NATarget) -> LocalDevice
         ValueError: a record is for another target, or this machine cannot run its kernels.
         RuntimeError: a package that measuring needs is missing.
     """
-    if importlib.util.find_spec("psutil") is None:
-        raise RuntimeError("measuring: required the packages of the extra tvm_na[tune], missing psutil")
+    require_extra("measuring", "tune", "psutil")
     device = LocalDevice.of(target)
     foreign = sorted({record.target for record in records} - {target.name})
     if foreign:

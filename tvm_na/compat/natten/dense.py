@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tvm_na.compat.natten.ignored import DENSE_BACKENDS, DENSE_HINTS, backend_of, ignore_all
-from tvm_na.compat.natten.signatures import Meaning, Reading, from_defaults, read, value_or
+from tvm_na.compat.natten.signatures import Meaning, Reading, read, value_or
 from tvm_na.compat.natten.utils.varlen import bounds, check_packed, generate_varlen_parameters
 from tvm_na.functional import Backend
 from tvm_na.ops import autocast
@@ -24,10 +24,7 @@ _VARLEN = ("seqlens_Q", "seqlens_KV", "cumulative_seqlen_Q", "cumulative_seqlen_
 _OF_0_20 = ("scale", "backend", *DENSE_HINTS, "return_lse")
 _NEWEST = ("is_causal", "scale", *_VARLEN, "backend", *DENSE_HINTS, "return_lse")
 _DEFAULTS: Meaning = dict.fromkeys(_NEWEST) | {"is_causal": False, "return_lse": False, **DENSE_HINTS}
-_READINGS = (
-    Reading("0.21.5", from_defaults(_DEFAULTS, _NEWEST)),
-    Reading("0.20", from_defaults(_DEFAULTS, _OF_0_20)),
-)
+_READINGS = (Reading("0.21.5", _DEFAULTS, _NEWEST), Reading("0.20", _DEFAULTS, _OF_0_20))
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "is_causal": (bool,),

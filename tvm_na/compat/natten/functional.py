@@ -47,10 +47,8 @@ def merge_attentions(
     Raises:
         ValueError: for fewer than two outputs, or numbers or shapes that do not fit.
     """
-    ignore_all(
-        {"torch_compile": torch_compile, "use_autograd_fix": use_autograd_fix},
-        {"torch_compile": True, "use_autograd_fix": True},
-    )
+    switches = {"torch_compile": torch_compile, "use_autograd_fix": use_autograd_fix}
+    ignore_all(switches, dict.fromkeys(switches, True))
     return functional.merge_attentions(outputs, lse_tensors)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tvm_na import functional
 from tvm_na.compat.natten.ignored import NA_BACKENDS, NA_HINTS, backend_of, ignore_all
-from tvm_na.compat.natten.signatures import Meaning, Reading, from_defaults, read, signature_of, value_or
+from tvm_na.compat.natten.signatures import Meaning, Reading, read, value_or
 from tvm_na.problems.checks import check_scale, per_axis_bools, per_axis_ints
 
 _FUNCTIONS = {1: functional.na1d, 2: functional.na2d, 3: functional.na3d}
@@ -42,9 +42,9 @@ _DEFAULTS: Meaning = dict.fromkeys((*_NEWEST, *_OLDER)) | {
 }
 
 _READINGS = (
-    Reading("0.20", from_defaults(_DEFAULTS, _NEWEST, _OF_0_20)),
-    Reading("0.17", from_defaults(_DEFAULTS, _OF_0_17)),
-    Reading("0.20", from_defaults(_DEFAULTS, _NEWEST, _OLDER), last_resort=True),  # with rpb no release had it
+    Reading("0.20", _DEFAULTS, _NEWEST, _OF_0_20),
+    Reading("0.17", _DEFAULTS, _OF_0_17),
+    Reading("0.20", _DEFAULTS, _NEWEST, _OLDER, last_resort=True),  # with rpb no release had it
 )
 
 
@@ -102,12 +102,11 @@ def _front(rank: int) -> Callable[..., Any]:
 
     neighborhood_attention.__name__ = neighborhood_attention.__qualname__ = f"na{rank}d"
     neighborhood_attention.__doc__ = _DOCSTRING.format(rank=rank)
-    plain = [
-        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        for name in ("query", "key", "value", "kernel_size")
-    ]
-    others = list(signature_of(_DEFAULTS, _NEWEST, _OLDER).parameters.values())
-    neighborhood_attention.__signature__ = inspect.Signature(plain + others)  # type: ignore[attr-defined]
+    plain, by_name = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    parameters = [inspect.Parameter(name, plain) for name in ("query", "key", "value", "kernel_size")]
+    parameters += [inspect.Parameter(name, plain, default=_DEFAULTS[name]) for name in _NEWEST]
+    parameters += [inspect.Parameter(name, by_name, default=_DEFAULTS[name]) for name in _OLDER]
+    neighborhood_attention.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return neighborhood_attention
 
 

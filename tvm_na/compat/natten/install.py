@@ -44,18 +44,12 @@ class _Distribution(Distribution):
     """What ``importlib.metadata`` says of the package natten: that it is tvm_na."""
 
     def read_text(self, filename: str) -> str | None:
-        return {"METADATA": self._metadata(), "top_level.txt": "natten\n"}.get(filename)
+        about = "Summary: Not NATTEN: its interface, served by tvm_na.compat.natten\n"
+        metadata = f"Metadata-Version: 2.1\nName: natten\nVersion: {release.version()}\n{about}"
+        return {"METADATA": metadata, "top_level.txt": "natten\n"}.get(filename)
 
     def locate_file(self, path: Any) -> Any:
         return Path(__file__).parent / path
-
-    @staticmethod
-    def _metadata() -> str:
-        return (
-            "Metadata-Version: 2.1\nName: natten\n"
-            f"Version: {release.version()}\n"
-            "Summary: Not NATTEN: its interface, served by tvm_na.compat.natten\n"
-        )
 
 
 class _Finder(DistributionFinder):
@@ -129,7 +123,7 @@ def install(version: str | None = None, *, force: bool = False) -> None:
         ValueError: if version is no release of NATTEN.
     """
     if version is not None:
-        release.check(version)
+        release.numbers(version)
     if not is_installed():
         real = _real_natten()
         if real is not None and not force:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
-from tvm_na.compat.natten.signatures import Meaning, Reading, signature_of
+from tvm_na.compat.natten.signatures import REQUIRED, Meaning, Reading
 from tvm_na.problems.checks import check_int, check_scale, per_axis_bools, per_axis_ints
 
-_REQUIRED = inspect.Parameter.empty
 _DEFAULTS: Meaning = {
-    "embed_dim": _REQUIRED,
-    "num_heads": _REQUIRED,
-    "kernel_size": _REQUIRED,
+    "embed_dim": REQUIRED,
+    "num_heads": REQUIRED,
+    "kernel_size": REQUIRED,
     "stride": 1,
     "dilation": 1,
     "is_causal": False,
@@ -26,7 +24,7 @@ _DEFAULTS: Meaning = {
 # Arguments of older releases: other names, one of no effect, and numbers for the depth of a 3D map.
 _NAMES = {"dim": "embed_dim", "bias": "rel_pos_bias"}
 _OLDER: Meaning = {
-    "dim": _REQUIRED,
+    "dim": REQUIRED,
     "bias": True,
     "use_experimental_ops": False,
     "kernel_size_d": None,
@@ -36,18 +34,16 @@ _OLDER: Meaning = {
 
 def _reading(era: str, arguments: str, last_resort: bool = False, **others: Any) -> Reading:
     """A release that had these arguments; ``others`` are defaults that were different then."""
-    names, defaults = arguments.split(), {**_DEFAULTS, **others}
+    return Reading(era, {**_DEFAULTS, **_OLDER, **others}, arguments.split(), (), last_resort, _translated)
 
-    def meaning(**given: Any) -> Meaning:
-        given = {_NAMES.get(name, name): value for name, value in given.items() if name != "use_experimental_ops"}
-        if "kernel_size_d" in given:
-            kernel_size, dilation = given["kernel_size"], given["dilation"] or 1
-            given["kernel_size"] = (given.pop("kernel_size_d") or kernel_size, kernel_size, kernel_size)
-            given["dilation"] = (given.pop("dilation_d") or dilation, dilation, dilation)
-        return {**defaults, **given}
 
-    meaning.__signature__ = signature_of({**defaults, **_OLDER}, names)  # type: ignore[attr-defined]
-    return Reading(era, meaning, last_resort)
+def _translated(given: Meaning) -> Meaning:
+    given = {_NAMES.get(name, name): value for name, value in given.items()}
+    if "kernel_size_d" in given:
+        kernel_size, dilation = given["kernel_size"], given["dilation"] or 1
+        given["kernel_size"] = (given["kernel_size_d"] or kernel_size, kernel_size, kernel_size)
+        given["dilation"] = (given["dilation_d"] or dilation, dilation, dilation)
+    return given
 
 
 _0_21 = "num_heads kernel_size stride dilation is_causal qkv_bias qk_scale proj_drop"
@@ -95,6 +91,6 @@ def check(rank: int) -> Callable[[Meaning], Meaning]:
             if isinstance(meaning[name], bool) or not isinstance(meaning[name], (int, float)):
                 raise TypeError(f"{name}: required a number, got {type(meaning[name]).__name__} {meaning[name]!r}")
         check_scale(meaning["qk_scale"], 1)
-        return {**meaning, **axes}
+        return {**{name: meaning[name] for name in _DEFAULTS}, **axes}
 
     return checked

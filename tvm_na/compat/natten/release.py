@@ -11,25 +11,20 @@ SERVED = "0.21.6"
 _assumed: str | None = None
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    """A release as numbers; of 0.14, whose releases differ, the last one is meant."""
+def numbers(version: str) -> tuple[int, ...]:
+    """A release as numbers; of 0.14, whose releases differ, the last one is meant. ValueError for no release served."""
     match = re.fullmatch(r"0\.(\d+)(?:\.(\d+)(?:[.+]\w+)*)?", version) if isinstance(version, str) else None
     if match is None or int(match[1]) < 14:
         raise ValueError(f"release: required a release of NATTEN, 0.14 or later, got {version!r}")
     return 0, int(match[1]), int(match[2] or (6 if match[1] == "14" else 0))
 
 
-def check(version: str) -> None:
-    """ValueError unless ``version`` is a release of NATTEN that is served."""
-    _numbers(version)
-
-
 def era_of_assumed(eras: Sequence[str]) -> str | None:
     """The newest of ``eras``, each named by its first release, that the assumed release belongs to."""
     if _assumed is None:
         return None
-    at_most = [era for era in eras if _numbers(era) <= _numbers(_assumed)]
-    return max(at_most, key=_numbers, default=None)
+    at_most = [era for era in eras if numbers(era) <= numbers(_assumed)]
+    return max(at_most, key=numbers, default=None)
 
 
 def assume_release(release: str | None) -> None:
@@ -40,7 +35,7 @@ def assume_release(release: str | None) -> None:
     """
     global _assumed
     if release is not None:
-        check(release)
+        numbers(release)
     _assumed = release
 
 

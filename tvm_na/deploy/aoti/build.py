@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from tvm_na.targets.target import cpu_features
 def build(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
     """Make every file but the manifest; ``problems``, ``code`` and ``requires`` of the manifest are returned."""
     program, attentions = traced(request)
-    problems = list(dict.fromkeys(attention.problem for attention in attentions))
+    calls = Counter(attentions.values())
+    problems = list(calls)
     selections = operators.compile_objects(problems, request.target, scratch, request.records, request.report)
     request.report("linking the kernels")
     features = cpu_features(request.target)
@@ -26,7 +28,7 @@ def build(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
     load_operators(folder / OPERATORS, namespace)
     request.report("compiling the rest with AOTInductor")
     with known_operators(namespace, fakes_of(problems)):
-        calls = call_kernels(program, attentions, namespace)
+        call_kernels(program, attentions, problems, namespace)
         inductor.compile_program(program, request.target, folder / MODEL, scratch, request.autotune)
     return {
         "code": {"namespace": namespace},

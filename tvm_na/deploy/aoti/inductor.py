@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch._inductor import select_algorithm
@@ -22,21 +21,15 @@ def compile_program(
     """Compile a program for ``target`` into ``folder``, in the form that PyTorch's AOTIModelPackageLoader takes.
 
     Its operators must be known to PyTorch (:func:`tvm_na.deploy.export.known_operators`). Takes from half a minute to
-    minutes.
-
-    Args:
-        program: On the CPU.
-        target: A CPU's, which this machine can run.
-        folder: It is made.
-        scratch: A folder for intermediate files.
-        autotune: Whether linear layers may be Inductor's own C++ where that is faster on this machine than the library.
-            Only for this machine's own target.
+    minutes. With ``autotune``, for this machine's own target, linear layers may be Inductor's own C++ where that is
+    faster than the library.
 
     Raises:
         RuntimeError: Inductor or the C++ compiler fails.
     """
     package = scratch / "model.pt2"
-    with torch.no_grad(), _without_tables():
+    without_tables = patch.object(select_algorithm, "PRINT_AUTOTUNE", False)  # there is one for each layer
+    with torch.no_grad(), without_tables:
         options = _options(target) | (_AUTOTUNE if autotune and target.name == detect_target().name else {})
         torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=options)
     _unpack(package, folder)
@@ -47,17 +40,6 @@ _AUTOTUNE = {
     "max_autotune_gemm_backends": "CPP,ATEN",
     "max_autotune_report_choices_stats": False,
 }
-
-
-@contextmanager
-def _without_tables() -> Iterator[None]:
-    """Without a table on the screen for each layer that is tuned."""
-    before = select_algorithm.PRINT_AUTOTUNE
-    select_algorithm.PRINT_AUTOTUNE = False
-    try:
-        yield
-    finally:
-        select_algorithm.PRINT_AUTOTUNE = before
 
 
 def _options(target: NATarget) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import subprocess
 from collections.abc import Callable
@@ -32,17 +33,10 @@ def compile_objects(
     records: str | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> list[Selection]:
-    """Compile the kernel of each problem into ``folder`` as an object file, numbered in their order.
+    """Compile the kernel of each problem into ``folder`` as ``kernel_<number>.o``, in their order; their schedules.
 
-    Args:
-        problems: What to compile.
-        target: A CPU's.
-        folder: Where ``kernel_<number>.o`` go.
-        records: Which tuning records count, as for :func:`tvm_na.jit.build.kernel_for`.
-        report: Called with a line before each kernel.
-
-    Returns:
-        The schedule of each.
+    ``records`` says which tuning records count, as for :func:`tvm_na.jit.build.kernel_for`; ``report`` is called with a
+    line before each kernel.
 
     Raises:
         NotImplementedError: a problem has no kernel on the target.
@@ -51,24 +45,21 @@ def compile_objects(
     selections = []
     for number, problem in enumerate(problems):
         report(f"compiling the kernel of {problem}")
-        compile_object = _compiler(problem, target, f"na_{number}", folder / f"kernel_{number}.o")
+        compile_object = functools.partial(_compile_object, problem, target, number, folder)
         selections.append(with_schedule(problem, target, records, compile_object))
     return selections
 
 
-def _compiler(problem: NAProblem, target: NATarget, name: str, file: Path) -> Callable[[Selection], Selection]:
-    def compile_object(selection: Selection) -> Selection:
-        require_a_sample(problem.largest_batch(target.kind), problem)
-        module, _ = build.scheduled_module(problem, target, selection)
-        try:
-            _write_object(module, target, name, file)
-        except Exception as error:  # TVM's errors have no class in common
-            if selection.record is None:
-                raise
-            raise InapplicableError(f"TVM cannot compile it: {type(error).__name__}: {error}") from error
-        return selection
-
-    return compile_object
+def _compile_object(problem: NAProblem, target: NATarget, number: int, folder: Path, selection: Selection) -> Selection:
+    require_a_sample(problem.largest_batch(target.kind), problem)
+    module, _ = build.scheduled_module(problem, target, selection)
+    try:
+        _write_object(module, target, f"na_{number}", folder / f"kernel_{number}.o")
+    except Exception as error:  # TVM's errors have no class in common
+        if selection.record is None:
+            raise
+        raise InapplicableError(f"TVM cannot compile it: {type(error).__name__}: {error}") from error
+    return selection
 
 
 def _write_object(module: Any, target: NATarget, name: str, file: Path) -> None:
@@ -85,10 +76,9 @@ def _write_object(module: Any, target: NATarget, name: str, file: Path) -> None:
 def link_operators(
     problems: list[NAProblem], target: NATarget, features: tuple[str, ...], folder: Path, library: Path
 ) -> str:
-    """Link the objects in ``folder`` (see :func:`compile_objects`) into a library of operators.
+    """Link the objects in ``folder`` (see :func:`compile_objects`) into a library of operators; their namespace.
 
-    Returns:
-        The namespace in which the library registers them; libraries of other code have another one.
+    Libraries of other code have another namespace.
 
     Raises:
         RuntimeError: there is no C++ compiler, or it fails.
@@ -102,15 +92,15 @@ def link_operators(
     # Nothing but one function leaves the library: another artifact in the process has kernels of the same names.
     version_script = folder / "exports.map"
     version_script.write_text("{ global: tvm_na_missing_feature; local: *; };\n", encoding="utf-8")
-    command = [*_compile_command(folder, namespace), *map(str, objects), "-o", str(library)]
-    command += [f"-Wl,--version-script={version_script}", *_torch_libraries()]
+    command = _compile_command(folder, namespace, [*_SOURCES, *objects], library)
+    command.append(f"-Wl,--version-script={version_script}")
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"the C++ compiler failed on the library of operators:\n{done.stderr}")
     return namespace
 
 
-def _compile_command(folder: Path, namespace: str) -> list[str]:
+def _compile_command(folder: Path, namespace: str, inputs: list[Path], library: Path) -> list[str]:
     import torch
     import tvm_ffi.libinfo
     from torch.utils import cpp_extension
@@ -120,15 +110,10 @@ def _compile_command(folder: Path, namespace: str) -> list[str]:
     abi = int(torch.compiled_with_cxx11_abi())
     flags = ["-std=c++20", "-O2", "-shared", "-fPIC", "-fvisibility=hidden"]
     macros = [f"-DTVM_NA_NAMESPACE={namespace}", f"-D_GLIBCXX_USE_CXX11_ABI={abi}"]
-    return [openmp.cxx_compiler(), *flags, *macros, *(f"-I{path}" for path in includes), *map(str, _SOURCES)]
-
-
-def _torch_libraries() -> list[str]:
-    from torch.utils import cpp_extension
-
     # No run path: it runs with the PyTorch of whoever loads it. No symbol may stay open: TVM's would be found nowhere.
-    folders = [f"-L{path}" for path in cpp_extension.library_paths("cpu")]
-    return [*folders, "-Wl,-z,defs", "-ltorch_cpu", "-lc10", "-lm", "-ldl"]
+    paths = [*(f"-I{path}" for path in includes), *(f"-L{path}" for path in cpp_extension.library_paths("cpu"))]
+    libraries = ["-Wl,-z,defs", "-ltorch_cpu", "-lc10", "-lm", "-ldl"]
+    return [openmp.cxx_compiler(), *flags, *macros, *paths, *map(str, inputs), "-o", str(library), *libraries]
 
 
 def _table(problems: list[NAProblem], features: tuple[str, ...]) -> str:

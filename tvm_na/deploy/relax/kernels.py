@@ -32,10 +32,8 @@ class Kernel:
 
     Attributes:
         name: Its function's name, unique in the library.
-        text: What it computes, in words.
         func: The scheduled PrimFunc, with a symbolic batch.
-        problem: The problem; None for a norm, which has none that could be tuned.
-        selection: Its schedule; None for a norm.
+        problem, selection: The problem and its schedule; None for a norm, which could not be tuned.
         calls: How often the model calls it.
     """
 
@@ -50,8 +48,9 @@ class Kernel:
     def largest_batch(self) -> int:
         """Samples of one call at most: kernels count elements in 32 bits, those of what they allocate too."""
         buffers = [*self.func.params, *self.func.body.block.alloc_buffers]
-        sizes = [math.prod(n.value for n in b.shape if hasattr(n, "value")) for b in buffers if not _is_fixed(b)]
-        return (2**31 - 1) // max(sizes)
+        known = [[n.value for n in b.shape if hasattr(n, "value")] for b in buffers]
+        of_batch = [math.prod(sizes) for sizes, b in zip(known, buffers, strict=True) if len(sizes) < len(b.shape)]
+        return (2**31 - 1) // max(of_batch)
 
     def outputs(self, x: Tensor) -> list[Tensor]:
         """Empty outputs for its first input."""
@@ -144,7 +143,7 @@ class Kernels:
         self._replace(module, node, [x, weight, bias], self._number(("norm", rows, channels, dtype, eps), make))
 
     def _call_attention(self, module: fx.GraphModule, node: Node) -> None:
-        problem = attention_of(node).problem
+        problem = attention_of(node)
         number = self._number(problem, lambda: self._scheduled(problem))
         query, key, value, rpb = node.args[:4]
         scale = torch.tensor([node.args[8]], dtype=getattr(torch, problem.accum_dtype))
@@ -184,11 +183,6 @@ class Kernels:
         new.meta["val"] = node.meta["val"]
         node.replace_all_uses_with(new)
         module.graph.erase_node(node)
-
-
-def _is_fixed(buffer: Any) -> bool:
-    """Whether a buffer's size does not depend on the batch."""
-    return all(hasattr(n, "value") for n in buffer.shape)
 
 
 def dense_problem(module: fx.GraphModule, node: Node) -> DenseProblem:

@@ -32,7 +32,6 @@ class Library:
     Attributes:
         weights: What ``main`` takes after the input, in this order, by name.
         untuned: Functions with much work for which there is no search space.
-        executable: TVM's.
     """
 
     weights: dict[str, np.ndarray[Any, Any]]
@@ -49,12 +48,7 @@ def compile_graph(
 ) -> Library:
     """Compile a graph of kernel calls (:meth:`tvm_na.deploy.relax.kernels.Kernels.call_in`).
 
-    Args:
-        module: The graph.
-        kernels: By their number.
-        example: An input, of more than one sample where the batch is any.
-        batch: The only batch that it is to take; None for any.
-        target: A CPU's.
+    ``batch`` is the only one that it is to take; with None, for any, ``example`` must have more than one sample.
 
     Raises:
         NotImplementedError: it has something left that Relax does not compile.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import platform
 import subprocess
@@ -29,29 +30,20 @@ def linker_for(target: NATarget) -> Link:
     """
     architecture = target.triple.split("-")[0] or platform.machine()
     if architecture == platform.machine():
-        return _with([openmp.cxx_compiler(), "-shared", "-fPIC", "-o"])
+        return functools.partial(_link, [openmp.cxx_compiler(), "-shared", "-fPIC", "-o"])
     if importlib.util.find_spec("ziglang") is None:
         raise RuntimeError(
             f"to link for {architecture}: required the package ziglang (pip install 'tvm_na[cross]'), found none"
         )
-    return _with(
-        [
-            *(sys.executable, "-m", *_LINKER_OF_ZIG.split()),
-            *("-target", f"{architecture}-linux-gnu.{GLIBC}", "-femit-bin="),
-        ]
-    )
+    triple = f"{architecture}-linux-gnu.{GLIBC}"
+    return functools.partial(_link, [sys.executable, "-m", *_LINKER_OF_ZIG.split(), "-target", triple, "-femit-bin="])
 
 
-def _with(command: list[str]) -> Link:
+def _link(command: list[str], file: str, objects: list[str], options: Any = None, **_: Any) -> None:
     """Link with ``command``, whose last word is to be followed by the file to make."""
-
-    def link(file: str, objects: list[str], options: Any = None, **_: Any) -> None:
-        *first, output = command
-        into = [f"{output}{file}"] if output.endswith("=") else [output, str(file)]
-        done = subprocess.run(
-            [*first, *into, *map(str, objects), *(options or [])], check=False, capture_output=True, text=True
-        )
-        if done.returncode:
-            raise RuntimeError(f"the linker failed:\n{done.stderr}")
-
-    return link
+    *first, output = command
+    into = [f"{output}{file}"] if output.endswith("=") else [output, str(file)]
+    words = [*first, *into, *map(str, objects), *(options or [])]
+    done = subprocess.run(words, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the linker failed:\n{done.stderr}")

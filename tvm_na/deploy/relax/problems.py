@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from torch import Tensor, nn
 
 from tvm_na.deploy.export import ATTENTION, attention_of, export_model
@@ -13,22 +15,17 @@ from tvm_na.problems.registry import Problem
 def problems_of_whole(model: nn.Module, example: Tensor) -> dict[Problem, int]:
     """The distinct problems of a model in order of first use, and how many layers pose each.
 
-    Args:
-        model: On the CPU; takes one tensor ``[batch, ...]``.
-        example: Such a tensor, whose values and batch play no role.
+    The values and the batch of ``example``, an input ``[batch, ...]``, play no role.
 
     Raises:
         NotImplementedError: it attends in a way for which there is no compiled kernel.
         Others: PyTorch's, for a model that cannot be exported.
     """
     module = layered(export_model(model, example, None).run_decompositions({}))
-    found: dict[Problem, int] = {}
+    found: Counter[Problem] = Counter()
     for node in module.graph.nodes:
         if node.target is dense:
-            problem: Problem = dense_problem(module, node)
+            found[dense_problem(module, node)] += 1
         elif node.target in ATTENTION:
-            problem = attention_of(node).problem
-        else:
-            continue
-        found[problem] = found.get(problem, 0) + 1
+            found[attention_of(node)] += 1
     return found

@@ -221,14 +221,10 @@ def _absorb(module: fx.GraphModule, node: Node) -> None:
     """Take the layer scale, activation and residual sum that alone use a product into it."""
     while len(node.users) == 1:
         user = next(iter(node.users))
-        absorbed = user.op == "call_function" and _ABSORBERS.get(user.target, _none)(module, node, user)
-        if not absorbed:
+        absorb = _ABSORBERS.get(user.target) if user.op == "call_function" else None
+        node = absorb and absorb(module, node, user)
+        if node is None:
             return
-        node = absorbed
-
-
-def _none(module: fx.GraphModule, node: Node, user: Node) -> None:
-    return None
 
 
 def _absorb_gelu(module: fx.GraphModule, node: Node, user: Node) -> Node | None:
