@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.helpers import run_forked, run_python
+from tests.jit.kernels import check
 from tests.records.tuned import commit_drawn, edit_line, edit_meta
-from tests.schedules.cpu_kernels import check
 from tvm_na import fingerprint, settings
 from tvm_na.jit import build, cache
 from tvm_na.problems.attention import NAProblem

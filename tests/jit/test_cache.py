@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.helpers import run_forked
-from tests.schedules.cpu_kernels import check
+from tests.jit.kernels import check
 from tvm_na import fingerprint, na2d
 from tvm_na.jit import build, cache
 from tvm_na.problems.attention import NAProblem
