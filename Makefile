@@ -9,10 +9,11 @@ PARALLEL := -n auto --dist loadscope --no-loadscope-reorder
 
 install: $(VENV)/.installed
 
+# Bytecode is made of what is imported, when it is: of all packages it would take as long as the rest.
 $(VENV)/.installed: setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test,bench,tune,report,serve]'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[test,bench,tune,report,serve]'
 	touch $@
 
 demo: install
