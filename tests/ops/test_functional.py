@@ -15,8 +15,9 @@ from torch.autograd import forward_ad
 from tests.conftest import TOLERANCE
 from tests.helpers import assert_says, bad, forget_calls, random_additional, random_inputs, reference64, relative_error
 from tests.problems.bad_calls import BAD_ADDITIONAL, BAD_CALLS, BAD_WINDOWS, KEYS, VALUES, arguments
-from tvm_na import merge_attentions, na1d, na1d_qk, na2d, na3d
+from tvm_na import merge_attentions, na1d, na1d_qk, na2d, na2d_qk, na3d
 from tvm_na.ops import attend, backend, calls
+from tvm_na.problems import attention
 from tvm_na.problems.attention import DTYPES, NAProblem
 from tvm_na.reference import attention as reference
 
@@ -79,6 +80,18 @@ def test_another_scale_is_not_another_call_to_remember() -> None:
     for i in range(20):
         na2d(query, query, query, 3, scale=0.1 * i)
     assert len(calls._checked) == known
+
+
+@pytest.mark.parametrize("function", [na2d, na2d_qk])
+def test_a_first_call_normalises_its_window_once(function: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    query = torch.randn(SHAPE)
+    arguments = (query, query, query) if function is na2d else (query, query)
+    function(*arguments, (3, 3))  # its kernel is there
+    forget_calls()
+    seen, normalise = [], attention.per_axis_ints
+    monkeypatch.setattr(attention, "per_axis_ints", lambda name, *rest: seen.append(name) or normalise(name, *rest))
+    function(*arguments, (3, 3))
+    assert sorted(seen) == ["dilation", "kernel_size", "spatial", "stride"]
 
 
 def test_a_known_call_passes_the_dispatcher_by_unless_it_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
