@@ -27,8 +27,8 @@ GRADIENT_TOLERANCE = {"float32": 5e-6, "float64": 1e-13}
 #: Kernels of all workers and of the processes that tests start, found by their content; ``make clean`` removes them.
 CACHE = Path(__file__).parents[1] / "build" / "test-kernels"
 
-#: Rooms whose files take minutes.
-_EXPENSIVE = ("schedules", "deploy", "tune", "measure", "cli", "examples")
+#: Rooms with files that take tens of seconds.
+_EXPENSIVE = ("schedules", "deploy", "tune", "measure", "cli", "examples", "ops", "te", "jit", "serve", "compat")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
