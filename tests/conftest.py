@@ -37,7 +37,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("TVM_NA_CACHE_DIR", str(CACHE))  # workers of xdist inherit it
-    if config.getoption("quick"):
+    starts_workers = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")
+    if config.getoption("quick") and not starts_workers:
         _forbid_what_takes_seconds()
 
 
