@@ -37,9 +37,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("TVM_NA_CACHE_DIR", str(CACHE))  # workers of xdist inherit it
-    starts_workers = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")
-    if config.getoption("quick") and not starts_workers:
-        _forbid_what_takes_seconds()
 
 
 def _forbid_what_takes_seconds() -> None:
@@ -64,9 +61,11 @@ def _is_cheap(item: pytest.Item) -> bool:
     return item.path.relative_to(Path(__file__).parent).parts[0] not in _EXPENSIVE
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Expensive files come first, so that none runs alone at the end; what needs a GPU is skipped without one."""
     items.sort(key=_is_cheap)
+    if config.getoption("quick"):  # from now on: what collects and what starts workers may do it
+        _forbid_what_takes_seconds()
     if torch.cuda.is_available():
         return
     for item in items:
