@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Files stay whole, as their fixtures are expensive, and come in the order of tests/conftest.py.
 PARALLEL := -n auto --dist loadscope --no-loadscope-reorder
 
-.PHONY: install demo test tests-alone check lint typecheck bench gpu clean
+.PHONY: install demo test tests-alone check quick-tests fuzz lint typecheck bench gpu clean
 
 install: $(VENV)/.installed
 
@@ -27,8 +27,15 @@ test: install
 tests-alone:
 	$(BIN)/python -m pytest $(PARALLEL)
 
-check: install lint typecheck
+check: install
+	+$(MAKE) --no-print-directory -j3 lint typecheck quick-tests
+
+quick-tests:
 	$(BIN)/python -m pytest $(PARALLEL) --quick -m "not slow" -q -r fE
+
+# For MINUTES, what an enemy or an accident might do to the package.
+fuzz: install
+	$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),5)
 
 lint: install
 	$(BIN)/ruff check .

@@ -224,6 +224,7 @@ def best_of(tmp_path: Path, strategy: Any, seed: int) -> float:
     return best
 
 
+@pytest.mark.slow
 def test_the_search_beats_random_points(tmp_path: Path, invented: Any) -> None:
     invented(smooth)
     assert best_of(tmp_path, "evolutionary", 0) < best_of(tmp_path, "random", 0)
