@@ -1,0 +1,57 @@
+"""The fuzzer itself: a short run of each subject, and that it sees errors, crashes and processes that hang."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import ClassVar
+
+from tests.fuzz.damage import damage_folder, damaged_bytes, damaged_json
+from tests.fuzz.subject import Subject
+from tests.fuzz.worker import Worker, subjects
+
+ROUNDS = {"numbers": 8, "cache": 4, "records": 3, "artifacts": 6, "checkpoints": 20, "uploads": 4, "kills": 1}
+
+
+def test_every_subject_is_run() -> None:
+    assert list(ROUNDS) == list(subjects())
+
+
+class Vulnerable(Subject):
+    """Fails in every way."""
+
+    name = "vulnerable"
+    seconds: ClassVar[float] = 1.0
+
+    def round(self, rng: random.Random) -> None:
+        kind = rng.randrange(4)
+        if kind == 0:
+            raise KeyError("a wrong error")
+        if kind == 1:
+            os.abort()
+        if kind == 2:
+            time.sleep(60)
+
+
+def test_what_goes_wrong_is_a_finding() -> None:
+    said = ("a wrong error", "the process crashed: exit code -6", "it hangs: no answer in 1 s", None)
+    for seed in range(8):
+        wanted = said[random.Random(seed).randrange(4)]
+        with closing(Worker(Vulnerable)) as worker:
+            found = worker.round(seed)
+        assert (found is None) if wanted is None else wanted in str(found), found
+
+
+def test_damage_changes_something(tmp_path: Path) -> None:
+    data, content = bytes(range(256)) * 20, json.dumps({"a": [1, {"b": None}], "c": "d"})
+    for seed in range(200):
+        rng = random.Random(seed)
+        assert damaged_bytes(rng, data) != data or damaged_bytes(rng, data) != data
+        damaged_json(rng, content)
+        (tmp_path / f"{seed}").mkdir()
+        (tmp_path / f"{seed}" / "a.json").write_text(content, encoding="utf-8")
+        damage_folder(rng, tmp_path / f"{seed}")
