@@ -49,9 +49,9 @@ class Operator:
     Attributes:
         name: In ``torch.ops.tvm_na``.
         tensors: Those of the schema, which come first.
+        problem: What a call poses, with every check of its tensors and numbers.
         numbers: Those that follow the window in the schema, such as ``float scale``.
         results: How many tensors it gives; one that its problem does not have has no elements.
-        problem: What a call poses, with every check of its tensors and numbers.
         record: What a call gives whose derivatives are wanted; None to save what ``gradients`` needs.
         gradients: ``gradients(call, saved, needed, d_results)``: those of the tensors, None where one is not needed.
         saved: The results that ``gradients`` needs beside the tensors, by their places.
@@ -60,9 +60,9 @@ class Operator:
 
     name: str
     tensors: str
-    numbers: str
-    results: int
     problem: Callable[[Call], Problem]
+    numbers: str = "float scale"
+    results: int = 1
     record: Callable[..., Any] | None = None
     gradients: Callable[[Call, Sequence[Tensor], Sequence[bool], Sequence[Any]], Sequence[Tensor | None]] | None = None
     saved: tuple[int, ...] = ()

@@ -8,7 +8,8 @@ derivatives of each are others of them; so there are derivatives of any order. O
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -78,41 +79,38 @@ def _backward_by_reference(*arguments: Any) -> tuple[Tensor, ...]:
 _BACKWARD = Operator(
     "na_backward",
     f"{_ATTENTION}, Tensor lse, Tensor d_out, Tensor? d_lse",
-    "float scale",
-    4,
     _backward,
+    results=4,
     record=_backward_by_reference,
     sums=1,
 )
 na_backward = register(_BACKWARD)
+_with_lse, _alone = (functools.partial(_attention, return_lse=lse) for lse in (True, False))
 na_forward_lse = register(
-    Operator(
-        "na_forward_lse",
-        _ATTENTION,
-        "float scale",
-        2,
-        lambda call: _attention(call, True),
-        gradients=_attention_gradients,
-        saved=(1,),
-    )
+    Operator("na_forward_lse", _ATTENTION, _with_lse, results=2, gradients=_attention_gradients, saved=(1,))
 )
 na_forward = register(
-    Operator(
-        "na_forward",
-        _ATTENTION,
-        "float scale",
-        1,
-        lambda call: _attention(call, False),
-        record=lambda *arguments: na_forward_lse(*arguments)[0],
-    )
+    Operator("na_forward", _ATTENTION, _alone, record=lambda *arguments: na_forward_lse(*arguments)[0])
 )
 
 
 # --- the two steps
 
 
-def _step(check: Callable[..., UnfusedProblem], call: Call, **more: Any) -> UnfusedProblem:
-    return check(*call.tensors, window=call.window, rank=_rank(call), **more)
+def _qk(call: Call) -> UnfusedProblem:
+    return qk_problem_of(*call.tensors, call.window, _rank(call), zero=bool(call.option))
+
+
+def _av(call: Call) -> UnfusedProblem:
+    return av_problem_of(*call.tensors, call.window, _rank(call))
+
+
+def _transposed(call: Call) -> UnfusedProblem:
+    return transposed_problem_of(*call.tensors, call.option, call.window, _rank(call))
+
+
+def _bias_sums(call: Call) -> UnfusedProblem:
+    return bias_problem_of(*call.tensors, call.window, _rank(call))
 
 
 def _qk_gradients(call: Call, saved: Sequence[Tensor], needed: Sequence[bool], d_results: Gradients) -> Gradients:
@@ -145,48 +143,20 @@ def _transposed_gradients(
 def _bias_gradients(call: Call, saved: Sequence[Tensor], needed: Sequence[bool], d_results: Gradients) -> Gradients:
     (attn,), (d_rpb,) = call.tensors, d_results
     assert d_rpb is not None
-    return (unfused_reference.bias_gather(_step(bias_problem_of, call).forward, d_rpb).expand(attn.shape),)
+    return (unfused_reference.bias_gather(_bias_sums(call).forward, d_rpb).expand(attn.shape),)
 
 
+_SCORES = "Tensor query, Tensor key, Tensor? rpb"
 #: Scores; with ``zero`` they are 0, not minus infinity, where there is no key, and there is no bias.
-na_qk = register(
-    Operator(
-        "na_qk",
-        "Tensor query, Tensor key, Tensor? rpb",
-        "float scale, bool zero",
-        1,
-        lambda call: _step(qk_problem_of, call, zero=bool(call.option)),
-        gradients=_qk_gradients,
-    )
-)
-na_av = register(
-    Operator(
-        "na_av",
-        "Tensor attn, Tensor value",
-        "float scale",
-        1,
-        lambda call: _step(av_problem_of, call),
-        gradients=_av_gradients,
-    )
-)
+na_qk = register(Operator("na_qk", _SCORES, _qk, "float scale, bool zero", gradients=_qk_gradients))
+na_av = register(Operator("na_av", "Tensor attn, Tensor value", _av, gradients=_av_gradients))
 na_av_transposed = register(
     Operator(
         "na_av_transposed",
         "Tensor attn, Tensor query",
+        _transposed,
         "float scale, int heads_kv",
-        1,
-        lambda call: _step(transposed_problem_of, call, heads_kv=call.option),
         gradients=_transposed_gradients,
     )
 )
-na_bias_sums = register(
-    Operator(
-        "na_bias_sums",
-        "Tensor attn",
-        "",
-        1,
-        lambda call: _step(bias_problem_of, call),
-        gradients=_bias_gradients,
-        sums=1,
-    )
-)
+na_bias_sums = register(Operator("na_bias_sums", "Tensor attn", _bias_sums, "", gradients=_bias_gradients, sums=1))
