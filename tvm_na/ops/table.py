@@ -98,19 +98,23 @@ na_forward = register(
 
 
 def _qk(call: Call) -> UnfusedProblem:
-    return qk_problem_of(*call.tensors, call.window, _rank(call), zero=bool(call.option))
+    query, key, rpb = call.tensors
+    return qk_problem_of(query, key, rpb, call.window, _rank(call), zero=bool(call.option))
 
 
 def _av(call: Call) -> UnfusedProblem:
-    return av_problem_of(*call.tensors, call.window, _rank(call))
+    attn, value = call.tensors
+    return av_problem_of(attn, value, call.window, _rank(call))
 
 
 def _transposed(call: Call) -> UnfusedProblem:
-    return transposed_problem_of(*call.tensors, call.option, call.window, _rank(call))
+    attn, query = call.tensors
+    return transposed_problem_of(attn, query, call.option, call.window, _rank(call))
 
 
 def _bias_sums(call: Call) -> UnfusedProblem:
-    return bias_problem_of(*call.tensors, call.window, _rank(call))
+    (attn,) = call.tensors
+    return bias_problem_of(attn, call.window, _rank(call))
 
 
 def _qk_gradients(call: Call, saved: Sequence[Tensor], needed: Sequence[bool], d_results: Gradients) -> Gradients:
