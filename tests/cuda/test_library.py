@@ -25,7 +25,7 @@ needs_nvrtc = pytest.mark.skipif(missing(toolchain.find_nvrtc), reason="there is
 
 @pytest.fixture(scope="module")
 def source() -> str:
-    return library.cuda_source(row_sums(), SM_90)
+    return library.generated(row_sums(), SM_90)[0]
 
 
 def test_source_needs_neither_gpu_nor_compiler(source: str) -> None:
@@ -50,7 +50,7 @@ def test_the_library_holds_machine_code_and_no_source(tmp_path: Path, target: An
 @needs_nvcc
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_nvcc_makes_a_fatbin_of_both(dtype: str) -> None:
-    text = library.cuda_source(row_sums(dtype), SM_80)
+    text = library.generated(row_sums(dtype), SM_80)[0]
     image, _ = toolchain.find_nvcc().compile(text, "sm_80")
     assert sorted(fatbin.parts_of(image)) == [("cubin", "sm_80"), ("ptx", "sm_80")]
     fatbin.require_cubin(image, "sm_80")
@@ -108,8 +108,7 @@ extern "C" __global__ void indexed(float* out, const int* at) {
 @needs_nvcc
 def test_spills_and_arrays_in_memory_are_seen() -> None:
     spilling = inspection.inspect_kernel(SPILLS, "sm_90", "spilling")
-    assert spilling.spill_bytes is not None and spilling.spill_bytes > 0
-    assert spilling.registers <= 32
+    assert spilling.spill_bytes > 0 and spilling.registers <= 32
     indexed = inspection.inspect_kernel(SPILLS, "sm_90", "indexed")
     assert (indexed.spill_bytes, indexed.stack_bytes) == (0, 128)
     with pytest.raises(ValueError, match="code: required one kernel, got .*spilling"):
@@ -161,7 +160,7 @@ $L__BB0_2:
 
 def test_a_kernel_with_memory_of_its_own_is_refused() -> None:
     with pytest.raises(RuntimeError, match="kernel: required one without global memory of its own"):
-        library.cuda_source(row_sums(workspace=True), SM_90)
+        library.generated(row_sums(workspace=True), SM_90)
 
 
 def test_a_function_without_device_code_is_refused() -> None:
@@ -171,7 +170,7 @@ def test_a_function_without_device_code_is_refused() -> None:
     x = te.placeholder((4,), name="x")
     func = te.create_prim_func([x, te.compute((4,), lambda i: x[i] + 1, name="y")]).with_attr("global_symbol", "main")
     with pytest.raises(Exception, match="kernel: required one module of CUDA code|threads"):
-        library.cuda_source(tvm.IRModule({"main": func}), SM_90)
+        library.generated(tvm.IRModule({"main": func}), SM_90)
 
 
 def test_the_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +179,7 @@ def test_the_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> N
     name = "TVM_COMPILE_FORCE_FALLBACK"
     for before in (None, "0"):
         monkeypatch.delenv(name, raising=False) if before is None else monkeypatch.setenv(name, before)
-        library.cuda_source(row_sums(), SM_90)
+        library.generated(row_sums(), SM_90)
         assert os.environ.get(name) == before
 
 
@@ -285,7 +284,7 @@ def test_workarounds_are_asked_for_by_the_function() -> None:
     assert workarounds.pipeline(()) == "default"
     with pytest.raises(ValueError, match="tvm_na.cuda_workarounds: required some of .*, got magic"):
         workarounds.of(plain.with_attr(workarounds.ATTRIBUTE, "magic"))
-    assert "main_kernel" in library.cuda_source(asking, SM_90)
+    assert "main_kernel" in library.generated(asking, SM_90)[0]
 
 
 def copies_in_warp_memory(attributes: dict[str, str]) -> Any:
@@ -312,8 +311,8 @@ def copies_in_warp_memory(attributes: dict[str, str]) -> Any:
 
 
 def test_all_warp_memory_becomes_shuffles() -> None:
-    plain = library.cuda_source(copies_in_warp_memory({}), SM_90)
-    mended = library.cuda_source(copies_in_warp_memory({workarounds.ATTRIBUTE: workarounds.WARP_MEMORY}), SM_90)
+    plain = library.generated(copies_in_warp_memory({}), SM_90)[0]
+    mended = library.generated(copies_in_warp_memory({workarounds.ATTRIBUTE: workarounds.WARP_MEMORY}), SM_90)[0]
     # An array of 32 is each thread's own: what it reads there no other lane has written.
     assert "thrice_warp_ptr[32]" in plain, "TVM has been mended, and the workaround may go"
     assert "warp_ptr[1];" in mended and "warp_ptr[32]" not in mended

@@ -53,9 +53,9 @@ def pretended(**about: Any) -> FakeDevice:
 
 def with_little_shared_memory(target: NATarget) -> NATarget:
     """The target of a GPU on which the default kernel fits, but the default of another formulation does not."""
-    from tvm_na.cuda.library import sizes_of
+    from tvm_na.cuda.library import generated
 
-    sizes = [sizes_of(f.default.schedule.mod, target) for f in formulations_of(PROBLEM, target)]
+    sizes = [generated(f.default.schedule.mod, target)[1] for f in formulations_of(PROBLEM, target)]
     shared = [size.static_shared + size.dynamic_shared for size in sizes]
     assert shared[0] < max(shared)
     return dataclasses.replace(target, max_shared_bytes=max(shared) - 1)

@@ -24,11 +24,10 @@ class Inspection:
         name: The kernel's name.
         arch: Such as ``sm_90``.
         registers: Of 32 bits, per thread.
-        spill_bytes: What a thread stores to and loads from memory since registers are short; 0 is what is wanted. None
-            where a cubin was looked at, which does not tell.
+        spill_bytes: What a thread stores to and loads from memory since registers are short; 0 is what is
+            wanted.
         stack_bytes: Memory of a thread for its arrays; 0 if all are in registers.
-        shared_bytes: Shared memory of a block whose size is known to the compiler; of a cubin, with the 1 KiB that the
-            system takes on newer architectures.
+        shared_bytes: Shared memory of a block whose size is known to the compiler.
         instructions: How often each instruction stands in the code, with its modifiers, such as ``HMMA.16816.F32``.
         language: ``SASS``, what the GPU executes, or ``PTX`` where no disassembler is installed: there one
             instruction may stand for many.
@@ -37,7 +36,7 @@ class Inspection:
     name: str
     arch: str
     registers: int
-    spill_bytes: int | None
+    spill_bytes: int
     stack_bytes: int
     shared_bytes: int
     instructions: Counter[str]
@@ -48,20 +47,18 @@ class Inspection:
         return sum(n for name, n in self.instructions.items() if name.startswith(prefix))
 
 
-def inspect_kernel(code: str | bytes, arch: str, name: str | None = None) -> Inspection:
+def inspect_kernel(code: str, arch: str, name: str | None = None) -> Inspection:
     """Compile a kernel with nvcc, as it is compiled for use, and see what became of it.
 
     Args:
-        code: CUDA C++, or a cubin (which takes CUDA's cuobjdump and nvdisasm).
+        code: CUDA C++.
         arch: Such as ``sm_90``.
         name: Which kernel; None if there is but one.
 
     Raises:
-        RuntimeError: nvcc, or for a cubin cuobjdump and nvdisasm, is missing or fails.
+        RuntimeError: nvcc is missing, or it or a disassembler fails.
         ValueError: there is no such kernel, or more than one without a name.
     """
-    if isinstance(code, bytes):
-        return _of_cubin(code, arch, name)
     nvcc = toolchain.find_nvcc()
     cubin, log = nvcc.run(code, "--cubin", f"-arch={arch}", "-Xptxas=-v")
     kernel, used = _only(resources_of(log), name)
@@ -103,34 +100,18 @@ def resources_of(log: str) -> dict[str, Resources]:
     return found
 
 
-def _of_cubin(cubin: bytes, arch: str, name: str | None) -> Inspection:
-    cuobjdump, sass = toolkit.tool("cuobjdump"), _sass(cubin)
-    if cuobjdump is None or sass is None:
-        packages = "nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm"
-        raise RuntimeError(f"required cuobjdump and nvdisasm, of the CUDA toolkit or the packages {packages}")
-    usage = _run(cuobjdump, "--dump-resource-usage", cubin)
-    pattern = r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)"
-    kernels = {kernel: tuple(map(int, numbers)) for kernel, *numbers in re.findall(pattern, usage)}
-    kernel, (registers, stack, shared) = _only(kernels, name)
-    return Inspection(kernel, arch, registers, None, stack, shared, count_sass(sass, kernel), "SASS")
-
-
 def _sass(cubin: bytes) -> str | None:
     """The disassembly of a cubin; None where there is no disassembler."""
     cuobjdump = toolkit.tool("cuobjdump")
-    if cuobjdump is not None and toolkit.tool("nvdisasm") is not None:  # the former calls the latter
-        return _run(cuobjdump, "--dump-sass", cubin)
-    return None
-
-
-def _run(program: str, option: str, cubin: bytes) -> str:
+    if cuobjdump is None or toolkit.tool("nvdisasm") is None:  # the former calls the latter
+        return None
     with tempfile.TemporaryDirectory(prefix="tvm_na-") as folder:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(cubin)
-        done = subprocess.run([program, option, str(file)], check=False, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{program} {option} failed:\n{done.stdout}{done.stderr}")
-        return done.stdout
+        done = subprocess.run([cuobjdump, "--dump-sass", str(file)], check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{cuobjdump} failed:\n{done.stdout}{done.stderr}")
+    return done.stdout
 
 
 def count_sass(text: str, kernel: str) -> Counter[str]:

@@ -105,16 +105,6 @@ def _most(found: Mapping[str, S]) -> S:
     return type(values[0])(*map(max, *map(astuple, values))) if len(values) > 1 else values[0]
 
 
-def cuda_source(module: Any, target: NATarget) -> str:
-    """The CUDA C++ of :func:`generated`."""
-    return generated(module, target)[0]
-
-
-def sizes_of(module: Any, target: NATarget) -> Sizes:
-    """Threads and shared memory of a block of a scheduled IRModule: those of :func:`generated`."""
-    return generated(module, target)[1]
-
-
 def _lowered(module: Any, target: NATarget) -> tuple[Any, dict[str, Sizes]]:
     """The host code of a module, with the device code as source imported to it, and the sizes of a block of each
     device function, by its name."""

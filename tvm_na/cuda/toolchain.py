@@ -15,7 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from tvm_na.cuda import fatbin, nvrtc
 from tvm_na.cuda.toolkit import DEFAULT_HOME, homes
@@ -27,37 +27,9 @@ from tvm_na.cuda.toolkit import DEFAULT_HOME, homes
 FLAGS = ("--std=c++17", "--fmad=true", "--ftz=true", "--prec-div=true", "--prec-sqrt=true")
 
 
-class Compiler(Protocol):
-    """A compiler of CUDA C++.
-
-    Attributes:
-        name: ``NVRTC`` or ``nvcc``.
-        version: Its version.
-        where: Where it is, for people.
-    """
-
-    name: ClassVar[str]
-
-    @property
-    def version(self) -> str: ...
-
-    @property
-    def where(self) -> str: ...
-
-    def compile(self, source: str, arch: str) -> tuple[bytes, str]:
-        """What the CUDA driver can load: machine code for ``arch`` (such as ``sm_90``), and PTX where it can be joined.
-
-        And what ``ptxas -v`` says of it (see :func:`tvm_na.cuda.inspection.resources_of`).
-
-        Raises:
-            RuntimeError: with the compiler's messages, if it fails.
-        """
-        ...
-
-
 @dataclass(frozen=True)
 class Nvrtc:
-    """NVRTC, through cuda-bindings."""
+    """NVRTC, through cuda-bindings; ``name``, ``version`` and ``where`` are for people."""
 
     version: str
     include_dirs: tuple[str, ...]
@@ -69,7 +41,14 @@ class Nvrtc:
         return f"cuda-bindings, headers in {self.include_dirs[0]}"
 
     def compile(self, source: str, arch: str) -> tuple[bytes, str]:
-        """See :meth:`Compiler.compile`; a cubin alone where there is neither nvFatbin nor CUDA's fatbinary."""
+        """What the CUDA driver can load, and what ``ptxas -v`` says of it.
+
+        That is machine code for ``arch`` (such as ``sm_90``), and PTX where nvFatbin or CUDA's fatbinary can join them;
+        see :func:`tvm_na.cuda.inspection.resources_of` for the rest.
+
+        Raises:
+            RuntimeError: with the compiler's messages, if it fails.
+        """
         cubin, ptx, log = nvrtc.compile(source, arch, (*FLAGS, "--ptxas-options=-v"), self.include_dirs)
         return fatbin.join(cubin, ptx, arch) or cubin, log
 
@@ -83,7 +62,7 @@ class Nvcc:
     name: ClassVar[str] = "nvcc"
 
     def compile(self, source: str, arch: str) -> tuple[bytes, str]:
-        """See :meth:`Compiler.compile`; a fatbin."""
+        """See :meth:`Nvrtc.compile`; machine code and PTX, always."""
         number = arch.removeprefix("sm_")
         both = f"arch=compute_{number},code=[sm_{number},compute_{number}]"
         return self.run(source, "--fatbin", "-gencode", both, "-Xptxas=-v")
@@ -133,7 +112,7 @@ def find_nvrtc() -> Nvrtc:
     return Nvrtc(version, nvrtc.include_dirs(homes()))
 
 
-def find_compiler() -> Compiler:
+def find_compiler() -> Nvrtc | Nvcc:
     """The compiler that kernels for GPUs are made with.
 
     Raises:
