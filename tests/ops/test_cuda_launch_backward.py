@@ -27,7 +27,7 @@ from tvm_na.ops import backend, register
 from tvm_na.ops import fast_path as autograd
 from tvm_na.ops import launch as launchers
 from tvm_na.problems.attention import NAProblem
-from tvm_na.problems.backward import BackwardProblem, most_bias_chunks, scratch_shapes
+from tvm_na.problems.backward import BackwardProblem, most_bias_chunks
 from tvm_na.problems.base import MAX_ELEMENTS
 from tvm_na.reference.case import WrongNumbers
 from tvm_na.reference.cases import budget_of, make_case
@@ -37,7 +37,7 @@ from tvm_na.targets.target import parse_target
 def test_scratch_memory_counts_where_it_is_the_largest() -> None:
     narrow = BackwardProblem.make((8, 8, 8), 8, 1, 1, bias=True)
     assert most_bias_chunks(narrow) == 1
-    sums = math.prod(scratch_shapes(narrow, 1)[1])
+    sums = math.prod(narrow.scratch()[1].shape)
     assert sums == 15**3 > 8**3
     assert narrow.largest_batch("cuda") == MAX_ELEMENTS // (2 * sums)
     plain = BackwardProblem.make((8, 8), 3, 2, 16)
@@ -100,7 +100,7 @@ def test_scratch_memory_over_there_is_that_of_the_batch() -> None:
 
     device, problem = tvm.cpu(0), BackwardProblem(PROBLEM)
     found = measure_remote._scratch(device, problem, 5, Conditions(1, device="cuda:0"))
-    assert [tuple(t.shape) for t in found] == scratch_shapes(problem, 5)
+    assert [tuple(t.shape) for t in found] == [argument.shape_for(5) for argument in problem.scratch()]
     assert {str(t.dtype) for t in found} == {"float32"}
     assert measure_remote._scratch(device, problem, 5, Conditions(1)) == []
     assert measure_remote._scratch(device, PROBLEM, 5, Conditions(1, device="cuda:0")) == []

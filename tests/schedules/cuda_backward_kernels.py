@@ -11,7 +11,6 @@ from torch import Tensor
 from tests.helpers import random_inputs, reference64, relative_error
 from tests.ops.gradients import NAMES, random_gradients, wanted_by_name
 from tests.schedules.cuda_kernels import CudaKernel
-from tvm_na.problems.backward import scratch_shapes
 
 #: The largest error, relative to the largest element of a gradient. Halves round each gradient once.
 BUDGET = {"float64": 1e-12, "float32": 5e-6, "float16": 4e-3, "bfloat16": 3e-2}
@@ -27,7 +26,8 @@ def run(
     if lse is None:
         lse = reference64(problem, inputs, scale)[1].to(accum).contiguous()
     found = {n: torch.full_like(t, math.nan) for n, t in zip(NAMES, inputs, strict=True) if t is not None}
-    scratch = [torch.full(shape, math.nan, dtype=accum) for shape in scratch_shapes(kernel.problem, len(query))]
+    shapes = [argument.shape_for(len(query)) for argument in kernel.problem.scratch()]
+    scratch = [torch.full(shape, math.nan, dtype=accum) for shape in shapes]
     arguments: dict[str, Any] = {"query": query, "key": key, "value": value, "rpb": rpb, "lse": lse}
     arguments |= {"scale": torch.tensor([scale], dtype=accum), "d_out": gradients[0], "d_lse": gradients[1]}
     kernel.launch({**arguments, "shift": scratch[0], "bias_sums": scratch[-1], **found}, len(query), seed)

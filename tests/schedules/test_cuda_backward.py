@@ -38,7 +38,7 @@ from tests.te.test_attention import PROBLEMS
 from tvm_na.cuda import toolchain
 from tvm_na.cuda.inspection import resources_of
 from tvm_na.problems.attention import NAProblem
-from tvm_na.problems.backward import BackwardProblem, most_bias_chunks, scratch_shapes
+from tvm_na.problems.backward import BackwardProblem, most_bias_chunks
 from tvm_na.schedules import spaces_for
 from tvm_na.schedules.base import Plan
 from tvm_na.schedules.cuda import backward as cuda_backward
@@ -235,7 +235,7 @@ def test_scratch_memory_is_bounded(seed: int) -> None:
     problem = BackwardProblem(dataclasses.replace(drawn_problem(1000 + seed), bias=True))
     forward = problem.forward
     tokens = math.prod(forward.spatial) * forward.heads
-    shift, sums = (math.prod(shape) for shape in scratch_shapes(problem, 1))
+    shift, sums = (math.prod(argument.shape) for argument in problem.scratch())
     assert shift == tokens
     entries = math.prod(forward.bias_shape[1:])
     assert sums <= max(tokens * (forward.head_dim + forward.head_dim_v), forward.heads * entries)

@@ -20,7 +20,7 @@ from tvm_na.jit import build
 from tvm_na.measure import rpc
 from tvm_na.measure.local import Conditions, Kernel
 from tvm_na.problems.attention import NAProblem
-from tvm_na.problems.backward import BackwardProblem, scratch_shapes
+from tvm_na.problems.backward import BackwardProblem
 from tvm_na.problems.dense import DenseProblem
 from tvm_na.problems.registry import Problem
 from tvm_na.problems.unfused import UnfusedProblem
@@ -133,7 +133,7 @@ def test_records_have_the_batch_in_all_arguments(tuned: Tuned) -> None:
     wanted = [list(t.shape) for t in (*case.inputs, *case.outputs())]
     if tuned.space == "cuda-backward":
         assert isinstance(tuned.problem, BackwardProblem)
-        wanted += [list(shape) for shape in scratch_shapes(tuned.problem, tuned.batch)]
+        wanted += [list(argument.shape_for(tuned.batch)) for argument in tuned.problem.scratch()]
     assert shapes == wanted
 
 

@@ -55,7 +55,7 @@ class BackwardProblem(OfAttention):
 
     def scratch(self) -> tuple[Argument, ...]:
         """What a kernel for GPUs writes between its parts: what is subtracted from the gradients of weights, and with a
-        bias its sums over each chunk.
+        bias its sums over each chunk. These are the last arguments of a call.
 
         Who calls allocates them: memory of TVM's would come from a pool that knows nothing of streams and CUDA graphs.
         """
@@ -153,11 +153,3 @@ def most_bias_chunks(problem: BackwardProblem) -> int:
     entries = math.prod(forward.bias_shape[1:])
     most = tokens * (forward.head_dim + forward.head_dim_v) // entries
     return max(1, min(-(-tokens // _BIAS_POSITIONS), most))
-
-
-def scratch_shapes(problem: BackwardProblem, batch: Any) -> list[tuple[Any, ...]]:
-    """The shapes of :meth:`BackwardProblem.scratch`: the last arguments of a call, in accum_dtype.
-
-    ``[batch, *spatial, heads]``, and with a bias ``[batch, chunks, heads, 2*kernel_size-1, ...]``.
-    """
-    return [argument.shape_for(batch) for argument in problem.scratch()]

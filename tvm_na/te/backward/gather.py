@@ -26,7 +26,7 @@ def backward(problem: BackwardProblem, tile: BackwardGatherTile, batch_size: int
     """The gradients of ``problem`` as an unscheduled PrimFunc; the batch is symbolic unless ``batch_size`` is given.
 
     Arguments as in :mod:`tvm_na.te.common.operands`, and behind them those of
-    :func:`tvm_na.problems.backward.scratch_shapes`.
+    :func:`tvm_na.problems.backward.BackwardProblem.scratch`.
 
     Raises:
         ValueError: ``tile.lanes`` is no power of two up to 32, or there are keys of a block without a bias, or more
