@@ -53,12 +53,7 @@ class Peer:
 
 
 def _axes(problem: NAProblem) -> list[tuple[Tensor, Tensor, Tensor]]:
-    return [
-        axis_neighbors(n, k, s, d, causal)
-        for n, k, s, d, causal in zip(
-            problem.spatial, problem.kernel_size, problem.stride, problem.dilation, problem.is_causal, strict=True
-        )
-    ]
+    return [axis_neighbors(*axis) for axis in problem.axes]
 
 
 def _require_plain(problem: NAProblem) -> None:

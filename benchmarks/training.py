@@ -122,9 +122,8 @@ def run_case(case: TrainingCase, rounds: int, biased: bool) -> None:
 
 def passes(problem: NAProblem, sets: Sequence[tuple[Tensor, ...]]) -> Calls:
     """The operators of the two passes alone, with what autograd gives them: the forward pass keeps its log-sum-exp."""
-    window = (problem.kernel_size, problem.stride, problem.dilation, problem.is_causal)
     forward, backward = torch.ops.tvm_na.na_forward_lse, torch.ops.tvm_na.na_backward
-    scale = problem.head_dim**-0.5
+    window, scale = problem.window, problem.head_dim**-0.5
     plain = [tuple(t.detach() for t in tensors) for tensors in sets]
     known = [(q, k, v, forward(q, k, v, None, *window, scale)[1], d_out) for q, k, v, d_out in plain]
     return {

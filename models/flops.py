@@ -25,9 +25,8 @@ def flops(model: nn.Module, input_size: int | tuple[int, int]) -> int:
     model without storage runs on the meta device.
 
     Args:
-        model: A model of this package, or any module that takes ``[batch, channels, height, width]`` and attends
-            with the modules of :mod:`tvm_na.nn`. ``channels`` is its ``in_chans``, or 3.
-        input_size: Height and width of the image in pixels; an integer counts for both.
+        model: As :func:`problems_of`.
+        input_size: As :func:`problems_of`.
 
     Raises:
         TypeError, ValueError: name the argument, what was required and what came.

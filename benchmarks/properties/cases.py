@@ -39,8 +39,7 @@ def drawn(problem: NAProblem, spatial: tuple[int, ...], batch: int, seed: int) -
 def attend(problem: NAProblem, query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None = None) -> Tensor:
     """The compiled operator; ``problem`` says the window, the tensors everything else."""
     front = (na1d, na2d, na3d)[problem.rank - 1]
-    window = (problem.kernel_size, problem.stride, problem.dilation, problem.is_causal)
-    out: Tensor = front(query, key, value, *window, rpb=rpb, backend="compiled")
+    out: Tensor = front(query, key, value, *problem.window, rpb=rpb, backend="compiled")
     return out
 
 
@@ -112,9 +111,7 @@ def interior(problem: NAProblem, shift: tuple[int, ...]) -> tuple[slice, ...]:
     if set(problem.stride) != {1}:
         raise ValueError(f"stride: required 1 along each axis, got {problem.stride}")
     found = []
-    for n, k, d, causal, by in zip(
-        problem.spatial, problem.kernel_size, problem.dilation, problem.is_causal, shift, strict=True
-    ):
+    for (n, k, _, d, causal), by in zip(problem.axes, shift, strict=True):
         before = d * (k - 1 if causal else k // 2)
         behind = 0 if causal else d * (k - 1) - before
         found.append(slice(before, n - by - behind))

@@ -75,17 +75,16 @@ def bench_op(
     shape = (batch, *problem.spatial, problem.heads, problem.head_dim)
     query, key, value = (torch.randn(shape, dtype=getattr(torch, problem.dtype)) for _ in range(3))
     bias = torch.randn(problem.bias_shape, dtype=query.dtype) if problem.bias else None
-    window = (problem.kernel_size, problem.stride, problem.dilation, problem.is_causal)
 
     def attend(backend: str) -> Tensor:
-        return na2d(query, key, value, *window, rpb=bias, backend=backend)
+        return na2d(query, key, value, *problem.window, rpb=bias, backend=backend)
 
     build([problem])
     say(f"kernel: {explain(problem)}")
     with torch.inference_mode():
         exact_bias = None if bias is None else bias.double()
         doubles = partial(na2d, query.double(), key.double(), value.double())
-        exact = doubles(*window, rpb=exact_bias, backend="reference")
+        exact = doubles(*problem.window, rpb=exact_bias, backend="reference")
         error = relative_error(attend("compiled"), exact)
         candidates = {backend: partial(attend, backend) for backend in ("compiled", "reference")}
         _compare(f"{problem}, batch {batch}", candidates, rounds, error, ERROR_BUDGET[problem.dtype])
