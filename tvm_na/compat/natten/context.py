@@ -58,8 +58,7 @@ _SETTERS = {
 _ANSWERS = {
     "has_half": (True, "float16 works on every device"),
     "has_bfloat": (True, "bfloat16 works on every device"),
-    "has_fna": (True, "``na1d``, ``na2d`` and ``na3d`` work on every device"),
-    "has_fused_na": (True, "``na1d``, ``na2d`` and ``na3d`` work on every device"),
+    **dict.fromkeys(("has_fna", "has_fused_na"), (True, "``na1d``, ``na2d`` and ``na3d`` work on every device")),
     **dict.fromkeys(
         ("has_gemm", "has_tf32_gemm", "has_fp32_gemm", "has_fp64_gemm"),
         (False, "NATTEN's kernels for unfused attention on tensor cores are not here"),

@@ -7,22 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from tvm_na import functional
-from tvm_na.compat.natten import unfused
-from tvm_na.compat.natten.context import (
-    disable_gemm_na,
-    disable_tf32,
-    disable_tiled_na,
-    enable_gemm_na,
-    enable_tf32,
-    enable_tiled_na,
-    has_bfloat,
-    has_cuda,
-    has_fp32_gemm,
-    has_fp64_gemm,
-    has_gemm,
-    has_half,
-    has_tf32_gemm,
-)
+from tvm_na.compat.natten import context, unfused
 from tvm_na.compat.natten.dense import attention
 from tvm_na.compat.natten.fused import na1d, na2d, na3d, neighborhood_attention_generic
 from tvm_na.compat.natten.ignored import ignore_all
@@ -52,25 +37,20 @@ def merge_attentions(
     return functional.merge_attentions(outputs, lse_tensors)
 
 
+#: What is here too of :mod:`tvm_na.compat.natten.context`.
+_SWITCHES = (
+    *("has_cuda", "has_half", "has_bfloat", "has_gemm", "has_tf32_gemm", "has_fp32_gemm", "has_fp64_gemm"),
+    *(f"{verb}_{what}" for verb in ("enable", "disable") for what in ("gemm_na", "tf32", "tiled_na")),
+)
+globals().update({name: getattr(context, name) for name in _SWITCHES})
+
 __all__ = [
     "attention",
-    "disable_gemm_na",
-    "disable_tf32",
-    "disable_tiled_na",
-    "enable_gemm_na",
-    "enable_tf32",
-    "enable_tiled_na",
-    "has_bfloat",
-    "has_cuda",
-    "has_fp32_gemm",
-    "has_fp64_gemm",
-    "has_gemm",
-    "has_half",
-    "has_tf32_gemm",
     "merge_attentions",
     "na1d",
     "na2d",
     "na3d",
     "neighborhood_attention_generic",
+    *_SWITCHES,
     *unfused.__all__,
 ]
