@@ -82,17 +82,31 @@ def load_classifier(
             artifact, it cannot run here, or it is no classifier of images.
         RuntimeError: a kernel cannot be built.
     """
-    if not _is_artifact(name):
-        if model is not None:
-            raise ValueError(f"model: required an artifact with it, got {model!r} and {name!r}")
-        return _load_eager(name, weights, labels, num_classes, backend, input_size)
-    settled = {"num_classes": num_classes, "backend": backend, "input_size": input_size}
-    for option, value in (settled if overlays else {"weights": weights, **settled}).items():
-        if value is not None:
-            raise ValueError(f"{option}: required a model's name with it (an artifact has its own), got {value}")
-    if model is not None and weights is None:
-        raise ValueError(f"weights: required those of the artifact with --model {model}, got none")
-    return _load_artifact(name, labels, weights, model)
+    if _is_artifact(name):
+        settled = {"num_classes": num_classes, "backend": backend, "input_size": input_size}
+        for option, value in (settled if overlays else {"weights": weights, **settled}).items():
+            if value is not None:
+                raise ValueError(f"{option}: required a model's name with it (an artifact has its own), got {value}")
+        if model is not None and weights is None:
+            raise ValueError(f"weights: required those of the artifact with --model {model}, got none")
+        return _load_artifact(name, labels, weights, model)
+    if model is not None:
+        raise ValueError(f"model: required an artifact with it, got {model!r} and {name!r}")
+    from tvm_na.jit.build import is_supported
+    from tvm_na.models import problems_of
+    from tvm_na.models.registry import get_spec
+    from tvm_na.serve.classifier import eager_classifier
+
+    names = read_labels(labels) if labels else None
+    if names and num_classes not in (None, len(names)):
+        raise ValueError(f"labels: required {num_classes} labels, one per class, got {len(names)} in {labels}")
+    preprocessing = replace(get_spec(name).preprocessing, input_size=input_size or own_size(name))
+    classes = num_classes or (len(names) if names else IMAGENET_CLASSES)
+    network = load_model(name, weights, classes, backend or "auto")
+    if backend != "reference":
+        problems = problems_of(network, preprocessing.input_size)
+        build(p for p in problems if backend == "compiled" or is_supported(p))
+    return eager_classifier(network, name, preprocessing, names, weights is None)
 
 
 def _load_artifact(path: str, labels: Path | None, weights: Path | None, model: str | None) -> Classifier:
@@ -106,28 +120,3 @@ def _load_artifact(path: str, labels: Path | None, weights: Path | None, model: 
     if classifier.random_weights:
         warn("the weights of the artifact are RANDOM, and so are the classes")
     return classifier
-
-
-def _load_eager(
-    name: str,
-    weights: Path | None,
-    labels: Path | None,
-    num_classes: int | None,
-    backend: BackendName | None,
-    input_size: int | None,
-) -> Classifier:
-    from tvm_na.jit.build import is_supported
-    from tvm_na.models import problems_of
-    from tvm_na.models.registry import get_spec
-    from tvm_na.serve.classifier import eager_classifier
-
-    names = read_labels(labels) if labels else None
-    if names and num_classes not in (None, len(names)):
-        raise ValueError(f"labels: required {num_classes} labels, one per class, got {len(names)} in {labels}")
-    preprocessing = replace(get_spec(name).preprocessing, input_size=input_size or own_size(name))
-    classes = num_classes or (len(names) if names else IMAGENET_CLASSES)
-    model = load_model(name, weights, classes, backend or "auto")
-    if backend != "reference":
-        problems = problems_of(model, preprocessing.input_size)
-        build(p for p in problems if backend == "compiled" or is_supported(p))
-    return eager_classifier(model, name, preprocessing, names, weights is None)
