@@ -20,6 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from tvm_na.measure import cuda as measure_cuda
 from tvm_na.measure import worker_pool as workers
@@ -113,6 +114,10 @@ class Measured:
         return tuple(nominal * own / other for own, other in zip(self.run_secs, self.reference_secs, strict=True))
 
 
+#: What is told of each kernel of several, by its index, as it ends.
+Done: TypeAlias = Callable[[int, Measured], None]
+
+
 def measured_of(outcome: workers.Outcome) -> Measured:
     """What became of a kernel whose measurement was called in a process."""
     return outcome.value if outcome.failure is None else Measured((), outcome.failure, outcome.message)
@@ -125,12 +130,7 @@ class Measurer(ABC):
     _pool: workers.Pool
 
     @abstractmethod
-    def measure(
-        self,
-        kernels: Sequence[Kernel],
-        done: Callable[[int, Measured], None],
-        stopped: Callable[[], bool] = lambda: False,
-    ) -> None:
+    def measure(self, kernels: Sequence[Kernel], done: Done, stopped: workers.Stopped = lambda: False) -> None:
         """Measure kernels; ``done(index, measured)`` is called for each as it ends, until ``stopped()``."""
 
     def close(self) -> None:
@@ -251,12 +251,7 @@ class LocalMeasurer(Measurer):
         self.conditions = conditions
         self._pool = workers.Pool(1, _USES, log, prepare, (conditions.threads, conditions.device))
 
-    def measure(
-        self,
-        kernels: Sequence[Kernel],
-        done: Callable[[int, Measured], None],
-        stopped: Callable[[], bool] = lambda: False,
-    ) -> None:
+    def measure(self, kernels: Sequence[Kernel], done: Done, stopped: workers.Stopped = lambda: False) -> None:
         def ended(index: int, outcome: workers.Outcome) -> None:
             done(index, measured_of(outcome))
 

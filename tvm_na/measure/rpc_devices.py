@@ -10,13 +10,13 @@ import dataclasses
 import logging
 import socket
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tvm_na.measure import worker_pool as workers
-from tvm_na.measure.local import Conditions, Kernel, Measured, Measurer, measured_of
+from tvm_na.measure.local import Conditions, Done, Kernel, Measured, Measurer, measured_of
 from tvm_na.measure.rpc import measured_in
 from tvm_na.measure.timing import require_extra
 from tvm_na.reference.case import WrongNumbers
@@ -175,11 +175,7 @@ class RpcMeasurer(Measurer):
         self._pool = workers.Pool(max(1, devices.count()), _USES, log, workers.nothing)
 
     def measure(
-        self,
-        kernels: Sequence[Kernel],
-        done: Callable[[int, Measured], None],
-        stopped: Callable[[], bool] = lambda: False,
-        attempt: int = 1,
+        self, kernels: Sequence[Kernel], done: Done, stopped: workers.Stopped = lambda: False, attempt: int = 1
     ) -> None:
         """Measure kernels; ``done(index, measured)`` is called for each as it ends, until ``stopped()``.
 

@@ -17,12 +17,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection, forkserver
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 # Not tvm_na.jit.runtime: a fork of a process that has it computes on one thread.
 _PRELOADED = ["torch", "tvm", "tvm.s_tir", "tvm_na.tune.builder", "tvm_na.measure.local", "tvm_na.records.replay"]
 _PR_SET_PDEATHSIG = 1
 _START_SECONDS = 120.0  # for importing, on a busy machine
+
+#: Whether what is not done yet is given up.
+Stopped: TypeAlias = Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ class Pool:
         calls: Sequence[tuple[Any, ...]],
         timeout: float,
         done: Callable[[int, Outcome], None],
-        stopped: Callable[[], bool] = lambda: False,
+        stopped: Stopped = lambda: False,
     ) -> None:
         """Call ``function``, of a module, with each of ``calls``, as many at once as there are processes.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ class Builder:
         self._pool = workers.Pool(jobs, _USES, log, skip_tensor_intrinsics)
 
     def build(
-        self, sources: Sequence[Source], suffix: str = ".so", stopped: Callable[[], bool] = lambda: False
+        self, sources: Sequence[Source], suffix: str = ".so", stopped: workers.Stopped = lambda: False
     ) -> list[Built]:
         """Compile what ``sources`` say; what is not finished when ``stopped()`` turns true is given up."""
         files = [self.folder / f"kernel{next(self._names)}{suffix}" for _ in sources]
