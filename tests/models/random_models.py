@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tvm_na.models import NAT, DiNATs, LoadReport, NAModel, NATIsotropic, ViTRPB, load_checkpoint
+from tvm_na.nn import NeighborhoodAttention2D
+
+M = TypeVar("M", bound=NAModel)
 
 ISOTROPIC: dict[str, Any] = {"embed_dim": 8, "num_heads": 2, "depth": 3}
 FAMILIES: dict[str, tuple[type[NAModel], dict[str, Any]]] = {
@@ -27,6 +31,16 @@ def small(seed: int, family: str = "nat", **arguments: Any) -> Any:
     for parameter in model.parameters():
         parameter.data.normal_(generator=generator)
     return model
+
+
+def made(make: Callable[..., M], **arguments: Any) -> M:
+    """A model in evaluation mode, drawn with one seed, for the reference and ten classes if nothing else is said."""
+    torch.manual_seed(0)
+    return make(**{"backend": "reference", "num_classes": 10, **arguments}).eval()
+
+
+def attentions(model: nn.Module) -> list[NeighborhoodAttention2D]:
+    return [module for module in model.modules() if isinstance(module, NeighborhoodAttention2D)]
 
 
 def loaded(model: NAModel, content: Any, file: Path, **options: Any) -> LoadReport:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.brute import neighbors
+from tests.models.random_models import made
 from tvm_na.functional import na2d
 from tvm_na.models import NAT, attention_maps
 from tvm_na.models.attention_maps import attention_of_query
@@ -18,10 +19,11 @@ from tvm_na.nn import NeighborhoodAttention2D
 DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
 
 
+SMALL = {"embed_dim": 8, "depths": (2, 1, 1), "num_heads": (2, 2, 4), "kernel_size": 3, "num_classes": 5}
+
+
 def small(**options) -> NAT:
-    torch.manual_seed(0)
-    arguments = {"embed_dim": 8, "depths": (2, 1, 1), "num_heads": (2, 2, 4), "kernel_size": 3, "num_classes": 5}
-    model = NAT(**{**arguments, "backend": "reference", **options}).eval()
+    model = made(NAT, **SMALL | options)
     for parameter in model.parameters():  # far from uniform attention
         parameter.data.mul_(4)
     return model

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from tests.helpers import relative_error
+from tests.models.random_models import attentions, made
 from tvm_na.deploy.relax.problems import problems_of_whole
 from tvm_na.models import NAT, DiNATs, NAModel, NATIsotropic, ViTRPB, attention_maps, create_model, problems_of
 from tvm_na.models.layers import DropPath
-from tvm_na.nn import NeighborhoodAttention2D
 from tvm_na.problems.attention import NAProblem
 
 PYRAMID = {"embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "kernel_size": 3, "dilations": (4, 2)}
@@ -28,16 +28,11 @@ WEIGHTS = ("weight", "bias")
 
 def small(family: str, **arguments) -> NAModel:
     """A model whose every parameter counts."""
-    torch.manual_seed(0)
     make, sizes = MAKE[family]
-    model = make(**{**sizes, "num_classes": 5, "backend": "reference", **arguments})
+    model = made(make, **{**sizes, "num_classes": 5, **arguments})
     for parameter in model.parameters():
         parameter.data.add_(0.1 * torch.randn_like(parameter))
-    return model.eval()
-
-
-def attentions(model: nn.Module) -> list[NeighborhoodAttention2D]:
-    return [module for module in model.modules() if isinstance(module, NeighborhoodAttention2D)]
+    return model
 
 
 @FAMILIES

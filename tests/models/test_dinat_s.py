@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.models.random_models import made
 from tvm_na.models import DiNATs
 from tvm_na.models.dinat_s import PatchMerging
 from tvm_na.models.layers import PatchEmbed
 
-SMALL = {"embed_dim": 8, "depths": (2, 1, 1), "num_heads": (1, 2, 4), "kernel_size": 3, "backend": "reference"}
+SMALL = {"embed_dim": 8, "depths": (2, 1, 1), "num_heads": (1, 2, 4), "kernel_size": 3}
 
 
 def small(**arguments) -> DiNATs:
-    torch.manual_seed(0)
-    return DiNATs(**{**SMALL, "num_classes": 10, **arguments}).eval()
+    return made(DiNATs, **SMALL | arguments)
 
 
 def merged_by_hand(merging: PatchMerging, x: Tensor) -> Tensor:

@@ -6,20 +6,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.models.random_models import made
 from tvm_na.models import NATIsotropic, ViTRPB, problems_of
 from tvm_na.models.isotropic import FullAttention2D, relative_position_index
 
-SMALL = {"embed_dim": 16, "num_heads": 2, "depth": 3, "patch_size": 8, "backend": "reference"}
+SMALL = {"embed_dim": 16, "num_heads": 2, "depth": 3, "patch_size": 8}
 
 
 def small(**arguments) -> NATIsotropic:
-    torch.manual_seed(0)
-    return NATIsotropic(**{**SMALL, "kernel_size": 3, "num_classes": 10, **arguments}).eval()
+    return made(NATIsotropic, **SMALL | {"kernel_size": 3} | arguments)
 
 
 def small_vit(**arguments) -> ViTRPB:
-    torch.manual_seed(0)
-    return ViTRPB(**{**SMALL, "img_size": 40, "num_classes": 10, **arguments}).eval()
+    return made(ViTRPB, **SMALL | {"img_size": 40} | arguments)
 
 
 def test_forward_is_tokens_layers_and_the_mean():

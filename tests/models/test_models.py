@@ -8,11 +8,11 @@ from collections import Counter
 import pytest
 import torch
 
+from tests.models.random_models import attentions, made
 from tvm_na.models import NAT, create_model, flops, list_models, problems_of, training_problems_of
 from tvm_na.models.dilations import alternating_dilations, per_layer_dilations
 from tvm_na.models.layers import DropPath
 from tvm_na.models.registry import SPECS
-from tvm_na.nn import NeighborhoodAttention2D
 
 #: Parameters, and the published digits of the work in 1e9 operations, where there are any.
 PUBLISHED = {
@@ -41,16 +41,11 @@ PUBLISHED = {
     "vitrpb_base": (86_627_080, "17.49"),
 }
 WITH_LAYER_SCALE = ("nat_small", "nat_base", "dinat_base")
-SMALL = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "backend": "reference"}
+SMALL = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8)}
 
 
 def small(**arguments) -> NAT:
-    torch.manual_seed(0)
-    return NAT(**{**SMALL, "num_classes": 10, **arguments}).eval()
-
-
-def attentions(model: NAT) -> list[NeighborhoodAttention2D]:
-    return [module for module in model.modules() if isinstance(module, NeighborhoodAttention2D)]
+    return made(NAT, **SMALL | arguments)
 
 
 # --- the named models
@@ -128,6 +123,7 @@ def test_dilations_reach_the_layers():
 # Of a model's odd layers in each stage; even ones have 1.
 DILATIONS = {
     "nat_mini": (1, 1, 1, 1),
+    "nat_tiny": (1, 1, 1, 1),
     "nat_isotropic_small": (1,),
     "vitrpb_small": (1,),
     "dinat_mini": (8, 4, 2, 1),
@@ -154,8 +150,9 @@ def test_dilations_are_those_of_the_authors_and_reach_the_problems(name):
     assert [a.dilation for a in attentions(model)] == [(d, d) for _, d in layers]
     assert SPECS[name].preprocessing.input_size == size
     found, first = problems_of(model, size), size // (4 if len(DILATIONS[name]) == 4 else 16)
-    maps = Counter((first >> stage, dilation) for stage, dilation in layers)
-    assert {(p.spatial[0], p.dilation[0]): count for p, count in found.items()} == maps
+    heads = [a.num_heads for a in attentions(model)]
+    maps = Counter((first >> stage, dilation, n) for (stage, dilation), n in zip(layers, heads, strict=True))
+    assert [((*set(p.spatial), *set(p.dilation), p.heads), n) for p, n in found.items()] == list(maps.items())
     assert all((p.kernel_size, p.head_dim, p.bias) == ((window, window), 32, True) for p in found)
     assert sum(training_problems_of(model, size).values()) == 2 * len(layers)
 
