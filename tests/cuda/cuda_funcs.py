@@ -19,6 +19,7 @@ def missing(find: Any) -> bool:
 
 
 needs_compiler = pytest.mark.skipif(missing(toolchain.find_compiler), reason="there is neither NVRTC nor nvcc")
+needs_nvcc = pytest.mark.skipif(missing(toolchain.find_nvcc), reason="there is no nvcc")
 
 ROWS, COLUMNS = 4, 96
 #: Bytes of shared memory that a block of :func:`row_sums` in float32 takes.

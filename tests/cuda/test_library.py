@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.cuda.cuda_funcs import SHARED_BYTES, missing, needs_compiler, row_sums
+from tests.cuda.cuda_funcs import SHARED_BYTES, missing, needs_compiler, needs_nvcc, row_sums
 from tvm_na.cuda import fatbin, inspection, library, nvrtc, toolchain, toolkit, workarounds
 from tvm_na.jit import build, cache
 from tvm_na.problems.attention import NAProblem
@@ -19,7 +19,6 @@ from tvm_na.targets.target import parse_target
 SM_80, SM_90 = parse_target("cuda-sm_80"), parse_target("cuda-sm_90")
 
 
-needs_nvcc = pytest.mark.skipif(missing(toolchain.find_nvcc), reason="there is no nvcc")
 needs_nvrtc = pytest.mark.skipif(missing(toolchain.find_nvrtc), reason="there is no NVRTC")
 
 

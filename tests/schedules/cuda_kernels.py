@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ import torch
 from tests.conftest import TOLERANCE
 from tests.cuda_emulator.emulate import Emulated
 from tests.cuda_emulator.errors import EmulationError
-from tests.helpers import random_inputs, reference64, relative_error, share
+from tests.helpers import random_inputs, random_problem, reference64, relative_error, share
 from tvm_na.cuda.library import generated
 from tvm_na.cuda.limits import Sizes, UnlaunchableError, check_sizes
+from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.registry import Problem
 from tvm_na.schedules import SearchSpace, spaces_for
 from tvm_na.schedules.base import Plan, Scheduled
@@ -119,6 +121,15 @@ def kernel_of(problem: Problem, schedule: Scheduled) -> CudaKernel:
         launches.append(Launch(name, nest["blockIdx.x"], block))
     assert max(math.prod(launch.block) for launch in launches) == sizes.threads
     return CudaKernel(problem, source, tuple(launches), sizes)
+
+
+def drawn_problem(seed: int, sizes: dict[int, tuple[int, int]]) -> NAProblem:
+    """A small problem of any options and dtype, and of any rank, whose ``sizes`` are given."""
+    rng = random.Random(seed)
+    rank = rng.choice([1, 2, 2, 2, 3])
+    dim = rng.choice([1, 5, 16, 20, 32, 48, 64, 128])
+    dim_v = rng.choice([dim, dim, dim, 24])
+    return random_problem(rng, rank=rank, sizes=sizes[rank], head_dim=dim, head_dim_v=dim_v, dtype=rng.choice(DTYPES))
 
 
 def fitting_point(problem: Problem, formulation: int, seed: int) -> CudaKernel:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import random
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 
 from tests.conftest import TOLERANCE
-from tests.helpers import random_inputs, random_problem, reference64, relative_error, share
-from tvm_na import settings
+from tests.helpers import HEAD_DIMS, Inputs, random_inputs, random_problem, reference64, relative_error, share
+from tests.jit.compiling import compile_all
+from tests.te.expressions import assert_local, call
 from tvm_na.jit import build
 from tvm_na.problems.attention import NAProblem
 from tvm_na.schedules import base, spaces_for
@@ -22,53 +22,35 @@ from tvm_na.te.attention.lanes import forward
 from tvm_na.te.attention.lanes_tile import LanesTile, lanes_of, spanned_columns
 from tvm_na.te.common.window import group_length, group_window
 
-_HEAD_DIMS = (4, 12, 24, 32, 40, 64, 128)
-
 
 def compile_(problem: NAProblem, tile: LanesTile | None = None) -> Any:
-    import tvm
-
     target = detect_target()
     if tile is None:
         module = build.scheduled_module(problem, target)[0]
     else:
         module = cpu.SPACE.apply(forward(problem, tile), target).schedule.mod
-    return tvm.compile(module, target=target.tvm_target())["main"]
+    return compile_all([module])[0]
 
 
-def compile_all(modules: list[Any]) -> list[Any]:
-    """Kernels of scheduled modules, compiled on all cores."""
-    import tvm
-
-    target = detect_target().tvm_target()
-    with ThreadPoolExecutor(settings.available_cores()) as pool:
-        return list(pool.map(lambda module: tvm.compile(module, target=target)["main"], modules))
+def run(problem: NAProblem, kernel: Any, inputs: Inputs, scale: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """A kernel's outputs, which are NaN before the call."""
+    query, key, value, rpb = inputs
+    out = torch.full((*query.shape[:-1], problem.head_dim_v), torch.nan, dtype=query.dtype)
+    lse = torch.full(query.shape[:-1], torch.nan, dtype=query.dtype) if problem.return_lse else None
+    call(kernel, [query, key, value, torch.tensor([scale], dtype=query.dtype), rpb], [out, lse])
+    return out, lse
 
 
 def errors(problem: NAProblem, kernel: Any, batch: int, seed: int) -> list[float]:
-    """Relative errors of a kernel's outputs, which are NaN before the call."""
-    inputs = random_inputs(problem, batch, seed)
-    query, key, value, rpb = inputs
-    scale = 0.7 * problem.head_dim**-0.5
-    out = torch.full((*query.shape[:-1], problem.head_dim_v), torch.nan, dtype=query.dtype)
-    lse = torch.full(query.shape[:-1], torch.nan, dtype=query.dtype)
-    kernel(
-        query,
-        key,
-        value,
-        torch.tensor([scale], dtype=query.dtype),
-        *([] if rpb is None else [rpb]),
-        out,
-        *([lse] if problem.return_lse else []),
-    )
-    wanted, wanted_lse = reference64(problem, inputs, scale)
-    found = [relative_error(out, wanted)]
-    return [*found, relative_error(lse, wanted_lse)] if problem.return_lse else found
+    """Relative errors of a kernel's outputs."""
+    inputs, scale = random_inputs(problem, batch, seed), 0.7 * problem.head_dim**-0.5
+    found = zip(run(problem, kernel, inputs, scale), reference64(problem, inputs, scale), strict=True)
+    return [relative_error(out, wanted) for out, wanted in found if out is not None]
 
 
 def drawn(seed: int) -> NAProblem:
     rng = random.Random(seed)
-    dim = rng.choice(_HEAD_DIMS)
+    dim = rng.choice(HEAD_DIMS)
     dim_v = rng.choice([dim, dim, rng.choice([1, 5, 20, 48])])
     dtype = rng.choice(["float32", "float64"])
     rank = rng.choice([1, 2, 2, 2, 3])
@@ -169,22 +151,12 @@ def test_one_kernel_serves_every_batch() -> None:
         assert errors(problem, kernel, batch, seed=batch)[0] <= TOLERANCE["float32"]
 
 
-def test_a_value_outside_of_the_window_stays_outside() -> None:
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+def test_a_value_outside_of_the_window_stays_outside(poison: float) -> None:
     for causal in (False, True):
         problem = NAProblem.make((8, 16), 3, 1, 8, is_causal=causal)
-        query, key, value, _ = random_inputs(problem, 1, 0)
-        clean, poisoned = (torch.full_like(query, torch.nan) for _ in range(2))
-        kernel, scale = compile_(problem), torch.tensor([0.3])
-        kernel(query, key, value, scale, clean)
-        key[0, 4, 8], value[0, 4, 8] = torch.nan, torch.inf
-        kernel(query, key, value, scale, poisoned)
-        sees = torch.zeros(8, 16, dtype=torch.bool)
-        if causal:
-            sees[4:7, 8:11] = True
-        else:
-            sees[3:6, 7:10] = True
-        assert torch.equal(poisoned[0][~sees], clean[0][~sees])
-        assert poisoned[0][sees].isnan().all()
+        kernel = compile_(problem)
+        assert_local(problem, lambda inputs, p=problem, k=kernel: run(p, k, inputs, 0.3), poison, step=7)  # type: ignore
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -192,15 +164,16 @@ def test_scores_far_apart_and_non_finite_behave_as_in_the_reference(dtype: str) 
     problem = NAProblem.make((4, 4), 3, 1, 4, dtype=dtype, return_lse=True)
     query, key, value, _ = random_inputs(problem, 1, 0)
     query *= 300.0  # probabilities underflow
-    kernel, scale = compile_(problem), torch.ones(1, dtype=query.dtype)
-    out, lse = torch.empty_like(value), torch.empty(query.shape[:-1], dtype=query.dtype)
-    kernel(query, key, value, scale, out, lse)
+    kernel = compile_(problem)
+    out, lse = run(problem, kernel, (query, key, value, None), 1.0)
+    assert lse is not None
     wanted, wanted_lse = reference64(problem, (query, key, value, None), 1.0)
     # The scores' own rounding is magnified by their size.
     assert relative_error(out, wanted) <= 1000 * TOLERANCE[dtype]
     assert relative_error(lse, wanted_lse) <= 10 * TOLERANCE[dtype]
     query[0, 0, 0] = torch.nan
-    kernel(query, key, value, scale, out, lse)
+    out, lse = run(problem, kernel, (query, key, value, None), 1.0)
+    assert lse is not None
     assert out[0, 0, 0].isnan().all()
     assert lse[0, 0, 0].isnan().all()
     assert out[0, 1:].isfinite().all()

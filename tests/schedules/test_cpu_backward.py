@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from tests.conftest import GRADIENT_TOLERANCE
-from tests.helpers import random_inputs, random_problem, reference64, relative_error, share
-from tests.ops.gradients import wanted
-from tests.schedules.test_cpu import compile_all
+from tests.helpers import random_inputs, random_problem, relative_error, share
+from tests.jit.compiling import compile_all
+from tests.ops.gradients import random_gradients, wanted_by_name
+from tests.te.expressions import assert_gradients_local, gradients_by
 from tvm_na.jit import build
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.backward import BackwardProblem
@@ -29,25 +30,10 @@ _HEAD_DIMS = (4, 12, 24, 32, 40, 64)
 
 def gradients(problem: NAProblem, kernel: Any, batch: int, seed: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """What a kernel writes over NaN, and what is right; with a gradient of the lse where the problem has one."""
-    inputs = random_inputs(problem, batch, seed)
-    query, _, _, rpb = inputs
-    generator = torch.Generator().manual_seed(seed)
-    d_out = torch.randn(*query.shape[:-1], problem.head_dim_v, generator=generator, dtype=query.dtype)
-    d_lse = torch.randn(query.shape[:-1], generator=generator, dtype=query.dtype) if problem.return_lse else None
+    inputs, given = random_inputs(problem, batch, seed), random_gradients(problem, batch, seed)
     scale = 0.7 * problem.head_dim**-0.5
-    lse = reference64(problem, inputs, scale)[1].to(query.dtype).clone(memory_format=torch.contiguous_format)
-    tensors = [t for t in inputs if t is not None]
-    found = [torch.full_like(t, torch.nan) for t in tensors]
-    kernel(
-        *inputs[:3],
-        torch.tensor([scale], dtype=query.dtype),
-        *([] if rpb is None else [rpb]),
-        lse,
-        d_out,
-        *([] if d_lse is None else [d_lse]),
-        *found,
-    )
-    return found, wanted(problem, tensors, d_out, d_lse, scale)
+    found = gradients_by(kernel, problem, inputs, given, scale)
+    return list(found.values()), list(wanted_by_name(problem, inputs, given, scale).values())
 
 
 def check(problem: NAProblem, kernel: Any, batch: int, seed: int) -> None:
@@ -133,35 +119,13 @@ def test_drawn_points_give_the_same_numbers(seed: int) -> None:
     check(problem, compile_all([found.schedule.mod])[0], 1, seed)
 
 
-def test_runs_are_bit_equal_whatever_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tvm_na.jit import runtime
-
-    problem = NAProblem.make((29, 17), (7, 5), 2, 16, heads_kv=1, bias=True)
-    kernel = build.kernel_for(BackwardProblem(problem)).function
-    runs = []
-    for threads in ("1", "2", "2"):
-        monkeypatch.setenv("TVM_NA_NUM_THREADS", threads)
-        runtime.use_threads(2**40)
-        runs.append(gradients(problem, kernel, 3, 0)[0])
-    for other in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
-
-
-def test_what_is_masked_may_be_infinite() -> None:
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+def test_what_is_masked_may_be_infinite(poison: float) -> None:
     """The gradients of queries that do not see a key are those that they have if it is finite."""
     problem = NAProblem.make(8, 4, 1, 4, is_causal=True)
     kernel = build.kernel_for(BackwardProblem(problem)).function
-    query, key, value, _ = random_inputs(problem, 1, 0)
-    lse, d_out = reference64(problem, (query, key, value, None), 0.6)[1].float().contiguous(), torch.randn_like(query)
-    found = []
-    for bad in (0.0, torch.inf, torch.nan):
-        key[:, -1], value[:, -1] = bad, bad
-        out = [torch.full_like(t, torch.nan) for t in (query, key, value)]
-        kernel(query, key, value, torch.tensor([0.6]), lse, d_out, *out)
-        found.append(out[0][:, :-1])
-    assert torch.isfinite(found[0]).all()
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+    run = lambda inputs, given: gradients_by(kernel, problem, inputs, given, 0.6)  # noqa: E731
+    assert_gradients_local(problem, run, poison)
 
 
 def test_chunks_have_few_rows_in_common() -> None:

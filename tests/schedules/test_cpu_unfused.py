@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from tests.helpers import random_problem, share
-from tests.schedules.test_cpu import compile_all
+from tests.jit.compiling import compile_all
 from tvm_na.jit import build
+from tvm_na.problems.backward import BackwardProblem
 from tvm_na.problems.unfused import KINDS as ALL_KINDS
 from tvm_na.problems.unfused import UnfusedProblem
 from tvm_na.reference.case import WrongNumbers
@@ -119,8 +120,9 @@ def test_every_tile_of_sums_over_queries_gives_the_same_numbers() -> None:
 def test_runs_are_bit_equal_whatever_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     from tvm_na.jit import runtime
 
-    for kind in KINDS:
-        problem = UnfusedProblem.make(kind, (29, 17), (7, 5), 2, 16, heads_kv=1)
+    sizes: tuple[Any, ...] = ((29, 17), (7, 5), 2, 16)
+    steps = [UnfusedProblem.make(kind, *sizes, heads_kv=1) for kind in KINDS]
+    for problem in (*steps, BackwardProblem.make(*sizes, heads_kv=1, bias=True)):
         kernel, runs = build.kernel_for(problem).function, []
         case = make_case(problem, 3, "cpu")
         for threads in ("1", "2", "2"):
@@ -128,9 +130,9 @@ def test_runs_are_bit_equal_whatever_the_threads(monkeypatch: pytest.MonkeyPatch
             runtime.use_threads(2**40)
             outputs = case.outputs()
             kernel(*case.inputs, *outputs)
-            runs.append(outputs[0])
-        assert torch.equal(runs[0], runs[1])
-        assert torch.equal(runs[0], runs[2])
+            runs.append(outputs)
+        for other in runs[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
 
 
 @pytest.mark.parametrize("name", ["llvm-x86-avx512", "llvm-x86-sse4", "llvm-aarch64-neon"])

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import functools
 import random
-import shutil
 
 import pytest
 
 from tests.conftest import TOLERANCE
+from tests.cuda.cuda_funcs import needs_nvcc
 from tests.cuda_emulator.mutate import barriers, replaced, without_barrier
-from tests.helpers import random_problem
 from tests.schedules.cuda_kernels import (
     DTYPES,
     POINTS,
     CudaKernel,
     assert_right,
     damage_is_noticed,
+    drawn_problem,
     fitting_point,
     formulations,
     kernel_of,
@@ -55,19 +55,9 @@ def test_every_formulation_is_right(name: str) -> None:
         assert_right(of(problem, formulation), batch=2 - formulation % 2, seed=formulation)
 
 
-def drawn_problem(seed: int) -> NAProblem:
-    """A small problem of any rank, options and dtype."""
-    rng = random.Random(seed)
-    rank = rng.choice([1, 2, 2, 2, 3])
-    sizes = {1: (5, 60), 2: (5, 17), 3: (3, 7)}[rank]
-    dim = rng.choice([1, 5, 16, 20, 32, 48, 64, 128])
-    dim_v = rng.choice([dim, dim, dim, 24])
-    return random_problem(rng, rank=rank, sizes=sizes, head_dim=dim, head_dim_v=dim_v, dtype=rng.choice(DTYPES))
-
-
 @pytest.mark.parametrize("seed", range(POINTS))
 def test_random_points_of_random_problems(seed: int) -> None:
-    problem = drawn_problem(seed)
+    problem = drawn_problem(seed, {1: (5, 60), 2: (5, 17), 3: (3, 7)})
     rng = random.Random(seed)
     formulation = rng.randrange(len(formulations(problem)))
     assert_right(fitting_point(problem, formulation, seed), batch=rng.choice([1, 2]), seed=seed)
@@ -106,10 +96,8 @@ def test_a_shifted_window_is_noticed() -> None:
 
 # --- what nvcc makes of them
 
-nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 
-
-@nvcc
+@needs_nvcc
 @pytest.mark.parametrize(
     ("name", "arch"), [(name, "sm_90") for name in NAMED] + [("nat", "sm_80"), ("wide heads", "sm_80")]
 )

@@ -7,15 +7,13 @@ import dataclasses
 import functools
 import math
 import random
-import shutil
-from typing import Any
 
 import pytest
 import torch
 
-from tests import brute
+from tests.cuda.cuda_funcs import needs_nvcc
 from tests.cuda_emulator.mutate import barriers, replaced, without_barrier
-from tests.helpers import random_inputs, random_problem, reference64, relative_error
+from tests.helpers import random_inputs, reference64, relative_error
 from tests.schedules.cuda_backward_kernels import (
     BUDGET,
     assert_right,
@@ -24,16 +22,17 @@ from tests.schedules.cuda_backward_kernels import (
     run,
 )
 from tests.schedules.cuda_kernels import (
-    DTYPES,
     POINTS,
     TARGET,
     CudaKernel,
     damage_is_noticed,
+    drawn_problem,
     fitting_point,
     formulations,
     kernel_of,
     scheduled,
 )
+from tests.te.expressions import assert_gradients_local
 from tests.te.test_attention import PROBLEMS
 from tvm_na.cuda import toolchain
 from tvm_na.cuda.inspection import resources_of
@@ -94,19 +93,13 @@ def test_every_formulation_is_right() -> None:
         assert_right(of(problem, formulation), seed=formulation)
 
 
-def drawn_problem(seed: int) -> NAProblem:
-    """A small problem of any rank, options and dtype."""
-    rng = random.Random(seed)
-    rank = rng.choice([1, 2, 2, 2, 3])
-    sizes = {1: (5, 60), 2: (5, 14), 3: (3, 6)}[rank]
-    dim = rng.choice([1, 5, 16, 20, 32, 48, 64, 128])
-    dim_v = rng.choice([dim, dim, dim, 24])
-    return random_problem(rng, rank=rank, sizes=sizes, head_dim=dim, head_dim_v=dim_v, dtype=rng.choice(DTYPES))
+#: Of small problems, by their rank.
+SIZES = {1: (5, 60), 2: (5, 14), 3: (3, 6)}
 
 
 @pytest.mark.parametrize("seed", range(-(-POINTS // 3)))
 def test_random_points_of_random_problems(seed: int) -> None:
-    problem = drawn_problem(seed)
+    problem = drawn_problem(seed, SIZES)
     rng = random.Random(seed)
     formulation = rng.randrange(len(formulations(BackwardProblem(problem))))
     kernels = fitting_point(BackwardProblem(problem), formulation, seed)
@@ -153,32 +146,9 @@ def test_sums_have_one_order(part: int) -> None:
 @pytest.mark.parametrize("poison", [math.nan, math.inf], ids=str)
 @pytest.mark.parametrize("name", ["1d-causal-dilated", "2d-gqa", "2d-half-causal", "3d-all"])
 def test_what_a_query_does_not_see_does_not_act(name: str, poison: float) -> None:
-    problem = PROBLEMS[name]
-    kernels, (mask, index) = of(problem), brute.dense(problem)
-    query, key, value, rpb = random_inputs(problem, 1, 0)
-    d_out, d_lse = random_gradients(problem, 1, 0)
-    clean = run(kernels, (query, key, value, rpb), (d_out, d_lse), 0.6)
-
-    def same(found: Any, part: str, which: torch.Tensor) -> bool:
-        dirty, wanted = (t[part].flatten(1, problem.rank)[:, which] for t in (found, clean))
-        return torch.equal(dirty, wanted)
-
-    for token in range(0, len(mask), 4):
-        sees, seen = mask[:, token], mask[token]
-        bad_key, bad_value, bad_out = key.clone(), value.clone(), d_out.clone()
-        for t in (bad_key, bad_value, bad_out):
-            t.flatten(1, problem.rank)[:, token] = poison
-        found = run(kernels, (query, bad_key, bad_value, rpb), (d_out, d_lse), 0.6)
-        beside = ~mask[sees].any(dim=0)
-        assert same(found, "d_query", ~sees) and same(found, "d_key", beside) and same(found, "d_value", beside)
-        assert not found["d_query"].flatten(1, problem.rank)[:, sees].isfinite().any()
-        found = run(kernels, (query, key, value, rpb), (bad_out, d_lse), 0.6)
-        others = torch.arange(len(mask)) != token
-        assert same(found, "d_query", others) and same(found, "d_key", ~seen) and same(found, "d_value", ~seen)
-        if problem.bias:
-            unused = torch.ones(found["d_rpb"][0].numel(), dtype=torch.bool).index_fill(0, index[token, seen], False)
-            dirty, wanted = (t["d_rpb"].flatten(1) for t in (found, clean))
-            assert torch.equal(dirty[:, unused], wanted[:, unused]) and not dirty[:, ~unused].isfinite().any()
+    kernels = of(PROBLEMS[name])
+    run_on = lambda inputs, gradients: run(kernels, inputs, gradients, 0.6)  # noqa: E731
+    assert_gradients_local(PROBLEMS[name], run_on, poison, step=4)
 
 
 # --- what the emulation notices
@@ -232,7 +202,7 @@ def test_what_is_no_form_is_refused() -> None:
 @pytest.mark.parametrize("seed", range(40))
 def test_scratch_memory_is_bounded(seed: int) -> None:
     """And every form fits into it, and into shared memory."""
-    problem = BackwardProblem(dataclasses.replace(drawn_problem(1000 + seed), bias=True))
+    problem = BackwardProblem(dataclasses.replace(drawn_problem(1000 + seed, SIZES), bias=True))
     forward = problem.forward
     tokens = math.prod(forward.spatial) * forward.heads
     shift, sums = (math.prod(argument.shape) for argument in problem.scratch())
@@ -261,10 +231,8 @@ def test_scratch_memory_comes_last() -> None:
 
 # --- what nvcc makes of them
 
-nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 
-
-@nvcc
+@needs_nvcc
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("name", ["nat", "the whole map", "3d", "wide heads"])
 def test_defaults_fit_registers(name: str, arch: str) -> None:

@@ -6,12 +6,12 @@ import dataclasses
 import functools
 import math
 import random
-import shutil
 
 import pytest
 import torch
 
 from tests.conftest import TOLERANCE
+from tests.cuda.cuda_funcs import needs_nvcc
 from tests.cuda_emulator.mutate import replaced, without_barrier
 from tests.helpers import Inputs, random_inputs, random_problem, reference64, relative_error
 from tests.schedules import cuda_kernels
@@ -290,8 +290,6 @@ def test_damage_is_noticed(kernel: CudaKernel) -> None:
 
 # --- what nvcc makes of them
 
-nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
-
 #: ptxas would rather spill a few bytes of these than have fewer blocks on a multiprocessor.
 SPILLED = {"wide heads": 64, "13x13": 64, "25x25": 64}
 ON_TENSOR_CORES = {
@@ -304,7 +302,7 @@ ON_TENSOR_CORES = {
 }
 
 
-@nvcc
+@needs_nvcc
 @pytest.mark.parametrize(
     ("name", "dtype", "arch"),
     [(name, dtype, "sm_90") for name, dtype in CASES if dtype != TF32]
@@ -324,7 +322,7 @@ def test_defaults_fit_registers_and_use_tensor_cores(name: str, dtype: str, arch
     assert found.count(load) > 0
 
 
-@nvcc
+@needs_nvcc
 @pytest.mark.parametrize("sketch", [AT_ONCE, COLUMNS_IN_TURN, HEADS_IN_TURN])
 def test_nat_needs_few_registers(sketch: str) -> None:
     """At 128 registers a multiprocessor has 16 warps."""

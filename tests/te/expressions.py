@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tests import brute
-from tests.helpers import Inputs, random_inputs
-from tests.ops.gradients import random_gradients
+from tests.helpers import Inputs, random_inputs, reference64
+from tests.ops.gradients import NAMES, random_gradients
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.base import Problem
 
@@ -29,6 +29,18 @@ def call(kernel: Any, arguments: Sequence[Tensor | None], outputs: Sequence[Tens
     kernel(*(t for t in (*arguments, *outputs) if t is not None))
     for was, now in zip(before, arguments, strict=True):
         torch.testing.assert_close(now, was, rtol=0, atol=0, equal_nan=True)
+
+
+def gradients_by(
+    kernel: Any, problem: NAProblem, inputs: Inputs, gradients: tuple[Tensor, Tensor | None], scale: float
+) -> dict[str, Tensor]:
+    """What a kernel of a problem's gradients writes over NaN, by name; the log-sum-exp is the reference's."""
+    query, key, value, rpb = inputs
+    accum = getattr(torch, problem.accum_dtype)
+    lse = reference64(problem, inputs, scale)[1].to(accum).contiguous()
+    found = [torch.full_like(t, torch.nan) for t in inputs if t is not None]
+    call(kernel, [query, key, value, torch.tensor([scale], dtype=accum), rpb, lse, *gradients], found)
+    return dict(zip(NAMES, found, strict=False))
 
 
 def assert_signature(func: Any, problem: Problem, shapes: dict[str, list[str]], accumulators: set[str]) -> None:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from tests.conftest import TOLERANCE
-from tests.helpers import Inputs, random_inputs, random_problem, reference64, relative_error
-from tests.ops.gradients import NAMES, random_gradients, wanted_by_name
-from tests.te.expressions import assert_gradients_local, assert_signature, call, compiled
+from tests.helpers import Inputs, random_inputs, random_problem, relative_error
+from tests.ops.gradients import random_gradients, wanted_by_name
+from tests.te.expressions import assert_gradients_local, assert_signature, compiled, gradients_by
 from tests.te.test_attention import PROBLEMS
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.backward import BackwardProblem
@@ -31,14 +31,7 @@ def kernel_of(problem: NAProblem) -> Any:
 
 
 def run(problem: NAProblem, inputs: Inputs, gradients: Gradients, scale: float) -> dict[str, Tensor]:
-    """The gradients by name, written over NaN; the arguments stay as they are. The lse is the reference's."""
-    query, key, value, rpb = inputs
-    accum = getattr(torch, problem.accum_dtype)
-    lse = reference64(problem, inputs, scale)[1].to(accum).contiguous()
-    found = [torch.full_like(t, math.nan) for t in inputs if t is not None]
-    arguments = [query, key, value, torch.tensor([scale], dtype=accum), rpb, lse, *gradients]
-    call(kernel_of(problem), arguments, found)
-    return dict(zip(NAMES, found, strict=False))
+    return gradients_by(kernel_of(problem), problem, inputs, gradients, scale)
 
 
 def assert_right(problem: NAProblem, batch: int, scale: float) -> None:
