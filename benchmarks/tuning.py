@@ -218,20 +218,15 @@ def _search_all(tasks: int, trials: int, rounds: int, root: Path, console: Conso
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("", total=tasks * len(STRATEGIES) * trials)
+        show = lambda begun, state: progress.update(bar, completed=begun + state.trials)  # noqa: E731
         for number, task in enumerate(TASKS[:tasks]):
             found = {}
             # Another one first every time, so that neither always has the quieter machine.
             for turn, strategy in enumerate(sorted(STRATEGIES, reverse=number % 2 == 1)):
                 begun = (number * len(STRATEGIES) + turn) * trials
                 progress.update(bar, completed=begun, description=f"{task.name}, {strategy}")
-                found[strategy] = search(
-                    task,
-                    strategy,
-                    trials,
-                    root,
-                    target,
-                    lambda state, begun=begun: progress.update(bar, completed=begun + state.trials),  # type: ignore[misc]
-                )
+                observe = functools.partial(show, begun)
+                found[strategy] = search(task, strategy, trials, root, target, observe)
             outcomes.append(compare(task, found, target, rounds))
         progress.update(bar, completed=tasks * len(STRATEGIES) * trials, description="")
     return outcomes

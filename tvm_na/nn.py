@@ -22,9 +22,7 @@ _AV = {1: unfused.na1d_av, 2: unfused.na2d_av, 3: unfused.na3d_av}
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
 def _extended(projected: Tensor, bias: Tensor | None, missing: Sequence[int]) -> Tensor:
