@@ -47,17 +47,14 @@ def neighbors(i: int, length: int, kernel_size: int, stride: int, dilation: int,
 
 def dense(problem: NAProblem) -> tuple[Tensor, Tensor]:
     """``mask`` ``[tokens, tokens]``, whether a query sees a key, and ``index``, the flat index into the bias."""
-    axes = list(
-        zip(problem.spatial, problem.kernel_size, problem.stride, problem.dilation, problem.is_causal, strict=True)
-    )
     positions = list(itertools.product(*(range(size) for size in problem.spatial)))
     flat = {position: n for n, position in enumerate(positions)}
     mask = torch.zeros(len(positions), len(positions), dtype=torch.bool)
     index = torch.zeros(len(positions), len(positions), dtype=torch.int64)
     for query in positions:
-        for key in itertools.product(*(neighbors(i, *axis) for i, axis in zip(query, axes, strict=True))):
+        for key in itertools.product(*(neighbors(i, *axis) for i, axis in zip(query, problem.axes, strict=True))):
             n = 0
-            for i, p, (_, k, _, d, _) in zip(query, key, axes, strict=True):
+            for i, p, (_, k, _, d, _) in zip(query, key, problem.axes, strict=True):
                 assert (p - i) % d == 0
                 n = n * (2 * k - 1) + (p - i) // d + k - 1
             mask[flat[query], flat[key]] = True

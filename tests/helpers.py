@@ -9,7 +9,8 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tvm_na import settings
+from tvm_na.jit import build
 from tvm_na.ops import calls, launch, register
 from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.base import Problem
 from tvm_na.problems.checks import per_axis_ints
 from tvm_na.reference import attention as reference
 
@@ -146,6 +150,13 @@ def reference64(problem: NAProblem, inputs: Inputs, scale: float | None = None) 
     rpb = None if inputs[3] is None else inputs[3].double()
     factor = problem.head_dim**-0.5 if scale is None else scale
     return reference.neighborhood_attention(problem, query, key, value, factor, rpb)
+
+
+def build_all(problems: Iterable[Problem]) -> None:
+    """Put the kernels of these problems on disk, compiled on all cores."""
+    target = build.target_for("cpu")
+    with ThreadPoolExecutor(settings.available_cores()) as pool:
+        list(pool.map(lambda problem: build.compile_for(problem, target), dict.fromkeys(problems)))
 
 
 def run_python(code: str, *arguments: str, **options: Any) -> str:

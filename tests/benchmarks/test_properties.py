@@ -25,8 +25,9 @@ from benchmarks.properties.cases import (
     shift_errors,
 )
 from benchmarks.properties.plots import plot_cost, plot_shift, plot_window
-from tests.conftest import GRADIENT_TOLERANCE, TOLERANCE
+from tests.conftest import TOLERANCE
 from tests.helpers import relative_error
+from tests.ops.gradients import assert_close
 from tvm_na.measure.timing import Timing
 from tvm_na.problems.attention import NAProblem
 from tvm_na.te.attention import lanes_tile
@@ -136,9 +137,7 @@ def test_its_gradients_are_those_of_self_attention() -> None:
     out = attend(problem, *leaves)
     d_out = torch.randn_like(out)
     found = torch.autograd.grad(out, leaves, d_out)
-    right = torch.autograd.grad(self_attention(*leaves), leaves, d_out)
-    for gradient, wanted in zip(found, right, strict=True):
-        assert relative_error(gradient, wanted) <= GRADIENT_TOLERANCE["float64"]
+    assert_close(found, torch.autograd.grad(self_attention(*leaves), leaves, d_out))
 
 
 def test_the_difference_to_self_attention_falls_as_the_window_grows() -> None:

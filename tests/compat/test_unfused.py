@@ -68,10 +68,7 @@ def test_scores_lie_in_the_order_of_the_window(
     query, key, _, rpb = random_inputs(problem, 1, 1)
     assert rpb is not None
     scores = QKRPB[problem.rank](first(query), first(key), rpb, *numbers)[0]
-    axes = [
-        axis_neighbors(*axis, False)
-        for axis in zip(problem.spatial, problem.kernel_size, problem.stride, problem.dilation, strict=True)
-    ]
+    axes = [axis_neighbors(*axis) for axis in problem.axes]
     for position in itertools.product(*(range(0, n, 2) for n in problem.spatial)):
         windows = itertools.product(*map(range, problem.kernel_size))
         for i, at in enumerate(windows):

@@ -35,9 +35,8 @@ def _apart(tensors: Any) -> tuple[Any, ...]:
 def attend(problem: NAProblem, *tensors: Tensor, lse: bool = True, backend: str = "compiled") -> Any:
     """The operator, scaled by 0.6, on query, key, value, maybe the bias, maybe additional keys and values."""
     front = (functional.na1d, functional.na2d, functional.na3d)[problem.rank - 1]
-    window = (problem.kernel_size, problem.stride, problem.dilation, problem.is_causal)
     rpb, *additional = _apart(tensors)
-    return front(*tensors[:3], *window, 0.6, *additional, rpb=rpb, return_lse=lse, backend=backend)
+    return front(*tensors[:3], *problem.window, 0.6, *additional, rpb=rpb, return_lse=lse, backend=backend)
 
 
 def wanted(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import random
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -16,11 +16,10 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.conftest import TOLERANCE
-from tests.helpers import forget_calls, random_additional, random_problem, relative_error, share
+from tests.helpers import build_all, forget_calls, random_additional, random_problem, relative_error, share
 from tests.ops.gradients import NUMBERS, PROBLEM, assert_close, attend, leaves, same_as_reference, wanted
 from tests.ops.views import misaligned, negated, strided
-from tvm_na import na2d, settings
-from tvm_na.jit import build
+from tvm_na import na2d
 from tvm_na.ops import fast_path as autograd
 from tvm_na.ops import table as ops
 from tvm_na.problems.attention import NAProblem
@@ -44,23 +43,12 @@ def drawn(seed: int) -> NAProblem:
     return random_problem(rng, rank=rank, sizes=sizes, heads=rng.randint(1, 3), dtype="float64", **dims)
 
 
-def compile_all(problems: list[NAProblem]) -> None:
-    """Put the kernels that these problems need on disk, compiled on all cores."""
-    target = build.target_for("cpu")
-    needed: list[Any] = []
-    for p in problems:
-        with_lse = NAProblem(**{**vars(p), "return_lse": True})
-        needed += [with_lse, BackwardProblem(p)]
-    with ThreadPoolExecutor(settings.available_cores()) as pool:
-        list(pool.map(lambda problem: build.compile_for(problem, target), needed))
-
-
 @pytest.mark.parametrize("block", range(share(40)))
 def test_random_problems_have_the_gradients_of_the_reference(block: int) -> None:
     """All elements against the reference's, and along random directions against differences."""
     seeds = range(10 * block, 10 * block + 10)
     problems = [drawn(seed) for seed in seeds]
-    compile_all(problems)
+    build_all([dataclasses.replace(p, return_lse=True) for p in problems] + [BackwardProblem(p) for p in problems])
     for seed, problem in zip(seeds, problems, strict=True):
         batch = 1 + seed % 2
         tensors = leaves(problem, batch, seed)

@@ -11,8 +11,6 @@ import itertools
 import math
 import random
 from collections import namedtuple
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -21,9 +19,18 @@ from torch import Tensor
 
 from tests.brute import neighbors
 from tests.conftest import TOLERANCE
-from tests.helpers import Inputs, forget_calls, random_additional, random_inputs, random_problem, relative_error, share
+from tests.helpers import (
+    Inputs,
+    build_all,
+    forget_calls,
+    random_additional,
+    random_inputs,
+    random_problem,
+    relative_error,
+    share,
+)
 from tests.ops.views import as_it_is, misaligned, negated, sliced, strided
-from tvm_na import na1d, na2d, na3d, settings
+from tvm_na import na1d, na2d, na3d
 from tvm_na.jit import build
 from tvm_na.ops import launch as launchers
 from tvm_na.problems.attention import DTYPES, NAProblem
@@ -77,10 +84,9 @@ class Call:
         """Output and, if it is asked for, log-sum-exp of the compiled operator."""
         p, (inputs, additional) = self.problem, self.tensors()
         query, key, value, rpb, keys, values = (None if t is None else self.view(t) for t in (*inputs, *additional))
-        window = (p.kernel_size, p.stride, p.dilation, p.is_causal)
         front = (na1d, na2d, na3d)[p.rank - 1]
         options = {"rpb": rpb, "return_lse": p.return_lse, "backend": "compiled"}
-        found = front(query, key, value, *window, self.scale, keys, values, **options)
+        found = front(query, key, value, *p.window, self.scale, keys, values, **options)
         return list(found) if p.return_lse else [found]
 
     def wanted(self) -> list[Tensor]:
@@ -115,19 +121,11 @@ def drawn(seed: int) -> Call:
     return Call(seed, problem, rng.randint(1, 3), drawn_scale(rng, head_dim), extra, rng.choice(VIEWS))
 
 
-def compile_all(calls: Iterable[Call]) -> None:
-    """Put the kernels that these calls need on disk, compiled on all cores."""
-    target = build.target_for("cpu")
-    with ThreadPoolExecutor(settings.available_cores()) as pool:
-        list(pool.map(lambda problem: build.compile_for(problem, target), {call.kernel: None for call in calls}))
-
-
 def at_corner(call: Call, corner: tuple[int, ...]) -> Tensor:
     """The output ``[batch, heads, head_dim_v]`` of one query, in float64 from a list of the keys that it sees."""
     p, (inputs, additional) = call.problem, call.tensors()
     query, key, value = (t.double() for t in inputs[:3])
-    axes = zip(p.spatial, p.kernel_size, p.stride, p.dilation, p.is_causal, strict=True)
-    seen = list(itertools.product(*(neighbors(i, *axis) for i, axis in zip(corner, axes, strict=True))))
+    seen = list(itertools.product(*(neighbors(i, *axis) for i, axis in zip(corner, p.axes, strict=True))))
     group = p.heads // p.heads_kv
     at = tuple(torch.tensor(positions) for positions in zip(*seen, strict=True))
     keys, values = (t[(slice(None), *at)].repeat_interleave(group, dim=2) for t in (key, value))
@@ -162,7 +160,7 @@ def assert_right(call: Call) -> None:
 @pytest.mark.parametrize("block", range(share(40)))
 def test_random_calls_are_those_of_the_reference_and_corners_those_of_the_definition(block: int) -> None:
     calls = [drawn(seed) for seed in range(BLOCK * block, BLOCK * (block + 1))]
-    compile_all(calls)
+    build_all(call.kernel for call in calls)
     for call in calls:
         assert_right(call)
 
@@ -194,7 +192,7 @@ def test_draws_have_every_option() -> None:
 
 def test_batches_too_large_for_32_bits_are_split_whatever_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = [dataclasses.replace(drawn(seed), batch=3) for seed in range(BLOCK)]
-    compile_all(calls)
+    build_all(call.kernel for call in calls)
     for call in calls:
         forget_calls()
         monkeypatch.setattr("tvm_na.problems.base.MAX_ELEMENTS", 2 * call.problem.largest_copy)

@@ -14,11 +14,10 @@ from torch import Tensor
 from tests.cuda.cuda_funcs import needs_compiler
 from tests.cuda.fake_driver import driver_calls
 from tests.helpers import random_inputs, relative_error
-from tests.ops.gradients import assert_close, random_gradients, wanted
+from tests.ops.gradients import assert_close, attend, random_gradients, wanted
 from tests.ops.pretended_gpu import PretendedGpu
 from tests.ops.test_cuda_launch import CUDA, PROBLEM, WINDOW
 from tests.schedules.cuda_backward_kernels import BUDGET
-from tvm_na import na1d, na2d, na3d
 from tvm_na.jit import build
 from tvm_na.measure import cuda as measure_cuda
 from tvm_na.measure import rpc as measure_remote
@@ -134,15 +133,6 @@ def test_a_call_is_three_launches_in_order_and_no_memory(tmp_path: Path, monkeyp
 
 # --- a real GPU
 
-FRONTS = {1: na1d, 2: na2d, 3: na3d}
-
-
-def attend(problem: NAProblem, tensors: Any, **options: Any) -> Any:
-    """The operator on query, key, value and maybe a bias, scaled by 0.6."""
-    rpb = tensors[3] if len(tensors) > 3 else None
-    window = (problem.kernel_size, problem.stride, problem.dilation, problem.is_causal)
-    return FRONTS[problem.rank](*tensors[:3], *window, 0.6, rpb=rpb, backend="compiled", **options)
-
 
 def on_gpu(problem: NAProblem, batch: int = 2, seed: int = 0) -> tuple[list[Tensor], Tensor, Tensor | None]:
     """Leaves, d_out and d_lse."""
@@ -151,7 +141,7 @@ def on_gpu(problem: NAProblem, batch: int = 2, seed: int = 0) -> tuple[list[Tens
 
 
 def gradients(problem: NAProblem, leaves: Any, d_out: Any, d_lse: Any) -> tuple[Tensor, ...]:
-    out, lse = attend(problem, leaves, return_lse=True)
+    out, lse = attend(problem, *leaves)
     results, given = ((out, lse), (d_out, d_lse)) if problem.return_lse else ((out,), (d_out,))
     return torch.autograd.grad(results, leaves, given)
 
@@ -212,7 +202,7 @@ def test_gpu_graphs_of_a_training_step() -> None:
     def step() -> None:
         for t in leaves:
             t.grad = None
-        (attend(PROBLEM, leaves) * d_out).sum().backward()
+        (attend(PROBLEM, *leaves, lse=False) * d_out).sum().backward()
 
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -240,7 +230,7 @@ def test_gpu_gradients_under_autocast() -> None:
     problem = dataclasses.replace(GPU_PROBLEMS["nat"], return_lse=False)
     leaves, d_out, _ = on_gpu(problem)
     with torch.autocast("cuda", torch.float16):
-        out = attend(problem, leaves)
+        out = attend(problem, *leaves, lse=False)
     assert out.dtype == torch.float16
     found = torch.autograd.grad(out, leaves, d_out.half())
     right = wanted(problem, [t.detach().half().cpu() for t in leaves], d_out.half().cpu(), None)
@@ -252,10 +242,10 @@ def test_gpu_gradients_under_autocast() -> None:
 def test_gpu_gradients_of_gradients_and_compilers() -> None:
     problem = dataclasses.replace(PROBLEM, dtype="float64", return_lse=False)
     leaves, d_out, _ = on_gpu(problem)
-    found = torch.autograd.grad(attend(problem, leaves), leaves, d_out, create_graph=True)
+    found = torch.autograd.grad(attend(problem, *leaves, lse=False), leaves, d_out, create_graph=True)
     second = torch.autograd.grad(sum((t**2).sum() for t in found), leaves)  # type: ignore[arg-type]
     assert all(t.isfinite().all() for t in second)
-    function = torch.compile(lambda *t: attend(problem, t), fullgraph=True, backend="aot_eager")
+    function = torch.compile(lambda *t: attend(problem, *t, lse=False), fullgraph=True, backend="aot_eager")
     compiled = torch.autograd.grad(function(*leaves), leaves, d_out)
     assert all(relative_error(a, b) <= 1e-12 for a, b in zip(compiled, found, strict=True))
     torch.library.opcheck(torch.ops.tvm_na.na_forward_lse, (*leaves, *WINDOW, 0.5))

@@ -185,8 +185,7 @@ def test_one_and_three_axes(dtype: str) -> None:
         (na3d, NAProblem.make((4, 5, 6), (3, 2, 3), 2, 4, is_causal=(True, False, False), dtype=dtype)),
     ):
         inputs = random_inputs(problem, 2, 0)
-        options = (problem.kernel_size, problem.stride, problem.dilation, problem.is_causal)
-        found = function(*inputs[:3], *options, rpb=inputs[3], return_lse=True, backend="compiled")
+        found = function(*inputs[:3], *problem.window, rpb=inputs[3], return_lse=True, backend="compiled")
         for out, right in zip(found, reference64(problem, inputs), strict=True):
             assert relative_error(out, right) <= TOLERANCE[dtype]
         with pytest.raises(ValueError, match="query: required"):

@@ -30,10 +30,9 @@ PROBLEMS = {
 def steps(problem: NAProblem, tensors: Any, backend: str = "compiled") -> tuple[Tensor, Tensor]:
     """Scores and the output of query, key, value and maybe a bias, scaled by 0.6."""
     query, key, value, *rpb = tensors
-    window = (problem.kernel_size, problem.stride, problem.dilation, problem.is_causal)
     bias = rpb[0] if rpb else None
-    scores = QK[problem.rank - 1](query, key, *window, 0.6, rpb=bias, backend=backend)
-    return scores, AV[problem.rank - 1](scores.softmax(dim=-1), value, *window, backend=backend)
+    scores = QK[problem.rank - 1](query, key, *problem.window, 0.6, rpb=bias, backend=backend)
+    return scores, AV[problem.rank - 1](scores.softmax(dim=-1), value, *problem.window, backend=backend)
 
 
 def inputs(problem: NAProblem, dtype: str = "float64", batch: int = 2) -> list[Tensor]:
@@ -84,8 +83,7 @@ def test_compiled_steps_and_gradients_are_those_of_the_reference(problem: NAProb
 @pytest.mark.parametrize("backend", ["compiled", "reference"])
 def test_both_steps_are_the_fused_operator(backend: str) -> None:
     problem = PROBLEMS["2d"]
-    query, key, value, rpb = inputs(problem)
-    window = (problem.kernel_size, problem.stride, problem.dilation, problem.is_causal)
+    (query, key, value, rpb), window = inputs(problem), problem.window
     out = na2d_av(na2d_qk(query, key, *window, None, rpb=rpb, backend=backend).softmax(-1), value, *window)
     assert relative_error(out, na2d(query, key, value, *window, rpb=rpb, backend=backend)) <= TOLERANCE["float64"]
 
@@ -100,9 +98,8 @@ def test_halves_are_computed_in_float32(dtype: str) -> None:
     assert relative_error(found[0][there], right[0][there]) <= TOLERANCE[dtype]
     # Weights were rounded too, so each step is compared by itself.
     weights = found[0].detach().softmax(dim=-1)
-    window = (problem.kernel_size, problem.stride, problem.dilation, problem.is_causal)
-    out = na2d_av(weights, tensors[2], *window, backend="compiled")
-    alone = na2d_av(weights.double(), tensors[2].double(), *window, backend="reference")
+    out = na2d_av(weights, tensors[2], *problem.window, backend="compiled")
+    alone = na2d_av(weights.double(), tensors[2].double(), *problem.window, backend="reference")
     assert relative_error(out, alone) <= TOLERANCE[dtype]
     (found[1].float().square().sum()).backward()
     assert all(t.grad is not None and t.grad.dtype == t.dtype and t.grad.isfinite().all() for t in tensors)
@@ -154,15 +151,14 @@ def test_gradients_of_merged_attentions() -> None:
 def test_weights_without_a_key_count_nothing(backend: str) -> None:
     problem = PROBLEMS["2d causal"]
     query, key, value = inputs(problem)
-    window = (problem.kernel_size, problem.stride, problem.dilation, problem.is_causal)
-    scores = na2d_qk(query, key, *window, backend=backend)
+    scores = na2d_qk(query, key, *problem.window, backend=backend)
     missing = scores == -math.inf
     assert missing.any()
     attn = scores.detach().softmax(dim=-1)
-    right = na2d_av(attn, value, *window, backend=backend)
+    right = na2d_av(attn, value, *problem.window, backend=backend)
     for junk in (math.nan, math.inf, 7.0):
         spoilt = attn.masked_fill(missing, junk).requires_grad_()
-        out = na2d_av(spoilt, value, *window, backend=backend)
+        out = na2d_av(spoilt, value, *problem.window, backend=backend)
         assert torch.equal(out, right)
         d_attn, d_value = torch.autograd.grad(out.square().sum(), (spoilt, value))
         assert (d_attn[missing] == 0).all()

@@ -22,11 +22,7 @@ def test_problem_of_a_call_is_the_problem_its_tensors_were_made_for(seed: int) -
     rng = random.Random(seed)
     problem = random_problem(rng, rank=rng.randint(1, 3), sizes=(5, 9), dtype=rng.choice(DTYPES))
     query, key, value, rpb = random_inputs(problem, batch=2, seed=seed)
-    again = problem_of(
-        query, key, value, problem.kernel_size, problem.stride, problem.dilation, problem.is_causal, rpb,
-        problem.return_lse, problem.rank,
-    )  # fmt: skip
-    assert again == problem
+    assert problem_of(query, key, value, *problem.window, rpb, problem.return_lse, problem.rank) == problem
 
 
 def test_defaults_and_integers_for_every_axis() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from tests import brute
 from tests.conftest import TOLERANCE
 from tests.helpers import random_additional, random_inputs, random_problem, reference64, relative_error
+from tests.ops.gradients import assert_close
 from tests.te.expressions import assert_local
 from tvm_na.problems.attention import DTYPES, NAProblem
 from tvm_na.reference.attention import neighborhood_attention
@@ -43,22 +45,19 @@ def test_random_problems_against_brute_force(rank: int, seed: int) -> None:
     inputs = random_inputs(problem, batch=2, seed=seed)
     scale = rng.choice([problem.head_dim**-0.5, -0.3, 0.0])
     additional = random_additional(problem, 2, rng.randint(1, 4), seed) if rng.random() < 0.5 else ()
-    out, lse = neighborhood_attention(problem, *inputs[:3], scale, inputs[3], *additional)
-    ref_out, ref_lse = brute.attention(problem, *inputs[:3], scale, inputs[3], *additional)
-    assert relative_error(out, ref_out) <= TOLERANCE["float64"], problem
-    assert relative_error(lse, ref_lse) <= TOLERANCE["float64"], problem
+    found = neighborhood_attention(problem, *inputs[:3], scale, inputs[3], *additional)
+    wanted = brute.attention(problem, *inputs[:3], scale, inputs[3], *additional)
+    assert_close(found, wanted, note=str(problem))
 
 
 @pytest.mark.parametrize("kernel_size", [1, 2, 3, 8], ids="k{}".format)
 def test_smallest_and_largest_kernels(kernel_size: int) -> None:
     problem = NAProblem.make((8, 8), kernel_size, 2, 4, dtype="float64", bias=True)
     query, key, value, rpb = random_inputs(problem, batch=1, seed=0)
-    out, lse = neighborhood_attention(problem, query, key, value, 0.7, rpb)
-    ref_out, ref_lse = brute.attention(problem, query, key, value, 0.7, rpb)
-    assert relative_error(out, ref_out) <= TOLERANCE["float64"]
-    assert relative_error(lse, ref_lse) <= TOLERANCE["float64"]
+    found = neighborhood_attention(problem, query, key, value, 0.7, rpb)
+    assert_close(found, brute.attention(problem, query, key, value, 0.7, rpb))
     if kernel_size == 1:
-        assert torch.equal(out, value)
+        assert torch.equal(found[0], value)
 
 
 @pytest.mark.parametrize("is_causal", [False, True], ids=["all", "causal"])
@@ -85,8 +84,7 @@ def test_additional_keys_alone_matter_where_the_scores_say_so() -> None:
     out, _ = neighborhood_attention(CAUSAL, query, key, value, 1.0, None, torch.full_like(keys, 1e4), values)
     assert relative_error(out, values[:, :, None].expand_as(out)) <= TOLERANCE["float64"]
     lost = neighborhood_attention(CAUSAL, query, key, value, 1.0, None, torch.full_like(keys, -math.inf), values)
-    assert relative_error(lost[0], alone) <= TOLERANCE["float64"]
-    assert relative_error(lost[1], lse) <= TOLERANCE["float64"]
+    assert_close(lost, (alone, lse))
     none = neighborhood_attention(CAUSAL, query, key, value, 1.0, None, keys[:, :0], values[:, :0])
     assert torch.equal(none[0], alone)
 
@@ -104,12 +102,8 @@ def test_transposed_inputs() -> None:
     query, key, value, _ = random_inputs(CAUSAL, batch=2, seed=0)
     q, k, v = (t.transpose(1, 3).contiguous().transpose(1, 3) for t in (query, key, value))
     assert not q.is_contiguous()
-    for found, wanted in zip(
-        neighborhood_attention(CAUSAL, q, k, v, 1.0),
-        neighborhood_attention(CAUSAL, query, key, value, 1.0),
-        strict=True,
-    ):
-        assert relative_error(found, wanted) <= TOLERANCE["float64"]
+    found = neighborhood_attention(CAUSAL, q, k, v, 1.0)
+    assert_close(found, neighborhood_attention(CAUSAL, query, key, value, 1.0))
 
 
 # --- dtypes
@@ -161,15 +155,14 @@ def differentiable(problem: NAProblem, additional: bool) -> list[Tensor]:
     return [t.requires_grad_() for t in inputs]
 
 
+def of_inputs(problem: NAProblem) -> Callable[..., tuple[Tensor, Tensor]]:
+    return lambda *t: neighborhood_attention(problem, *t[:3], 0.8, *t[3:])
+
+
 @pytest.mark.parametrize("additional", [False, True], ids=["windows", "additional"])
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_gradients_of_output_and_lse(name: str, additional: bool) -> None:
-    problem = GRADIENTS[name]
-
-    def call(query: Tensor, key: Tensor, value: Tensor, rpb: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
-        return neighborhood_attention(problem, query, key, value, 0.8, rpb, *more)
-
-    inputs = differentiable(problem, additional)
+    call, inputs = of_inputs(GRADIENTS[name]), differentiable(GRADIENTS[name], additional)
     assert torch.autograd.gradcheck(call, inputs, fast_mode=True)
     grads = torch.autograd.grad(call(*inputs)[1].sum(), inputs, allow_unused=True)
     unused = {2, 5} if additional else {2}  # the log-sum-exp knows no values
@@ -179,11 +172,7 @@ def test_gradients_of_output_and_lse(name: str, additional: bool) -> None:
 
 def test_second_derivatives() -> None:
     problem = GRADIENTS["1d-causal"]
-
-    def call(query: Tensor, key: Tensor, value: Tensor, rpb: Tensor) -> tuple[Tensor, Tensor]:
-        return neighborhood_attention(problem, query, key, value, 0.8, rpb)
-
-    assert torch.autograd.gradgradcheck(call, differentiable(problem, additional=False))
+    assert torch.autograd.gradgradcheck(of_inputs(problem), differentiable(problem, additional=False))
 
 
 @pytest.mark.parametrize("name", ["dilated", "causal", "3d"])
@@ -197,8 +186,7 @@ def test_gradients_against_brute_force(name: str) -> None:
         weights.manual_seed(7)
         loss = (out * torch.randn(out.shape, generator=weights, dtype=torch.float64)).sum() + (lse * lse).sum()
         grads.append(torch.autograd.grad(loss, inputs))
-    for ours, theirs in zip(*grads, strict=True):
-        assert relative_error(ours, theirs) <= TOLERANCE["float64"]
+    assert_close(*grads)
 
 
 # --- locality

@@ -28,8 +28,7 @@ def problems(count: int = 60) -> list[NAProblem]:
 def windows(problem: NAProblem, i: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """The rows of keys that row ``i`` sees, in order, each with its row of a bias; both as indices along the axes."""
     rows = list(itertools.product(*(range(n) for n in problem.spatial[:-1])))
-    axes = zip(problem.spatial, problem.kernel_size, problem.stride, problem.dilation, problem.is_causal, strict=True)
-    seen = [brute.neighbors(p, *axis) for p, axis in zip(rows[i], axes, strict=False)]
+    seen = [brute.neighbors(p, *axis) for p, axis in zip(rows[i], problem.axes, strict=False)]
     found = []
     for key in itertools.product(*seen):
         relative = zip(key, rows[i], problem.dilation, problem.kernel_size, strict=False)
