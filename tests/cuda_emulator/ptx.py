@@ -12,15 +12,7 @@ _LITERALS = re.compile(r'\s*((?:"(?:\\.|[^"\\\n])*"\s*)*)')
 _OPERAND = re.compile(r'"([^"]+)"\s*\((.*)\)', re.DOTALL)
 _INSTRUCTION = re.compile(r"(?:@(!?)%*([\w$]+)\s+)?([a-z][\w.:]*)\s*(.*)", re.DOTALL)
 _REGISTERS = {"pred": "bool", "f32": "float", "f64": "double"}
-_SPECIAL = {
-    "laneid": "emu::current->lane",
-    **{
-        f"{ptx}.{axis}": f"{cpp}.{axis}" for axis in "xyz" for ptx, cpp in (("tid", "threadIdx"), ("ctaid", "blockIdx"))
-    },
-    **{
-        f"{ptx}.{axis}": f"{cpp}.{axis}" for axis in "xyz" for ptx, cpp in (("ntid", "blockDim"), ("nctaid", "gridDim"))
-    },
-}
+_SPECIAL = {"laneid": "emu::current->lane"}
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
 _MMA_DEPTHS = {"f16": (8, 16), "bf16": (8, 16), "tf32": (4, 8)}
 
@@ -194,13 +186,12 @@ def _barrier(found: re.Match[str], operands: list[Operand], line: int) -> str:
 
 
 def _formula(pattern: str) -> Rule:
-    """C++ from a pattern in which ``{0}`` is the first operand, and ``[1]`` the first group of the name."""
+    """C++ from a pattern in which ``{0}`` is the first operand."""
 
     def rule(found: re.Match[str], operands: list[Operand], line: int) -> str:
         if len(operands) != len(set(re.findall(r"\{\d\}", pattern))):
             raise UnknownAssembly(f"{found[0]} with {len(operands)} operands")
-        named = re.sub(r"\[(\d)\]", lambda group: found[int(group[1])], pattern)
-        return named.format(*(_registers(operand, 1)[0] for operand in operands), line=line)
+        return pattern.format(*(_registers(operand, 1)[0] for operand in operands), line=line)
 
     return rule
 
@@ -218,42 +209,24 @@ _MEMORY = (
     r"(?:\.v(?P<lanes>[24]))?\.(?P<letter>[busf])(?P<bits>8|16|32|64)"
 )
 _FLOAT = r"(?:\.(?:approx|rn))?(?:\.ftz)?\.f32"
-_UNARY = {
-    "ex2": "exp2f",
-    "lg2": "log2f",
-    "rcp": "__frcp_rn",
-    "sqrt": "sqrtf",
-    "rsqrt": "rsqrtf",
-    "tanh": "tanhf",
-    "sin": "sinf",
-    "cos": "cosf",
-    "abs": "fabsf",
-    "neg": "-",
-}
 _RULES: list[tuple[str, Rule]] = [
     (r"mma\.sync\.aligned\.m16n8k(4|8|16)\.row\.col\.f32\.(f16|bf16|tf32)\.\2\.f32", _mma),
     (r"ldmatrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?(?:\.shared(?:::cta)?)?\.b16", _ldmatrix),
     (r"cp\.async\.(ca|cg)\.shared(?:::cta)?\.global(?:\.L2::(?:64|128|256)B)?", _cp_async),
     (r"cp\.async\.commit_group", _formula("emu::commit_copies();")),
     (r"cp\.async\.wait_group", _formula("emu::wait_copies({0});")),
-    (r"cp\.async\.wait_all", _formula("emu::commit_copies(); emu::wait_copies(0);")),
     (r"(?:bar|barrier)\.sync(?:\.aligned)?", _barrier),
     (r"cvta\.to\.shared\.u64", _formula("{0} = emu::shared_address((const void*)({1}), {line});")),
-    (r"cvt\.(u32\.u64|u64\.u32)", _formula("{0} = {1};")),
     (r"cvt\.rn\.bf16x2\.f32", _formula("emu::put({0}, emu::pack<nv_bfloat16>({1}, {2}));")),
     (r"cvt\.rn\.f16x2\.f32", _formula("emu::put({0}, emu::pack<half>({1}, {2}));")),
     (r"cvt\.rna\.tf32\.f32", _formula("emu::put({0}, emu::tf32({1}));")),
     (r"mov\.[busf](?:32|64)", _formula("emu::put({0}, {1});")),
-    (r"mov\.pred", _formula("{0} = {1};")),
     (r"setp\.(eq|ne|lt|le|gt|ge)\.([busf])(32|64)", _compare),
-    (r"selp\.[busf](?:32|64)", _formula("{0} = {3} ? {1} : {2};")),
     (rf"ld{_MEMORY}", _load),
     (rf"st{_MEMORY}", _store),
-    *((rf"{name}{_FLOAT}", _formula(f"{{0}} = {function}({{1}});")) for name, function in _UNARY.items()),
-    *((rf"{name}{_FLOAT}", _formula(f"{{0}} = {{1}} {sign} {{2}};")) for name, sign in (("add", "+"), ("sub", "-"))),
+    (rf"ex2{_FLOAT}", _formula("{0} = exp2f({1});")),
+    (rf"add{_FLOAT}", _formula("{0} = {1} + {2};")),
     (rf"mul{_FLOAT}", _formula("{0} = {1} * {2};")),
-    (rf"(max|min){_FLOAT}", _formula("{0} = f[1]f({1}, {2});")),
-    (rf"fma{_FLOAT}", _formula("{0} = fmaf({1}, {2}, {3});")),
 ]
 _COMPILED = [(re.compile(pattern), rule) for pattern, rule in _RULES]
 
