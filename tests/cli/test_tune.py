@@ -69,6 +69,9 @@ def test_problems_of_a_model(asked: dict[str, Any]) -> None:
     invoke("tune", "nat_mini", "--input-size", "224", "--input-size", "256x192")
     spatial = [t.problem.spatial for t in asked["tasks"]]
     assert spatial[0] == (56, 56) and (64, 48) in spatial
+    invoke("tune", "nat_tiny", "--dtype", "float16", "--target", "cuda-sm_90", "--batch", 32)
+    assert {(t.problem.dtype, t.problem.bias) for t in asked["tasks"]} == {("float16", True)}
+    assert (asked["target"].name, asked["batch"]) == ("cuda-sm_90", 32)
 
 
 def test_a_problem_spelled_out(asked: dict[str, Any]) -> None:
@@ -275,13 +278,6 @@ def test_a_dry_run_for_a_gpu_needs_none(tmp_path: Path) -> None:
     assert "target cuda-sm_90, a batch of 128, or of what fits, records in" in said
     assert "a batch of 64, records in" in invoke(*dry_run, "--target", "cuda-sm_90", "--batch", 64).output
     assert "2 threads and a batch of 4, records in" in invoke(*dry_run, "--threads", 2, "--batch", 4).output
-
-
-def test_problems_of_a_model_in_another_dtype(asked: dict[str, Any]) -> None:
-    invoke("tune", "nat_tiny", "--dtype", "float16", "--target", "cuda-sm_90", "--batch", 32)
-    assert {t.problem.dtype for t in asked["tasks"]} == {"float16"}
-    assert all(t.problem.bias for t in asked["tasks"])
-    assert (asked["target"].name, asked["batch"]) == ("cuda-sm_90", 32)
 
 
 def summary_of(found: TuneState) -> str:

@@ -222,18 +222,16 @@ def test_boxes_survive_the_way_to_targets_and_back(ex):
         assert detection.box == pytest.approx((left, top, right + 1, bottom + 1), abs=1e-3)
 
 
-def test_a_detector_learns(ex):
-    detector = detector_of(ex)
+def learns(ex: SimpleNamespace, model: Any, loss_of: Any, draw: Any) -> bool:
+    losses = ex.shapes.train(model, partial(loss_of, model), draw, 20, 2e-3).losses
+    return sum(losses[-5:]) < 0.75 * sum(losses[:5])
+
+
+def test_detectors_and_segmenters_learn(ex):
     draw = partial(ex.shapes.draw_scenes, SIZE, 2, random.Random(0))
-    losses = ex.shapes.train(detector, partial(ex.detect.loss_of, detector), draw, 20, 2e-3).losses
-    assert sum(losses[-5:]) < 0.75 * sum(losses[:5]), losses
-
-
-def test_a_segmenter_learns(ex):
+    assert learns(ex, detector_of(ex), ex.detect.loss_of, draw)
     segmenter = segmenter_of(ex)
-    draw = partial(ex.shapes.draw_scenes, SIZE, 2, random.Random(0))
-    losses = ex.shapes.train(segmenter, partial(ex.segment.loss_of, segmenter), draw, 20, 2e-3).losses
-    assert sum(losses[-5:]) < 0.75 * sum(losses[:5]), losses
+    assert learns(ex, segmenter, ex.segment.loss_of, draw)
     (scene,) = draw()[:1]
     overlap = ex.segment.overlaps_of(ex.segment.segment(segmenter, scene), scene.mask)[0]
     assert overlap.name == "background" and overlap.true == int((scene.mask == 0).sum())

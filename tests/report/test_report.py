@@ -20,6 +20,8 @@ pytest.importorskip("jinja2")
 from tests.cli.invoking import error_of, invoke
 from tests.records.tuned import commit_drawn, drawn, edit_meta
 from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.backward import BackwardProblem
+from tvm_na.problems.unfused import UnfusedProblem
 from tvm_na.records.replay import describe_record
 from tvm_na.records.write import TuningDatabase
 from tvm_na.report import page as report
@@ -213,6 +215,9 @@ def test_names_leave_out_what_all_problems_have() -> None:
     names, common = short_names([ONE, TWO])
     assert (names, common) == (["9x9", "12x9, dil 1x2"], "heads 1, dim 8, k 3, float32")
     assert short_names([ONE]) == ([str(ONE)], "")
+    names, common = short_names([BackwardProblem.make((7, 6), 3, heads, 16) for heads in (1, 2)])
+    assert names == ["heads 1", "heads 2"] and common.startswith("backward, 7x6, dim 16")
+    assert short_names([UnfusedProblem.make(kind, (8, 9), 3, 4, 16) for kind in ("av", "qk")])[0] == ["av", "qk"]
 
 
 # --- the page

@@ -28,7 +28,7 @@ from tvm_na.records import select
 from tvm_na.records.read import Record, records_in
 from tvm_na.records.replay import point_of, replayed, workloads_of
 from tvm_na.reference.cases import budget_of, case_of
-from tvm_na.report.data import load, short_names
+from tvm_na.report.data import load
 from tvm_na.schedules.describe import describe
 from tvm_na.targets.target import NATarget, detect_target, parse_target
 from tvm_na.te.dense.product import tile_of
@@ -71,7 +71,9 @@ def unfused(kind: str, heads: int) -> UnfusedProblem:
 LINEAR = DenseProblem.make(49, 32, 48, activation="gelu")
 CONV = DenseProblem.make((10, 10), 8, 16, kernel_size=3, stride=2, padding=1, bias=False)
 HALF = backward(2, return_lse=True, **HALVES)
+PLAIN = NAProblem.make((8, 8), 3, 2, 16, bias=True)
 GIVEN = {
+    "attention on a GPU": Tuned(PLAIN, replace(PLAIN, heads=4, heads_kv=4), "cuda-gather", GPU, GPU_BATCH),
     "backward": Tuned(backward(1), backward(2), "cpu-backward"),
     "linear": Tuned(LINEAR, replace(LINEAR, out_channels=96), "cpu-dense", batch=3),
     "convolution": Tuned(CONV, replace(CONV, out_channels=32), "cpu-dense"),
@@ -218,6 +220,8 @@ def test_records_of_one_operator_serve_no_other(tmp_path: Path, monkeypatch: pyt
     problems = (ATTENTION, gradients, LINEAR)
     for one, other in itertools.product(problems, problems):
         assert (one.distance(other) is None) == (one is not other)
+    assert unfused("av", 2).distance(unfused("qk", 2)) is None
+    assert unfused("av", 2).distance(unfused("av", 4)) is not None
     wider = replace(ATTENTION, heads=2, heads_kv=2)
     assert gradients.distance(BackwardProblem(wider)) == ATTENTION.distance(wider) == 1.0
     commit_drawn(tmp_path, ATTENTION)
@@ -239,11 +243,6 @@ def test_an_rpc_session_measures_gradients() -> None:
     for batch in (2, 5):
         found = rpc.measured_in(LocalSession(), Kernel(file, problem, batch=batch), conditions)
         assert found.failure is None and len(found.run_secs) >= 4
-
-
-def test_a_report_names_gradients() -> None:
-    names, common = short_names([backward(1), backward(2)])
-    assert names == ["heads 1", "heads 2"] and common.startswith("backward, 7x6, dim 16")
 
 
 def test_other_targets_have_their_own_tiles() -> None:
