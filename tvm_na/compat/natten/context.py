@@ -48,12 +48,10 @@ _SETTERS = {
     "force_flex_attention": {"fused_na": True, "flex_attention": True, "flex_forced": True},
     "disable_flex_compile": {"flex_compile": False, "flex_compile_backprop": False},
     "disable_flex_compile_backprop": {"flex_compile_backprop": False},
-    "enable_gemm_na": {"gemm_na": True},
-    "disable_gemm_na": {"gemm_na": False},
-    "enable_tiled_na": {"tiled_na": True},
-    "disable_tiled_na": {"tiled_na": False},
+    **{f"{do}_{what}": {what: do == "enable"} for what in ("gemm_na", "tiled_na") for do in ("enable", "disable")},
 }
 
+_HOW, _WAYS = ("enabled", "thorough"), ("forward", "backward")
 #: By function: what it always gives, and why. Those that ask whether a device has something take its index.
 _ANSWERS = {
     "has_half": (True, "float16 works on every device"),
@@ -65,13 +63,7 @@ _ANSWERS = {
     ),
     **dict.fromkeys(("enable_tf32", "disable_tf32"), (False, "there are no kernels for TF32")),
     **dict.fromkeys(
-        (
-            "is_autotuner_enabled",
-            "is_autotuner_enabled_for_forward",
-            "is_autotuner_enabled_for_backward",
-            "is_autotuner_thorough_for_forward",
-            "is_autotuner_thorough_for_backward",
-        ),
+        ("is_autotuner_enabled", *(f"is_autotuner_{how}_for_{way}" for how in _HOW for way in _WAYS)),
         (False, "nothing is tuned while a model runs"),
     ),
 }
