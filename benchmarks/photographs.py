@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from tvm_na.images.preprocessing import Preprocessing
 from tvm_na.models.preprocessing import preprocess
-from tvm_na.models.registry import Preprocessing
 
 _NAMES = ("china.jpg", "flower.jpg")  # they come with scikit-learn
 

@@ -19,10 +19,11 @@ from rich.table import Table
 from torch import Tensor
 
 from tvm_na import settings
+from tvm_na.images.preprocessing import resize_and_crop
 from tvm_na.jit.progress import build_kernels
 from tvm_na.measure.timing import Timing, format_speedup, format_time, measure, speedup, versions
 from tvm_na.models import NAT, attention_maps, create_model, problems_of
-from tvm_na.models.preprocessing import resize_and_crop, to_tensor
+from tvm_na.models.preprocessing import to_tensor
 from tvm_na.models.registry import get_spec
 from tvm_na.reference.accuracy import LOGITS_BUDGET, relative_error
 from tvm_na.targets.target import cpu_name, parse_target

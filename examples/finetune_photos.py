@@ -25,9 +25,10 @@ from training import Learner, Loop, accuracy_of, begin, build_for
 
 from tvm_na.cli.common import console, reports_errors, warn
 from tvm_na.cli.options import BackendName
+from tvm_na.images.preprocessing import Preprocessing
 from tvm_na.models import NAModel, create_model, load_checkpoint
 from tvm_na.models.layers import NABlock
-from tvm_na.models.registry import Preprocessing, get_spec
+from tvm_na.models.registry import get_spec
 
 
 @dataclass(frozen=True)

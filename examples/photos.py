@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from training import Batch
 
 from tvm_na.cli.common import warn
-from tvm_na.models.preprocessing import load_image, preprocess, to_tensor
-from tvm_na.models.registry import Preprocessing
+from tvm_na.images.decode import load_image
+from tvm_na.images.preprocessing import Preprocessing
+from tvm_na.models.preprocessing import preprocess, to_tensor
 
 #: Share of a photograph that a crop for training has of its area, and its width over its height.
 AREA, RATIO = (0.35, 1.0), (3 / 4, 4 / 3)

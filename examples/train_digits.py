@@ -26,8 +26,8 @@ from training import Batch, Learner, Loop, accuracy_of, begin, build_for
 
 from tvm_na.cli.common import console, errors, reports_errors
 from tvm_na.cli.options import BackendName
+from tvm_na.images.preprocessing import resize_and_crop
 from tvm_na.models import create_model
-from tvm_na.models.preprocessing import resize_and_crop
 from tvm_na.models.registry import get_spec
 
 MODEL = "nat_pico"

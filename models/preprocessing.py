@@ -1,50 +1,14 @@
-"""Image files to what a model takes: decode, resize the shorter side, crop the center, normalise."""
+"""Images to what a model takes: resize the shorter side, crop the center, normalise."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tvm_na.images.preprocessing import Preprocessing, resize_and_crop
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
-
-    from tvm_na.models.registry import Preprocessing
-
-
-def load_image(path: str | os.PathLike[str]) -> Image:
-    """Read an image file as RGB, turned the way its EXIF orientation says.
-
-    Raises:
-        FileNotFoundError: ``path`` is no file.
-        ValueError: It is not an image that Pillow reads whole.
-    """
-    from PIL import Image, ImageOps
-
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"image: required an existing file, got {file}")
-    try:
-        with Image.open(file) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's for broken files
-        raise ValueError(f"image: required an image file that Pillow reads, got {file}: {error}") from error
-
-
-def resize_and_crop(image: Image, preprocessing: Preprocessing) -> Image:
-    """The part of an image that the model sees, ``input_size`` pixels in height and width.
-
-    The shorter side becomes ``input_size / crop_pct`` pixels (rounded down), the center is cropped.
-    """
-    from PIL import Image
-
-    size = preprocessing.input_size
-    shorter = int(size / preprocessing.crop_pct)
-    width, height = (max(shorter, round(side * shorter / min(image.size))) for side in image.size)
-    resized = image.convert("RGB").resize((width, height), Image.Resampling[preprocessing.interpolation.upper()])
-    left, top = (width - size) // 2, (height - size) // 2
-    return resized.crop((left, top, left + size, top + size))
 
 
 def to_tensor(image: Image, preprocessing: Preprocessing) -> Tensor:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tvm_na.functional import Backend
+from tvm_na.images.preprocessing import Preprocessing
 from tvm_na.models.base import NAModel
 from tvm_na.models.checkpoint import load_checkpoint
 from tvm_na.models.dilations import alternating_dilations
@@ -22,21 +23,6 @@ from tvm_na.models.isotropic import NATIsotropic, ViTRPB
 from tvm_na.models.nat import NAT
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How an image becomes the input a checkpoint was trained on.
-
-    The shorter side is resized to ``input_size / crop_pct``, the center cropped to ``input_size``, and each RGB
-    channel of values in 0..1 normalised by ``mean`` and ``std``.
-    """
-
-    input_size: int = 224
-    crop_pct: float = 0.875
-    interpolation: str = "bicubic"
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 
 IMAGENET_224 = Preprocessing()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tvm_na.models.preprocessing import load_image, preprocess, resize_and_crop
-from tvm_na.models.registry import Preprocessing
+from tvm_na.images.decode import load_image
+from tvm_na.images.preprocessing import Preprocessing, resize_and_crop
+from tvm_na.models.preprocessing import preprocess
 
 Image = pytest.importorskip("PIL.Image")
 SMALL = Preprocessing(input_size=28, crop_pct=0.875)

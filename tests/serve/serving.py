@@ -21,7 +21,7 @@ import uvicorn
 from PIL import Image
 from torch import Tensor
 
-from tvm_na.models.registry import Preprocessing
+from tvm_na.images.preprocessing import Preprocessing
 from tvm_na.serve.app import create_app, run_server
 from tvm_na.serve.classifier import Classifier
 from tvm_na.serve.limits import Limits

@@ -12,8 +12,8 @@ from PIL import Image
 
 from tests.serve.serving import picture, served
 from tvm_na.deploy.manifest import TensorSpec
+from tvm_na.images.preprocessing import Preprocessing
 from tvm_na.models import NAT, attention_maps
-from tvm_na.models.registry import Preprocessing
 from tvm_na.serve import classifier as classifiers
 from tvm_na.serve.classifier import artifact_classifier, eager_classifier
 from tvm_na.serve.overlay import GAP, draw_overlay, map_size

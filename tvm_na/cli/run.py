@@ -30,7 +30,8 @@ def run(
     """Classify image files."""
     import torch
 
-    from tvm_na.models.preprocessing import load_image, preprocess
+    from tvm_na.images.decode import load_image
+    from tvm_na.models.preprocessing import preprocess
 
     pictures = [load_image(path) for path in images]  # before anything that takes long
     classifier = load_classifier(name, weights, labels, num_classes, backend, input_size)

@@ -32,8 +32,8 @@ from tvm_na.deploy.request import (
     checked_runtime,
     checked_target,
 )
+from tvm_na.images.preprocessing import Preprocessing
 from tvm_na.measure.timing import versions
-from tvm_na.models.registry import Preprocessing
 from tvm_na.problems.checks import check_bool
 from tvm_na.targets.target import cpu_features
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from tvm_na.deploy.artifact import Artifact, load
+from tvm_na.images.preprocessing import Preprocessing
 from tvm_na.models import NAModel, attention_maps
-from tvm_na.models.registry import Preprocessing
 
 TOP = 5
 #: One class: its ``index``, its ``label`` (None without labels), its ``probability``.
