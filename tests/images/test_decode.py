@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import random
 import struct
 import time
@@ -130,6 +129,20 @@ def test_unknown_formats(data):
     with pytest.raises(ImageError, match="image: required JPEG, PNG") as caught:
         decode_image(data)
     assert caught.value.kind == "unknown"
+
+
+def test_paths_that_hold_no_image(tmp_path):
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "half.png").write_bytes(noise(64, "PNG")[:900])
+    cases = [
+        ("none.png", FileNotFoundError, "required an existing file, got .*none.png"),
+        (".", FileNotFoundError, "required an existing file"),
+        ("text.png", ValueError, "required JPEG, PNG.*, got .*text.png: 8 bytes of something else"),
+        ("half.png", ValueError, "required a whole PNG file, got .*half.png: "),
+    ]
+    for name, kind, message in cases:
+        with pytest.raises(kind, match=message):
+            load_image(tmp_path / name)
 
 
 @pytest.mark.parametrize("file_format", FORMATS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tvm_na.images.decode import load_image
 from tvm_na.images.preprocessing import Preprocessing, resize_and_crop
 from tvm_na.models.preprocessing import preprocess
 
@@ -39,31 +38,3 @@ def test_the_center_is_cropped():
     cropped = resize_and_crop(image, SMALL)
     assert cropped.size == (28, 28)
     assert min(cropped.convert("L").tobytes()) > 250
-
-
-def test_formats_become_rgb(tmp_path):
-    for mode, name in (("L", "gray.png"), ("RGBA", "alpha.png"), ("P", "palette.gif"), ("CMYK", "cmyk.jpg")):
-        Image.new(mode, (8, 9)).save(tmp_path / name)
-        image = load_image(tmp_path / name)
-        assert (image.mode, image.size) == ("RGB", (8, 9))
-
-
-def test_exif_orientation_is_applied(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
-    Image.new("RGB", (8, 4)).save(tmp_path / "turned.jpg", exif=exif)
-    assert load_image(tmp_path / "turned.jpg").size == (4, 8)
-
-
-def test_what_is_no_image(tmp_path):
-    with pytest.raises(FileNotFoundError, match="image: required an existing file"):
-        load_image(tmp_path / "none.png")
-    with pytest.raises(FileNotFoundError, match="image: required an existing file"):
-        load_image(tmp_path)
-    (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(ValueError, match="image: required an image file that Pillow reads"):
-        load_image(tmp_path / "text.png")
-    Image.effect_noise((64, 64), 50).save(tmp_path / "whole.png")
-    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:900])
-    with pytest.raises(ValueError, match="image: required an image file that Pillow reads"):
-        load_image(tmp_path / "half.png")

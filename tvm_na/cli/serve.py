@@ -39,6 +39,7 @@ def serve(
     max_request_mb: Annotated[float, typer.Option(help="Megabytes of a request, at most; more get 413.")] = 20.0,
     max_pixels: Annotated[int, typer.Option(help="Pixels of an image, at most; more get 413.")] = 50_000_000,
     timeout: Annotated[float, typer.Option(help="Seconds that a request may take; then it gets 408 or 504.")] = 30.0,
+    decode_timeout: Annotated[float, typer.Option(help="Seconds that decoding an image may take; then 413.")] = 5.0,
 ) -> None:
     """Classify images that come over HTTP, and serve a page to drop them on."""
     try:
@@ -48,7 +49,7 @@ def serve(
     except ModuleNotFoundError as error:
         raise fail(f"serve: required the extra 'serve' (pip install 'tvm_na[serve]'), got {error}") from error
 
-    limits = Limits(max_batch, max_delay_ms, max_queue, max_request_mb, max_pixels, timeout)
+    limits = Limits(max_batch, max_delay_ms, max_queue, max_request_mb, max_pixels, timeout, decode_timeout)
     classifier = load_classifier(name, weights, labels, num_classes, backend, input_size, overlays=True, model=model)
     _warm_up(classifier, max_batch)
     raise typer.Exit(run_server(Service(classifier, limits), host, port))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import faulthandler
 import math
 import signal
 import socket
@@ -19,11 +21,13 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
 from tvm_na import __version__
-from tvm_na.serve.observability import CONTENT_TYPE, log, log_to
+from tvm_na.serve.errors import error_response
+from tvm_na.serve.guard import Guard, is_loopback
+from tvm_na.serve.observability import CONTENT_TYPE, log, log_to, warn
 from tvm_na.serve.service import Service
 from tvm_na.serve.uploads import FIELD
 
-_GRACE = 5.0  # seconds
+_GRACE = 5.0  # seconds for each step of stopping that has no time-out of its own
 _BACKLOG = 512
 
 PAGE = Path(__file__).with_name("page.html")
@@ -45,10 +49,11 @@ _UPLOAD: dict[str, Any] = {
     }
 }
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "No image in the form, or a damaged image"},
+    400: {"description": "No image in the form, or a damaged image, or a strange request"},
     408: {"description": "The body did not arrive in time"},
-    413: {"description": "Too many bytes or pixels"},
+    413: {"description": "Too many bytes or pixels, or an image that takes too long to decode"},
     415: {"description": "Not an image of a known format"},
+    421: {"description": "A server that listens on this machine alone was asked by another name"},
     500: {"description": "The model failed"},
     503: {"description": "Too many requests at once; Retry-After says when to try again"},
     504: {"description": "No answer in time"},
@@ -58,17 +63,22 @@ _NO_OVERLAY: dict[int | str, dict[str, Any]] = {501: {"description": "This serve
 _Pixel = Annotated[int | None, Query(description="Of the pixel of the model's input that attends; the center if none")]
 
 
-def create_app(service: Service) -> FastAPI:
-    """The ASGI application of a service, which it closes when it is shut down."""
+def create_app(service: Service, local: bool = False) -> FastAPI:
+    """The ASGI application of a service, which waits for its decoders and closes it when it is shut down.
+
+    ``local`` is as for :class:`Guard`.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await service.decoders.start()
         yield
-        if not await anyio.to_thread.run_sync(service.close, service.limits.timeout):
-            log("threads did not end")
+        if not await anyio.to_thread.run_sync(service.close, _GRACE):
+            warn("threads did not end")
 
     # The interactive documentation would load scripts from elsewhere; /openapi.json stays.
     app = FastAPI(title="tvm-na serve", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.add_middleware(Guard, local=local)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid_query)
     page = PAGE.read_text(encoding="utf-8")
@@ -92,7 +102,8 @@ def create_app(service: Service) -> FastAPI:
     async def healthz() -> JSONResponse:
         """Whether images are answered: 200, or 503 with a reason."""
         reason = service.why_not_ready()
-        return JSONResponse({"ready": reason is None, "reason": reason}, 200 if reason is None else 503)
+        health = {"ready": reason is None, "reason": reason, "decoders": service.decoders.state()}
+        return JSONResponse(health, 200 if reason is None else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -110,20 +121,39 @@ def create_app(service: Service) -> FastAPI:
 async def _http_error(request: Request, error: Exception) -> Response:
     """What the framework refuses (no such path or method), in the form of our own errors."""
     assert isinstance(error, HTTPException)
-    return JSONResponse({"error": f"{request.method} {request.url.path}: {error.detail}"}, error.status_code)
+    return error_response(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
 
 
 async def _invalid_query(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    return JSONResponse({"error": f"{first['loc'][-1]}: {first['msg']}, got {first.get('input')!r}"}, 400)
+    return error_response(400, f"{first['loc'][-1]}: {first['msg']}, got {first.get('input')!r}")
+
+
+class _Server(uvicorn.Server):
+    """A server that ends some time after it is told to, whatever runs."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, most_seconds: float) -> None:
+        super().__init__(config)
+        self._service, self._most_seconds = service, most_seconds
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop, at a signal."""
+        # A thread that needs neither Python nor its lock, should a model keep both.
+        faulthandler.dump_traceback_later(self._most_seconds, exit=True)
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer what has arrived, and for a moment what is arriving."""
+        asyncio.get_running_loop().call_later(_GRACE, self._service.arrivals.end)
+        await super().shutdown(sockets)
 
 
 def run_server(service: Service, host: str, port: int) -> int:
     """Serve until SIGTERM or SIGINT; must be called in the main thread.
 
-    At the signal nothing more is accepted, what was accepted is answered, and the threads end. Port 0 is one that is
-    free.
+    At the signal nothing more is accepted, what was accepted is answered, and the threads end. That takes no longer
+    than the time-out and 20 s; then the process is ended. Port 0 is one that is free.
 
     Returns:
         The exit code: 0, or 1 if requests were cut off or a thread did not end.
@@ -134,7 +164,7 @@ def run_server(service: Service, host: str, port: int) -> int:
     listening = _listen(host, port)
     log_to()
     config = uvicorn.Config(
-        create_app(service),
+        create_app(service, local=is_loopback(listening.getsockname()[0])),
         http="h11",
         ws="none",
         lifespan="on",
@@ -146,14 +176,10 @@ def run_server(service: Service, host: str, port: int) -> int:
         # No request takes longer than its time-out, unless its client does not read the answer.
         timeout_graceful_shutdown=math.ceil(service.limits.timeout + _GRACE),
     )
-    server = uvicorn.Server(config)
-
+    server = _Server(config, service, service.limits.timeout + 4 * _GRACE)
     # uvicorn handles signals while it serves, and raises them again afterwards: then they shall not end the process
     # with another code. Before it serves they must not get lost.
-    def stop(number: int, frame: FrameType | None) -> None:
-        server.should_exit = True
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         with listening:
             log("listening", url=_url(listening), model=service.classifier.name)
@@ -162,6 +188,8 @@ def run_server(service: Service, host: str, port: int) -> int:
         for number, handler in previous.items():
             signal.signal(number, handler)
     stopped, cut_off = service.close(_GRACE), service.requests - service.answered
+    if stopped:
+        faulthandler.cancel_dump_traceback_later()
     log("stopped", requests=service.requests, answered=service.answered, cut_off=cut_off)
     return 0 if stopped and not cut_off else 1
 

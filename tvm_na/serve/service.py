@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import Request, Response
@@ -16,35 +15,29 @@ from PIL import Image
 from starlette.requests import ClientDisconnect
 from torch import Tensor
 
-from tvm_na.models.preprocessing import resize_and_crop, to_tensor
+from tvm_na.models.preprocessing import to_tensor
 from tvm_na.serve.batcher import Batcher
 from tvm_na.serve.classifier import Classifier, Prediction
-from tvm_na.serve.limits import Deadline, Gate, Limits
+from tvm_na.serve.decoders import Decoded, Decoders
+from tvm_na.serve.errors import HttpError, error_response
+from tvm_na.serve.limits import Arrivals, Deadline, Gate, Limits
 from tvm_na.serve.observability import Metrics, log
 from tvm_na.serve.overlay import draw_overlay
-from tvm_na.serve.uploads import HttpError, decode_image, read_image
+from tvm_na.serve.uploads import read_image
+from tvm_na.settings import available_cores
 
 #: From the bytes of an upload to the response.
 Work = Callable[[bytes], Coroutine[Any, Any, Response]]
 
-_DECODERS = min(4, os.cpu_count() or 1)
+_MOST_DECODERS = 4
 _CLIENT_GONE = 499  # nobody reads it; what others log in such a case
 
 
 @dataclass(frozen=True)
-class Seen:
-    """An upload as the model sees it.
+class Asked:
+    """An overlay that is asked for: the image as the model sees it, and row and column of the pixel."""
 
-    Attributes:
-        size: Width and height as uploaded, upright.
-        image: Resized and cropped, RGB.
-        x: The model's input, float32 ``[3, S, S]``.
-        pixel: Row and column in ``image`` whose attention is asked for.
-    """
-
-    size: tuple[int, int]
-    image: Image.Image
-    x: Tensor
+    seen: Decoded
     pixel: tuple[int, int]
 
 
@@ -58,25 +51,32 @@ class Service:
 
     def __init__(self, classifier: Classifier, limits: Limits) -> None:
         self.classifier, self.limits = classifier, limits
-        self.metrics, self.gate = Metrics(), Gate(limits.max_queue)
+        self.metrics, self.gate, self.arrivals = Metrics(), Gate(limits.max_queue), Arrivals(limits.max_queue)
         self.requests = self.answered = 0
-        self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
-        self._predictions: Batcher[Seen, list[Prediction]] = Batcher(
-            lambda batch: classifier.predict([seen.x for seen in batch]),
+        self.decoders = Decoders(classifier.preprocessing, limits, min(_MOST_DECODERS, available_cores()))
+        self._predictions: Batcher[Decoded, list[Prediction]] = Batcher(
+            lambda batch: classifier.predict([self._input(seen) for seen in batch]),
             max_batch=limits.max_batch,
             max_delay=limits.max_delay_ms / 1000,
             name="classify",
             observe=self.metrics.batch,
         )
-        self._overlays: Batcher[Seen, bytes] = Batcher(self._draw, max_batch=1, max_delay=0, name="overlay")
+        self._overlays: Batcher[Asked, bytes] = Batcher(self._draw, max_batch=1, max_delay=0, name="overlay")
         self.metrics.gauge("tvm_na_queue_length", "Images that wait for a batch", lambda: len(self._predictions))
-        self.metrics.gauge("tvm_na_requests_in_progress", "Requests in the server", lambda: self.gate.inside)
+        self.metrics.gauge("tvm_na_requests_in_progress", "Requests in the server", lambda: self.inside)
+        self.metrics.gauge("tvm_na_decoders_busy", "Processes that decode", lambda: self.decoders.state()["busy"])
+        self.metrics.gauge("tvm_na_decoders_replaced", "Processes replaced", lambda: self.decoders.replaced)
+
+    @property
+    def inside(self) -> int:
+        """How many requests are in the server: arriving, decoded, waiting or computed."""
+        return len(self.arrivals) + self.gate.inside
 
     async def classify(self, request: Request) -> Response:
         """The best classes of the image in a request, as JSON."""
 
         async def work(data: bytes) -> Response:
-            seen = await self._decoded(data, (0, 0))
+            seen = await self.decoders.decode(data)
             predictions = await asyncio.wrap_future(self._predictions.submit(seen))
             return JSONResponse(
                 {
@@ -100,8 +100,8 @@ class Service:
                     raise HttpError(400, f"{name}: required 0 to {size - 1}, got {value}")
             if self.classifier.attention is None:
                 raise HttpError(501, f"overlay: not offered by this server: {self.classifier.no_attention}")
-            seen = await self._decoded(data, (pixel[0], pixel[1]))
-            png = await asyncio.wrap_future(self._overlays.submit(seen))
+            asked = Asked(await self.decoders.decode(data), (pixel[0], pixel[1]))
+            png = await asyncio.wrap_future(self._overlays.submit(asked))
             return Response(png, media_type="image/png")
 
         return await self._answer(request, "overlay", work)
@@ -121,6 +121,7 @@ class Service:
             "max_bytes": limits.max_bytes,
             "max_pixels": limits.max_pixels,
             "timeout": limits.timeout,
+            "decode_timeout": limits.decode_timeout,
         }
 
     def why_not_ready(self) -> str | None:
@@ -130,12 +131,16 @@ class Service:
                 return f"the thread {name!r} has ended"
             if batcher.busy_seconds > self.limits.timeout:
                 return f"the thread {name!r} has computed for {batcher.busy_seconds:.0f} s"
+        self.decoders.heal()
+        if not self.decoders.state()["alive"]:
+            return "no decoder is alive"
         return None
 
     def close(self, timeout: float) -> bool:
-        """Work off what waits and stop the threads; whether that was done within about ``timeout`` seconds."""
-        self._decoders.shutdown(wait=False, cancel_futures=True)
-        closed = [batcher.close(timeout) for batcher in (self._predictions, self._overlays)]
+        """Work off what waits, stop the threads, end the decoders; whether that was done within ``timeout`` seconds."""
+        deadline = Deadline(timeout)
+        self.decoders.close()
+        closed = [batcher.close(deadline.left) for batcher in (self._predictions, self._overlays)]
         return all(closed)
 
     async def _answer(self, request: Request, endpoint: str, work: Work) -> Response:
@@ -143,9 +148,10 @@ class Service:
         start, size = time.perf_counter(), 0
         deadline = Deadline(self.limits.timeout)
         try:
+            self.gate.require_room()  # before the client sends what will be refused
+            data = await self.arrivals.read(partial(read_image, request, self.limits.max_bytes), deadline)
+            size = len(data)
             with self.gate:
-                data = await deadline.upload(read_image(request, self.limits.max_bytes))
-                size = len(data)
                 response = await deadline.compute(request, work(data))
             outcome = "ok"
         except HttpError as error:
@@ -154,7 +160,7 @@ class Service:
             outcome, response = "disconnected", Response(status_code=_CLIENT_GONE)
         except Exception as error:  # the model's or ours; the next request may do better
             log("failed", endpoint=endpoint, error=error)
-            outcome, response = "failed", JSONResponse({"error": "server: the model failed; see the server's log"}, 500)
+            outcome, response = "failed", error_response(500, "server: the model failed; see the server's log")
         self.answered += 1
         seconds = time.perf_counter() - start
         self.metrics.request(endpoint, outcome, seconds)
@@ -168,14 +174,13 @@ class Service:
         )
         return response
 
-    def _decoded(self, data: bytes, pixel: tuple[int, int]) -> asyncio.Future[Seen]:
-        return asyncio.get_running_loop().run_in_executor(self._decoders, self._see, data, pixel)
+    def _input(self, seen: Decoded) -> Tensor:
+        return to_tensor(self._image(seen), self.classifier.preprocessing)
 
-    def _see(self, data: bytes, pixel: tuple[int, int]) -> Seen:
-        preprocessing = self.classifier.preprocessing
-        image = decode_image(data, preprocessing, self.limits.max_pixels)
-        cropped = resize_and_crop(image, preprocessing)
-        return Seen(image.size, cropped, to_tensor(cropped, preprocessing), pixel)
+    def _image(self, seen: Decoded) -> Image.Image:
+        size = self.classifier.preprocessing.input_size
+        return Image.frombytes("RGB", (size, size), seen.pixels)
 
-    def _draw(self, batch: list[Seen]) -> list[bytes | Exception]:
-        return [draw_overlay(s.image, self.classifier.attend(s.x, s.pixel), s.pixel) for s in batch]
+    def _draw(self, batch: list[Asked]) -> list[bytes | Exception]:
+        maps = [self.classifier.attend(self._input(asked.seen), asked.pixel) for asked in batch]
+        return [draw_overlay(self._image(a.seen), m, a.pixel) for a, m in zip(batch, maps, strict=True)]

@@ -2,58 +2,29 @@
 
 from __future__ import annotations
 
-import io
-import struct
-import zlib
+import codecs
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING
 
 from fastapi import Request
-from fastapi.responses import JSONResponse
-from PIL import Image, ImageOps, UnidentifiedImageError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-if TYPE_CHECKING:
-    from tvm_na.models.registry import Preprocessing
+from tvm_na.serve.errors import HttpError
+from tvm_na.serve.limits import Arrival
 
 FIELD = "image"
 _FIELDS = 8
 
-#: Formats that are read; Pillow knows more, of which one calls other programs (EPS).
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-
-# What Pillow's decoders raise for damaged files, found by changing bytes at random (tests/serve/test_uploads.py).
-_BROKEN = (OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, OverflowError, struct.error, zlib.error)
-
-_OUTCOMES = {
-    400: "invalid",
-    408: "timeout",
-    413: "too_large",
-    415: "invalid",
-    501: "not_offered",
-    503: "full",
-    504: "timeout",
-}
+# Of what the form's texts are in; a name of a codec runs it, and Python has stranger ones.
+_CHARSETS = ("utf-8", "ascii", "iso8859-1")
 
 
-class HttpError(Exception):
-    """A request that is answered with an error; ``outcome`` is what metrics call it."""
-
-    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status, self.outcome, self.headers = status, _OUTCOMES[status], headers or {}
-
-    def response(self) -> JSONResponse:
-        """``{"error": message}`` with the status."""
-        return JSONResponse({"error": str(self)}, self.status, self.headers)
-
-
-async def read_image(request: Request, max_bytes: int) -> bytes:
+async def read_image(request: Request, max_bytes: int, arrival: Arrival) -> bytes:
     """The image file that a request brings: as its body with a content type ``image/...``, or as the file ``image`` of
     a ``multipart/form-data`` body.
 
-    No more than ``max_bytes`` of the body are kept, whatever length the client names.
+    No more than ``max_bytes`` of the body are kept, whatever length the client names. ``arrival`` counts what comes.
 
     Raises:
         HttpError: 400, 413 or 415.
@@ -63,11 +34,11 @@ async def read_image(request: Request, max_bytes: int) -> bytes:
     if kind != "multipart/form-data" and not kind.startswith("image/"):
         got = repr(kind) if kind else "none"
         raise HttpError(415, f"content-type: required multipart/form-data or image/..., got {got}")
-    body = await _read_body(request, max_bytes)
+    body = await _read_body(request, max_bytes, arrival)
     return body if kind.startswith("image/") else await _file_of_form(request, body)
 
 
-async def _read_body(request: Request, max_bytes: int) -> bytes:
+async def _read_body(request: Request, max_bytes: int, arrival: Arrival) -> bytes:
     length = request.headers.get("content-length")
     announced = int(length) if length is not None else 0  # a server has checked that it is a number
     too_large = HttpError(413, f"body: required at most {max_bytes} bytes, got more", {"Connection": "close"})
@@ -79,6 +50,7 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
+        arrival.count(len(chunk))
         if size > 2 * max_bytes:
             raise too_large
         if size > max_bytes:
@@ -90,11 +62,22 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
     return b"".join(chunks)
 
 
+def _check_charset(content_type: str) -> None:
+    charset = parse_options_header(content_type)[1].get(b"charset", b"utf-8").decode("latin-1")
+    try:
+        known = codecs.lookup(charset).name in _CHARSETS
+    except (LookupError, ValueError):
+        known = False
+    if not known:
+        raise HttpError(400, f"content-type: required a charset of {', '.join(_CHARSETS)}, got {charset!r}")
+
+
 async def _file_of_form(request: Request, body: bytes) -> bytes:
     async def whole() -> AsyncGenerator[bytes, None]:
         yield body
 
     wanted = f"form: required one file named {FIELD!r}"
+    _check_charset(request.headers["content-type"])
     parser = MultiPartParser(request.headers, whole(), max_files=1, max_fields=_FIELDS)
     parser.spool_max_size = len(body) + 1  # in memory, where the body is already
     try:
@@ -109,39 +92,3 @@ async def _file_of_form(request: Request, body: bytes) -> bytes:
         return await file.read()
     finally:
         await form.close()
-
-
-def decode_image(data: bytes, preprocessing: Preprocessing, max_pixels: int) -> Image.Image:
-    """An image file as RGB, turned the way its EXIF orientation says; of an animation the first frame.
-
-    It will be resized for ``preprocessing``, which must not make it larger than ``max_pixels`` either.
-
-    Raises:
-        HttpError: 400 for a damaged file, 413 for too many pixels, 415 for an unknown format.
-    """
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError as error:
-        got = f"{len(data)} bytes of something else" if data else "nothing"
-        raise HttpError(415, f"image: required {', '.join(FORMATS)}, got {got}") from error
-    except Image.DecompressionBombError as error:
-        raise HttpError(413, f"image: required at most {max_pixels} pixels, got more: {error}") from error
-    except _BROKEN as error:
-        raise HttpError(400, f"image: required a whole file, got a damaged one: {error}") from error
-    with image:
-        _check_size(image.size, preprocessing, max_pixels)
-        try:
-            return ImageOps.exif_transpose(image).convert("RGB")
-        except _BROKEN as error:
-            raise HttpError(400, f"image: required a whole {image.format} file, got {error}") from error
-
-
-def _check_size(size: tuple[int, int], preprocessing: Preprocessing, max_pixels: int) -> None:
-    width, height = size
-    if width * height > max_pixels:
-        raise HttpError(413, f"image: required at most {max_pixels} pixels, got {width}x{height}")
-    # The shorter side is resized to a fixed length, so a line of pixels becomes a huge strip.
-    shorter = preprocessing.input_size / preprocessing.crop_pct
-    if shorter * shorter * max(size) / min(size) > max_pixels:
-        most = int(max_pixels / shorter**2)
-        raise HttpError(413, f"image: required sides of a ratio of at most {most}, got {width}x{height}")
