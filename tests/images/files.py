@@ -20,3 +20,8 @@ def many_scans(count: int, side: int = 1024) -> bytes:
     data = bytes_of(Image.new("L", (side, side), 128), "JPEG", progressive=True)
     last = data.rindex(b"\xff\xda")
     return data[:last] + data[last:-2] * count + data[-2:]
+
+
+def slow(size: int = 19_000_000) -> bytes:
+    """A file that takes Pillow seconds to find damaged: it looks for a JPEG's next segment in Python, byte by byte."""
+    return b"\xff\xd8\xff\xfe\x00\x02" + bytes(size)

@@ -1,11 +1,13 @@
 """A classifier that knows colors, and servers of it: in a thread of the tests, or in a process of its own.
 
-``python -m tests.serve.serving SECONDS`` serves it on a free port, each batch taking so many seconds.
+``python -m tests.serve.serving SECONDS [LIMITS]`` serves it on a free port, each batch taking so many seconds, with
+limits as JSON.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import socket
 import sys
 import threading
@@ -86,12 +88,12 @@ class Served:
 
 
 @contextmanager
-def served(classifier: Classifier | None = None, **limits: Any) -> Iterator[Served]:
+def served(classifier: Classifier | None = None, local: bool = False, **limits: Any) -> Iterator[Served]:
     """A server of a classifier, by default of the colors, for as long as the block lasts."""
     service = Service(classifier or color_classifier(), Limits(**limits))
     listening = socket.create_server(("127.0.0.1", 0), backlog=128)
     port = listening.getsockname()[1]
-    config = uvicorn.Config(create_app(service), http="h11", ws="none", log_config=None, log_level="warning")
+    config = uvicorn.Config(create_app(service, local), http="h11", ws="none", log_config=None, log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
@@ -111,5 +113,6 @@ if __name__ == "__main__":
         time.sleep(pause)
         return color_logits(images)
 
-    service = Service(color_classifier(logits=slow_logits), Limits(max_batch=8, max_delay_ms=2))
+    limits = {"max_batch": 8, "max_delay_ms": 2, **json.loads(sys.argv[2] if len(sys.argv) > 2 else "{}")}
+    service = Service(color_classifier(logits=slow_logits), Limits(**limits))
     sys.exit(run_server(service, "127.0.0.1", 0))

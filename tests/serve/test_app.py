@@ -165,7 +165,7 @@ def test_as_many_bytes_as_allowed(server):
 
 def raw(server, head, body=b""):
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=15)
-    lines = ["POST /classify HTTP/1.1", "Host: x", "Content-Type: image/png", *head]
+    lines = ["POST /classify HTTP/1.1", "Host: localhost", "Content-Type: image/png", *head]
     connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
     return connection
 

@@ -61,8 +61,9 @@ class Process:
 
 
 @contextmanager
-def process(*command: object) -> Iterator[Process]:
-    line = [sys.executable, "-m", *map(str, command)]
+def process(*module: object, command: str = "") -> Iterator[Process]:
+    """A server that a module runs, with arguments, or a command of Python."""
+    line = [sys.executable, "-c", command] if command else [sys.executable, "-m", *map(str, module)]
     with subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as popen:
         try:
             yield Process(popen)

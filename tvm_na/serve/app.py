@@ -150,10 +150,10 @@ class _Server(uvicorn.Server):
 
 
 def run_server(service: Service, host: str, port: int) -> int:
-    """Serve until SIGTERM or SIGINT; must be called in the main thread.
+    """Serve until SIGTERM or SIGINT; must be called in the main thread, as the last thing that a process does.
 
-    At the signal nothing more is accepted, what was accepted is answered, and the threads end. That takes no longer
-    than the time-out and 20 s; then the process is ended. Port 0 is one that is free.
+    At the signal nothing more is accepted, what was accepted is answered, and the threads end. The process ends no
+    later than the time-out and 20 s after it, whatever runs. Port 0 is one that is free.
 
     Returns:
         The exit code: 0, or 1 if requests were cut off or a thread did not end.
@@ -187,9 +187,7 @@ def run_server(service: Service, host: str, port: int) -> int:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-    stopped, cut_off = service.close(_GRACE), service.requests - service.answered
-    if stopped:
-        faulthandler.cancel_dump_traceback_later()
+    stopped, cut_off = service.close(0), service.requests - service.answered
     log("stopped", requests=service.requests, answered=service.answered, cut_off=cut_off)
     return 0 if stopped and not cut_off else 1
 

@@ -12,7 +12,7 @@ import sys
 import threading
 from typing import Any
 
-from tvm_na.serve.decoder import LENGTH, READY
+from tvm_na.serve.decoder import ENVIRONMENT, LENGTH, READY
 
 # A program of its own with this process's path, of which nothing is imported before.
 _PROGRAM = "import sys; sys.path[:] = sys.argv.pop().split('\\n'); from tvm_na.serve.decoder import main; main()"
@@ -45,7 +45,9 @@ class DecoderProcess:
         os.set_blocking(saying, False)  # what does not fit is lost; the decoder does not wait
         command = [sys.executable, "-c", _PROGRAM, *arguments, "\n".join(sys.path)]
         try:
-            self._popen = subprocess.Popen(command, stdin=theirs.fileno(), stdout=saying, stderr=saying)
+            self._popen = subprocess.Popen(
+                command, stdin=theirs.fileno(), stdout=saying, stderr=saying, env={**os.environ, **ENVIRONMENT}
+            )
         except BaseException:
             self._socket.close()
             os.close(self._said)
@@ -53,6 +55,11 @@ class DecoderProcess:
         finally:
             theirs.close()
             os.close(saying)
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        return self._popen.pid
 
     @property
     def is_alive(self) -> bool:

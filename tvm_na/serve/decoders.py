@@ -50,7 +50,7 @@ class Decoders:
     """Decoder processes, and how they are. Made in any thread; asked in one event loop.
 
     Attributes:
-        replaced: How many processes were replaced: ended by what they decoded, by us, or full of memory.
+        replaced: How many processes were replaced: ended by what they decoded, or by us.
     """
 
     def __init__(self, preprocessing: Preprocessing, limits: Limits, count: int) -> None:
@@ -100,6 +100,10 @@ class Decoders:
             "replaced": self.replaced,
         }
 
+    def pids(self) -> list[int]:
+        """The processes that are alive."""
+        return [slot.process.pid for slot in self._slots if slot.process is not None and slot.is_alive]
+
     def heal(self) -> None:
         """Replace processes that ended while they had nothing to do."""
         for slot in self._slots:
@@ -143,8 +147,6 @@ class Decoders:
             raise
         if said := process.said():
             warn("decoder", said=said)
-        if answer.get("last"):
-            self._replace(slot)
         if isinstance(result, HttpError):
             raise result
         return result
