@@ -13,7 +13,7 @@ from PIL import Image
 from tests.fuzz.damage import damaged_bytes
 from tests.fuzz.subject import Subject
 from tests.serve.serving import served
-from tvm_na.serve.uploads import FORMATS
+from tvm_na.images.decode import FORMATS
 
 _MODES = {"JPEG": ("RGB", "L", "CMYK"), "PNG": ("RGB", "RGBA", "L", "LA", "P", "1", "I;16"), "GIF": ("P", "L")}
 _MODES |= {"TIFF": ("RGB", "L", "F", "I", "I;16", "CMYK"), "WEBP": ("RGB", "RGBA"), "BMP": ("RGB", "L", "1")}
