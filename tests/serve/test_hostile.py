@@ -8,8 +8,10 @@ import resource
 import signal
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
+import httpx
 import pytest
 
 from tests.helpers import wait_until
@@ -107,6 +109,20 @@ def test_the_slowest_makes_room():
         assert status_of(slowest) == 408
         faster.sendall(picture(5))
         assert status_of(faster) == 415  # whole, and no image
+
+
+def test_a_form_that_takes_long_to_read_holds_nobody_up():
+    body = b'--b\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\n' + b"\r\n--bx" * 1_000_000
+    post = {"content": body + b"\r\n--b--\r\n", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}
+    with served() as server, ThreadPoolExecutor(1) as pool:
+        start = last = time.monotonic()
+        posted, pauses = pool.submit(server.http.post, "/classify", **post), []
+        while not posted.done():
+            assert httpx.get(f"http://127.0.0.1:{server.port}/healthz").status_code == 200
+            pauses.append(time.monotonic() - last)
+            last = time.monotonic()
+        assert posted.result().status_code == 415
+        assert max(pauses) < (last - start) / 2
 
 
 # --- images
