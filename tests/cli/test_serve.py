@@ -34,12 +34,14 @@ def test_options_arrive(served, tmp_path):
     torch.save(create_model(TINY.name, num_classes=3).state_dict(), tmp_path / "w.pth")
     limits = ("--max-batch", 3, "--max-delay-ms", 0, "--max-queue", 9, "--max-request-mb", 0.5, "--max-pixels", 99)
     files = ("--labels", tmp_path / "labels.txt", "--weights", tmp_path / "w.pth")
-    result = invoke(*SMALL, *files, *limits, "--timeout", 2.5, "--host", "0.0.0.0", "--port", 1234)
+    result = invoke(
+        *SMALL, *files, *limits, "--timeout", 2.5, "--decode-timeout", 0.5, "--host", "0.0.0.0", "--port", 1234
+    )
     ((service, host, port),) = served
     assert (host, port) == ("0.0.0.0", 1234)
     got = service.limits
     assert (got.max_batch, got.max_delay_ms, got.max_queue, got.max_pixels, got.timeout) == (3, 0, 9, 99, 2.5)
-    assert got.max_bytes == 500_000
+    assert (got.max_bytes, got.decode_timeout) == (500_000, 0.5)
     assert (service.classifier.labels, service.classifier.random_weights) == (("a", "b", "c"), False)
     assert service.classifier.preprocessing.input_size == 32
     assert result.stderr == ""

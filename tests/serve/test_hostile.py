@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import resource
 import signal
 import socket
@@ -161,6 +162,25 @@ def test_what_never_returns_does_not_keep_the_server(thread):
         start = time.monotonic()
         assert server.stop() == 1
         assert time.monotonic() - start < 6
+
+
+def test_a_server_without_decoders_says_so_and_recovers(monkeypatch):
+    def refuse(arguments):
+        raise OSError(24, "Too many open files")
+
+    with served() as server, monkeypatch.context() as patch:
+        assert server.http.get("/healthz").json()["decoders"] == server.service.decoders.state()
+        patch.setattr("tvm_na.serve.decoders.DecoderProcess", refuse)
+        for pid in server.service.decoders.pids():
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not server.service.decoders.pids(), "they have ended")
+        health, answer = server.http.get("/healthz"), server.classify(picture(9))
+        assert (health.status_code, health.json()["reason"]) == (503, "no decoder is alive")
+        assert health.json()["decoders"]["alive"] == 0
+        assert answer.status_code == 503 and "required a decoder, got none" in answer.json()["error"]
+        patch.undo()
+        assert server.http.get("/healthz").status_code == 200
+        assert server.classify(picture(9)).status_code == 200
 
 
 # --- the log

@@ -67,11 +67,10 @@ class DecoderProcess:
         return self._popen.poll() is None
 
     async def ready(self) -> None:
-        """Wait until it has imported what it needs; EndedError if it could not."""
-        if not self.is_ready:
-            if await self._read(len(READY)) != READY:
-                raise EndedError("it did not say that it is ready")
-            self.is_ready = True
+        """Wait, once, until it has imported what it needs; EndedError if it could not."""
+        if await self._read(len(READY)) != READY:
+            raise EndedError("it did not say that it is ready")
+        self.is_ready = True
 
     async def exchange(self, data: bytes, most: int) -> tuple[dict[str, Any], bytes]:
         """What it answers to an image file: a description, and at most so many bytes; EndedError if nothing."""

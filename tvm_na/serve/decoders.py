@@ -121,6 +121,8 @@ class Decoders:
             self._replace(slot)
         if slot.process is None:
             raise _no_decoder("none")
+        if slot.process.is_ready:
+            return slot.process
         try:
             await asyncio.wait_for(slot.process.ready(), _START_SECONDS)
         except (EndedError, asyncio.TimeoutError, TimeoutError) as error:
@@ -153,8 +155,8 @@ class Decoders:
 
     def _result(self, answer: dict[str, Any], pixels: bytes) -> Decoded | HttpError:
         """What an answer says, of which nothing is taken on trust."""
-        if answer.get("kind") in _STATUS:
-            return HttpError(_STATUS[answer["kind"]], str(answer.get("message")))
+        if (kind := str(answer.get("kind"))) in _STATUS:
+            return HttpError(_STATUS[kind], str(answer.get("message")))
         size = answer.get("size")
         if not isinstance(size, list) or [type(side) for side in size] != [int, int] or len(pixels) != self._bytes:
             raise EndedError("its answer is no image")
