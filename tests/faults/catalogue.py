@@ -178,4 +178,26 @@ FAULTS = (
         "if not digest:",
         ("tests/deploy/test_manifest.py",),
     ),
+    # --- images and the server
+    Fault(
+        "gray of 16 bits clipped to white",
+        "tvm_na/images/decode.py",
+        "if image.mode.startswith(",
+        "if not image.mode.startswith(",
+        ("tests/images/test_decode.py",),
+    ),
+    Fault(
+        "a decoder that takes too long not ended",
+        "tvm_na/serve/decoders.py",
+        "except (asyncio.TimeoutError, TimeoutError) as error:\n            self._replace(slot)\n",
+        "except (asyncio.TimeoutError, TimeoutError) as error:\n",
+        ("tests/serve/test_decoders.py",),
+    ),
+    Fault(
+        "a server of this machine asked by any name",
+        "tvm_na/serve/app.py",
+        "local=is_loopback(listening.getsockname()[0])",
+        "local=False",
+        ("tests/serve/test_hostile.py",),
+    ),
 )
