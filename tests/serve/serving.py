@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from tvm_na.images.preprocessing import Preprocessing
-from tvm_na.serve.app import create_app, run_server
+from tvm_na.serve.app import run_server, server_config
 from tvm_na.serve.classifier import Classifier
 from tvm_na.serve.limits import Limits
 from tvm_na.serve.service import Service
@@ -93,8 +93,7 @@ def served(classifier: Classifier | None = None, local: bool = False, **limits: 
     service = Service(classifier or color_classifier(), Limits(**limits))
     listening = socket.create_server(("127.0.0.1", 0), backlog=128)
     port = listening.getsockname()[1]
-    config = uvicorn.Config(create_app(service, local), http="h11", ws="none", log_config=None, log_level="warning")
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(server_config(service, local))
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     try:

@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import httpx
 import pytest
@@ -84,6 +84,22 @@ def test_what_a_client_says_is_repeated_shortly(server):
         assert 400 <= response.status_code < 500 and len(response.content) < 1000
     response = server.http.post("/overlay", params={"row": "x" * 9000}, files={"image": picture(1)})
     assert response.status_code == 400 and len(response.content) < 1000
+
+
+@pytest.mark.parametrize("first", [b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+@pytest.mark.parametrize("slowly", [b"", b"GET / HTTP/1.1\r\nX: "])
+def test_a_connection_without_a_request_is_closed(first, slowly):
+    with served(timeout=0.5) as server:
+        start = time.monotonic()
+        with socket.create_connection(("127.0.0.1", server.port), timeout=4) as connection:
+            connection.sendall(first)
+            if first:
+                assert b"200 OK" in connection.recv(1000)
+            connection.sendall(slowly)
+            with suppress(ConnectionError):
+                while connection.recv(1000):  # until it is closed
+                    pass
+        assert time.monotonic() - start < 4
 
 
 # --- uploads

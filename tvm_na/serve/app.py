@@ -24,6 +24,7 @@ from tvm_na import __version__
 from tvm_na.serve.errors import error_response
 from tvm_na.serve.guard import Guard, is_loopback
 from tvm_na.serve.observability import CONTENT_TYPE, log, log_to, warn
+from tvm_na.serve.protocol import patient_for
 from tvm_na.serve.service import Service
 from tvm_na.serve.uploads import FIELD
 
@@ -63,7 +64,7 @@ _NO_OVERLAY: dict[int | str, dict[str, Any]] = {501: {"description": "This serve
 _Pixel = Annotated[int | None, Query(description="Of the pixel of the model's input that attends; the center if none")]
 
 
-def create_app(service: Service, local: bool = False) -> FastAPI:
+def create_app(service: Service, local: bool) -> FastAPI:
     """The ASGI application of a service, which waits for its decoders and closes it when it is shut down.
 
     ``local`` is as for :class:`Guard`.
@@ -130,6 +131,23 @@ async def _invalid_query(request: Request, error: Exception) -> Response:
     return error_response(400, f"{first['loc'][-1]}: {first['msg']}, got {first.get('input')!r}")
 
 
+def server_config(service: Service, local: bool = False) -> uvicorn.Config:
+    """How a service is served; ``local`` is as for :class:`Guard`."""
+    return uvicorn.Config(
+        create_app(service, local),
+        http=patient_for(service.limits.timeout),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        backlog=_BACKLOG,
+        # No request takes longer than its time-out, unless its client does not read the answer.
+        timeout_graceful_shutdown=math.ceil(service.limits.timeout + _GRACE),
+    )
+
+
 class _Server(uvicorn.Server):
     """A server that ends some time after it is told to, whatever runs."""
 
@@ -163,19 +181,7 @@ def run_server(service: Service, host: str, port: int) -> int:
     """
     listening = _listen(host, port)
     log_to()
-    config = uvicorn.Config(
-        create_app(service, local=is_loopback(listening.getsockname()[0])),
-        http="h11",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        backlog=_BACKLOG,
-        # No request takes longer than its time-out, unless its client does not read the answer.
-        timeout_graceful_shutdown=math.ceil(service.limits.timeout + _GRACE),
-    )
+    config = server_config(service, local=is_loopback(listening.getsockname()[0]))
     server = _Server(config, service, service.limits.timeout + 4 * _GRACE)
     # uvicorn handles signals while it serves, and raises them again afterwards: then they shall not end the process
     # with another code. Before it serves they must not get lost.
