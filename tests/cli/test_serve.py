@@ -20,8 +20,8 @@ def served(monkeypatch):
     """What would have been served, and where."""
     calls = []
 
-    def run_server(service, host, port):
-        calls.append((service, host, port))
+    def run_server(service, host, port, names):
+        calls.append((service, host, port, names))
         assert service.close(10)
         return 0
 
@@ -34,11 +34,10 @@ def test_options_arrive(served, tmp_path):
     torch.save(create_model(TINY.name, num_classes=3).state_dict(), tmp_path / "w.pth")
     limits = ("--max-batch", 3, "--max-delay-ms", 0, "--max-queue", 9, "--max-request-mb", 0.5, "--max-pixels", 99)
     files = ("--labels", tmp_path / "labels.txt", "--weights", tmp_path / "w.pth")
-    result = invoke(
-        *SMALL, *files, *limits, "--timeout", 2.5, "--decode-timeout", 0.5, "--host", "0.0.0.0", "--port", 1234
-    )
-    ((service, host, port),) = served
-    assert (host, port) == ("0.0.0.0", 1234)
+    where = ("--host", "0.0.0.0", "--port", 1234, "--server-name", "a.example")
+    result = invoke(*SMALL, *files, *limits, *where, "--timeout", 2.5, "--decode-timeout", 0.5)
+    ((service, host, port, names),) = served
+    assert (host, port, names) == ("0.0.0.0", 1234, ["a.example"])
     got = service.limits
     assert (got.max_batch, got.max_delay_ms, got.max_queue, got.max_pixels, got.timeout) == (3, 0, 9, 99, 2.5)
     assert (got.max_bytes, got.decode_timeout) == (500_000, 0.5)
@@ -49,8 +48,8 @@ def test_options_arrive(served, tmp_path):
 
 def test_defaults(served):
     result = invoke(*SMALL)
-    ((service, host, port),) = served
-    assert (host, port, service.classifier.classes) == ("127.0.0.1", 8000, 1000)
+    ((service, host, port, names),) = served
+    assert (host, port, names, service.classifier.classes) == ("127.0.0.1", 8000, (), 1000)
     assert (service.limits.max_bytes, service.limits.max_pixels) == (20_000_000, 50_000_000)
     assert "the weights are RANDOM" in result.stderr
 

@@ -88,12 +88,12 @@ class Served:
 
 
 @contextmanager
-def served(classifier: Classifier | None = None, local: bool = False, **limits: Any) -> Iterator[Served]:
+def served(classifier: Classifier | None = None, names: list[str] | None = None, **limits: Any) -> Iterator[Served]:
     """A server of a classifier, by default of the colors, for as long as the block lasts."""
     service = Service(classifier or color_classifier(), Limits(**limits))
     listening = socket.create_server(("127.0.0.1", 0), backlog=128)
     port = listening.getsockname()[1]
-    server = uvicorn.Server(server_config(service, local))
+    server = uvicorn.Server(server_config(service, names))
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     try:

@@ -33,6 +33,10 @@ def serve(
     input_size: options.InputSize = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for a free one.")] = 8000,
+    server_name: Annotated[
+        list[str] | None,
+        typer.Option(help="A name that clients of a proxy use, for a server on 127.0.0.1; can be repeated."),
+    ] = None,
     max_batch: Annotated[int, typer.Option(help="Images computed at once, at most.")] = 8,
     max_delay_ms: Annotated[float, typer.Option(help="Milliseconds that an image waits for others, at most.")] = 5.0,
     max_queue: Annotated[int, typer.Option(help="Requests in the server at once; more get 503.")] = 64,
@@ -52,7 +56,7 @@ def serve(
     limits = Limits(max_batch, max_delay_ms, max_queue, max_request_mb, max_pixels, timeout, decode_timeout)
     classifier = load_classifier(name, weights, labels, num_classes, backend, input_size, overlays=True, model=model)
     _warm_up(classifier, max_batch)
-    raise typer.Exit(run_server(Service(classifier, limits), host, port))
+    raise typer.Exit(run_server(Service(classifier, limits), host, port, server_name or ()))
 
 
 def _warm_up(classifier: Classifier, max_batch: int) -> None:

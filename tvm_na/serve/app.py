@@ -7,7 +7,7 @@ import faulthandler
 import math
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import FrameType
@@ -64,10 +64,10 @@ _NO_OVERLAY: dict[int | str, dict[str, Any]] = {501: {"description": "This serve
 _Pixel = Annotated[int | None, Query(description="Of the pixel of the model's input that attends; the center if none")]
 
 
-def create_app(service: Service, local: bool) -> FastAPI:
+def create_app(service: Service, names: Collection[str] | None) -> FastAPI:
     """The ASGI application of a service, which waits for its decoders and closes it when it is shut down.
 
-    ``local`` is as for :class:`Guard`.
+    ``names`` are as for :class:`Guard`.
     """
 
     @asynccontextmanager
@@ -79,7 +79,7 @@ def create_app(service: Service, local: bool) -> FastAPI:
 
     # The interactive documentation would load scripts from elsewhere; /openapi.json stays.
     app = FastAPI(title="tvm-na serve", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
-    app.add_middleware(Guard, local=local)
+    app.add_middleware(Guard, names=names)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid_query)
     page = PAGE.read_text(encoding="utf-8")
@@ -131,10 +131,10 @@ async def _invalid_query(request: Request, error: Exception) -> Response:
     return error_response(400, f"{first['loc'][-1]}: {first['msg']}, got {first.get('input')!r}")
 
 
-def server_config(service: Service, local: bool = False) -> uvicorn.Config:
-    """How a service is served; ``local`` is as for :class:`Guard`."""
+def server_config(service: Service, names: Collection[str] | None = None) -> uvicorn.Config:
+    """How a service is served; ``names`` are as for :class:`Guard`."""
     return uvicorn.Config(
-        create_app(service, local),
+        create_app(service, names),
         http=patient_for(service.limits.timeout),
         ws="none",
         lifespan="on",
@@ -167,11 +167,12 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def run_server(service: Service, host: str, port: int) -> int:
+def run_server(service: Service, host: str, port: int, names: Collection[str] = ()) -> int:
     """Serve until SIGTERM or SIGINT; must be called in the main thread, as the last thing that a process does.
 
     At the signal nothing more is accepted, what was accepted is answered, and the threads end. The process ends no
     later than the time-out and 20 s after it, whatever runs. Port 0 is one that is free.
+    A server that listens on this machine alone answers to its name, its addresses and ``names``.
 
     Returns:
         The exit code: 0, or 1 if requests were cut off or a thread did not end.
@@ -181,7 +182,8 @@ def run_server(service: Service, host: str, port: int) -> int:
     """
     listening = _listen(host, port)
     log_to()
-    config = server_config(service, local=is_loopback(listening.getsockname()[0]))
+    is_local = is_loopback(listening.getsockname()[0])
+    config = server_config(service, [name.lower() for name in names] if is_local else None)
     server = _Server(config, service, service.limits.timeout + 4 * _GRACE)
     # uvicorn handles signals while it serves, and raises them again afterwards: then they shall not end the process
     # with another code. Before it serves they must not get lost.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from fastapi.responses import JSONResponse
@@ -24,12 +25,12 @@ class Guard:
     """An ASGI application behind checks of a request's headers.
 
     A body has one length: with ``Content-Length`` and ``Transfer-Encoding`` a proxy may see another request than we do.
-    Of a ``local`` server the ``Host`` is this machine: a web page whose name was bound to 127.0.0.1 (DNS rebinding)
-    would otherwise be asked as if it were ours.
+    Of a local server, which has ``names``, the ``Host`` is this machine or one of them: a web page whose name was bound
+    to 127.0.0.1 (DNS rebinding) would otherwise be asked as if it were ours. Without ``names`` any will do.
     """
 
-    def __init__(self, app: ASGIApp, local: bool) -> None:
-        self._app, self._local = app, local
+    def __init__(self, app: ASGIApp, names: Collection[str] | None) -> None:
+        self._app, self._names = app, names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -40,8 +41,11 @@ class Guard:
         close = {"Connection": "close"}
         if "content-length" in headers and "transfer-encoding" in headers:
             return error_response(400, "body: required Content-Length or Transfer-Encoding, got both", close)
-        if self._local and (host := headers.get("host")) is not None and not is_loopback(_name(host)):
-            return error_response(421, f"host: required localhost or an address of it, got {host!r}", close)
+        if self._names is not None and (host := headers.get("host")) is not None:
+            name = _name(host)
+            if not is_loopback(name) and name not in self._names:
+                wanted = "localhost, an address of it or a --server-name"
+                return error_response(421, f"host: required {wanted}, got {host!r}", close)
         return None
 
 
