@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def _confine(memory: int) -> None:
-    """Whatever a file makes a codec do, it writes no file, opens none and takes no more memory than this."""
+    """Whatever a file makes a codec do, it writes no file, opens few and takes no more memory than this."""
     limits = ((resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0))
     for which, most in (*limits, (resource.RLIMIT_NOFILE, _FILES)):
         _, hard = resource.getrlimit(which)
