@@ -15,7 +15,7 @@ from tests.cli.invoking import TINY, error_of, invoke
 from tests.helpers import run_python
 from tvm_na import __version__
 from tvm_na.cli.classifiers import read_labels
-from tvm_na.jit import openmp
+from tvm_na.jit import cxx
 from tvm_na.models import create_model, registry
 
 ON_REFERENCE = ("--backend", "reference")
@@ -110,7 +110,7 @@ def test_options_out_of_range(photo, arguments):
 
 
 def test_no_compiler_is_an_error(photo, cache, monkeypatch):
-    monkeypatch.setattr(openmp.shutil, "which", lambda name: None)
+    monkeypatch.setattr(cxx.shutil, "which", lambda name: None)
     assert run(photo, "--backend", "compiled", command=error_of).startswith("required a C++ compiler")
 
 

@@ -13,6 +13,7 @@ import pytest
 from tests.cuda.cuda_funcs import SHARED_BYTES, missing, needs_compiler, needs_nvcc, row_sums
 from tvm_na.cuda import fatbin, inspection, library, nvrtc, toolchain, toolkit, workarounds
 from tvm_na.jit import build, cache
+from tvm_na.jit.library import write_cuda_library
 from tvm_na.problems.attention import NAProblem
 from tvm_na.targets.target import parse_target
 
@@ -39,7 +40,7 @@ def test_the_library_holds_machine_code_and_no_source(tmp_path: Path, target: An
     kinds = {(part.kind, part.arch) for part in fatbin.parts_of(compiled.image)}
     assert kinds in ({("cubin", target.arch), ("ptx", target.arch)}, {("cubin", "")})
     file = tmp_path / "kernel.so"
-    compiled.export(file)
+    write_cuda_library(compiled, file)
     data = file.read_bytes()
     assert compiled.image in data
     assert compiled.source.encode() not in data
@@ -235,7 +236,7 @@ def test_without_a_compiler_the_error_says_what_to_install(monkeypatch: pytest.M
     assert "nvcc" not in toolchain.description()
     assert toolkit.tool("fatbinary") is None
     cxx = shutil.which("g++") or shutil.which("clang++", path="/usr/bin")
-    monkeypatch.setattr(build.openmp, "cxx_compiler", lambda: cxx)
+    monkeypatch.setattr(build.cxx, "command", lambda: [cxx])
     monkeypatch.setenv("TVM_NA_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr("tvm_na.schedules.spaces_for", lambda *_: ["a space"])
     with pytest.raises(RuntimeError, match="kernels for GPUs: required NVRTC"):

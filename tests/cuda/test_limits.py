@@ -11,6 +11,7 @@ from tests.cuda.cuda_funcs import SHARED_BYTES, needs_compiler, row_sums
 from tests.cuda.fake_driver import driver_calls
 from tvm_na.cuda import inspection, library, toolchain
 from tvm_na.cuda.limits import Resources, Sizes, UnlaunchableError, check_resources, check_sizes
+from tvm_na.jit.library import write_cuda_library
 from tvm_na.targets.target import parse_target
 from tvm_na.tune.builder import MOST_SPILLED, Builder, Built, Source, compile_source, source_of
 
@@ -146,7 +147,7 @@ CALLS = """
 @needs_compiler
 def test_more_than_48_kib_are_asked_for_before_the_launch(tmp_path: Path) -> None:
     file, attribute = tmp_path / "kernel.so", 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    library.compile_library(reversed_rows(16384, "shared.dyn"), SM_90).export(file)
+    write_cuda_library(library.compile_library(reversed_rows(16384, "shared.dyn"), SM_90), file)
     (calls,) = driver_calls(file, CALLS)
     asked = calls.index(f"cuFuncSetAttribute {attribute} {64 * KIB}")
     (launch,) = [at for at, call in enumerate(calls) if call.startswith("cuLaunchKernelEx")]

@@ -115,7 +115,7 @@ def test_what_cannot_be_linked(tmp_path: Path, target: str) -> None:
         pytest.skip(f"test_what_cannot_be_linked[{target}] needs ziglang: pip install 'tvm_na[cross]'")
     (tmp_path / "lib.o").write_bytes(b"no object")
     with pytest.raises(RuntimeError, match="the linker failed:\n.*lib"):
-        linker.linker_for(parse_target(target))(str(tmp_path / "lib.so"), [str(tmp_path / "lib.o")])
+        linker.linker_for(parse_target(target))(str(tmp_path / "lib.so"), [tmp_path / "lib.o"])
 
 
 # --- what runs here

@@ -19,7 +19,7 @@ from tests.cli.invoking import invoke
 from tests.deploy.artifacts import CLASSES, LIMIT, SIZE, SMALL, seal, small_model
 from tests.helpers import ROOT, assert_says, bad, relative_error, run_python
 from tvm_na.deploy import compiler, manifest
-from tvm_na.jit import openmp
+from tvm_na.jit import cxx
 from tvm_na.nn import NeighborhoodAttention2D
 
 # --- what is computed
@@ -209,7 +209,7 @@ def test_bad_arguments(tmp_path, monkeypatch, argument, changed, error, says) ->
 @pytest.mark.parametrize(
     ("owner", "name", "value", "says"),
     [
-        (openmp.shutil, "which", lambda name: None, r"required a C\+\+ compiler"),
+        (cxx.shutil, "which", lambda name: None, r"required a C\+\+ compiler"),
         (torch, "__version__", "2.12.1+cpu", r"compile: required PyTorch 2\.13 or newer, got 2\.12\.1\+cpu"),
         (NeighborhoodAttention2D, "forward", lambda self, x: 2 * x, "without neighborhood attention"),
     ],

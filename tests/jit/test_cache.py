@@ -145,10 +145,10 @@ def test_clear_removes_all(folder: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(**_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(cache.tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(cache.tempfile, "mkdtemp", refuse)
     with pytest.raises(RuntimeError, match="TVM_NA_CACHE_DIR"):
         build.kernel_for(PROBLEM)
 

@@ -28,6 +28,7 @@ from tests.schedules.cuda_backward_kernels import BUDGET
 from tvm_na import na1d, na2d, na2d_qk, na3d, unfused
 from tvm_na.cuda.library import compile_library
 from tvm_na.jit import build, progress, runtime, scratch
+from tvm_na.jit.library import write_cuda_library
 from tvm_na.ops import attend, backend
 from tvm_na.ops import launch as launchers
 from tvm_na.ops import launch_cuda as launch
@@ -305,7 +306,7 @@ CALLS = """
 @needs_compiler
 def test_a_call_is_one_launch_on_the_current_stream(tmp_path: Path) -> None:
     file = tmp_path / "kernel.so"
-    compile_library(row_sums(), parse_target("cuda-sm_90")).export(file)
+    write_cuda_library(compile_library(row_sums(), parse_target("cuda-sm_90")), file)
     first, again, other = driver_calls(file, CALLS)
 
     def launch_of(batch: int, stream: int) -> str:

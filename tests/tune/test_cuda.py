@@ -17,6 +17,7 @@ from tests.helpers import run_python
 from tests.tune.runs import FakeDevice, run
 from tvm_na.cuda import toolchain
 from tvm_na.jit import build
+from tvm_na.jit.library import write_cuda_library
 from tvm_na.measure.devices import LocalDevice
 from tvm_na.measure.local import Conditions, Kernel, LocalMeasurer, Measured
 from tvm_na.problems.attention import NAProblem
@@ -287,7 +288,7 @@ def test_gpu_errors_cost_a_process_and_no_more(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("TVM_NA_CACHE_DIR", str(tmp_path))
     target = parse_target("cuda")
     right, illegal = build.compile_for(PROBLEM, target, records="off"), tmp_path / "illegal.so"
-    compile_library(reads_far_beyond(PROBLEM), target).export(illegal)
+    write_cuda_library(compile_library(reads_far_beyond(PROBLEM), target), illegal)
     measurer = LocalMeasurer(LocalDevice.of(target).conditions(Conditions(1)), tmp_path / "log")
     found: dict[int, Measured] = {}
     try:

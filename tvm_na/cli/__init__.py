@@ -71,8 +71,8 @@ def cache_clear(yes: options.Yes = False) -> None:
     from tvm_na import settings
     from tvm_na.jit import cache
 
-    kernels = cache.entries()
+    kernels = cache.kernel_files()
     if kernels and not yes:
-        size = size_of(sum(e.bytes for e in kernels))
+        size = size_of(sum(file.lstat().st_size for file in kernels))
         typer.confirm(f"Delete {len(kernels)} kernels, {size}, in {settings.cache_dir()}?", abort=True)
     typer.echo(f"{cache.clear()} kernels deleted")

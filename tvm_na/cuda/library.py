@@ -14,7 +14,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from tvm_na.cuda import fatbin, toolchain, workarounds
@@ -37,6 +36,7 @@ class CudaLibrary:
         arch: The architecture it is for, such as ``sm_90``.
         sizes: Threads and shared memory of a block; of several device functions, the most that any has.
         resources: Registers and spills of a thread; of several, the most.
+        host: TVM's module of host code, which imports the device code.
     """
 
     source: str
@@ -44,28 +44,21 @@ class CudaLibrary:
     arch: str
     sizes: Sizes
     resources: Resources
-    _host: Any
+    host: Any
 
-    def export(self, file: Path) -> None:
-        """Write the shared library.
+    def packed(self, host: Any) -> Any:
+        """The device code that ``host`` imports, compiled, as a module that can be written as an object file.
 
         Raises:
             RuntimeError: TVM packs device code in another way than the one known here.
         """
-        self._host.export_library(str(file), fpack_imports=self._pack)
-
-    def _pack(self, host: Any, is_system_lib: bool, prefix: str, folder: str) -> str:
-        """Write the object file with the device code (TVM's hook for that); returns its path."""
         import tvm
 
         packed = tvm.get_global_func("runtime.ModulePackImportsToTensor")(host).numpy().tobytes()
         kind = "fatbin" if len(fatbin.parts_of(self.image)) > 1 else "cubin"
         code = with_code(packed, self.source.encode(), kind, self.image)
         triple = host.get_function("_get_target_string")()
-        blob = tvm.get_global_func("codegen.codegen_blob")(code, is_system_lib, triple, prefix)
-        path = os.path.join(folder, f"{prefix}devc.o")
-        blob.write_to_file(path)
-        return path
+        return tvm.get_global_func("codegen.codegen_blob")(code, False, triple, "")
 
 
 def compile_library(module: Any, target: NATarget) -> CudaLibrary:

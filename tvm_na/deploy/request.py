@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 from tvm_na.deploy.check import BUDGETS, name_of
 from tvm_na.deploy.export import attentions_of, export_model
 from tvm_na.deploy.manifest import MANIFEST, torch_interface
-from tvm_na.jit import openmp
+from tvm_na.jit import cxx
 from tvm_na.jit.runtime import runtime_library
 from tvm_na.problems.attention import NAProblem
 from tvm_na.targets.target import NATarget, check_runs_here, parse_target
@@ -98,7 +98,7 @@ def check_format(format: Any) -> None:
     """ValueError for an unknown format, RuntimeError if a compiler for it is missing."""
     if format not in get_args(Format):
         raise ValueError(f"format: required one of {', '.join(get_args(Format))}, got {format!r}")
-    openmp.cxx_compiler()
+    cxx.command()
     if format == "aoti" and tuple(map(int, torch_interface(torch.__version__).split("."))) < _OLDEST_TORCH:
         wanted = ".".join(map(str, _OLDEST_TORCH))
         raise RuntimeError(f"compile: required PyTorch {wanted} or newer, got {torch.__version__}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tvm_na import fingerprint, settings
-from tvm_na.jit import cache, openmp, runtime
+from tvm_na.jit import cache, cxx, runtime
+from tvm_na.jit.library import write_cuda_library, write_library
+from tvm_na.jit.remembered import Remembered
 from tvm_na.problems.registry import Problem
 from tvm_na.records.rejections import InapplicableError
 from tvm_na.records.select import Selection, reject, select
@@ -21,7 +24,10 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-_kernels: dict[str, Kernel] = {}
+#: Requests whose kernels stay loaded in a process, and as many that were wanted before them.
+MOST_KERNELS = 512
+
+_kernels: Remembered[str, Kernel] = Remembered(MOST_KERNELS)
 _building = threading.Lock()
 _importing = threading.Lock()
 
@@ -81,10 +87,15 @@ def is_supported(problem: Problem, target: NATarget | None = None) -> bool:
     return bool(spaces_for(problem, target or current_target()))
 
 
+def _selected(problem: Problem, target: NATarget, records: str | None) -> Selection:
+    cache.prepare()  # before indexes of records are put there
+    return select(problem, target, mode=records)
+
+
 def is_cached(problem: Problem, target: NATarget | None = None, records: str | None = None) -> bool:
     """Whether the kernel of ``problem`` is on disk."""
     target = target or current_target()
-    selection = select(problem, target, mode=records)
+    selection = _selected(problem, target, records)
     return cache.lookup(fingerprint.request_digest(problem, target, selection.key)) is not None
 
 
@@ -129,7 +140,7 @@ def with_a_schedule(problem: Problem, target: NATarget, records: str | None, use
     It raises InapplicableError for one that does not; that one is skipped from then on, and the next best is tried.
     """
     while True:
-        selection = select(problem, target, mode=records)
+        selection = _selected(problem, target, records)
         try:
             return use(selection)
         except InapplicableError as error:
@@ -152,12 +163,13 @@ def kernel_with(selection: Selection, problem: Problem, target: NATarget) -> Ker
     kernel = _kernels.get(request)
     if kernel is None:
         with _building:
-            kernel = _kernels.get(request)
-            if kernel is None:
+            try:
+                return _kernels[request]
+            except KeyError:
                 check_runs_here(target)
-                file = cache.lookup(request) or _build(request, problem, target, selection)
-                kernel = Kernel(problem, target, selection, file, runtime.load(file, ENTRY, target.kind))
-                _kernels[request] = kernel
+            file = cache.lookup(request) or _build(request, problem, target, selection)
+            kernel = Kernel(problem, target, selection, file, runtime.load(file, ENTRY, target.kind))
+            _kernels[request] = kernel
     return kernel
 
 
@@ -174,7 +186,7 @@ def explain(problem: Problem, target: NATarget | None = None, records: str | Non
     """Which schedule a problem gets on a target, and why."""
     target = target or current_target()
     space = _space(problem, target)
-    selection = select(problem, target, mode=records)
+    selection = _selected(problem, target, records)
     where = "kernel on disk" if is_cached(problem, target, records) else "kernel not built yet"
     return "; ".join([f"{space.name}, {selection}", where, *selection.skipped])
 
@@ -219,11 +231,11 @@ def compiled(module: Any, target: NATarget) -> Callable[[Path], None]:
     if target.kind == "cuda":
         from tvm_na.cuda.library import compile_library
 
-        return compile_library(module, target).export
+        return functools.partial(write_cuda_library, compile_library(module, target))
     import tvm
 
     executable = tvm.compile(module, target=target.tvm_target())
-    return lambda file: executable.export_library(str(file))
+    return lambda file: write_library(executable.mod, file)
 
 
 def _compiled(module: Any, target: NATarget, selection: Selection) -> Callable[[Path], None]:
@@ -237,7 +249,7 @@ def _compiled(module: Any, target: NATarget, selection: Selection) -> Callable[[
 
 def _build(request: str, problem: Problem, target: NATarget, selection: Selection) -> Path:
     _space(problem, target)  # an unsupported problem fails before TVM is imported
-    openmp.cxx_compiler()  # so does a machine that cannot link
+    cxx.command()  # so does a machine that cannot link
     if target.kind == "cuda":
         from tvm_na.cuda.toolchain import find_compiler
 

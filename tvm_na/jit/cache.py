@@ -4,16 +4,20 @@ A *kernel* file is named by what it was compiled from (the scheduled TIR, the ta
 the versions of the compiler) and by what it holds, so that no build replaces another's file. A *request* is
 what a caller knows without the compiler (problem, target, versions, the digest of our own expressions and
 schedules); a small file maps it to its kernel. Files appear by an atomic rename, one builder at a time per
-request; a file that does not match its digest is a miss.
+request; a file that does not match its digest is a miss, and so is one that cannot be read. One that somebody
+else could have written is an error.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
-import os
+import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,8 +26,17 @@ from pathlib import Path
 from typing import Any
 
 from tvm_na import settings
+from tvm_na.jit import owned
 
 _log = logging.getLogger(__name__)
+
+#: Seconds after which a temporary file or a lock was left by a run that was killed. No build takes as long.
+LEFT = 3600.0
+
+# Kernels are named by hexadecimal digits; another library, the launcher, is not.
+_KERNELS = "[0-9a-f]*-*.so"
+#: Folders whose files could not be read, of which a warning was given.
+_unreadable: set[Path] = set()
 
 
 @dataclass(frozen=True)
@@ -45,36 +58,96 @@ def _kernel_file(entry: dict[str, Any]) -> Path:
     return settings.cache_dir() / "kernels" / f"{entry['kernel']}-{entry['sha256'][:16]}.so"
 
 
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+def prepare() -> None:
+    """Check the cache folder, or make it, for the caller alone; one that cannot be made is told of when it is needed.
+
+    Raises:
+        RuntimeError: somebody other than the caller and root owns it, or may write to it.
+    """
+    with contextlib.suppress(OSError):
+        owned.make(settings.cache_dir())
 
 
 def lookup(request: str) -> Path | None:
-    """The kernel file of a request, or None if there is none or it is damaged."""
+    """The kernel file of a request, or None if there is none, it is damaged, or it may not be read.
+
+    Raises:
+        RuntimeError: somebody other than the caller and root could have written it.
+    """
     index = _index_file(request)
     try:
-        entry = json.loads(index.read_text(encoding="utf-8"))
+        for folder in (settings.cache_dir(), index.parent, settings.cache_dir() / "kernels"):
+            owned.check(folder)
+        entry = _entry(index)
         file = _kernel_file(entry)
         if _sha256(file) == entry["sha256"]:
             return file
+        _log.warning("kernel cache: %s is damaged; building anew", file)
     except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, TypeError, KeyError) as damage:
+        pass
+    except OSError as error:
+        if settings.cache_dir() not in _unreadable:
+            _unreadable.add(settings.cache_dir())
+            _log.warning("kernel cache: what cannot be read there is built anew (%s)", error)
+    except (ValueError, TypeError, KeyError, RecursionError) as damage:
         _log.warning("kernel cache: %s is damaged (%s); building anew", index, damage)
-        return None
-    _log.warning("kernel cache: %s is damaged; building anew", file)
     return None
 
 
+def _content(file: Path) -> bytes:
+    """What a file holds that is trusted; ValueError if that is nothing, or it is no file."""
+    if not stat.S_ISREG(owned.check(file).st_mode):
+        raise ValueError(f"{file.name} is no file")
+    content = file.read_bytes()
+    if not content:
+        raise ValueError(f"{file.name} is empty")
+    return content
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(_content(file)).hexdigest()
+
+
+def _entry(index: Path) -> dict[str, Any]:
+    """What is remembered of the kernel of a request.
+
+    Raises:
+        ValueError, RecursionError: it is no entry, or that of another request.
+        OSError: it cannot be read.
+        RuntimeError: it is not trusted.
+    """
+    entry = json.loads(_content(index))
+    if not isinstance(entry, dict) or entry.get("request") != index.stem:
+        raise ValueError("it is not about this request")
+    return entry
+
+
 @contextmanager
-def _temporary(folder: Path) -> Iterator[Path]:
-    """A temporary file in ``folder``, to be renamed to where it belongs; removed if it is still there."""
-    handle, name = tempfile.mkstemp(dir=folder, prefix=".tmp-", suffix=".so")
-    os.close(handle)
+def _writing() -> Iterator[None]:
+    """Tell what went wrong with the disk in our words."""
     try:
-        yield Path(name)
+        yield
+    except OSError as error:
+        raise RuntimeError(
+            f"kernel cache: required a folder that can be written to, with space (TVM_NA_CACHE_DIR), got {error}"
+        ) from error
+
+
+@contextmanager
+def _only_builder(request: str) -> Iterator[None]:
+    """Be the only one who builds what a request asks for."""
+    from filelock import FileLock  # not needed where a kernel is found
+
+    file = settings.cache_dir() / "locks" / f"{request}.lock"
+    lock = FileLock(file, mode=owned.FILE)
+    with _writing():
+        lock.acquire()
+    try:
+        yield
     finally:
-        Path(name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it can stay; whoever waits for it takes a new one
+            file.unlink()
+        lock.release()
 
 
 def get_or_build(
@@ -89,59 +162,90 @@ def get_or_build(
             under the request's lock: of several processes that miss, one compiles.
 
     Raises:
-        RuntimeError: if the cache folder cannot be written.
+        RuntimeError: if the cache folder cannot be written, or somebody else may write to it.
     """
-    from filelock import FileLock  # not needed where a kernel is found
-
-    index = _index_file(request)
-    try:
-        for folder in ("index", "kernels", "locks"):
-            (settings.cache_dir() / folder).mkdir(parents=True, exist_ok=True)
-        lock = FileLock(settings.cache_dir() / "locks" / f"{request}.lock")
-        with lock:
-            if (found := lookup(request)) is not None:
-                return found
-            kernel, write = compile_()
-            with _temporary(settings.cache_dir() / "kernels") as temporary:
-                write(temporary)
-                entry = {"kernel": kernel, "sha256": _sha256(temporary), **describe}
-                file = temporary.replace(_kernel_file(entry))
-            with _temporary(index.parent) as temporary:
-                temporary.write_text(json.dumps(entry, sort_keys=True), encoding="utf-8")
-                temporary.replace(index)
-            return file
-    except OSError as error:
-        raise RuntimeError(f"kernel cache: required a writable folder (TVM_NA_CACHE_DIR), got {error}") from error
+    with _writing():
+        for name in (".", "index", "kernels", "locks"):
+            owned.make(settings.cache_dir() / name)
+    with _only_builder(request):
+        if (found := lookup(request)) is not None:
+            return found
+        kernel, write = compile_()
+        with _writing():
+            _sweep()
+            return _keep(request, kernel, write, describe)
 
 
-def description(request: str) -> dict[str, Any]:
-    """What :func:`get_or_build` remembered about a request's kernel; empty if it is not there."""
-    try:
-        loaded = json.loads(_index_file(request).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return loaded if isinstance(loaded, dict) else {}
+def _keep(request: str, kernel: str, write: Callable[[Path], None], describe: dict[str, Any]) -> Path:
+    """Put a kernel into the cache, and then its entry; its file."""
+    with tempfile.TemporaryDirectory(prefix=".tmp-", dir=settings.cache_dir() / "kernels") as folder:
+        library, described = Path(folder) / "kernel.so", Path(folder) / "entry.json"
+        write(library)
+        if not library.is_file() or not library.stat().st_size:
+            raise RuntimeError("kernel cache: required a library from the compiler, got none or an empty one")
+        library.chmod(owned.FILE)  # a linker makes it what the umask says
+        entry = {"request": request, "kernel": kernel, "sha256": _sha256(library)}
+        described.touch(owned.FILE)
+        described.write_text(json.dumps(entry | describe, sort_keys=True), encoding="utf-8")
+        file = _kernel_file(entry)
+        for made, place in ((library, file), (described, _index_file(request))):
+            if place.is_dir():
+                shutil.rmtree(place)
+            made.replace(place)
+    return file
+
+
+def _sweep() -> None:
+    """Remove what runs left that were killed."""
+    for pattern in ("*/.tmp-*", "locks/*.lock"):
+        for left in settings.cache_dir().glob(pattern):
+            with contextlib.suppress(OSError):  # it can stay; or another process was first
+                if time.time() - left.lstat().st_mtime > LEFT:
+                    _remove(left)
+
+
+def _remove(file: Path) -> None:
+    if file.is_dir() and not file.is_symlink():
+        shutil.rmtree(file, ignore_errors=True)
+    else:
+        file.unlink(missing_ok=True)
 
 
 def entries() -> list[CacheEntry]:
-    """The kernels in the cache, the oldest first."""
+    """The kernels in the cache, the oldest first; what is damaged or cannot be read is left out."""
     found = []
     for index in (settings.cache_dir() / "index").glob("*.json"):
-        entry = description(index.stem)
-        if "problem" not in entry or not _kernel_file(entry).is_file():
+        try:
+            entry = _entry(index)
+            file = _kernel_file(entry)
+            size, modified = file.stat().st_size, datetime.fromtimestamp(file.stat().st_mtime, tz=timezone.utc)
+            found.append(CacheEntry(file, size, modified, str(entry["problem"]), str(entry["target"])))
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             continue
-        file = _kernel_file(entry)
-        stat = file.stat()
-        modified = datetime.fromtimestamp(stat.st_mtime, tz=timezone.utc)
-        found.append(CacheEntry(file, stat.st_size, modified, str(entry["problem"]), str(entry["target"])))
     return sorted(found, key=lambda e: e.modified)
 
 
+def kernel_files() -> list[Path]:
+    """The kernels in the cache, damaged ones and all: nothing is read."""
+    return list((settings.cache_dir() / "kernels").glob(_KERNELS))
+
+
 def clear() -> int:
-    """Remove every kernel, and what is remembered about tuning records; returns how many kernels there were."""
-    count = len(entries())
+    """Remove every kernel, what is remembered about tuning records, and what killed runs left.
+
+    Nothing is read, so that damage is no hindrance.
+
+    Returns:
+        How many kernels there were.
+
+    Raises:
+        RuntimeError: if the cache folder cannot be written.
+    """
+    count = len(kernel_files())
     mine = (("index", "*.json"), ("kernels", "*.so"), ("locks", "*.lock"), ("records", "*.txt"), ("rejected", "*"))
-    for folder, pattern in mine:
-        for file in (settings.cache_dir() / folder).glob(pattern):
-            file.unlink(missing_ok=True)
+    with _writing():
+        for folder, pattern in mine:
+            for file in (settings.cache_dir() / folder).glob(pattern):
+                _remove(file)
+        _sweep()
     return count

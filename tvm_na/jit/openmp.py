@@ -4,33 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import platform
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 from tvm_na import fingerprint
-from tvm_na.jit import cache
+from tvm_na.jit import cache, cxx
 
 _SOURCE = Path(__file__).with_name("parallel.cc")
 _SYMBOLS = ("GOMP_parallel", "omp_in_parallel")
-
-
-def _on_path() -> str | None:
-    return shutil.which("g++") or shutil.which("clang++")
-
-
-def has_compiler() -> bool:
-    """Whether there is a C++ compiler on PATH."""
-    return _on_path() is not None
-
-
-def cxx_compiler() -> str:
-    """The C++ compiler on PATH; RuntimeError if there is none."""
-    found = _on_path()
-    if found is None:
-        raise RuntimeError("required a C++ compiler to link kernels with (g++ or clang++ on PATH), found none")
-    return found
 
 
 def pytorch_openmp() -> ctypes.CDLL | None:
@@ -55,10 +36,8 @@ def _library() -> ctypes.CDLL:
 
     def compile_() -> tuple[str, Callable[[Path], None]]:
         def write(file: Path) -> None:
-            command = [cxx_compiler(), "-std=c++17", "-O2", "-shared", "-fPIC", "-o", str(file), str(_SOURCE)]
-            done = subprocess.run(command, check=False, capture_output=True, text=True)
-            if done.returncode:
-                raise RuntimeError(f"the C++ compiler failed on the thread launcher:\n{done.stderr}")
+            words = [*cxx.command(), "-std=c++17", "-O2", "-shared", "-fPIC", "-o", str(file), str(_SOURCE)]
+            cxx.run(words, file)
 
         return f"parallel-{request}", write
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_na import settings
-from tvm_na.jit import openmp
+from tvm_na.jit import cxx, openmp
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def load_for_artifact(own: Path) -> None:
     if _load_runtime.cache_info().currsize or _pool_of_artifacts is not None:
         return
     installed = importlib.util.find_spec("tvm") is not None
-    if "torch" in sys.modules and installed and openmp.has_compiler():
+    if "torch" in sys.modules and installed and cxx.is_there():
         _load_runtime()
         return
     import tvm_ffi
@@ -183,5 +183,6 @@ def load(file: Path, entry: str, kind: str = "llvm") -> Callable[..., None]:
         _load_cuda_runtime()
     import tvm_ffi
 
-    function: Callable[..., None] = tvm_ffi.load_module(str(file))[entry]
+    # A GPU's stays for good: it may be running, or be in a graph that was captured, when nobody refers to it any more.
+    function: Callable[..., None] = tvm_ffi.load_module(str(file), keep_module_alive=kind == "cuda")[entry]
     return function

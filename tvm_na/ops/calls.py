@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from tvm_na.jit.remembered import Remembered
 from tvm_na.ops.fast_path import Differentiable
 from tvm_na.ops.launch import Launcher
 from tvm_na.ops.register import signature
@@ -48,7 +50,10 @@ class Checked(Generic[P]):
     served: bool = False
 
 
-_checked: dict[tuple[Any, ...], Checked[Any]] = {}
+#: Kinds of calls that stay checked, and as many that were made before them.
+MOST_CALLS = 1024
+
+_checked: Remembered[tuple[Any, ...], Checked[Any]] = Remembered(MOST_CALLS)
 
 
 def forget() -> None:
@@ -89,9 +94,13 @@ def checked(
         found = _checked.get(at)
     except (TypeError, RuntimeError):  # a list cannot be looked up, nor can much that the check will refuse
         return _check(check, args)
-    if found is None:
-        found = _checked[at] = _check(check, args)
-        found.is_direct = not tensors[0].is_meta
+    return _checked.or_make(at, functools.partial(_first, tensors, check, args)) if found is None else found
+
+
+def _first(tensors: tuple[Any, ...], check: Callable[..., P], args: tuple[Any, ...]) -> Checked[P]:
+    """A call that is to be remembered."""
+    found = _check(check, args)
+    found.is_direct = not tensors[0].is_meta
     return found
 
 

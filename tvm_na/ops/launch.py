@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tvm_na.jit import runtime
+from tvm_na.jit.remembered import Remembered
 from tvm_na.jit.runtime import LaunchSpec
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.base import Argument, Problem
@@ -27,7 +28,10 @@ HALVES = ("float16", "bfloat16")
 #: None stands for one that the problem does not have.
 Launcher = Callable[[Sequence["Tensor | None"], float], list[Tensor]]
 
-_launchers: dict[tuple[Problem, torch.device], Launcher] = {}
+#: Launchers that are kept for problems, and for calls, and as many that were wanted before them.
+MOST_LAUNCHERS = 1024
+
+_launchers: Remembered[tuple[Problem, torch.device], Launcher] = Remembered(MOST_LAUNCHERS)
 
 
 def launcher_for(problem: Problem, device: torch.device) -> Launcher:
@@ -37,10 +41,7 @@ def launcher_for(problem: Problem, device: torch.device) -> Launcher:
         NotImplementedError: there is no kernel for it.
         ValueError: one sample is too large for a kernel.
     """
-    launcher = _launchers.get((problem, device))
-    if launcher is None:
-        launcher = _launchers[problem, device] = launcher_of(problem, device)
-    return launcher
+    return _launchers.or_make((problem, device), functools.partial(launcher_of, problem, device))
 
 
 def forget() -> None:

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
+from tvm_na.jit.remembered import Remembered
 from tvm_na.ops import vmap
 from tvm_na.ops.dispatch_state import any_requires_grad, any_tangent
-from tvm_na.ops.launch import Launcher, empty_outputs, launcher_for
+from tvm_na.ops.launch import MOST_LAUNCHERS, Launcher, empty_outputs, launcher_for
 from tvm_na.problems.base import Problem
 
 WINDOW = "int[] kernel_size, int[] stride, int[] dilation, bool[] is_causal"
@@ -144,7 +145,7 @@ class _Recorded(torch.autograd.Function):
 _apply = super(torch.autograd.Function, _Recorded).apply
 
 # What operators call, by everything that the check of a call depends on.
-_launchers: dict[tuple[Any, ...], Launcher] = {}
+_launchers: Remembered[tuple[Any, ...], Launcher] = Remembered(MOST_LAUNCHERS)
 
 
 def forget() -> None:
@@ -159,12 +160,15 @@ def register(operator: Operator) -> Any:
     _library.define(f"{operator.name}({operator.tensors}, {numbers}) -> {results}")
     count, has_scale = operator.count, "float scale" in operator.numbers
 
+    def launcher_of_call(arguments: Sequence[Any]) -> Launcher:
+        return launcher_for(operator.problem(operator.call(arguments)), arguments[0].device)
+
     def compute(*arguments: Any) -> Any:
         tensors, scale = arguments[:count], arguments[count + 4] if has_scale else 1.0
         at = (operator.name, signature(tensors), *map(tuple, arguments[count : count + 4]), *arguments[count + 5 :])
         launcher = _launchers.get(at)
         if launcher is None:
-            launcher = _launchers[at] = launcher_for(operator.problem(operator.call(arguments)), tensors[0].device)
+            launcher = _launchers.or_make(at, functools.partial(launcher_of_call, arguments))
         return operator.given(launcher(tensors, scale), tensors[0])
 
     def fake(*arguments: Any) -> Any:

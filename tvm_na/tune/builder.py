@@ -98,12 +98,13 @@ def _module_of(source: Source, target: NATarget) -> Any:
 
 def _compile_for_gpu(module: Any, target: NATarget, file: Path) -> tuple[str, str] | None:
     from tvm_na.cuda.library import compile_library
+    from tvm_na.jit.library import write_cuda_library
 
     library = compile_library(module, target)
     spilled = library.resources.spill_bytes
     if spilled > MOST_SPILLED:
         return "spills", f"spills: required at most {MOST_SPILLED} bytes of a thread, got {spilled}"
-    library.export(file)
+    write_cuda_library(library, file)
     return None
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_na.cuda import toolchain
-from tvm_na.jit import openmp
+from tvm_na.jit import cxx
 from tvm_na.measure import worker_pool as workers
 from tvm_na.measure.devices import Device, LocalDevice
 from tvm_na.measure.local import Conditions
@@ -80,7 +80,7 @@ def tune(
     if not tasks:
         raise ValueError("tasks: required one task or more, got none")
     metaschedule.check_packages()
-    openmp.cxx_compiler()
+    cxx.command()
     device = LocalDevice.of(target) if devices is None else devices
     device.check(target)
     options = options.completed(len(tasks), _threads(options, target, device))

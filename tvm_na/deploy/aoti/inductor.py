@@ -11,7 +11,7 @@ import torch
 from torch._inductor import select_algorithm
 from torch.export import ExportedProgram
 
-from tvm_na.jit import openmp
+from tvm_na.jit import cxx
 from tvm_na.targets.target import NATarget, detect_target
 
 
@@ -30,7 +30,7 @@ def compile_program(
     package = scratch / "model.pt2"
     without_tables = patch.object(select_algorithm, "PRINT_AUTOTUNE", False)  # there is one for each layer
     with torch.no_grad(), without_tables:
-        options = _options(target) | (_AUTOTUNE if autotune and target.name == detect_target().name else {})
+        options = _options(target, scratch) | (_AUTOTUNE if autotune and target.name == detect_target().name else {})
         torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=options)
     _unpack(package, folder)
 
@@ -42,10 +42,10 @@ _AUTOTUNE = {
 }
 
 
-def _options(target: NATarget) -> dict[str, Any]:
+def _options(target: NATarget, scratch: Path) -> dict[str, Any]:
     return {
         "freezing": True,
-        "cpp.cxx": (None, openmp.cxx_compiler()),
+        "cpp.cxx": (None, cxx.as_program(scratch)),
         # Else the code would be for this very machine, and for the number of threads that it has now.
         "cpp.march": target.cpu if target.name.startswith("llvm-x86") else "armv8-a",
         "cpp.simdlen": target.vector_bytes * 8,

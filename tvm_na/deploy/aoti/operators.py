@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tvm_na.deploy.kernels import require_a_sample, with_schedule
-from tvm_na.jit import build, openmp, runtime
+from tvm_na.jit import build, cxx, openmp, runtime
+from tvm_na.jit.library import write_object
 from tvm_na.problems.attention import NAProblem
 from tvm_na.records.rejections import InapplicableError
 from tvm_na.records.select import Selection
@@ -70,7 +70,7 @@ def _write_object(module: Any, target: NATarget, name: str, file: Path) -> None:
     compiled = tvm.compile(tvm.IRModule({name: function}), target=target.tvm_target()).mod
     if compiled.imports:
         raise AssertionError(f"a CPU's kernel came with further modules: {compiled.imports}")
-    compiled.write_to_file(str(file))
+    write_object(compiled, file)
 
 
 def link_operators(
@@ -94,9 +94,7 @@ def link_operators(
     version_script.write_text("{ global: tvm_na_missing_feature; local: *; };\n", encoding="utf-8")
     command = _compile_command(folder, namespace, [*_SOURCES, *objects], library)
     command.append(f"-Wl,--version-script={version_script}")
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"the C++ compiler failed on the library of operators:\n{done.stderr}")
+    cxx.run(command, library)
     return namespace
 
 
@@ -113,7 +111,7 @@ def _compile_command(folder: Path, namespace: str, inputs: list[Path], library: 
     # No run path: it runs with the PyTorch of whoever loads it. No symbol may stay open: TVM's would be found nowhere.
     paths = [*(f"-I{path}" for path in includes), *(f"-L{path}" for path in cpp_extension.library_paths("cpu"))]
     libraries = ["-Wl,-z,defs", "-ltorch_cpu", "-lc10", "-lm", "-ldl"]
-    return [openmp.cxx_compiler(), *flags, *macros, *paths, *map(str, inputs), "-o", str(library), *libraries]
+    return [*cxx.command(), *flags, *macros, *paths, *map(str, inputs), "-o", str(library), *libraries]
 
 
 def _table(problems: list[NAProblem], features: tuple[str, ...]) -> str:

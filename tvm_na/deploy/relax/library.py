@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from torch.export import Dim, export
 
 from tvm_na.deploy.relax.kernels import Kernel
 from tvm_na.deploy.relax.rewrite import Node
+from tvm_na.jit import cxx
+from tvm_na.jit.library import Link, write_library
 from tvm_na.schedules.cpu import elementwise as generic
 from tvm_na.targets.target import NATarget
 from tvm_na.tune import metaschedule
@@ -38,9 +39,9 @@ class Library:
     untuned: list[str]
     executable: Any
 
-    def write(self, file: Path, link: Callable[..., None] | None = None) -> None:
-        """Write the shared library, linked by ``link`` as TVM's ``fcompile``, or by the C++ compiler."""
-        self.executable.export_library(str(file), **({} if link is None else {"fcompile": link}))
+    def write(self, file: Path, link: Link = cxx.link) -> None:
+        """Write the shared library, linked by ``link``."""
+        write_library(self.executable.mod, file, link)
 
 
 def compile_graph(

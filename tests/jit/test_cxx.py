@@ -1,0 +1,113 @@
+"""The C++ compiler: which one is called, and what comes of one that is missing, hangs, fails or leaves nothing."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import wait_until
+from tests.jit.kernels import check
+from tvm_na.jit import build, cxx, openmp
+from tvm_na.problems.attention import NAProblem
+
+PROBLEM = NAProblem.make((6, 7), 3, 1, 4)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and a process that has not loaded a kernel from it yet."""
+    monkeypatch.setenv("TVM_NA_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(build, "_kernels", {})
+    return tmp_path / "cache"
+
+
+def compiler_that(does: str, folder: Path) -> str:
+    """A compiler of that shell code."""
+    script = folder / "compiler"
+    script.write_text(f"#!/bin/sh\n{does}\n", encoding="utf-8")
+    script.chmod(0o700)
+    return str(script)
+
+
+def test_cxx_may_be_several_words(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    called = tmp_path / "called"
+    launcher = compiler_that(f"""echo >> {called}; exec "$@" """, tmp_path)
+    monkeypatch.setenv("CXX", f"{launcher} g++ -Wl,--as-needed")
+    check(PROBLEM, build.kernel_for(PROBLEM).function, 2)
+    openmp._library()
+    assert called.read_text(encoding="utf-8") == "\n\n"
+    program = cxx.as_program(tmp_path)
+    assert "g++" in subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+    monkeypatch.setenv("CXX", " ")
+    assert cxx.command() == [cxx.as_program(tmp_path)] == [shutil.which("g++") or shutil.which("clang++")]
+
+
+@pytest.mark.parametrize(
+    ("named", "error", "says"),
+    [
+        ("no-such-compiler -m64", RuntimeError, "CXX: required a C.. compiler that can be started, got 'no-such-comp"),
+        ("'g++", ValueError, 'CXX: required the words of a command, got "\'g.."'),
+    ],
+)
+def test_a_missing_compiler_is_no_missing_folder(
+    folder: Path, named: str, error: type[Exception], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", named)
+    with pytest.raises(error, match=says):
+        build.kernel_for(PROBLEM)
+    assert not cxx.is_there()
+
+
+def test_one_that_cannot_be_started(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = Path(compiler_that("", tmp_path))
+    script.write_bytes(b"\0no program")
+    monkeypatch.setenv("CXX", str(script))
+    with pytest.raises(RuntimeError, match=r"the linker: required a program that can be started, got .*\ncommand: /"):
+        build.kernel_for(PROBLEM)
+
+
+def test_one_that_hangs_is_ended_with_what_it_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    words = [compiler_that(f"sleep 300 & echo $! > {tmp_path / 'child'}; wait", tmp_path), "-o", str(tmp_path / "x")]
+    start = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"required an end within 0\.5 s, got none\ncommand: ") as caught:
+        cxx.run(words, tmp_path / "x", timeout=0.5)
+    assert time.monotonic() - start < 10
+    assert shlex.join(words) in str(caught.value)
+    child = Path("/proc", (tmp_path / "child").read_text(encoding="utf-8").strip(), "stat")
+    wait_until(lambda: not child.exists() or child.read_text(encoding="utf-8").split()[2] == "Z", "the child ends")
+
+
+def test_an_interrupt_ends_it_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    does = f"echo $$ > {pid}; sleep 0.3; kill -{signal.SIGINT.value} {os.getpid()}; exec sleep 300"
+    with pytest.raises(KeyboardInterrupt):
+        cxx.run([compiler_that(does, tmp_path)], tmp_path / "x")
+    assert not Path("/proc", pid.read_text(encoding="utf-8").strip()).exists()
+
+
+@pytest.mark.parametrize("does", ["exit 0", "while [ $1 != -o ]; do shift; done; : > $2"], ids=["nothing", "empty"])
+def test_one_that_makes_nothing_leaves_nothing(
+    folder: Path, does: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("CXX", compiler_that(does, tmp_path))
+        for use, what in ((lambda: build.kernel_for(PROBLEM), "the linker"), (openmp._library, r"the C\+\+ compiler")):
+            with pytest.raises(RuntimeError, match=f"{what}: required .*, got none or an empty one") as caught:
+                use()
+            assert str(tmp_path / "compiler") in str(caught.value)
+    assert not list(folder.rglob("*.json"))
+    assert not list(folder.rglob("*.so"))
+    check(PROBLEM, build.kernel_for(PROBLEM).function, 2)
+    openmp._library()
+
+
+def test_one_that_fails_is_heard(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"^the linker failed:\nto stdout\nto stderr\nexit status: 3\ncommand: "):
+        cxx.run([compiler_that("echo to stdout; echo to stderr >&2; exit 3", tmp_path)], tmp_path / "x", "the linker")

@@ -1,0 +1,57 @@
+"""Libraries on disks that are full, and under limits: LLVM would end the process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import run_python
+from tests.jit.kernels import check
+from tvm_na.jit import build, cache
+from tvm_na.problems.attention import NAProblem
+
+PROBLEM = NAProblem.make((6, 7), 3, 1, 4)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and a process that has not loaded a kernel from it yet."""
+    monkeypatch.setenv("TVM_NA_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(build, "_kernels", {})
+    return tmp_path / "cache"
+
+
+def test_a_limit_on_the_size_of_files_is_told(folder: Path) -> None:
+    code = """
+        import resource
+        from tvm_na.jit import build
+        from tvm_na.problems.attention import NAProblem
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
+        problem = NAProblem.make((6, 7), 3, 1, 4)
+        try:
+            build.kernel_for(problem)
+        except RuntimeError as error:
+            print(error)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**26, resource.RLIM_INFINITY))
+        build.kernel_for(problem)
+    """
+    assert run_python(code).startswith("ulimit -f: required files of 67108864 bytes to be allowed")
+
+
+def test_a_full_disk_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device", str(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(RuntimeError, match=r"kernel cache: required a folder .* with space .*No space left.*\.o'"):
+            build.kernel_for(PROBLEM)
+    assert cache.entries() == []
+    assert not list(folder.rglob(".tmp-*"))
+
+
+def test_temporary_files_lie_in_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A full folder of the system's does no harm."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "there is none"))
+    check(PROBLEM, build.kernel_for(PROBLEM).function, 2)
