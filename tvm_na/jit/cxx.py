@@ -82,9 +82,16 @@ def run(words: list[str], output: Path, what: str = "the C++ compiler", timeout:
     output.unlink(missing_ok=True)
     limit = TIMEOUT if timeout is None else timeout
     called = f"\ncommand: {shlex.join(words)}"
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     try:
-        process = subprocess.Popen(words, text=True, errors="replace", start_new_session=True, **pipes)
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
     except OSError as error:
         raise RuntimeError(f"{what}: required a program that can be started, got {error}{called}") from error
     with process:
