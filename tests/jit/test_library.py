@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from tests.helpers import run_python
 from tests.jit.kernels import check
-from tvm_na.jit import build, cache
+from tvm_na.jit import build, cache, cxx, runtime
 from tvm_na.problems.attention import NAProblem
+from tvm_na.te import ENTRY
 
 PROBLEM = NAProblem.make((6, 7), 3, 1, 4)
 
@@ -49,6 +51,16 @@ def test_a_full_disk_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
             build.kernel_for(PROBLEM)
     assert cache.entries() == []
     assert not list(folder.rglob(".tmp-*"))
+
+
+def test_objects_to_be_linked_elsewhere(tmp_path: Path) -> None:
+    module, _ = build.scheduled_module(PROBLEM, build.current_target())
+    build.compiled(module, build.current_target())(tmp_path / "kernel.tar")
+    with tarfile.open(tmp_path / "kernel.tar") as archive:
+        archive.extractall(tmp_path, filter="data")
+    cxx.link(str(tmp_path / "kernel.so"), [tmp_path / "lib0.o"])
+    check(PROBLEM, runtime.load(tmp_path / "kernel.so", ENTRY), 2)
+    assert {file.name for file in tmp_path.iterdir()} == {"kernel.so", "kernel.tar", "lib0.o"}
 
 
 def test_temporary_files_lie_in_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ limit on the size of files). So LLVM writes to memory here, and Python to the di
 from __future__ import annotations
 
 import os
+import tarfile
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,13 +25,14 @@ SMALLEST_LIMIT = 64 * 2**20
 Link = Callable[[str, Sequence[Path]], None]
 
 
-def write_library(module: Any, file: Path, link: Link = cxx.link, pack: Callable[[Any], Any] | None = None) -> None:
-    """Write a compiled module and what it imports as one shared library.
+def write_library(module: Any, file: Path, link: Link | None = None, pack: Callable[[Any], Any] | None = None) -> None:
+    """Write a compiled module and what it imports as one shared library, or its objects as an archive.
 
     Args:
         module: TVM's runtime module (``executable.mod``).
-        file: The library to make; objects lie beside it meanwhile.
-        link: ``link(library, objects)`` makes it of objects.
+        file: The library to make, or a ``.tar`` of objects that are to be linked elsewhere. Objects lie beside it
+            meanwhile.
+        link: ``link(library, objects)`` makes it of objects; None for the C++ compiler, or to make the archive.
         pack: ``pack(module)`` gives its imports that are no objects as a module that is one; None for TVM's own way.
 
     Raises:
@@ -45,10 +47,16 @@ def write_library(module: Any, file: Path, link: Link = cxx.link, pack: Callable
         pack_imports = tvm.get_global_func("runtime.ModulePackImportsToLLVM")
         modules.append(pack_imports(module, False, triple, "") if pack is None else pack(module))
     with tempfile.TemporaryDirectory(prefix=".tmp-", dir=file.parent) as folder:
-        objects = [Path(folder) / f"{number}.o" for number in range(len(modules))]
+        objects = [Path(folder) / f"lib{number}.o" for number in range(len(modules))]
         for each, into in zip(modules, objects, strict=True):
             write_object(each, into)
-        link(str(file), objects)
+        (link or (_archive if file.suffix == ".tar" else cxx.link))(str(file), objects)
+
+
+def _archive(file: str, objects: Sequence[Path]) -> None:
+    with tarfile.open(file, "w") as archive:
+        for each in objects:
+            archive.add(each, each.name)
 
 
 def write_cuda_library(library: CudaLibrary, file: Path) -> None:

@@ -13,7 +13,6 @@ from torch.export import Dim, export
 
 from tvm_na.deploy.relax.kernels import Kernel
 from tvm_na.deploy.relax.rewrite import Node
-from tvm_na.jit import cxx
 from tvm_na.jit.library import Link, write_library
 from tvm_na.schedules.cpu import elementwise as generic
 from tvm_na.targets.target import NATarget
@@ -39,8 +38,8 @@ class Library:
     untuned: list[str]
     executable: Any
 
-    def write(self, file: Path, link: Link = cxx.link) -> None:
-        """Write the shared library, linked by ``link``."""
+    def write(self, file: Path, link: Link | None = None) -> None:
+        """Write the shared library, linked by ``link``, or by the C++ compiler."""
         write_library(self.executable.mod, file, link)
 
 
