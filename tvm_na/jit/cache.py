@@ -190,7 +190,7 @@ def _keep(request: str, kernel: str, write: Callable[[Path], None], describe: di
         file = _kernel_file(entry)
         for made, place in ((library, file), (described, _index_file(request))):
             if place.is_dir():
-                shutil.rmtree(place)
+                _remove(place)
             made.replace(place)
     return file
 
