@@ -158,6 +158,20 @@ FAULTS = (
         ("tests/jit/test_cache.py",),
     ),
     Fault(
+        "a kernel loaded that others may have written",
+        "tvm_na/jit/owned.py",
+        "if found.st_mode & _OTHERS_WRITE:",
+        "if found.st_mode & 0:",
+        ("tests/jit/test_cache_trust.py",),
+    ),
+    Fault(
+        "another request's kernel loaded",
+        "tvm_na/jit/cache.py",
+        'entry.get("request") != index.stem',
+        '"request" not in entry',
+        ("tests/jit/test_cache_trust.py",),
+    ),
+    Fault(
         "records of another target used",
         "tvm_na/records/index.py",
         "record.target ",

@@ -27,6 +27,7 @@ from typing import Any
 
 from tvm_na import settings
 from tvm_na.jit import owned
+from tvm_na.jit.remembered import Remembered
 
 _log = logging.getLogger(__name__)
 
@@ -35,8 +36,8 @@ LEFT = 3600.0
 
 # Kernels are named by hexadecimal digits; another library, the launcher, is not.
 _KERNELS = "[0-9a-f]*-*.so"
-#: Folders whose files could not be read, of which a warning was given.
-_unreadable: set[Path] = set()
+#: Warnings that were given: a build looks twice, and a folder that cannot be read has many kernels.
+_told: Remembered[tuple[Path, str], bool] = Remembered(256)
 
 
 @dataclass(frozen=True)
@@ -82,16 +83,21 @@ def lookup(request: str) -> Path | None:
         file = _kernel_file(entry)
         if _sha256(file) == entry["sha256"]:
             return file
-        _log.warning("kernel cache: %s is damaged; building anew", file)
+        _tell(index, f"{file.name} is not what was built")
     except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as error:
-        if settings.cache_dir() not in _unreadable:
-            _unreadable.add(settings.cache_dir())
-            _log.warning("kernel cache: what cannot be read there is built anew (%s)", error)
+        _tell(settings.cache_dir(), f"{type(error).__name__}: {error.strerror}")
     except (ValueError, TypeError, KeyError, RecursionError) as damage:
-        _log.warning("kernel cache: %s is damaged (%s); building anew", index, damage)
+        _tell(index, str(damage))
     return None
+
+
+def _tell(where: Path, why: str) -> None:
+    """Warn, once, that something of the cache cannot be used."""
+    if (where, why) not in _told:
+        _log.warning("kernel cache: %s is damaged or cannot be read (%s); building anew", where, why)
+        _told[where, why] = True
 
 
 def _content(file: Path) -> bytes:

@@ -166,7 +166,7 @@ def _keep(index: _Index, file: Path, place: str) -> None:
     """Write an index, and remove the folder's former ones."""
     text = "".join(f"{problem}\t{rows}\n" for problem, rows in index.items())
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, prefix=".tmp-", delete=False) as out:
             out.write(f"{_digest(text)}\n{text}")
         Path(out.name).replace(file)

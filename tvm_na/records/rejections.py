@@ -84,7 +84,7 @@ class Rejections:
         if not error.lasting:
             return
         try:
-            files.rejections_dir().mkdir(parents=True, exist_ok=True)
+            files.rejections_dir().mkdir(mode=0o700, parents=True, exist_ok=True)
             (files.rejections_dir() / name).write_text(str(error), encoding="utf-8")
         except OSError as failure:
             _log.warning("cannot remember that for other processes: %s", failure)
