@@ -15,7 +15,7 @@ from tests.cli.invoking import TINY, error_of, invoke
 from tests.helpers import run_python
 from tvm_na import __version__
 from tvm_na.cli.classifiers import read_labels
-from tvm_na.jit import cxx
+from tvm_na.compilers import cxx
 from tvm_na.models import create_model, registry
 
 ON_REFERENCE = ("--backend", "reference")

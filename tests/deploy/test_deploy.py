@@ -18,8 +18,8 @@ from benchmarks.photographs import crops
 from tests.cli.invoking import invoke
 from tests.deploy.artifacts import CLASSES, LIMIT, SIZE, SMALL, seal, small_model
 from tests.helpers import ROOT, assert_says, bad, relative_error, run_python
+from tvm_na.compilers import cxx
 from tvm_na.deploy import compiler, manifest
-from tvm_na.jit import cxx
 from tvm_na.nn import NeighborhoodAttention2D
 
 # --- what is computed

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 import shutil
-import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import wait_until
+from tests.compilers.fakes import compiler_that
 from tests.jit.kernels import check
-from tvm_na.jit import build, cxx, openmp
+from tvm_na.compilers import cxx
+from tvm_na.jit import build, openmp
 from tvm_na.problems.attention import NAProblem
 
 PROBLEM = NAProblem.make((6, 7), 3, 1, 4)
@@ -26,14 +23,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TVM_NA_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(build, "_kernels", {})
     return tmp_path / "cache"
-
-
-def compiler_that(does: str, folder: Path) -> str:
-    """A compiler of that shell code."""
-    script = folder / "compiler"
-    script.write_text(f"#!/bin/sh\n{does}\n", encoding="utf-8")
-    script.chmod(0o700)
-    return str(script)
 
 
 def test_cxx_may_be_several_words(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -73,25 +62,6 @@ def test_one_that_cannot_be_started(folder: Path, monkeypatch: pytest.MonkeyPatc
         build.kernel_for(PROBLEM)
 
 
-def test_one_that_hangs_is_ended_with_what_it_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    words = [compiler_that(f"sleep 300 & echo $! > {tmp_path / 'child'}; wait", tmp_path), "-o", str(tmp_path / "x")]
-    start = time.monotonic()
-    with pytest.raises(RuntimeError, match=r"required an end within 0\.5 s, got none\ncommand: ") as caught:
-        cxx.run(words, tmp_path / "x", timeout=0.5)
-    assert time.monotonic() - start < 10
-    assert shlex.join(words) in str(caught.value)
-    child = Path("/proc", (tmp_path / "child").read_text(encoding="utf-8").strip(), "stat")
-    wait_until(lambda: not child.exists() or child.read_text(encoding="utf-8").split()[2] == "Z", "the child ends")
-
-
-def test_an_interrupt_ends_it_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pid = tmp_path / "pid"
-    does = f"echo $$ > {pid}; sleep 0.3; kill -{signal.SIGINT.value} {os.getpid()}; exec sleep 300"
-    with pytest.raises(KeyboardInterrupt):
-        cxx.run([compiler_that(does, tmp_path)], tmp_path / "x")
-    assert not Path("/proc", pid.read_text(encoding="utf-8").strip()).exists()
-
-
 @pytest.mark.parametrize("does", ["exit 0", "while [ $1 != -o ]; do shift; done; : > $2"], ids=["nothing", "empty"])
 def test_one_that_makes_nothing_leaves_nothing(
     folder: Path, does: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -106,8 +76,3 @@ def test_one_that_makes_nothing_leaves_nothing(
     assert not list(folder.rglob("*.so"))
     check(PROBLEM, build.kernel_for(PROBLEM).function, 2)
     openmp._library()
-
-
-def test_one_that_fails_is_heard(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"^the linker failed:\nto stdout\nto stderr\nexit status: 3\ncommand: "):
-        cxx.run([compiler_that("echo to stdout; echo to stderr >&2; exit 3", tmp_path)], tmp_path / "x", "the linker")

@@ -9,7 +9,8 @@ import pytest
 
 from tests.helpers import run_python
 from tests.jit.kernels import check
-from tvm_na.jit import build, cache, cxx, runtime
+from tvm_na.compilers import cxx
+from tvm_na.jit import build, cache, runtime
 from tvm_na.problems.attention import NAProblem
 from tvm_na.te import ENTRY
 

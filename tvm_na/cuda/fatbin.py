@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import struct
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from tvm_na.compilers.run import run
 from tvm_na.cuda.toolkit import tool
 
 _MAGIC = 0xBA55ED50
@@ -106,7 +106,5 @@ def _by_tool(fatbinary: str, cubin: bytes, ptx: bytes, number: str) -> bytes:
             f"--image3=kind=ptx,sm={number},file={folder / 'kernel.ptx'}",
         ]
         command = [fatbinary, "-64", f"--create={folder / 'kernel.fatbin'}", *parts]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{fatbinary} failed:\n{done.stdout}{done.stderr}")
+        run(command, folder / "kernel.fatbin", "fatbinary")
         return (folder / "kernel.fatbin").read_bytes()

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import ClassVar
 
+from tvm_na.compilers.run import run
 from tvm_na.cuda import fatbin, nvrtc
 from tvm_na.cuda.toolkit import DEFAULT_HOME, homes
 
@@ -73,10 +74,8 @@ class Nvcc:
             folder = Path(name)
             (folder / "kernel.cu").write_text(source, encoding="utf-8")
             command = [self.where, *options, *FLAGS, "-o", str(folder / "out"), str(folder / "kernel.cu")]
-            done = subprocess.run(command, check=False, capture_output=True, text=True)
-            if done.returncode:
-                raise RuntimeError(f"nvcc failed: {' '.join(command)}\n{done.stdout}{done.stderr}")
-            return (folder / "out").read_bytes(), done.stdout + done.stderr
+            said = run(command, folder / "out", "nvcc")
+            return (folder / "out").read_bytes(), said
 
 
 def find_nvcc() -> Nvcc:

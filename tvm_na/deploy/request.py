@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from tvm_na.compilers import cxx
 from tvm_na.deploy.check import BUDGETS, name_of
 from tvm_na.deploy.export import attentions_of, export_model
 from tvm_na.deploy.manifest import MANIFEST, torch_interface
-from tvm_na.jit import cxx
 from tvm_na.jit.runtime import runtime_library
 from tvm_na.problems.attention import NAProblem
 from tvm_na.targets.target import NATarget, check_runs_here, parse_target

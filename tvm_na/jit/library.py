@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvm_na.jit import cxx
+from tvm_na.compilers import cxx
 
 if TYPE_CHECKING:
     from tvm_na.cuda.library import CudaLibrary

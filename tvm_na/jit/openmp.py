@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tvm_na import fingerprint
-from tvm_na.jit import cache, cxx
+from tvm_na.compilers import cxx
+from tvm_na.compilers.run import run
+from tvm_na.jit import cache
 
 _SOURCE = Path(__file__).with_name("parallel.cc")
 _SYMBOLS = ("GOMP_parallel", "omp_in_parallel")
@@ -37,7 +39,7 @@ def _library() -> ctypes.CDLL:
     def compile_() -> tuple[str, Callable[[Path], None]]:
         def write(file: Path) -> None:
             words = [*cxx.command(), "-std=c++17", "-O2", "-shared", "-fPIC", "-o", str(file), str(_SOURCE)]
-            cxx.run(words, file)
+            run(words, file)
 
         return f"parallel-{request}", write
 

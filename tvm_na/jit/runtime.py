@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from tvm_na import settings
-from tvm_na.jit import cxx, openmp
+from tvm_na.compilers import cxx
+from tvm_na.jit import openmp
 
 
 @dataclass(frozen=True)

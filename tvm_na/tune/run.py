@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tvm_na.compilers import cxx
 from tvm_na.cuda import toolchain
-from tvm_na.jit import cxx
 from tvm_na.measure import worker_pool as workers
 from tvm_na.measure.devices import Device, LocalDevice
 from tvm_na.measure.local import Conditions

@@ -11,7 +11,7 @@ import torch
 from torch._inductor import select_algorithm
 from torch.export import ExportedProgram
 
-from tvm_na.jit import cxx
+from tvm_na.compilers import cxx
 from tvm_na.targets.target import NATarget, detect_target
 
 

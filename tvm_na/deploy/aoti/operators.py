@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tvm_na.compilers import cxx
+from tvm_na.compilers.run import run
 from tvm_na.deploy.kernels import require_a_sample, with_schedule
-from tvm_na.jit import build, cxx, openmp, runtime
+from tvm_na.jit import build, openmp, runtime
 from tvm_na.jit.library import write_object
 from tvm_na.problems.attention import NAProblem
 from tvm_na.records.rejections import InapplicableError
@@ -94,7 +96,7 @@ def link_operators(
     version_script.write_text("{ global: tvm_na_missing_feature; local: *; };\n", encoding="utf-8")
     command = _compile_command(folder, namespace, [*_SOURCES, *objects], library)
     command.append(f"-Wl,--version-script={version_script}")
-    cxx.run(command, library)
+    run(command, library)
     return namespace
 
 

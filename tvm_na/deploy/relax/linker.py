@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tvm_na.jit import cxx
+from tvm_na.compilers import cxx
+from tvm_na.compilers.run import run
 from tvm_na.jit.library import Link
 from tvm_na.targets.target import NATarget
 
@@ -39,4 +40,4 @@ def linker_for(target: NATarget) -> Link:
 
 def _link_by_zig(triple: str, file: str, objects: Sequence[Path]) -> None:
     words = [sys.executable, "-m", *_LINKER_OF_ZIG.split(), "-target", triple, f"-femit-bin={file}"]
-    cxx.run([*words, *map(str, objects)], Path(file), "the linker")
+    run([*words, *map(str, objects)], Path(file), "the linker")

@@ -1,0 +1,1 @@
+"""Programs that compile and link: which they are, and running them."""
