@@ -220,7 +220,7 @@ def test_many_gradients_at_once() -> None:
 
 
 def test_forward_mode_is_the_references(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tvm_na.ops.backend._warned", set())
+    monkeypatch.setattr("tvm_na.ops.backend._warned", {})
     query, key, value, _ = (t.detach() for t in leaves())
     reason = "compiled kernels have no forward-mode derivatives"
 

@@ -26,7 +26,7 @@ SHAPE = (2, 6, 7, 2, 8)
 
 @pytest.fixture(autouse=True)
 def _no_warning_was_given_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("tvm_na.ops.backend._warned", set())
+    monkeypatch.setattr("tvm_na.ops.backend._warned", {})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)  # PyTorch's own, of forward mode

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from tvm_na.jit.remembered import Remembered
 from tvm_na.ops.table import why_no_kernel
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.unfused import UnfusedProblem
@@ -34,7 +35,8 @@ class Backend(str, enum.Enum):
         return cls(backend)
 
 
-_warned: set[str] = set()
+# Reasons that were told; some name the problem.
+_warned: Remembered[str, bool] = Remembered(1024)
 # The modules of public functions, and this room: a warning is shown for whoever called into them.
 _OURS = ("tvm_na.functional", "tvm_na.unfused", "tvm_na.ops.")
 
@@ -80,7 +82,7 @@ def choose_backend(backend: Backend, reason: str | None) -> Backend:
     if backend is Backend.COMPILED:
         raise NotImplementedError(f"backend='compiled': {reason}; backend='reference' serves this call")
     if not torch.compiler.is_compiling() and reason not in _warned:
-        _warned.add(reason)
+        _warned[reason] = True
         warnings.warn(f"tvm_na: backend='auto' takes the eager reference: {reason}", stacklevel=_level_of_caller())
     return Backend.REFERENCE
 
