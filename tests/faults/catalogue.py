@@ -159,7 +159,7 @@ FAULTS = (
     ),
     Fault(
         "a kernel loaded that others may have written",
-        "tvm_na/jit/owned.py",
+        "tvm_na/owned.py",
         "if found.st_mode & _OTHERS_WRITE:",
         "if found.st_mode & 0:",
         ("tests/jit/test_cache_trust.py",),

@@ -12,13 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from tvm_na.jit import build, cache, owned
+from tvm_na import owned
+from tvm_na.jit import build, cache
 from tvm_na.problems.attention import NAProblem
 from tvm_na.records import select as selecting
+from tvm_na.records.files import shipped_folder
+from tvm_na.records.index import FolderIndex
 
 PROBLEM = NAProblem.make((6, 7), 3, 1, 4)
 REQUEST, OTHER = "a" * 32, "b" * 32
 SOMEBODY = 12345
+TARGET = "llvm-x86-avx2"
 
 
 @pytest.fixture
@@ -60,12 +64,11 @@ def permissive() -> Iterator[None]:
     os.umask(before)
 
 
-def test_whatever_the_umask_says(permissive: None, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whatever_the_umask_says(permissive: None, folder: Path) -> None:
     test_a_cache_is_the_callers_alone(folder)
     shutil.rmtree(folder)
-    monkeypatch.setattr(build, "select", lambda *_, **__: (folder / "records").mkdir(parents=True))
-    build._selected(PROBLEM, build.current_target(), None)
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700  # also where indexes of records come first
+    FolderIndex(shipped_folder(TARGET), TARGET, True, "0")  # is kept in the cache
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (folder, *folder.glob("*"))] == [0o700, 0o700]
 
 
 @pytest.mark.parametrize("place", PLACES)

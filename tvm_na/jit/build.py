@@ -89,7 +89,7 @@ def is_supported(problem: Problem, target: NATarget | None = None) -> bool:
 
 
 def _selected(problem: Problem, target: NATarget, records: str | None) -> Selection:
-    cache.prepare()  # before indexes of records are put there
+    cache.check_owner()  # before indexes of records are read
     return select(problem, target, mode=records)
 
 

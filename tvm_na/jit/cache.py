@@ -25,8 +25,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from tvm_na import settings
-from tvm_na.jit import owned
+from tvm_na import owned, settings
 from tvm_na.jit.remembered import Remembered
 
 _log = logging.getLogger(__name__)
@@ -59,14 +58,14 @@ def _kernel_file(entry: dict[str, Any]) -> Path:
     return settings.cache_dir() / "kernels" / f"{entry['kernel']}-{entry['sha256'][:16]}.so"
 
 
-def prepare() -> None:
-    """Check the cache folder, or make it, for the caller alone; one that cannot be made is told of when it is needed.
+def check_owner() -> None:
+    """Check the cache folder, if there is one that can be looked at; whoever needs it will say so if there is none.
 
     Raises:
         RuntimeError: somebody other than the caller and root owns it, or may write to it.
     """
     with contextlib.suppress(OSError):
-        owned.make(settings.cache_dir())
+        owned.check(settings.cache_dir())
 
 
 def lookup(request: str) -> Path | None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tvm_na import fingerprint
+from tvm_na import fingerprint, owned
 from tvm_na.problems.registry import Problem, problem_from_json
 from tvm_na.records.files import file_stamp, indexes_dir
 
@@ -166,7 +166,7 @@ def _keep(index: _Index, file: Path, place: str) -> None:
     """Write an index, and remove the folder's former ones."""
     text = "".join(f"{problem}\t{rows}\n" for problem, rows in index.items())
     try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        owned.make(file.parent)
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, prefix=".tmp-", delete=False) as out:
             out.write(f"{_digest(text)}\n{text}")
         Path(out.name).replace(file)

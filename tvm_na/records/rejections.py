@@ -11,7 +11,7 @@ import logging
 import os
 from typing import Literal
 
-from tvm_na import fingerprint
+from tvm_na import fingerprint, owned
 from tvm_na.problems.registry import Problem
 from tvm_na.records import files
 from tvm_na.records.index import RecordRef
@@ -84,7 +84,7 @@ class Rejections:
         if not error.lasting:
             return
         try:
-            files.rejections_dir().mkdir(mode=0o700, parents=True, exist_ok=True)
+            owned.make(files.rejections_dir())
             (files.rejections_dir() / name).write_text(str(error), encoding="utf-8")
         except OSError as failure:
             _log.warning("cannot remember that for other processes: %s", failure)
