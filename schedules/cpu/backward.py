@@ -117,15 +117,33 @@ class BackwardSchedule(BoxSchedule):
 
     def scores(self) -> None:
         """Weights and the gradients of scores: vectors of lanes, as many rows at once as are unrolled."""
-        factors = self.softmax_row_factors("weights")
-        for name in ("weights", "weighted", "d_scores"):
-            self.elementwise(name, factors)
-        self.fold("mean", factors)
+        factors = self.softmax_row_factors("scores")
+        for name, folded in (("scores", "maximum"), ("powers", "total"), ("weights", "mean")):
+            self.elementwise_and_fold(name, f"{folded}_lanes", factors)
+            self.sch.vectorize(self.loops(f"{folded}_half")[-1])
+        self.elementwise("d_scores", factors)
         if self.problem.bias:
             l = self.inner_loops("add_bias", 1)[0]
             v, lane = self.lanes_of(l)
             self.unroll(v)
             self.sch.vectorize(lane)
+
+    def elementwise_and_fold(self, name: str, folded: str, factors: list[Any]) -> None:
+        """A stage over the box, each vector of which is folded as soon as it is there."""
+        sch = self.sch
+        a, l = self.inner_loops(name, 2)
+        self.split(a, factors)
+        sch.vectorize(self.lanes_of(l)[1])
+        tile, _, lane, a, v = self.inner_loops(folded, 5)
+        sch.reorder(a, v, lane)
+        self.split(a, factors)
+        sch.vectorize(lane)
+        sch.vectorize(self.split_off_init(folded, tile, unrolled=0))
+        sch.merge(self.inner_loops(name, 2)[0], self.inner_loops(f"{folded}_update", 2)[0])
+        *_, inner, v, _ = self.loops(name)
+        self.unroll(inner)
+        if self.vectors <= 4:
+            self.unroll(v)
 
     def scatter(self, name: str, dim: int) -> None:
         """Rows of keys, keys, and as many vectors of channels at once as there are registers for."""

@@ -81,12 +81,12 @@ class BoxSchedule(FuncSchedule):
     def softmax_row_factors(self, name: str) -> list[Any]:
         """How many rows of a box are unrolled."""
         short = self.rows * self.vectors <= 16
-        _, a, _ = self.inner_loops(name, 3)
+        a, _ = self.inner_loops(name, 2)
         return self.tune.factors("softmax rows at once", a, self.rows, self.rows if short else 1)
 
     def elementwise(self, name: str, factors: list[Any]) -> None:
         """A stage over the box, as vectors of lanes."""
-        _, a, l = self.inner_loops(name, 3)
+        a, l = self.inner_loops(name, 2)
         v, lane = self.lanes_of(l)
         self.unroll_rows(a, v, factors)
         self.sch.vectorize(lane)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import GRADIENT_TOLERANCE, TOLERANCE
-from tests.helpers import random_inputs, relative_error
+from tests.helpers import Inputs, random_inputs, relative_error
 from tvm_na import functional
 from tvm_na.problems.attention import NAProblem
 from tvm_na.reference import attention as reference
@@ -40,14 +40,19 @@ def attend(problem: NAProblem, *tensors: Tensor, lse: bool = True, backend: str 
 
 
 def wanted(
-    problem: NAProblem, tensors: Any, d_out: Tensor | None, d_lse: Tensor | None, scale: float = 0.6
+    problem: NAProblem,
+    tensors: Any,
+    d_out: Tensor | None,
+    d_lse: Tensor | None,
+    scale: float = 0.6,
+    dtype: torch.dtype = torch.float64,
 ) -> list[Tensor]:
-    """The gradients of the same tensors by the reference in float64."""
-    doubles = [t.detach().double().requires_grad_() for t in tensors]
-    results = reference.neighborhood_attention(problem, *doubles[:3], scale, *_apart(doubles))
-    used = [(r, d.double()) for r, d in zip(results, (d_out, d_lse), strict=True) if d is not None]
-    found = torch.autograd.grad([r for r, _ in used], doubles, [d for _, d in used], allow_unused=True)
-    return [torch.zeros_like(t) if g is None else g for t, g in zip(doubles, found, strict=True)]
+    """The gradients of the same tensors by autograd of the reference in float64, or another dtype."""
+    copies = [t.detach().to(dtype, copy=True).requires_grad_() for t in tensors]
+    results = reference.neighborhood_attention(problem, *copies[:3], scale, *_apart(copies))
+    used = [(r, d.to(dtype)) for r, d in zip(results, (d_out, d_lse), strict=True) if d is not None]
+    found = torch.autograd.grad([r for r, _ in used], copies, [d for _, d in used], allow_unused=True)
+    return [torch.zeros_like(t) if g is None else g for t, g in zip(copies, found, strict=True)]
 
 
 def random_gradients(problem: NAProblem, batch: int, seed: int = 0) -> tuple[Tensor, Tensor | None]:
@@ -76,3 +81,45 @@ def assert_close(found: Any, right: Any, dtype: str = "float64", note: str = "")
 def same_as_reference(run: Callable[..., Any], *tensors: Tensor) -> None:
     """``run(backend, *tensors)`` gives, in float64, the same tensors whoever computes."""
     assert_close(run("compiled", *tensors), run("reference", *tensors))
+
+
+#: Sizes of scores at which gradients are as exact as those of PyTorch.
+SIZES = (1.0, 37.0, 380.0, 3400.0, 1e4, 1e5)
+
+
+def large_inputs(problem: NAProblem, size: float, seed: int = 0) -> Inputs:
+    """Query, key, value and bias whose scores, scaled by 1 / sqrt(head_dim), are ``size`` and differ by about 1."""
+    query, key, value, rpb = random_inputs(problem, 1, seed)
+    common = random_inputs(problem, 1, seed + 1)[0].flatten(0, -2)[0].double()
+    common = (common / common.norm() * (size * problem.head_dim**0.5) ** 0.5).to(query.dtype)
+    return query + common, key / (1 + size**0.5) + common, value, rpb
+
+
+def assert_as_exact_as_pytorch(problem: NAProblem, run: Callable[[Inputs, Any, float], dict[str, Tensor]]) -> None:
+    """Float32 gradients of large scores are within three times the error, its mean square, of PyTorch's own autograd.
+
+    ``run(inputs, gradients, scale)`` gives the gradients by name.
+    """
+    scale, (d_out, d_lse) = problem.head_dim**-0.5, random_gradients(problem, 1)
+    for size in SIZES:
+        inputs = large_inputs(problem, size)
+        tensors = [t for t in inputs if t is not None]
+        right = wanted(problem, tensors, d_out, d_lse, scale)
+        own = wanted(problem, tensors, d_out, d_lse, scale, torch.float32)
+        found = run(inputs, (d_out, d_lse), scale)
+        for name, a, b, c in zip(found, found.values(), own, right, strict=True):
+            error, allowed = (a - c).square().mean().sqrt(), 3 * (b - c).square().mean().sqrt()
+            assert error <= allowed, (size, name, error / c.abs().max(), allowed / c.abs().max())
+
+
+def assert_right_where_one_key_counts(
+    problem: NAProblem, run: Callable[[Inputs, Any, float], dict[str, Tensor]]
+) -> None:
+    """The same for scores so large that one weight of each window is 1, and gradients of scores are 0."""
+    (query, *others), d_results = random_inputs(problem, 1, 0), random_gradients(problem, 1)
+    for size in (1e9, 1e30):
+        inputs = (query * size, *others)
+        right = wanted(problem, [t for t in inputs if t is not None], *d_results, 0.3)
+        found = run(inputs, d_results, 0.3)
+        for name, a, b in zip(found, found.values(), right, strict=True):
+            assert (a - b).abs().max() <= BUDGET[problem.dtype] * max(b.abs().max(), 1), (size, name)

@@ -30,7 +30,7 @@ def run(
     scratch = [torch.full(shape, math.nan, dtype=accum) for shape in shapes]
     arguments: dict[str, Any] = {"query": query, "key": key, "value": value, "rpb": rpb, "lse": lse}
     arguments |= {"scale": torch.tensor([scale], dtype=accum), "d_out": gradients[0], "d_lse": gradients[1]}
-    kernel.launch({**arguments, "shift": scratch[0], "bias_sums": scratch[-1], **found}, len(query), seed)
+    kernel.launch({**arguments, "statistics": scratch[0], "bias_sums": scratch[-1], **found}, len(query), seed)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from typing import Any
@@ -12,7 +13,12 @@ import torch
 from tests.conftest import GRADIENT_TOLERANCE
 from tests.helpers import random_inputs, random_problem, relative_error, share
 from tests.jit.compiling import compile_all
-from tests.ops.gradients import random_gradients, wanted_by_name
+from tests.ops.gradients import (
+    assert_as_exact_as_pytorch,
+    assert_right_where_one_key_counts,
+    random_gradients,
+    wanted_by_name,
+)
 from tests.te.expressions import gradients_by
 from tvm_na.jit import build
 from tvm_na.problems.attention import NAProblem
@@ -117,6 +123,32 @@ def test_drawn_points_give_the_same_numbers(seed: int) -> None:
     found = cpu_backward.SPACE.apply(func, target, plan)
     assert found is not None
     check(problem, compile_all([found.schedule.mod])[0], 1, seed)
+
+
+LARGE = {
+    "2d": (NAProblem.make((9, 10), (5, 3), 2, 16, bias=True), None),
+    "3d": (NAProblem.make((4, 5, 6), 3, 2, 20, heads_kv=1, is_causal=(True, False, True), return_lse=True), 1),
+}
+
+
+@pytest.mark.parametrize(("problem", "count"), LARGE.values(), ids=LARGE)
+def test_large_scores(problem: NAProblem, count: int | None) -> None:
+    """In the first formulations, or in all."""
+    funcs = cpu_backward.SPACE.formulations(BackwardProblem(problem), detect_target())[:count]
+    found = [cpu_backward.SPACE.apply(func, detect_target()) for func in funcs]
+    for kernel in compile_all([each.schedule.mod for each in found if each is not None]):
+        run = functools.partial(gradients_by, kernel, problem)
+        assert_as_exact_as_pytorch(problem, run)
+        assert_right_where_one_key_counts(problem, run)
+
+
+def test_scores_of_minus_infinity_alone_have_gradients_of_zero() -> None:
+    problem = NAProblem.make((5, 6), 3, 1, 8, bias=True, return_lse=True)
+    query, key, value, rpb = random_inputs(problem, 1, 0)
+    assert rpb is not None
+    inputs, (kernel,) = (query, key, value, torch.full_like(rpb, -torch.inf)), compile_all([scheduled(problem)])
+    found = gradients_by(kernel, problem, inputs, random_gradients(problem, 1), 0.3)
+    assert not any(t.any() for t in found.values())
 
 
 def test_what_is_masked_may_be_infinite() -> None:

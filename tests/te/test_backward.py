@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.conftest import TOLERANCE
 from tests.helpers import Inputs, random_inputs, random_problem, relative_error
-from tests.ops.gradients import random_gradients, wanted_by_name
+from tests.ops.gradients import assert_as_exact_as_pytorch, random_gradients, wanted_by_name
 from tests.te.expressions import assert_gradients_local, assert_signature, compiled, gradients_by
 from tests.te.test_attention import PROBLEMS
 from tvm_na.problems.attention import NAProblem
@@ -64,6 +64,12 @@ def test_any_scale(scale: float) -> None:
     """Zero, negative, and so large that a window is all but one key."""
     assert_right(PROBLEMS["2d-even"], 1, scale)
     assert_right(PROBLEMS["2d-half-causal"], 1, scale)
+
+
+@pytest.mark.parametrize("name", ["2d-lse", "2d-bias"])
+def test_large_scores(name: str) -> None:
+    problem = PROBLEMS[name]
+    assert_as_exact_as_pytorch(problem, functools.partial(run, problem))
 
 
 def test_corner_keys_on_their_own() -> None:

@@ -62,9 +62,9 @@ class Differentiable:
         query, key, value, rpb, lse = tensors
         if d_out is None:
             d_out = query.new_zeros((*query.shape[:-1], value.shape[-1]))
-        if torch.is_grad_enabled():  # gradients of gradients; saved apart, lse has none of its own
+        if torch.is_grad_enabled():  # gradients of gradients
             with autocast.off(query.device):
-                return reference.gradients(self.problem, query, key, value, scale, rpb, None, d_out, d_lse)
+                return reference.gradients(self.problem, query, key, value, scale, rpb, d_out, d_lse)
         has_d_lse = d_lse is not None
         if torch.compiler.is_compiling() or is_watched() or _is_special(d_out) or (has_d_lse and _is_special(d_lse)):
             return table.na_backward(query, key, value, rpb, lse, d_out, d_lse, *self.problem.window, scale)

@@ -70,9 +70,9 @@ def _backward(call: Call) -> BackwardProblem:
 def _backward_by_reference(*arguments: Any) -> tuple[Tensor, ...]:
     """The gradients in operations that have gradients themselves, of any order."""
     call = _BACKWARD.call(arguments)
-    query, key, value, rpb, *more = call.tensors
+    query, key, value, rpb, _, d_out, d_lse = call.tensors
     with autocast.off(query.device):
-        found = reference.gradients(_backward(call).forward, query, key, value, call.scale, rpb, *more)
+        found = reference.gradients(_backward(call).forward, query, key, value, call.scale, rpb, d_out, d_lse)
     return found[0], found[1], found[2], query.new_empty(0) if found[3] is None else found[3]
 
 

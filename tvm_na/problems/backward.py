@@ -13,6 +13,10 @@ from tvm_na.problems.checks import require_like, require_shape, require_tensor
 if TYPE_CHECKING:
     from torch import Tensor
 
+#: Numbers that a kernel for GPUs keeps of a query's window: the score that weights are relative to, the inverse of the
+#: sum of weights, and what is subtracted from their gradients.
+STATISTICS = 3
+
 # Tensors that autograd of the reference keeps or makes, as large as what the reference gathers.
 _KEPT = 3
 
@@ -54,12 +58,13 @@ class BackwardProblem(OfAttention):
         return (*read, lse, *of_results, *gradients)
 
     def scratch(self) -> tuple[Argument, ...]:
-        """What a kernel for GPUs writes between its parts: what is subtracted from the gradients of weights, and with a
-        bias its sums over each chunk. These are the last arguments of a call.
+        """What a kernel for GPUs writes between its parts: :data:`STATISTICS` of each query's window, and with a bias
+        its sums over each chunk. These are the last arguments of a call.
 
         Who calls allocates them: memory of TVM's would come from a pool that knows nothing of streams and CUDA graphs.
         """
-        found = [Argument("shift", (*self.spatial, self.forward.heads), self.accum_dtype, "scratch")]
+        statistics = (*self.spatial, self.forward.heads, STATISTICS)
+        found = [Argument("statistics", statistics, self.accum_dtype, "scratch")]
         if self.forward.bias:
             sums = (most_bias_chunks(self), *self.forward.bias_shape)
             found.append(Argument("bias_sums", sums, self.accum_dtype, "scratch"))

@@ -141,7 +141,6 @@ def gradients(
     value: Tensor,
     scale: float,
     rpb: Tensor | None,
-    lse: Tensor | None,
     d_out: Tensor,
     d_lse: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -154,8 +153,6 @@ def gradients(
         value: ``[batch, *spatial, heads_kv, head_dim_v]``.
         scale: Factor of the scores.
         rpb: ``[heads, 2*kernel_size-1, ...]`` or None.
-        lse: The log-sum-exp of the scores, ``[batch, *spatial, heads]``, as an input with a derivative of its own;
-            None to compute it, with its derivative counted in those of the inputs.
         d_out: The gradient of the output, ``[batch, *spatial, heads, head_dim_v]``.
         d_lse: The gradient of the log-sum-exp, or None.
 
@@ -176,8 +173,7 @@ def gradients(
     q, d = per_query(query, problem, accum), per_query(d_out, problem, accum)
     keys, values = (in_windows(t, problem, neighbor, exists, accum) for t in (key, value))
     scores = window_scores(q, keys, rpb, scale, relative, exists)
-    log_total = torch.logsumexp(scores, dim=-1) if lse is None else per_query(lse, problem, accum)
-    p = torch.exp(scores - log_total[..., None])
+    p = torch.softmax(scores, dim=-1)
     d_p = (values * d[:, :, :, None]).sum(-1)
     d_scores = p * (d_p - (p * d_p).sum(-1, keepdim=True))
     if d_lse is not None:

@@ -1,17 +1,20 @@
 """The gradients of neighborhood attention, as their definition reads: any rank, every option, no thought of a machine.
 
-Weights are computed again from the log-sum-exp, as in FlashAttention (arXiv 2205.14135, section B.2). Gradients of keys
-and values gather from the queries that see a key (the inverse window), so nothing is added up by atomics. This is what
-other formulations are checked against.
+Weights are computed again, as in FlashAttention (arXiv 2205.14135, section B.2), but from each window's own maximum and
+sum: a log-sum-exp is rounded as scores are, and where these are large so would be weights. Gradients of keys and values
+gather from the queries that see a key (the inverse window), so nothing is added up by atomics. This is what other
+formulations are checked against.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tvm import te, tirx
 
 from tvm_na.problems.backward import BackwardProblem
+from tvm_na.te.common.math import nonzero
 from tvm_na.te.common.neighbors import Neighbors, Queries
 from tvm_na.te.common.operands import Operands
 
@@ -19,7 +22,7 @@ from tvm_na.te.common.operands import Operands
 def backward(problem: BackwardProblem) -> Any:
     """The natural expression of ``problem`` as an unscheduled PrimFunc; arguments as in ``operands.py``.
 
-    With P = exp(scale * query key^T + rpb - lse) over each query's window::
+    With P = softmax(scale * query key^T + rpb) over each query's window::
 
         dP = d_out value^T;    dS = P * (dP - delta + d_lse);    delta = sum of P * dP over the window
         d_query = scale * dS key;    d_key = scale * dS^T query;    d_value = P^T d_out
@@ -76,14 +79,26 @@ class _Stages:
         """P, zero where a causal window masks: pairs."""
         ops = self.ops
         dots = self._dots("dots", ops.query, ops.key, self.problem.head_dim)
+        lowest = tirx.const(-math.inf, self.accum)
 
-        def weight(b: Any, *rest: Any) -> Any:
+        def score(b: Any, *rest: Any) -> Any:
             position, h, offset = rest[: self.rank], rest[self.rank], rest[self.rank + 1 :]
-            score = dots[(b, *rest)] * ops.scale[0]
+            value = dots[(b, *rest)] * ops.scale[0]
             if ops.rpb is not None:
-                score = score + ops.rpb[(h, *self.near.bias_index(position, offset))].astype(self.accum)
-            value = tirx.exp(score - self.ops.lse[(b, *position, h)])
-            return self.near.select(position, offset, value, self._zero())
+                value = value + ops.rpb[(h, *self.near.bias_index(position, offset))].astype(self.accum)
+            return self.near.select(position, offset, value, lowest)
+
+        scores, a = te.compute(self.pairs, score, name="scores"), _axes("a", self.problem.kernel_size)
+        # From the least finite number on, so that scores of minus infinity alone have weights of zero.
+        maximum = te.compute(self.tokens, lambda *t: te.max(scores[(*t, *a)], axis=a), name="maximum")
+        powers = te.compute(self.pairs, lambda *t: tirx.exp(scores[t] - maximum[t[: self.rank + 2]]), name="powers")
+        i = _axes("i", self.problem.kernel_size)
+        total = te.compute(self.tokens, lambda *t: te.sum(powers[(*t, *i)], axis=i), name="total")
+
+        def weight(*t: Any) -> Any:
+            token, offset = t[: self.rank + 2], t[self.rank + 2 :]
+            value = powers[t] / nonzero(total[token], self.accum)
+            return self.near.select(token[1:-1], offset, value, self._zero())
 
         return te.compute(self.pairs, weight, name="weights")
 

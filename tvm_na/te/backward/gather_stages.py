@@ -11,10 +11,10 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from tvm_na.problems.backward import BackwardProblem, most_bias_chunks
+from tvm_na.problems.backward import STATISTICS, BackwardProblem, most_bias_chunks
+from tvm_na.te.backward.gather_sums import WindowSums, power
 from tvm_na.te.backward.gather_tile import chunks_of
 from tvm_na.te.common.blocks import argument, loops, whole
-from tvm_na.te.common.math import LOG2_E
 from tvm_na.te.common.neighbors import Neighbors
 from tvm_na.te.common.operands import GradientBlocks
 from tvm_na.te.common.rows import ravelled, unravelled
@@ -35,7 +35,7 @@ class Gradients(GradientBlocks):
         p = self.problem
         self.near, self.lanes = Neighbors(p), lanes
         scratch = [argument(a.name, a.shape_for(self.batch), a.dtype) for a in problem.scratch()]
-        self.shift = scratch[0]
+        self.statistics = scratch[0]
         self.bias_sums: Any = scratch[1] if p.bias else None
         self.chunks = min(-(-prod(p.spatial) // _CHUNK_QUERIES), most_bias_chunks(problem))
         self.of_key = Row.of(p.head_dim, self.lanes, p.dtype)
@@ -54,58 +54,61 @@ class Gradients(GradientBlocks):
             yield index
 
     def pair(
-        self, name: str, rows: tuple[Any, Any, Any, Any], of_query: tuple[Any, Any], bias_index: Sequence[Any]
+        self, name: str, rows: tuple[Any, Any, Any, Any], scale: Any, bias_index: Sequence[Any]
     ) -> tuple[Any, Any]:
-        """P and dP of a query and a key that it sees.
+        """The score and dP of a query and a key that it sees, the same bits in each kernel.
 
         Args:
             name: In front of the names of registers.
             rows: Of query, key, d_out and value, in registers.
-            of_query: The scale, and the log-sum-exp of the query.
+            scale: The scale.
             bias_index: The head, and (key - query) / dilation + kernel_size - 1 along each axis.
         """
-        (query, key, d_out, value), (scale, lse) = rows, of_query
+        query, key, d_out, value = rows
         score = self.of_key.dot(f"{name}_dot", query, key, self.accum) * scale
         if self.rpb is not None:
             score = score + self.rpb[tuple(bias_index)].astype(self.accum)
-        # The difference first: scores and log-sum-exps may be large.
-        weight = number(f"{name}_weight", tirx.exp2((score - lse) * self.const(LOG2_E)), self.accum)
-        return weight, self.of_value.dot(f"{name}_d_weight", d_out, value, self.accum)
+        d_weight = self.of_value.dot(f"{name}_d_weight", d_out, value, self.accum)
+        return number(f"{name}_score", score, self.accum), d_weight
+
+    def from_statistics(self, name: str, score: Any, d_weight: Any, token: Sequence[Any]) -> tuple[Any, Any]:
+        """P and dS of a query and a key that it sees, from what is known of the query's window."""
+        top, inverse, shift = (self.statistics[(*token, n)] for n in range(STATISTICS))
+        weight = number(f"{name}_weight", power(score, top, self.accum) * inverse, self.accum)
+        return weight, number(f"{name}_d_score", weight * (d_weight - shift), self.accum)
 
     # --- queries
 
     def of_queries(self) -> None:
-        """d_query and the shifts: for each query, over its window."""
+        """d_query and the statistics: for each query, over its window."""
         p, key_row, value_row = self.problem, self.of_key, self.of_value
         extents = (self.batch, *p.spatial, p.heads, self.lanes)
-        with self.block("d_query", extents, [self.d_query, self.shift]) as (*token, lane):
+        with self.block("d_query", extents, [self.d_query, self.statistics]) as (*token, lane):
             b, *rest = token
             position, h = tuple(rest[:-1]), rest[-1]
             query = key_row.read_as("q", self.query, token, lane, self.accum)
             d_out = value_row.read_as("g", self.d_out, token, lane, self.accum)
-            weighted, plain = key_row.zeros("weighted", self.accum), key_row.zeros("plain", self.accum)
-            delta = registers("delta", (1,), self.accum)
-            T.buffer_store(delta, self.const(0), [0])
-            own = self.numbers(token)
+            scale = self.factor()
+            sums = WindowSums(key_row, self.accum)
             with self.window(position) as offset:
                 place = (b, *self.near.key_position(position, tuple(offset)), h // self.group)
                 key = key_row.read("k", self.key, place, lane)
                 value = value_row.read("v", self.value, place, lane)
                 index = self.near.bias_index(position, tuple(offset))
-                weight, d_weight = self.pair("q", (query, key, d_out, value), own, (h, *index))
-                product = number("product", weight * d_weight, self.accum)
-                T.buffer_store(delta, delta[0] + product, [0])
-                key_row.add(weighted, product, key, self.accum)
-                key_row.add(plain, weight, key, self.accum)
-            shift = number("own_shift", delta[0] - self.d_lse[tuple(token)] if p.return_lse else delta[0], self.accum)
+                score, d_weight = self.pair("q", (query, key, d_out, value), scale, (h, *index))
+                sums.add(score, d_weight, key)
+            inverse = number("inverse", sums.inverse(), self.accum)
+            shift = number("own_shift", sums.delta * inverse, self.accum)
+            if p.return_lse:
+                shift = number("whole_shift", shift - self.d_lse[tuple(token)], self.accum)
             with only_where(lane == 0):
-                T.buffer_store(self.shift, shift, token)
-            key_row.write("dq", self.d_query, token, lane, lambda r, v: (weighted[r, v] - shift * plain[r, v]) * own[0])
+                for n, value in enumerate((sums.top, inverse, sums.near + shift)):
+                    T.buffer_store(self.statistics, value, [*token, n])
+            key_row.write("dq", self.d_query, token, lane, lambda r, v: sums.gradient(r, v, shift) * inverse * scale)
 
-    def numbers(self, token: Sequence[Any] | None = None) -> tuple[Any, ...]:
-        """The scale and, of a query, its log-sum-exp, in registers: the compiler would read them for each pair."""
-        read = [("factor", self.scale[0]), *([] if token is None else [("own_lse", self.lse[tuple(token)])])]
-        return tuple(number(name, value, self.accum) for name, value in read)
+    def factor(self) -> Any:
+        """The scale, in a register: the compiler would read it for each pair."""
+        return number("factor", self.scale[0], self.accum)
 
     @contextmanager
     def window(self, position: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
@@ -122,7 +125,7 @@ class Gradients(GradientBlocks):
         """d_key and d_value: for each key, over the queries that see it, of all of its heads."""
         p = self.problem
         extents = (self.batch, *p.spatial, p.heads_kv, self.lanes)
-        with self.block("d_key_value", extents, [self.d_key, self.d_value], [self.shift]) as (*place, lane):
+        with self.block("d_key_value", extents, [self.d_key, self.d_value], [self.statistics]) as (*place, lane):
             b, *rest = place
             position, h_kv = tuple(rest[:-1]), rest[-1]
             own = self.key_and_sums(place, lane)
@@ -135,17 +138,15 @@ class Gradients(GradientBlocks):
         key = self.of_key.read_as("k", self.key, place, lane, self.accum)
         value = self.of_value.read_as("v", self.value, place, lane, self.accum)
         sums = self.of_key.zeros("dk_sum", self.accum), self.of_value.zeros("dv_sum", self.accum)
-        return key, value, *sums, *self.numbers()
+        return key, value, *sums, self.factor()
 
     def add_query(self, token: Any, bias_index: Sequence[Any], own: tuple[Any, ...], lane: Any) -> Any:
         """Add what a query has for a key (:meth:`key_and_sums`) to its gradients; returns dS."""
         key, value, d_key, d_value, scale = own
         query = self.of_key.read("q", self.query, token, lane)
         d_out = self.of_value.read("g", self.d_out, token, lane)
-        weight, d_weight = self.pair(
-            "k", (query, key, d_out, value), (scale, self.lse[token]), (token[-1], *bias_index)
-        )
-        d_score = number("d_score", weight * (d_weight - self.shift[token]), self.accum)
+        score, d_weight = self.pair("k", (query, key, d_out, value), scale, (token[-1], *bias_index))
+        weight, d_score = self.from_statistics("k", score, d_weight, token)
         self.of_value.add(d_value, weight, d_out, self.accum)
         self.of_key.add(d_key, d_score, query, self.accum)
         return d_score
@@ -187,7 +188,7 @@ class Gradients(GradientBlocks):
             sums = T.sblock_alloc_buffer((groups * entries,), self.accum, scope="shared")
             IRBuilder.name("sums", sums)
             written = [self.d_key, self.d_value, self.bias_sums]
-            with self.block("d_key_value", (rows, columns, self.lanes), written, [self.shift]) as (y, x, lane):
+            with self.block("d_key_value", (rows, columns, self.lanes), written, [self.statistics]) as (y, x, lane):
                 group = y * columns + x
                 position, there = self.in_chunk(chunk, y, x, rows, columns)
                 place = (b, *position, h_kv)
@@ -241,8 +242,8 @@ class Gradients(GradientBlocks):
         tokens = prod(p.spatial)
         length = -(-tokens // self.chunks)
         extents = (self.batch, self.chunks, *p.bias_shape, self.lanes)
-        with self.block("bias_sums", extents, [self.bias_sums], [self.shift]) as (b, chunk, h, *index, lane):
-            total, own = registers("bias_sum", (1,), self.accum), self.numbers()
+        with self.block("bias_sums", extents, [self.bias_sums], [self.statistics]) as (b, chunk, h, *index, lane):
+            total, scale = registers("bias_sum", (1,), self.accum), self.factor()
             T.buffer_store(total, self.const(0), [0])
             with T.serial(0, tirx.min(length, tokens - chunk * length)) as n:
                 position = self.unflattened(chunk * length + n)
@@ -255,8 +256,8 @@ class Gradients(GradientBlocks):
                         value_row.read("g", self.d_out, token, lane),
                         value_row.read("v", self.value, place, lane),
                     )
-                    weight, d_weight = self.pair("b", rows, (*own, self.lse[token]), (h, *index))
-                    T.buffer_store(total, total[0] + weight * (d_weight - self.shift[token]), [0])
+                    _, d_score = self.from_statistics("b", *self.pair("b", rows, scale, (h, *index)), token)
+                    T.buffer_store(total, total[0] + d_score, [0])
             with only_where(lane == 0):
                 T.buffer_store(self.bias_sums, total[0], [b, chunk, h, *index])
 

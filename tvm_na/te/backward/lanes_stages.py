@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import tirx
@@ -11,8 +13,8 @@ from tvm.script.ir_builder import tirx as T
 from tvm_na.problems.backward import BackwardProblem
 from tvm_na.te.attention.lanes_tile import Geometry
 from tvm_na.te.backward.lanes_tile import BackwardTile, Chunks
-from tvm_na.te.common.blocks import accumulate, local, loops, stage, store, sums
-from tvm_na.te.common.math import LOG2_E, exp2_nonpositive
+from tvm_na.te.common.blocks import accumulate, halved, local, loops, reduction, stage, store, sums
+from tvm_na.te.common.math import LOG2_E, exp2_nonpositive, least, nonzero
 from tvm_na.te.common.operands import GradientBlocks
 
 
@@ -56,13 +58,13 @@ class Gradients(GradientBlocks):
         return buffer
 
     def bias(self) -> Any:
-        """The bias in powers of two, padded by what lanes outside a window reach for."""
+        """The bias, padded by what lanes outside a window reach for."""
         geo, columns = self.geo, self.problem.kernel_size[-1]
         margin = geo.lanes - columns
 
         def padded(h: Any, y: Any, e: Any) -> Any:
             column = tirx.min(tirx.max(e - margin, 0), 2 * columns - 2)
-            value = self.rpb[(h, *geo.rows.bias_place(y), column)] * self.const(LOG2_E)
+            value = self.rpb[(h, *geo.rows.bias_place(y), column)]
             return tirx.if_then_else(tirx.all(e >= margin, e < margin + 2 * columns - 1), value, self.const(0))
 
         return stage("padded_bias", (self.problem.heads, geo.rows.bias_rows, 2 * geo.lanes - 1), self.accum, padded)
@@ -123,26 +125,12 @@ class Gradients(GradientBlocks):
 
     def some_tiles(self) -> None:
         """Weights again, the gradient of the scores, and what follows from it."""
-        p, accum, zero = self.problem, self.accum, self.const(0)
+        p = self.problem
         self.box = (self.tile.tiles, self.tile.queries, self.geo.rows.keys, self.geo.lanes)
         dots = self.products("dots", self.query, self.packed_key, p.head_dim)
         d_weights = self.products("d_weights", self.d_out, self.packed_value, p.head_dim_v)
-
-        def weight(n: Any, u: Any, a: Any, l: Any) -> Any:
-            score = dots[n, u, a, l] * (self.scale[0] * self.const(LOG2_E))
-            if p.bias:
-                score = score + self.padded_bias[(self.h, *self.at_bias(n, u, a, l))]
-            power = exp2_nonpositive(score - self.lse[self.at_query(n, u)] * self.const(LOG2_E), accum)
-            return tirx.Select(self.exists(n, u, a, l), power, zero)
-
-        weights = stage("weights", self.box, accum, weight)
-
-        def weighted(*at: Any) -> Any:  # zero times inf is not zero
-            return tirx.Select(self.exists(*at), weights[at] * d_weights[at], zero)
-
-        products = stage("weighted", self.box, accum, weighted)
-        mean = self.folded(products)
-        d_scores = stage("d_scores", self.box, accum, lambda *at: products[at] - weights[at] * mean[at[:2]])
+        weights = self.softmax(dots)
+        d_scores = self.through_softmax(weights, d_weights)
         self.queries(d_scores)
         self.scatter("add_value", self.sum_value, weights, self.d_out, p.head_dim_v)
         self.scatter("add_key", self.sum_key, d_scores, self.query, p.head_dim)
@@ -155,6 +143,43 @@ class Gradients(GradientBlocks):
                 lambda *at: (*self.task, self.g, *self.at_bias(*at)),
                 lambda *at: [d_scores[at]],
             )
+
+    def softmax(self, dots: Any) -> Any:
+        """The weights of the tiles' boxes, from the maximum and the sum of each query's own window.
+
+        Those of the forward pass, in a log-sum-exp, are rounded as scores are, and weights would be.
+        """
+        accum = self.accum
+
+        def score(*at: Any) -> Any:
+            found = dots[at] * self.scale[0]
+            if self.problem.bias:
+                found = found + self.padded_bias[(self.h, *self.at_bias(*at))]
+            return tirx.Select(self.exists(*at), found, self.const(-math.inf))
+
+        scores = stage("scores", self.box, accum, score)
+        # No less than the least finite number, so that scores of minus infinity alone have weights of zero.
+        maximum = self.folded("maximum", lambda *at: scores[at], tirx.max, least(accum))
+        below = lambda *at: (scores[at] - maximum[at[:2]]) * self.const(LOG2_E)  # noqa: E731
+        powers = stage("powers", self.box, accum, lambda *at: exp2_nonpositive(below(*at), accum))
+        total = self.folded("total", lambda *at: powers[at])
+        inverse = stage("inverse", self.box[:2], accum, lambda *at: self.const(1) / nonzero(total[at], accum))
+        return stage("weights", self.box, accum, lambda *at: self.where_seen(at, powers[at] * inverse[at[:2]]))
+
+    def through_softmax(self, weights: Any, d_weights: Any) -> Any:
+        """The gradients of the scores of the tiles' boxes from those of their weights."""
+        mean = self.folded("mean", lambda *at: self.where_seen(at, weights[at] * d_weights[at]))
+
+        def d_score(*at: Any) -> Any:
+            n, u = at[:2]
+            shift = mean[n, u] if self.d_lse is None else mean[n, u] - self.d_lse[self.at_query(n, u)]
+            return self.where_seen(at, weights[at] * (d_weights[at] - shift))
+
+        return stage("d_scores", self.box, self.accum, d_score)
+
+    def where_seen(self, at: Sequence[Any], value: Any) -> Any:
+        """``value`` for a key that the query sees, else zero: zero times inf is not zero."""
+        return tirx.Select(self.exists(*at), value, self.const(0))
 
     def products(self, name: str, source: Any, packed: Any, channels: int) -> Any:
         """The products of the tiles' rows of ``source`` with the columns of their boxes."""
@@ -170,21 +195,26 @@ class Gradients(GradientBlocks):
         column = self.column(n, l) - self.geo.query_column(self.r, self.t(n), u)
         return self.geo.rows.bias_row(self.i, a), column + self.geo.lanes - 1
 
-    def folded(self, box: Any) -> Any:
-        """The sum of each query's box, less the gradient of its log-sum-exp: over rows and vectors, then over lanes."""
-        tiles, queries, vector = self.tile.tiles, self.tile.queries, self.tile.vector
-        over = (self.geo.rows.keys, self.geo.lanes // vector)
-        partial = sums(
-            "mean_lanes",
-            (tiles, queries, vector),
-            over,
+    def folded(
+        self, name: str, value: Callable[..., Any], combine: Callable[..., Any] = operator.add, first: float = 0
+    ) -> Any:
+        """``value(*index)`` of each query's box combined, over rows and vectors, then over lanes."""
+        *of_query, rows, lanes = self.box
+        vector, half = self.tile.vector, self.tile.vector // 2
+
+        def picked(n: Any, u: Any, l: Any, a: Any, v: Any) -> Any:
+            return value(n, u, a, v * vector + l)
+
+        over = (rows, lanes // vector)
+        found = reduction(f"{name}_lanes", (*of_query, vector), over, self.accum, picked, combine, first)
+        # As a tree: one lane after the other, each would wait for the one before.
+        halves = stage(
+            f"{name}_half",
+            (*of_query, half),
             self.accum,
-            lambda n, u, l, a, v: box[n, u, a, v * vector + l],
+            lambda n, u, l: combine(found[n, u, l], found[n, u, l + half]),
         )
-        total = sums("mean", (tiles, queries), (vector,), self.accum, lambda n, u, l: partial[n, u, l])
-        if self.d_lse is None:
-            return total
-        return stage("shift", (tiles, queries), self.accum, lambda n, u: total[n, u] - self.d_lse[self.at_query(n, u)])
+        return stage(name, of_query, self.accum, lambda n, u: halved([halves[n, u, l] for l in range(half)], combine))
 
     def queries(self, d_scores: Any) -> None:
         """The gradients of the tiles' queries, each over the keys of its own window."""

@@ -6,6 +6,7 @@ All of it happens inside of a PrimFunc that TVM's IRBuilder is making.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -62,21 +63,38 @@ def stage(name: str, extents: Sequence[Any], dtype: str, value: Callable[..., An
     return buffer
 
 
-def add_up(name: str, target: Any, extents: Sequence[Any], reduced: Sequence[Any], value: Callable[..., Any]) -> None:
-    """A block that writes the sums of ``value(*index, *reduced)`` over the reduced axes."""
+def reduction(
+    name: str,
+    extents: Sequence[Any],
+    reduced: Sequence[Any],
+    dtype: str,
+    value: Callable[..., Any],
+    combine: Callable[[Any, Any], Any],
+    first: float,
+) -> Any:
+    """A buffer of the block that is being made: ``value(*index, *reduced)`` combined over the reduced axes, beginning
+    with ``first``."""
+    buffer = local(name, extents, dtype)
     with loops([*extents, *reduced]) as variables, T.sblock(name):
         index = [T.axis.spatial(n, v) for n, v in zip(extents, variables, strict=False)]
         over = [T.axis.reduce(n, v) for n, v in zip(reduced, variables[len(extents) :], strict=True)]
         with T.init():
-            T.buffer_store(target, tirx.const(0, str(target.dtype)), index)
-        T.buffer_store(target, target[tuple(index)] + value(*index, *over), index)
+            T.buffer_store(buffer, tirx.const(first, dtype), index)
+        T.buffer_store(buffer, combine(buffer[tuple(index)], value(*index, *over)), index)
+    return buffer
 
 
 def sums(name: str, extents: Sequence[Any], reduced: Sequence[Any], dtype: str, value: Callable[..., Any]) -> Any:
     """A buffer of the block that is being made with the sums of ``value(*index, *reduced)``."""
-    buffer = local(name, extents, dtype)
-    add_up(name, buffer, extents, reduced, value)
-    return buffer
+    return reduction(name, extents, reduced, dtype, value, operator.add, 0)
+
+
+def halved(values: Sequence[Any], combine: Callable[[Any, Any], Any]) -> Any:
+    """All values, a power of two of them, combined as a tree."""
+    while len(values) > 1:
+        half = len(values) // 2
+        values = [combine(one, other) for one, other in zip(values[:half], values[half:], strict=True)]
+    return values[0]
 
 
 def accumulate(

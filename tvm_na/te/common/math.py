@@ -36,6 +36,11 @@ def _polynomial(coefficients: Sequence[float], x: Any, dtype: str) -> Any:
     return result
 
 
+def least(dtype: str) -> float:
+    """The least finite number."""
+    return float(tirx.min_value(dtype).value)
+
+
 def exp2_nonpositive(x: Any, dtype: str) -> Any:
     """2^x for x <= 0 of dtype float32 or float64. NaN stays NaN; below the normal range the result is 0.
 
@@ -55,6 +60,14 @@ def exp2_nonpositive(x: Any, dtype: str) -> Any:
     result = tirx.Let(shifted, clamped + const(big + offset), result)
     # Written so that a NaN, which compares false, goes through.
     return tirx.Let(clamped, tirx.Select(x < const(-offset), const(-offset), x), result)
+
+
+def nonzero(x: Any, dtype: str) -> Any:
+    """``x``, but 1 for 0: the sum of a window's weights, which are all 0 where each score is minus infinity.
+
+    So what is divided by it stays 0, and NaN stays NaN.
+    """
+    return tirx.Select(x == tirx.const(0, dtype), tirx.const(1, dtype), x)
 
 
 # erf(x) = x * P(x^2) / Q(x^2) up to the bound, from where on it is 1 to rounding: coefficients of P and Q, lowest
