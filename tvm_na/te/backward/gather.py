@@ -1,15 +1,16 @@
 """The gradients of neighborhood attention in a form that threads of a GPU can share: any rank, every option.
 
 Each query goes through its own window, then each key through the queries that see it, and with it the bias, or that by
-itself: each entry through the pairs that have its index. Weights are computed again each time, from the log-sum-exp;
-nothing of the size tokens x window is kept, nothing is added up by atomics, and every sum has one order. A *group* of
-threads (``threads.py``) has one query, key or entry, and each of its threads some of the channels.
+itself: each entry through the pairs that have its index. Weights are computed again each time; nothing of the size
+tokens x window is kept, nothing is added up by atomics, and every sum has one order. A *group* of threads
+(``threads.py``) has one query, key or entry, and each of its threads some of the channels.
 
 With shift = sum of P * dP over the window - d_lse, which takes the whole window to know::
 
     d_query = scale * sum P * (dP - shift) * key = scale * (sum P * dP * key - shift * sum P * key)
 
-so one pass over the window is enough. The shifts are kept for the keys and the bias, which come after.
+so one pass over the window is enough. A score that weights are relative to, the inverse of their sum and the shift are
+kept for the keys and the bias, which come after.
 """
 
 from __future__ import annotations

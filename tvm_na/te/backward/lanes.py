@@ -1,6 +1,6 @@
 """The gradients of neighborhood attention in a form that a CPU with vector registers can tile.
 
-Tiles and boxes are those of the forward pass (``lanes.py``). A tile computes its weights again from the log-sum-exp,
+Tiles and boxes are those of the forward pass (``lanes.py``). A tile computes its weights again,
 then the gradient of its scores, of its queries, and what it adds to those of the keys and values of its box. Boxes
 overlap, so these sums are no tensor expression, which says for every element where it is read; they are blocks
 (``blocks.py``) that add to what earlier tiles have left. Each task, a chunk of rows of one head of keys, has sums of

@@ -6,7 +6,7 @@ query ``[batch, *spatial, heads, head_dim]``, key ``[batch, *spatial, heads_kv, 
 ``[batch, *spatial, heads, head_dim_v]``, lse ``[batch, *spatial, heads]``.
 
 One of its gradients is called as ``kernel(query, key, value, scale[, rpb], lse, d_out[, d_lse], d_query, d_key,
-d_value[, d_rpb])``; a gradient has the shape and dtype of what it is the gradient of.
+d_value[, d_rpb])``; a gradient has the shape and dtype of what it is the gradient of. ``lse`` is read by none.
 """
 
 from __future__ import annotations
