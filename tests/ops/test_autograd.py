@@ -17,7 +17,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.conftest import TOLERANCE
 from tests.helpers import build_all, forget_calls, random_additional, random_problem, relative_error, share
-from tests.ops.gradients import NUMBERS, PROBLEM, assert_close, attend, leaves, same_as_reference, wanted
+from tests.ops.gradients import (
+    NAMES,
+    NUMBERS,
+    PROBLEM,
+    assert_as_exact_as_pytorch,
+    assert_close,
+    attend,
+    large_inputs,
+    leaves,
+    random_gradients,
+    same_as_reference,
+    wanted,
+)
 from tests.ops.views import misaligned, negated, strided
 from tvm_na import na2d
 from tvm_na.ops import fast_path as autograd
@@ -25,6 +37,7 @@ from tvm_na.ops import table as ops
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.backward import BackwardProblem
 from tvm_na.reference import attention as reference
+from tvm_na.unfused import na2d_av, na2d_qk
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +86,33 @@ def test_gradients_have_the_accuracy_and_the_dtype_of_the_inputs(dtype: str) -> 
     gradients = torch.autograd.grad((out, lse), tensors, (d_out, d_lse))
     assert [g.dtype for g in gradients] == [t.dtype for t in tensors]
     assert_close(gradients, wanted(problem, tensors, d_out, d_lse), dtype)
+
+
+@pytest.mark.parametrize("way", ["fused", "unfused", "reference", "differentiable"])
+def test_large_scores(way: str) -> None:
+    """Gradients are as exact as PyTorch's, also those of the steps, and those that are differentiable themselves."""
+    problem = NAProblem.make((6, 7), 3, 2, 16, bias=True)
+
+    def run(inputs: Any, gradients: Any, scale: float) -> dict[str, Tensor]:
+        query, key, value, rpb = tensors = [t.clone().requires_grad_() for t in inputs]
+        if way == "unfused":
+            out = na2d_av(na2d_qk(query, key, 3, scale=scale, rpb=rpb).softmax(dim=-1), value, 3)
+        else:
+            backend = "reference" if way == "reference" else "compiled"
+            out = na2d(query, key, value, 3, scale=scale, rpb=rpb, backend=backend)
+        found = torch.autograd.grad(out, tensors, gradients[0], create_graph=way == "differentiable")
+        return dict(zip(NAMES, found, strict=True))
+
+    assert_as_exact_as_pytorch(problem, run)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_scores_of_a_few_dozens_in_other_dtypes(dtype: str) -> None:
+    problem = NAProblem.make((6, 7), 3, 2, 16, bias=True, dtype=dtype)
+    tensors = [t.requires_grad_() for t in large_inputs(problem, 37.0) if t is not None]
+    (d_out, _), scale = random_gradients(problem, 1), 0.25
+    out = na2d(*tensors[:3], 3, scale=scale, rpb=tensors[3])
+    assert_close(torch.autograd.grad(out, tensors, d_out), wanted(problem, tensors, d_out, None, scale), dtype)
 
 
 # --- of gradients
