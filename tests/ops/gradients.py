@@ -89,10 +89,12 @@ SIZES = (1.0, 37.0, 380.0, 3400.0, 1e4, 1e5)
 
 def large_inputs(problem: NAProblem, size: float, seed: int = 0) -> Inputs:
     """Query, key, value and bias whose scores, scaled by 1 / sqrt(head_dim), are ``size`` and differ by about 1."""
-    query, key, value, rpb = random_inputs(problem, 1, seed)
-    common = random_inputs(problem, 1, seed + 1)[0].flatten(0, -2)[0].double()
-    common = (common / common.norm() * (size * problem.head_dim**0.5) ** 0.5).to(query.dtype)
-    return query + common, key / (1 + size**0.5) + common, value, rpb
+    query, key, value, rpb = random_inputs(problem, 1, seed, torch.float64)
+    common = torch.ones(problem.head_dim, dtype=torch.float64) / problem.head_dim**0.5
+    query, key = (t - (t @ common)[..., None] * common for t in (query, key))
+    found = query + size * common, key + problem.head_dim**0.5 * common, value
+    dtype = getattr(torch, problem.dtype)
+    return found[0].to(dtype), found[1].to(dtype), found[2].to(dtype), None if rpb is None else rpb.to(dtype)
 
 
 def assert_as_exact_as_pytorch(problem: NAProblem, run: Callable[[Inputs, Any, float], dict[str, Tensor]]) -> None:
