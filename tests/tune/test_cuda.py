@@ -159,7 +159,7 @@ REPLAYED = """
 
     (record,) = records_in(Path(sys.argv[1]))
     print("mma" in replay.replayed(record, record.problem, parse_target(record.target)).script())
-    print(replay.point_of(record, parse_target(record.target))[0])
+    print(replay.point_of(record, parse_target(record.target)).sketch)
 """
 
 
@@ -174,9 +174,6 @@ def test_records_with_tensor_instructions_are_read_in_any_process(tmp_path: Path
     with TuningDatabase(tmp_path, SM_80) as database:
         workload = database.register(tvm.IRModule({"main": formulation.func}))
         database.commit(workload, trace, [1e-3], 1, batch=64)
-        (record,) = database.records_of(workload, 1, batch=64)
-        assert len(record.trace.insts) == len(trace.insts)
-        assert database.records_of(workload, 1, batch=1) == []
     assert run_python(REPLAYED, str(tmp_path)).splitlines() == ["True", formulation.default.sketch]
 
 

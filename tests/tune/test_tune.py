@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import random
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.records.tuned import edit_line
 from tests.tune.runs import FakeBuilder, FakeDevice, run
 from tvm_na.measure.local import Kernel, Measured
 from tvm_na.problems.attention import NAProblem
@@ -137,6 +139,14 @@ def test_the_same_command_continues(real: TuneResult) -> None:
     assert [t.trial for t in trials] == list(range(len(before) + 2))
     assert [t.session for t in trials[-2:]] == [2, 2]
     assert len({t.point for t in trials}) == len(trials)
+
+
+def test_a_record_that_says_more_than_its_space_is_not_learnt_from(real: TuneResult, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(real.folder, tmp_path / "forged"))
+    edit_line(folder, 1, lambda record: record[1][0][0].append(["Parallel", ["l1"], [], []]))
+    again = run(PROBLEM, TARGET, trials=1, output=folder, threads=1)
+    assert again.state.measured == 0
+    assert "line 1: skipped, its trace has Parallel" in (folder / "tune.log").read_text()
 
 
 # --- with invented times

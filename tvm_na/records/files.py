@@ -17,6 +17,8 @@ from tvm_na import settings
 WORKLOADS, RECORDS, META = "database_workload.json", "database_tuning_record.json", "meta.json"
 #: Suffix of files that are to replace the others, from the moment on that the records' one is there.
 NEW = ".new"
+#: What reading JSON raises that is torn, mistyped, huge or nested, whoever wrote it.
+MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)
 
 
 def user_folder(target_name: str) -> Path:

@@ -18,7 +18,7 @@ from typing import Any
 from tvm_na import fingerprint, settings
 from tvm_na.problems.registry import Problem, problem_from_json
 from tvm_na.records.files import META, RECORDS, WORKLOADS, lines_of, write_atomically, writing
-from tvm_na.records.read import Meta, parse_line, read_meta, records_in, workload_hash
+from tvm_na.records.read import Meta, parse_line, read_meta, workload_hash
 from tvm_na.targets.target import NATarget, cpu_name
 
 _log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def structural_hash(mod: Any) -> str:
 
 
 def trace_as_json(trace: Any) -> Any:
-    """A Trace as plain JSON, which ``Trace.apply_json_to_schedule`` and TVM's databases read.
+    """A Trace as plain JSON, as TVM's databases have it.
 
     TVM's own ways in Python do not do: ``TuningRecord.as_json`` fails on index maps of layouts, and ``Trace.as_json``
     leaves numbers as objects of TVM's.
@@ -193,26 +193,6 @@ class TuningDatabase:
         entry = [trace_as_json(trace), *record.as_json()[1:]]
         _set_batch(entry[3], problem_from_json(str(workload.mod["main"].attrs["tvm_na.problem"])), batch)
         _append(self.folder / RECORDS, [number, entry])
-
-    def records_of(
-        self, workload: Any, threads: int | None = None, limit: int | None = None, batch: int | None = None
-    ) -> list[Any]:
-        """MetaSchedule's TuningRecords of a workload, the fastest first; each takes 20 ms or more.
-
-        ``limit`` of those that were measured with so many threads and samples; None for any.
-        """
-        from tvm.s_tir.meta_schedule.database import TuningRecord
-
-        key, lines = structural_hash(workload.mod), lines_of(self.folder / RECORDS)
-        every = (r for r in records_in(self.folder) if r.workload == key)
-        own = [r for r in every if threads in (None, r.threads) and batch in (None, r.batch)]
-        found = []
-        for record in sorted(own, key=lambda r: r.seconds)[:limit]:
-            try:
-                found.append(TuningRecord.from_json(json.loads(lines[record.line - 1])[1], workload))
-            except Exception as error:  # TVM's errors have no class in common
-                _log.warning("%s, line %d: skipped, %s", self.folder / RECORDS, record.line, error)
-        return found
 
     def begin_session(self, **facts: Any) -> int:
         """Note in ``meta.json`` that tuning begins: date, machine, versions and ``facts``; its number, from 0."""

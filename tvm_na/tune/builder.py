@@ -6,7 +6,6 @@ For a GPU they are looked at as well: one that cannot be launched, or that spill
 from __future__ import annotations
 
 import itertools
-import json
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 
 from tvm_na.measure import worker_pool as workers
 from tvm_na.problems.registry import Problem
-from tvm_na.records.write import trace_as_json
+from tvm_na.schedules.base import Point
 from tvm_na.targets.target import NATarget
 from tvm_na.tune.metaschedule import skip_tensor_intrinsics
 
@@ -32,14 +31,12 @@ _TOO_MUCH = dict(zip(("threads", "shared memory", "registers"), REJECTIONS, stri
 class Source:
     """What is to be compiled: a scheduled IRModule, as TVM's JSON.
 
-    Where that is None, a problem in a formulation (canonical JSON) with a symbolic batch, on which MetaSchedule's trace
-    (JSON) is put.
+    Where that is None, a problem with a symbolic batch, and the point at which it is scheduled.
     """
 
     module: str | None
     problem: Problem | None = None
-    formulation: str = ""
-    trace: str = ""
+    point: Point | None = None
 
 
 def source_of(module: Any) -> Source:
@@ -47,11 +44,6 @@ def source_of(module: Any) -> Source:
     import tvm.ir
 
     return Source(tvm.ir.save_json(module))
-
-
-def source_for_any_batch(problem: Problem, formulation: str, schedule: Any) -> Source:
-    """A schedule of a formulation with a batch of 1, to be compiled for any batch."""
-    return Source(None, problem, formulation, json.dumps(trace_as_json(schedule.trace)))
 
 
 @dataclass(frozen=True)
@@ -90,10 +82,10 @@ def _module_of(source: Source, target: NATarget) -> Any:
 
     if source.module is not None:
         return tvm.ir.load_json(source.module)
-    from tvm_na.records.replay import with_trace
+    from tvm_na.records.replay import at_point
 
-    assert source.problem is not None
-    return with_trace(source.problem, source.formulation, json.loads(source.trace), target)
+    assert source.problem is not None and source.point is not None
+    return at_point(source.point, source.problem, target)
 
 
 def _compile_for_gpu(module: Any, target: NATarget, file: Path) -> tuple[str, str] | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
-import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,8 +22,11 @@ from tvm_na.cuda import toolchain
 from tvm_na.measure import worker_pool as workers
 from tvm_na.measure.devices import Device, LocalDevice
 from tvm_na.measure.local import Conditions
-from tvm_na.records.files import user_folder
-from tvm_na.records.write import TuningDatabase
+from tvm_na.records.files import RECORDS, user_folder
+from tvm_na.records.read import Record, grouped, records_in
+from tvm_na.records.rejections import InapplicableError
+from tvm_na.records.replay import recorded
+from tvm_na.records.write import TuningDatabase, structural_hash
 from tvm_na.targets.target import NATarget
 from tvm_na.tune import metaschedule
 from tvm_na.tune.builder import Builder
@@ -39,7 +41,7 @@ _log = logging.getLogger("tvm_na.tune")
 
 LOG = "tune.log"
 WORKERS_LOG = "workers.log"
-_RECALLED = 16  # records per formulation; reading one replays its trace, which takes 20 ms or more
+_RECALLED = 16  # records per formulation; scheduling as one says takes 20 ms or more
 
 
 @dataclass(frozen=True)
@@ -191,16 +193,17 @@ def _add(session: Session, task: TuneTask, formulations: Sequence[Formulation], 
     session.state.problems.append(problem)
     slots = []
     for formulation, state in zip(formulations, states, strict=True):
-        workload = session.database.register(tvm.IRModule({"main": formulation.func}))
+        measured = tvm.IRModule({"main": formulation.func})
+        workload = session.database.register(measured)
         # MetaSchedule's own estimate fails on Let, which the expressions have.
         module = tvm.IRModule({"main": formulation.func.with_attr("estimated_flops", task.problem.useful_flops)})
         searched = session.memory.commit_workload(module)
-        slots.append(Slot(problem, state, formulation, module, workload, searched))
+        slots.append(Slot(problem, state, formulation, module, workload, structural_hash(measured), searched))
     session.slots += slots
     return slots
 
 
-def _recall(session: Session, slots: Sequence[Slot], trials: Sequence[Trial]) -> None:
+def _recall(session: Session, slots: Sequence[Slot], records: Sequence[Record], trials: Sequence[Trial]) -> None:
     """Take over what former sessions measured of a problem's formulations, under the same conditions."""
     problem, by_text = slots[0].problem.problem, {slot.state.text: slot for slot in slots}
     for trial in _own(session, slots[0].problem, trials):
@@ -210,16 +213,26 @@ def _recall(session: Session, slots: Sequence[Slot], trials: Sequence[Trial]) ->
             continue
         session.known[(problem, *trial.point)] = trial.seconds
         note(slot.problem, slot.state, trial.seconds, trial.failure)
+    conditions = session.options.threads, slots[0].problem.batch
+    own = grouped((r for r in records if (r.threads, r.batch) == conditions), lambda record: record.workload)
     for slot in slots:
-        if session.database.target.kind == "cuda":
-            list(slot.formulation.spaces.values())  # traces name tensor instructions, made by scheduling
-        batch = slot.problem.batch
-        for record in session.database.records_of(slot.workload, session.options.threads, _RECALLED, batch):
-            seconds = statistics.median(float(s) for s in record.run_secs)
-            session.remember(slot, record.trace, seconds, record.args_info)
-            slot.state.best = seconds if slot.state.best is None else min(slot.state.best, seconds)
+        for record in sorted(own.get(slot.hash, ()), key=lambda record: record.seconds)[:_RECALLED]:
+            _recall_record(session, slot, record)
         default = candidate_of(slot, slot.formulation.default.schedule)
         slot.state.default = session.known.get((problem, *default.point))
+
+
+def _recall_record(session: Session, slot: Slot, record: Record) -> None:
+    """Tell the search of a record of a formulation, if it is one of its points."""
+    formulation = slot.formulation
+    try:
+        scheduled = recorded(record, formulation.space, formulation.func, session.database.target)
+    except InapplicableError as error:
+        _log.warning("%s, line %d: skipped, %s", record.folder / RECORDS, record.line, error)
+        return
+    candidate = candidate_of(slot, scheduled.schedule)
+    session.remember(slot, scheduled.schedule.trace, record.seconds, candidate.args_info)
+    slot.state.best = record.seconds if slot.state.best is None else min(slot.state.best, record.seconds)
 
 
 def _own(session: Session, problem: ProblemState, trials: Sequence[Trial]) -> list[Trial]:
@@ -236,13 +249,14 @@ def _nominal(session: Session, problem: ProblemState, trials: Sequence[Trial]) -
 
 def _run(session: Session, tasks: Sequence[TuneTask], batches: Sequence[int], target: NATarget) -> None:
     """Measure the defaults, then search."""
-    options, state, trials = session.options, session.state, trials_in(session.database.folder)
+    options, state, folder = session.options, session.state, session.database.folder
+    records, trials = records_in(folder), trials_in(folder)
     with state.during("searching"):
         # One after the other, so that the first measurement does not wait for all.
         for task, batch in zip(tasks, batches, strict=True):
             formulations = formulations_of(task.problem, target)
             slots = _add(session, task, formulations[: 1 if options.only_default_formulation else None], batch)
-            _recall(session, slots, trials)
+            _recall(session, slots, records, trials)
             problem = slots[0].problem
             if not state.stopped():
                 session.refer_to(slots[0], _nominal(session, problem, trials))
