@@ -18,6 +18,7 @@ from tvm_na.problems.attention import NAProblem
 from tvm_na.records import index as record_index
 from tvm_na.records import read as records
 from tvm_na.records import rejections, select
+from tvm_na.records.checksums import begin_checksums
 from tvm_na.records.files import RECORDS
 from tvm_na.records.read import records_in
 from tvm_na.schedules import spaces_for
@@ -262,6 +263,7 @@ def test_another_expression_rejects_its_records_at_once(user: Path, caplog: pyte
     file = user / "database_workload.json"
     file.write_text(file.read_text(encoding="utf-8").replace(first, stale), encoding="utf-8")
     edit_meta(user, lambda meta: meta["workloads"].update({stale: meta["workloads"].pop(first)}))
+    begin_checksums(user, anew=True)
     kernel = build.kernel_for(PROBLEM)
     assert kernel.schedule.record is not None and kernel.schedule.record.seconds == 4e-3  # the other formulation
     check(kernel.problem, kernel.function, 2)

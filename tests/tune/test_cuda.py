@@ -22,7 +22,8 @@ from tvm_na.measure.devices import LocalDevice
 from tvm_na.measure.local import Conditions, Kernel, LocalMeasurer, Measured
 from tvm_na.problems.attention import NAProblem
 from tvm_na.records import select
-from tvm_na.records.read import read_meta, records_in
+from tvm_na.records.meta import read_meta
+from tvm_na.records.read import records_in
 from tvm_na.records.write import TuningDatabase, trace_as_json
 from tvm_na.targets import cuda_arch as arch
 from tvm_na.targets.target import NATarget, parse_target

@@ -21,7 +21,8 @@ from tests.tune.runs import FakeBuilder, FakeDevice, run
 from tvm_na.measure.local import Kernel, Measured
 from tvm_na.problems.attention import NAProblem
 from tvm_na.records.files import META
-from tvm_na.records.read import read_meta, records_in
+from tvm_na.records.meta import read_meta
+from tvm_na.records.read import records_in
 from tvm_na.records.write import TuningDatabase
 from tvm_na.targets.target import detect_target, list_targets, parse_target
 from tvm_na.tune import metaschedule

@@ -5,7 +5,10 @@ Apart from the rest, since every start needs it: nothing here is slow to import.
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +18,17 @@ import tvm_na
 from tvm_na import settings
 
 WORKLOADS, RECORDS, META = "database_workload.json", "database_tuning_record.json", "meta.json"
+CHECKSUMS = "checksums.txt"
 #: Suffix of files that are to replace the others, from the moment on that the records' one is there.
 NEW = ".new"
 #: What reading JSON raises that is torn, mistyped, huge or nested, whoever wrote it.
 MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)
+
+
+def in_short(damage: Exception) -> str:
+    """What an error says, which may hold all of what was read."""
+    text = f"{damage}" or type(damage).__name__
+    return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def user_folder(target_name: str) -> Path:
@@ -45,25 +55,47 @@ def data_files(folder: Path) -> tuple[Path, Path]:
 def file_stamp(folder: Path) -> tuple[Any, ...]:
     """What tells whether the folder's records changed: names, sizes, times of its files."""
     found = []
-    for name in (META, WORKLOADS, RECORDS, RECORDS + NEW):
+    for name in (META, WORKLOADS, RECORDS, RECORDS + NEW, CHECKSUMS):
         try:
-            stat = os.stat(folder / name)
+            about = os.stat(folder / name)
         except FileNotFoundError:
             continue
-        found.append((name, stat.st_size, stat.st_mtime_ns, stat.st_ino))
+        found.append((name, about.st_size, about.st_mtime_ns, about.st_ino))
     return tuple(found)
 
 
+def read_file(file: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        OSError: it cannot be read, or is no file: a pipe would be waited for.
+    """
+    with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as opened:
+        if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "Not a regular file", str(file))
+        return opened.read()
+
+
 def lines_of(file: Path) -> list[bytes]:
-    """The lines of a file; none if it does not exist."""
+    """The lines of a file; none if it does not exist; OSError where it cannot be read."""
     try:
-        return file.read_bytes().splitlines()
+        return read_file(file).splitlines()
     except FileNotFoundError:
         return []
 
 
+def workload_hash(line: bytes) -> str | None:
+    """The structural hash in a line of the workloads file, whose rest is long; None for a torn line."""
+    found = re.match(rb'\s*\[\s*"(\d+)"', line)
+    return None if found is None or not line.rstrip().endswith(b"]") else found[1].decode()
+
+
 def read_lines(folder: Path) -> tuple[list[bytes], list[bytes]]:
-    """The lines of the workloads file and of the records file, which belong together; empty without files."""
+    """The lines of the workloads file and of the records file, which belong together; empty without files.
+
+    Raises:
+        OSError: they cannot be read.
+    """
 
     def identity(file: Path) -> int | None:
         return file.stat().st_ino if file.exists() else None
@@ -97,6 +129,14 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def append(file: Path, data: bytes) -> None:
+    """Add to the end of a file, which is on disk when this returns."""
+    with open(file, "ab") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
 
 
 def write_atomically(file: Path, data: bytes) -> None:

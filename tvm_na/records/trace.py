@@ -29,8 +29,8 @@ class WrittenTrace:
     Attributes:
         sketch: The name of the sketch.
         values: The values of the tunable parameters, in their order.
-        instructions: How often it has each instruction that has an effect: kind, constants among its inputs,
-            attributes, decision. Their order and the names of loops are left out.
+        instructions: How often it has each instruction: kind, constants among its inputs, attributes, decision. Their
+            order and the names of loops are left out.
     """
 
     sketch: str
@@ -38,13 +38,12 @@ class WrittenTrace:
     instructions: Counter[tuple[Hashable, ...]]
 
     def difference(self, made: WrittenTrace) -> str | None:
-        """What it has and ``made`` has not, or the other way round, in words; None if they say the same."""
-        for what, found in (
-            ("has {}, which its search space does not do", self.instructions - made.instructions),
-            ("lacks {}, which its search space does", made.instructions - self.instructions),
-        ):
-            if found:
-                return "its trace " + what.format(_text(next(iter(found))))
+        """What it lacks of ``made``, or has beyond it, in words; None if they say the same."""
+        for found in made.instructions - self.instructions:
+            if not str(found[0]).startswith(_LOOKS_UP):  # of which a space may do more than it did
+                return f"its trace lacks {_text(found)}, which its search space does"
+        for found in self.instructions - made.instructions:
+            return f"its trace has {_text(found)}, which its search space does not do"
         return None
 
 
@@ -57,7 +56,7 @@ def read_trace(trace: Any) -> WrittenTrace:
     try:
         instructions, decisions = trace
         drawn = dict(decisions)
-        sketches, values, effects = [], [], []
+        sketches, values, found = [], [], []
         for number, (kind, inputs, attributes, _) in enumerate(instructions):
             decision = None
             if kind.startswith("Sample"):
@@ -65,13 +64,13 @@ def read_trace(trace: Any) -> WrittenTrace:
                 values.append(_value(kind, attributes, decision))
             elif kind == "Annotate" and attributes[0] == SKETCH:
                 sketches.append(str(inputs[1]).strip('"'))
-            if kind != _NO_EFFECT and not kind.startswith(_LOOKS_UP):
+            if kind != _NO_EFFECT:
                 constants = [value for value in inputs if not _is_variable(value)]
-                effects.append((kind, *map(_hashable, (constants, attributes, decision))))
+                found.append((kind, *map(_hashable, (constants, attributes, decision))))
         (sketch,) = sketches
         if drawn:
             raise ValueError(f"decisions of instructions that draw nothing, {sorted(drawn)}")
-        return WrittenTrace(sketch, tuple(values), Counter(effects))
+        return WrittenTrace(sketch, tuple(values), Counter(found))
     except MALFORMED as error:
         raise ValueError(f"trace: required one of a search space, got another: {error}") from error
 

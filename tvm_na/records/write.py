@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import datetime, timezone
@@ -17,8 +16,10 @@ from typing import Any
 
 from tvm_na import fingerprint, settings
 from tvm_na.problems.registry import Problem, problem_from_json
-from tvm_na.records.files import META, RECORDS, WORKLOADS, lines_of, write_atomically, writing
-from tvm_na.records.read import Meta, parse_line, read_meta, workload_hash
+from tvm_na.records.checksums import add_checksums, begin_checksums, checksum_of
+from tvm_na.records.files import META, RECORDS, WORKLOADS, append, lines_of, workload_hash, write_atomically, writing
+from tvm_na.records.meta import Meta, read_meta
+from tvm_na.records.read import parse_line
 from tvm_na.targets.target import NATarget, cpu_name
 
 _log = logging.getLogger(__name__)
@@ -89,12 +90,9 @@ def _cut_off_torn_lines(folder: Path) -> None:
             write_atomically(folder / name, data)
 
 
-def _append(file: Path, value: Any) -> None:
-    """Add one line, which is on disk when this returns."""
-    with open(file, "ab") as out:
-        out.write(json.dumps(value, separators=(",", ":")).encode() + b"\n")
-        out.flush()
-        os.fsync(out.fileno())
+def line_of(value: Any) -> bytes:
+    """A line of a file of ours, without its end."""
+    return json.dumps(value, separators=(",", ":")).encode()
 
 
 def _is_whole(line: bytes, workloads: int) -> bool:
@@ -137,6 +135,7 @@ class TuningDatabase:
             self._meta = read_meta(self.folder) or self._meta
             check_meta(self._meta, self.folder, self.target)
             _cut_off_torn_lines(self.folder)
+            begin_checksums(self.folder)
             hashes = map(workload_hash, lines_of(self.folder / WORKLOADS))
             self._numbers = {key: number for number, key in enumerate(hashes) if key is not None}
             write_meta(self.folder, self._meta)
@@ -155,7 +154,7 @@ class TuningDatabase:
 
         workload, key = Workload(mod), structural_hash(mod)
         if key not in self._numbers:
-            _append(self.folder / WORKLOADS, workload.as_json())
+            append(self.folder / WORKLOADS, line_of(workload.as_json()) + b"\n")
             self._numbers[key] = len(self._numbers)
         self._meta.describe(key, mod["main"].attrs, now())
         write_meta(self.folder, self._meta)
@@ -189,10 +188,12 @@ class TuningDatabase:
             args_info = ArgInfo.from_prim_func(workload.mod["main"])
         # All but the trace, which TVM does not always get into JSON.
         record = TuningRecord(Trace([], {}), workload, seconds, self.target.tvm_target(threads), args_info)
-        number = self._numbers[structural_hash(workload.mod)]
+        key = structural_hash(workload.mod)
         entry = [trace_as_json(trace), *record.as_json()[1:]]
         _set_batch(entry[3], problem_from_json(str(workload.mod["main"].attrs["tvm_na.problem"])), batch)
-        _append(self.folder / RECORDS, [number, entry])
+        line = line_of([self._numbers[key], entry])
+        add_checksums(self.folder, [checksum_of(key, line)])
+        append(self.folder / RECORDS, line + b"\n")
 
     def begin_session(self, **facts: Any) -> int:
         """Note in ``meta.json`` that tuning begins: date, machine, versions and ``facts``; its number, from 0."""

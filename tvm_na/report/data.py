@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tvm_na.problems.registry import Problem, problem_from_json
-from tvm_na.records.read import Record, read_meta, records_in
+from tvm_na.records.meta import read_meta
+from tvm_na.records.read import Record, records_in
 from tvm_na.targets.target import NATarget, parse_target
 from tvm_na.tune.tasks import formulations_of
 from tvm_na.tune.trial_log import TRIAL_LOG, Trial, point, trials_in
