@@ -6,6 +6,7 @@ Apart from the rest, since every start needs it: nothing here is slow to import.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import stat
@@ -17,10 +18,13 @@ from typing import Any
 import tvm_na
 from tvm_na import settings
 
+_log = logging.getLogger(__name__)
+
 WORKLOADS, RECORDS, META = "database_workload.json", "database_tuning_record.json", "meta.json"
 CHECKSUMS = "checksums.txt"
 #: Suffix of files that are to replace the others, from the moment on that the records' one is there.
 NEW = ".new"
+_MOST_NAMED = 5  # damaged lines of a file that get a warning each
 #: What reading JSON raises that is torn, mistyped, huge or nested, whoever wrote it.
 MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)
 
@@ -29,6 +33,24 @@ def in_short(damage: Exception) -> str:
     """What an error says, which may hold all of what was read."""
     text = f"{damage}" or type(damage).__name__
     return text if len(text) <= 300 else f"{text[:300]}..."
+
+
+class Skipped:
+    """Lines of a file that are left out: each of the first few with a warning, then only how many."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self.count = file, 0
+
+    def __call__(self, number: int, why: Exception, level: int = logging.WARNING) -> None:
+        """Leave out a line, with its number."""
+        self.count += 1
+        if self.count <= _MOST_NAMED:
+            _log.log(level, "%s, line %d: skipped, %s", self._file, number, in_short(why))
+
+    def tell_rest(self) -> None:
+        """Say how many there were that had no warning."""
+        if self.count > _MOST_NAMED:
+            _log.warning("%s: skipped %d more lines", self._file, self.count - _MOST_NAMED)
 
 
 def user_folder(target_name: str) -> Path:
@@ -142,11 +164,15 @@ def append(file: Path, data: bytes) -> None:
 def write_atomically(file: Path, data: bytes) -> None:
     """Put ``data`` in the place of ``file``, which is never half written."""
     temporary = file.with_name(f".{file.name}.tmp")  # one writer at a time
-    with open(temporary, "wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.replace(file)
+    try:
+        with open(temporary, "wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.replace(file)
+    except OSError:  # no room
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def replace_files(folder: Path, workloads: Iterable[bytes], records: Iterable[bytes]) -> None:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from tvm_na.problems.registry import Problem, problem_from_json
 from tvm_na.records.checksums import checksum_of, checksums_in
-from tvm_na.records.files import CHECKSUMS, MALFORMED, RECORDS, in_short, read_lines, workload_hash
+from tvm_na.records.files import CHECKSUMS, MALFORMED, RECORDS, Skipped, read_lines, workload_hash
 from tvm_na.records.meta import read_meta
 from tvm_na.targets.target import name_of_spec
 
@@ -28,7 +28,6 @@ K = TypeVar("K", bound=Hashable)
 _log = logging.getLogger(__name__)
 
 _FAILED = 1e9  # seconds; MetaSchedule writes 1e10 for what could not be measured
-_MOST_NAMED = 5  # damaged lines of a folder that get a warning each
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ def records_in(folder: Path) -> list[Record]:
         OSError: the folder or its files cannot be read.
     """
     contents, lines = _contents(folder)
-    found, unknown, skipped = [], 0, 0
+    found, unknown, skipped = [], 0, Skipped(folder / RECORDS)
     for number, line in enumerate(lines, 1):
         try:
             record = contents.record(line, number)
@@ -147,14 +146,10 @@ def records_in(folder: Path) -> list[Record]:
             unknown += 1
         except MALFORMED as damage:
             torn = number == len(lines) and not isinstance(damage, _ChangedError)
-            skipped += 1
-            if skipped <= _MOST_NAMED:
-                level = logging.INFO if torn else logging.WARNING
-                _log.log(level, "%s, line %d: skipped, %s", folder / RECORDS, number, in_short(damage))
+            skipped(number, damage, logging.INFO if torn else logging.WARNING)
         else:
             found += [] if record is None else [record]
-    if skipped > _MOST_NAMED:
-        _log.warning("%s: skipped %d more lines", folder / RECORDS, skipped - _MOST_NAMED)
+    skipped.tell_rest()
     if unknown:
         _log.warning(
             "%s: skipped %d records, meta.json does not know their workloads (was it left behind when they were "

@@ -6,6 +6,7 @@ For a GPU they are looked at as well: one that cannot be launched, or that spill
 from __future__ import annotations
 
 import itertools
+import tempfile
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from tvm_na.tune.metaschedule import skip_tensor_intrinsics
 
 #: Builds after which a worker is replaced: TVM's compiler leaks.
 _USES = 200
+_ROOM = 2**20  # bytes; a library takes a tenth
 #: Bytes that a thread stores to and loads from memory since registers are short, above which a kernel is not measured.
 MOST_SPILLED = 1024
 #: What candidates for a GPU are rejected for.
@@ -100,6 +102,13 @@ def _compile_for_gpu(module: Any, target: NATarget, file: Path) -> tuple[str, st
     return None
 
 
+def _check_room(folder: Path) -> None:
+    """OSError if ``folder`` has no room for a kernel: that some could not be built then says nothing of them."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(_ROOM))
+        file.flush()
+
+
 class Builder:
     """Worker processes that compile as :mod:`tvm_na.jit.build` does, into ``folder``."""
 
@@ -112,12 +121,18 @@ class Builder:
     def build(
         self, sources: Sequence[Source], suffix: str = ".so", stopped: workers.Stopped = lambda: False
     ) -> list[Built]:
-        """Compile what ``sources`` say; what is not finished when ``stopped()`` turns true is given up."""
+        """Compile what ``sources`` say; what is not finished when ``stopped()`` turns true is given up.
+
+        Raises:
+            OSError: there is no room for kernels.
+        """
         files = [self.folder / f"kernel{next(self._names)}{suffix}" for _ in sources]
         calls = [(source, self.target, str(file)) for source, file in zip(sources, files, strict=True)]
         found: dict[int, Built] = {}
 
         def done(index: int, outcome: workers.Outcome) -> None:
+            if outcome.failure == "crash" or outcome.value is not None:
+                _check_room(self.folder)
             if outcome.failure is not None:
                 failure = outcome.failure if outcome.failure == "stopped" else f"build {outcome.failure}"
                 found[index] = Built(None, failure, outcome.message)

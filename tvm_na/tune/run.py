@@ -9,10 +9,9 @@ that promises most gets the next batch.
 from __future__ import annotations
 
 import logging
-import logging.handlers
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from tvm_na.records.write import TuningDatabase, structural_hash
 from tvm_na.targets.target import NATarget
 from tvm_na.tune import metaschedule
 from tvm_na.tune.builder import Builder
+from tvm_na.tune.logs import LOG, WORKERS_LOG, logging_to
 from tvm_na.tune.options import SearchOptions, TuneOptions, batch_for
 from tvm_na.tune.search import Search, candidate_of
 from tvm_na.tune.session import Session, Slot, note
@@ -39,8 +39,6 @@ from tvm_na.tune.trial_log import Trial, TrialLog, trials_in
 
 _log = logging.getLogger("tvm_na.tune")
 
-LOG = "tune.log"
-WORKERS_LOG = "workers.log"
 _RECALLED = 16  # records per formulation; scheduling as one says takes 20 ms or more
 
 
@@ -76,9 +74,32 @@ def tune(
 
     Raises:
         ValueError: names the argument, what was required and what came; one that is missing a GPU says so.
-        RuntimeError: a package, the C++ compiler, the CUDA compiler or a device is missing.
+        RuntimeError: a package, the C++ compiler, the CUDA compiler or a device is missing, or what was measured cannot
+            be written.
     """
-    options, tasks = SearchOptions(**vars(options or TuneOptions())), merged(list(tasks))
+    folder = user_folder(target.name) if output is None else output
+    try:
+        return _tune(
+            merged(list(tasks)), target, options or TuneOptions(), folder, observer or (lambda _: None), devices
+        )
+    except ConnectionError:
+        raise
+    except OSError as error:  # a full disk, a limit on files, a folder that is none
+        raise RuntimeError(
+            f"records: required room and the right to write in {folder} and {tempfile.gettempdir()}, got {error}; "
+            "what was measured is kept, and the same command continues"
+        ) from error
+
+
+def _tune(
+    tasks: Sequence[TuneTask],
+    target: NATarget,
+    how: TuneOptions,
+    folder: Path,
+    observe: Callable[[TuneState], None],
+    devices: Device | None,
+) -> TuneResult:
+    options = SearchOptions(**vars(how))
     if not tasks:
         raise ValueError("tasks: required one task or more, got none")
     metaschedule.check_packages()
@@ -86,7 +107,6 @@ def tune(
     device = LocalDevice.of(target) if devices is None else devices
     device.check(target)
     options = options.completed(len(tasks), _threads(options, target, device))
-    folder = user_folder(target.name) if output is None else output
     before = {t.problem: t.batch for t in trials_in(folder) if t.threads == options.threads}
     free, wanted = device.free_bytes(target), options.batch
     batches = [batch_for(t.problem, target, wanted, before.get(t.problem.to_json()), free) for t in tasks]
@@ -95,7 +115,6 @@ def tune(
     if options.time_limit is not None:
         state.deadline = state.started + options.time_limit
     with ExitStack() as stack:
-        observe = observer or (lambda _: None)
         # Each trial has its batch; in older sessions the name meant candidates.
         facts = {name: value for name, value in vars(options).items() if value is not None and name != "batch"}
         facts |= {"problems": len(tasks), "farm": devices is not None, **device.about(target)}
@@ -114,23 +133,6 @@ def _threads(options: TuneOptions, target: NATarget, device: Device) -> int:
     if (busy := device.busy()) is not None:
         _log.warning("measurements will err: required a GPU that nobody else uses, got one that is not idle, %s", busy)
     return 1
-
-
-@contextmanager
-def logging_to(file: Path) -> Iterator[None]:
-    """Send what MetaSchedule and the tuner log to a file, and nowhere else."""
-    handler = logging.handlers.RotatingFileHandler(file, maxBytes=20_000_000, backupCount=1, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    with ExitStack() as stack:
-        stack.callback(handler.close)
-        for logger in (logging.getLogger("tvm.s_tir.meta_schedule"), _log):
-            logger.addHandler(handler)
-            stack.callback(logger.removeHandler, handler)
-            stack.callback(logger.setLevel, logger.level)
-            logger.setLevel(logging.INFO)
-            stack.callback(setattr, logger, "propagate", logger.propagate)
-            logger.propagate = False
-        yield
 
 
 def _open(
