@@ -46,7 +46,14 @@ def test_a_torn_line_costs_itself_alone(tmp_path: Path, caplog: pytest.LogCaptur
     "change",
     [
         *({"problem": [1]}, {"choices": [1]}, {"choices": {"rows": "2"}}, {"threads": "2"}, {"threads": 10**400}),
-        *({"seconds": -1.0}, {"seconds": "1"}, {"reference": float("nan")}, {"seconds": 10**400}, {"batch": 0}),
+        *(
+            {"seconds": -1.0},
+            {"seconds": "1"},
+            {"reference": float("nan")},
+            {"seconds": 10**400},
+            {"batch": 0},
+            {"predicted": float("inf")},
+        ),
         *({"session": True}, {"structure": None}, {"failure": 1}, {"more": 1}, {"reason": {}}),
     ],
     ids=str,

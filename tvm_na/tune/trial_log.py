@@ -105,6 +105,8 @@ def _trial(line: bytes) -> Trial:
     times = [time for time in (trial.seconds, trial.reference) if time is not None]
     if not all(time > 0 and math.isfinite(time) for time in times):
         raise ValueError(f"seconds, reference: required seconds > 0, got {times}")
+    if not math.isfinite(trial.predicted or 0.0):
+        raise ValueError(f"predicted: required a finite number, got {trial.predicted}")
     if not (1 <= trial.batch < 2**31 and 1 <= trial.threads < 2**31):
         raise ValueError(f"batch, threads: required numbers >= 1, got {trial.batch} and {trial.threads}")
     return trial
