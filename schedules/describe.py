@@ -22,8 +22,8 @@ def describe(
     """
     try:
         fields = dict(json.loads(formulation_json))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"formulation_json: required a JSON object, got {formulation_json!r}") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"formulation_json: required a JSON object, got {formulation_json[:200]!r}") from error
     told: dict[str, Any] = {"formulation": fields.pop("formulation", "unnamed"), **fields}
     if sketch is not None:
         told["sketch"] = sketch

@@ -249,6 +249,15 @@ def test_repair_refuses_what_it_cannot_know(folder: Path, tmp_path: Path) -> Non
         maintain.repair(folder)
 
 
+@pytest.mark.parametrize("module", ['"AAAA"', "7", "[" * 100_000 + "]" * 100_000])
+def test_repair_refuses_what_tvm_cannot_read(folder: Path, module: str) -> None:
+    (folder / META).unlink()
+    lines = (folder / WORKLOADS).read_text(encoding="utf-8").splitlines()
+    (folder / WORKLOADS).write_text(f'["123", {module}]\n{lines[1]}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="required workloads that TVM can read in .*, got 123"):
+        maintain.repair(folder)
+
+
 # --- one writer
 
 

@@ -26,7 +26,7 @@ def test_every_part_is_told_by_name() -> None:
     assert describe('{"rows": 2}') == ["formulation: unnamed", "rows: 2"]
 
 
-@pytest.mark.parametrize("text", ["", "3", "not JSON"])
+@pytest.mark.parametrize("text", ["", "3", "not JSON", "[" * 100_000])
 def test_a_formulation_is_a_json_object(text: str) -> None:
     with pytest.raises(ValueError, match="formulation_json: required a JSON object"):
         describe(text, "pack first")

@@ -160,7 +160,10 @@ def repair(folder: Path) -> int:
         unknown = [line for line in read_lines(folder)[0] if workload_hash(line) not in {None, *meta.workloads}]
         for line in unknown:
             key = str(workload_hash(line))
-            attrs = Workload.from_json(json.loads(line)).mod["main"].attrs
+            try:
+                attrs = Workload.from_json(json.loads(line)).mod["main"].attrs
+            except Exception as error:  # TVM's errors have no class in common
+                raise ValueError(f"records: required workloads that TVM can read in {folder}, got {key}") from error
             if not attrs or "tvm_na.problem" not in attrs:
                 raise ValueError(f"records: required workloads of tvm_na in {folder}, got {key}")
             meta.describe(key, attrs, now())  # this TVM can read it
