@@ -64,8 +64,12 @@ def instruction(trace: Any, kind: str) -> Any:
 
 
 def annotate(trace: Any) -> None:
-    loop = instruction(trace, "GetLoops")[3][0]
-    trace[0].append(["Annotate", [loop, json.dumps(LLVM)], ["pragma_import_llvm"], []])
+    """Native code at the parallel loop, in a trace that MetaSchedule would execute."""
+    number = next(n for n, i in enumerate(trace[0]) if i[0] == "Parallel") + 1
+    loop = trace[0][number - 1][1][0]
+    trace[0].insert(number, ["Annotate", [loop, json.dumps(LLVM)], ["pragma_import_llvm"], []])
+    for decision in trace[1]:
+        decision[0] += decision[0] >= number
 
 
 def choose(kind: str, decision: Any) -> Callable[[Any], None]:
@@ -112,6 +116,16 @@ def test_anything_else_is_refused_with_the_reason(folder: Path, name: str) -> No
     with pytest.raises(InapplicableError, match=says):
         replayed(forged, PROBLEM, detect_target())
     assert "it no longer applies" in describe_record(forged)
+
+
+def test_such_a_trace_would_have_been_executed(folder: Path) -> None:
+    (record,) = records_in(folder)
+    trace = record.trace
+    annotate(trace)
+    (space,) = spaces_for(PROBLEM, detect_target())
+    executed = s_tir.Schedule(tvm.IRModule({"main": space.formulations(PROBLEM, detect_target(), 1)[0]}))
+    Trace.apply_json_to_schedule(trace, executed)
+    assert "pragma_import_llvm" in executed.mod.script()
 
 
 def test_a_point_is_all_there_is_to_a_record(folder: Path) -> None:
