@@ -32,12 +32,30 @@ class Plan:
         seed: For MetaSchedule's draws; None for another one each time.
         like: Values to take, by the name of the parameter; where one is no option, the nearest is taken.
             Parameters without one take their defaults.
+        exact: The values of all parameters, by name or in their order, none of which may be anything but an option;
+            None where there are none such.
     """
 
     sketch: str | None = None
     sample: bool = False
     seed: int | None = None
     like: Mapping[str, int] = field(default_factory=dict)
+    exact: Mapping[str, int] | Sequence[int] | None = None
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of a search space: names and values that say all of a schedule.
+
+    Attributes:
+        formulation: Canonical JSON of the formulation, by which its space is found.
+        sketch: The sketch's name.
+        parameters: The values of all tunable parameters, by name, in their order.
+    """
+
+    formulation: str
+    sketch: str
+    parameters: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -70,6 +88,11 @@ class Scheduled:
     parameters: tuple[Parameter, ...]
 
     @property
+    def values(self) -> dict[str, int]:
+        """The parameters' values by name."""
+        return {parameter.name: parameter.value for parameter in self.parameters}
+
+    @property
     def points(self) -> int:
         """How many points this sketch has."""
         return prod(len(parameter.options) for parameter in self.parameters)
@@ -87,9 +110,26 @@ class Parameters:
         self.made: list[Parameter] = []
 
     def _wanted(self, name: str, options: Sequence[int], default: int) -> int:
+        if self._plan.exact is not None:
+            return self._exact(name, options, self._plan.exact)
         if name not in self._plan.like:
             return default
         return min(options, key=lambda option: abs(option - self._plan.like[name]))
+
+    def _exact(self, name: str, options: Sequence[int], values: Mapping[str, int] | Sequence[int]) -> int:
+        try:
+            value = values[name] if isinstance(values, Mapping) else values[len(self.made)]
+        except LookupError:
+            raise ValueError(f"parameters: required a value for {name}, got none") from None
+        if value not in options:
+            raise ValueError(f"{name}: required one of {', '.join(map(str, options))}, got {value}")
+        return value
+
+    def check_all_taken(self) -> None:
+        """ValueError if the plan has exact values of parameters that there are not."""
+        exact = self._plan.exact
+        if exact is not None and len(exact) != len(self.made):
+            raise ValueError(f"parameters: required {len(self.made)} values, got {len(exact)}")
 
     def _made(self, name: str, options: Sequence[int], variable: Any) -> None:
         self.made.append(Parameter(name, tuple(options), int(self._sch.get(variable))))
@@ -167,7 +207,7 @@ class SearchSpace(ABC):
             plan: Which point of the space is wanted.
 
         Raises:
-            ValueError: if there is no such sketch.
+            ValueError: if there is no such sketch, or the plan's exact values are not those of its parameters.
         """
         tile = next(filter(None, (kind.of(func) for kind in self.tile_types)), None)
         if tile is None:
@@ -185,27 +225,9 @@ class SearchSpace(ABC):
         sch = s_tir.Schedule(tvm.IRModule({"main": func}), seed=plan.seed)
         tune = Parameters(sch, plan)
         self.schedule_for(problem, tile)(sch, problem, tile, target, sketch, tune).build()
+        tune.check_all_taken()
         sch.annotate(sch.get_sblock(self.note_at), SKETCH, sketch)
         return Scheduled(sch, sketch, tuple(tune.made))
-
-
-def parameters_of(trace: Any, scheduled: Scheduled) -> tuple[Parameter, ...]:
-    """The parameters in ``trace``, named as those of ``scheduled``, a schedule of the same function and sketch.
-
-    Raises:
-        ValueError: if the trace has others.
-    """
-    sampled = [inst for inst in trace.insts if inst.kind.name.startswith("Sample")]
-    if len(sampled) != len(scheduled.parameters):
-        raise ValueError(f"trace: required {len(scheduled.parameters)} parameters, got {len(sampled)}")
-    found = []
-    for inst, parameter in zip(sampled, scheduled.parameters, strict=True):
-        decision, tile = trace.get_decision(inst), inst.kind.name == "SamplePerfectTile"
-        value = int(decision[-1] if tile else inst.attrs[0][int(decision)])
-        if value not in parameter.options:
-            raise ValueError(f"trace: required {parameter.name} in {parameter.options}, got {value}")
-        found.append(Parameter(parameter.name, parameter.options, value))
-    return tuple(found)
 
 
 def sketch_of(trace: Any) -> str | None:

@@ -15,6 +15,7 @@ from tests.cli.invoking import TINY, error_of, invoke
 from tests.records.tuned import commit_drawn, edit_line, edit_meta
 from tvm_na.measure import local as measure
 from tvm_na.problems.attention import NAProblem
+from tvm_na.records.checksums import begin_checksums
 from tvm_na.records.files import META
 from tvm_na.records.read import records_in
 from tvm_na.records.replay import describe_record
@@ -132,6 +133,7 @@ def test_prune_of_what_is_stale(user: Path) -> None:
     file = user / "database_workload.json"
     file.write_text(file.read_text(encoding="utf-8").replace(first, stale), encoding="utf-8")
     edit_meta(user, lambda meta: meta["workloads"].update({stale: meta["workloads"].pop(first)}))
+    begin_checksums(user, anew=True)
     assert "3 records removed" in records("prune", "--stale", "--yes")
     assert [record.problem for record in records_in(user)] == [OTHER]
 

@@ -172,6 +172,20 @@ FAULTS = (
         ("tests/jit/test_cache_trust.py",),
     ),
     Fault(
+        "a trace that says more than its search space",
+        "tvm_na/records/replay.py",
+        "if difference is not None:",
+        "if difference is not None and record.line < 0:",
+        ("tests/records/test_replay.py",),
+    ),
+    Fault(
+        "a damaged record read",
+        "tvm_na/records/read.py",
+        "checksum_of(workload, line) not in self.checksums",
+        "not self.checksums",
+        ("tests/records/test_damage.py",),
+    ),
+    Fault(
         "records of another target used",
         "tvm_na/records/index.py",
         "record.target ",

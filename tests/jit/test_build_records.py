@@ -18,6 +18,7 @@ from tvm_na.problems.attention import NAProblem
 from tvm_na.records import index as record_index
 from tvm_na.records import read as records
 from tvm_na.records import rejections, select
+from tvm_na.records.checksums import begin_checksums
 from tvm_na.records.files import RECORDS
 from tvm_na.records.read import records_in
 from tvm_na.schedules import spaces_for
@@ -209,10 +210,10 @@ def test_decisions_are_transferred_to_the_nearest_problem(user: Path) -> None:
     assert found.record is not None
     record = found.record.load()
     assert record is not None
-    sketch, parameters = point_of(record, NATIVE)
+    point = point_of(record, NATIVE)
     (space,) = spaces_for(NEAR, NATIVE)
     func = next(f for f in space.formulations(NEAR, NATIVE) if str(f.attrs["tvm_na.formulation"]) == record.formulation)
-    expected = space.apply(func, NATIVE, Plan(sketch, like={c.name: c.value for c in parameters}))
+    expected = space.apply(func, NATIVE, Plan(point.sketch, like=point.parameters))
     module, _ = build.scheduled_module(NEAR, NATIVE, found)
     import tvm
 
@@ -226,9 +227,12 @@ def test_decisions_are_transferred_to_the_nearest_problem(user: Path) -> None:
 # --- records that do not apply
 
 
+LLVM = "pragma_import_llvm"
+
+
 def break_trace(record: list[Any]) -> None:
     instructions = record[1][0][0]
-    next(i for i in instructions if i[0] == "Parallel")[1][0] = "l9999"
+    instructions.append(["Annotate", [next(i for i in instructions if i[0] == "GetLoops")[3][0], '"code"'], [LLVM], []])
 
 
 def test_a_trace_that_fails_is_named_and_the_next_best_taken(
@@ -241,7 +245,7 @@ def test_a_trace_that_fails_is_named_and_the_next_best_taken(
     assert kernel.schedule.record is not None and kernel.schedule.record.seconds == 2e-3
     check(kernel.problem, kernel.function, 2)
     (message,) = caplog.messages
-    assert broken in message and "line 2" in message and "l9999" in message
+    assert broken in message and "line 2" in message and LLVM in message
     caplog.clear()
     another_process(monkeypatch)
     assert selected() == ("record", 2)
@@ -259,6 +263,7 @@ def test_another_expression_rejects_its_records_at_once(user: Path, caplog: pyte
     file = user / "database_workload.json"
     file.write_text(file.read_text(encoding="utf-8").replace(first, stale), encoding="utf-8")
     edit_meta(user, lambda meta: meta["workloads"].update({stale: meta["workloads"].pop(first)}))
+    begin_checksums(user, anew=True)
     kernel = build.kernel_for(PROBLEM)
     assert kernel.schedule.record is not None and kernel.schedule.record.seconds == 4e-3  # the other formulation
     check(kernel.problem, kernel.function, 2)

@@ -26,8 +26,9 @@ from tvm_na.measure.rpc_devices import RpcDevices, run_remotely
 from tvm_na.measure.worker_pool import Outcome
 from tvm_na.problems.attention import NAProblem
 from tvm_na.records.read import records_in
+from tvm_na.schedules.base import Point
 from tvm_na.targets.target import detect_target, parse_target
-from tvm_na.tune.builder import compile_source, source_for_any_batch
+from tvm_na.tune.builder import Source, compile_source
 from tvm_na.tune.state import TuneState
 from tvm_na.tune.tasks import formulations_of
 from tvm_na.tune.trial_log import trials_in
@@ -154,7 +155,8 @@ def kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     found = {}
     for name, problem in (("right", PROBLEM), ("wrong", NAProblem.make((9, 9), 3, 1, 8, stride=3))):
         formulation = formulations_of(problem, detect_target())[0]
-        source = source_for_any_batch(problem, formulation.text, formulation.default.schedule)
+        default = formulation.default
+        source = Source(None, problem, Point(formulation.text, default.sketch, default.values))
         found[name] = tmp_path_factory.mktemp("kernels") / f"{name}.so"
         assert compile_source(source, detect_target(), str(found[name])) is None
     # A file that is loaded over there must not be written to again.

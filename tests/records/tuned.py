@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tvm_na.problems.registry import Problem
+from tvm_na.records.checksums import begin_checksums
 from tvm_na.records.files import META, RECORDS
 from tvm_na.records.write import TuningDatabase
 from tvm_na.schedules import spaces_for
@@ -51,9 +52,13 @@ def edit_meta(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def edit_line(folder: Path, number: int, change: Callable[[list[Any]], None]) -> None:
-    """Change one record, ``[workload, [trace, run_secs, target, args_info]]``; ``number`` counts from 1."""
+    """Change one record, ``[workload, [trace, run_secs, target, args_info]]``, as if it had been written so.
+
+    ``number`` counts from 1.
+    """
     lines = (folder / RECORDS).read_text(encoding="utf-8").splitlines()
     record = json.loads(lines[number - 1])
     change(record)
     lines[number - 1] = json.dumps(record)
     (folder / RECORDS).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    begin_checksums(folder, anew=True)

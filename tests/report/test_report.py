@@ -199,8 +199,8 @@ def test_lines_that_make_no_sense_are_skipped(folder: Path, caplog: pytest.LogCa
         out.write('{"time": "torn')
     with caplog.at_level(logging.WARNING):
         assert load(folder).trials == 12
-    assert caplog.text.count("skipped the trial of noon") == 4
-    assert "line 17: skipped" in caplog.text
+    assert "skipped the trial of noon" in caplog.text
+    assert all(f"line {number}: skipped" in caplog.text for number in (14, 15, 16, 17))
 
 
 def test_the_best_schedule_is_described(data: ReportData) -> None:

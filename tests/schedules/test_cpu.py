@@ -125,10 +125,9 @@ def test_plans() -> None:
     def values(plan: Plan) -> dict[str, int]:
         scheduled = cpu.SPACE.apply(func, target, plan)
         assert scheduled is not None
-        assert base.parameters_of(scheduled.schedule.trace, scheduled) == scheduled.parameters
         assert base.sketch_of(scheduled.schedule.trace) == scheduled.sketch
         assert all(parameter.value in parameter.options for parameter in scheduled.parameters)
-        return {parameter.name: parameter.value for parameter in scheduled.parameters}
+        return scheduled.values
 
     default = values(Plan())
     assert values(Plan(like=default)) == default
@@ -139,9 +138,17 @@ def test_plans() -> None:
     assert len({tuple(draw.items()) for draw in draws}) == 3
     with pytest.raises(ValueError, match="sketch: required one of pack first"):
         values(Plan(sketch="none"))
-    for sketch in cpu.SPACE.sketches(func, target):
-        with pytest.raises(ValueError, match="trace: required"):
-            base.parameters_of(cpu.SPACE.apply(func, target, Plan(sketch)).schedule.trace, base.Scheduled(None, "", ()))
+    assert values(Plan(exact=draws[2])) == values(Plan(exact=list(draws[2].values()))) == draws[2]
+    some = dict(list(default.items())[:-1])
+    for exact in (
+        {**default, "rows per task": 7},
+        {**default, "unknown": 3},
+        some,
+        list(some.values()),
+        [*some.values(), 1, 1],
+    ):
+        with pytest.raises(ValueError, match="(rows per task|parameters): required"):
+            values(Plan(exact=exact))
 
 
 def test_one_kernel_serves_every_batch() -> None:

@@ -12,7 +12,6 @@ from tvm_na.problems.dense import DenseProblem
 from tvm_na.problems.registry import Problem
 from tvm_na.problems.unfused import KINDS, UnfusedProblem
 from tvm_na.schedules import spaces_for
-from tvm_na.schedules.base import Parameter
 from tvm_na.schedules.describe import describe
 from tvm_na.targets.target import parse_target
 
@@ -20,14 +19,14 @@ LANES = json.dumps({"formulation": "lanes", "queries": 2, "exact_values": False,
 
 
 def test_every_part_is_told_by_name() -> None:
-    assert describe(LANES, "pack in task", [Parameter("rows per task", (1, 14), 14)]) == [
+    assert describe(LANES, "pack in task", {"rows per task": 14}) == [
         *("formulation: lanes", "queries: 2", "exact values: no", "pack values: yes"),
         *("sketch: pack in task", "rows per task: 14"),
     ]
     assert describe('{"rows": 2}') == ["formulation: unnamed", "rows: 2"]
 
 
-@pytest.mark.parametrize("text", ["", "3", "not JSON"])
+@pytest.mark.parametrize("text", ["", "3", "not JSON", "[" * 100_000])
 def test_a_formulation_is_a_json_object(text: str) -> None:
     with pytest.raises(ValueError, match="formulation_json: required a JSON object"):
         describe(text, "pack first")
@@ -49,5 +48,5 @@ def test_no_two_parts_of_a_schedule_have_one_name(problem: Problem) -> None:
             scheduled = space.apply(func, target)
             assert scheduled is not None
             formulation = str(func.attrs["tvm_na.formulation"])
-            told = describe(formulation, scheduled.sketch, scheduled.parameters)
+            told = describe(formulation, scheduled.sketch, scheduled.values)
             assert len(told) == len(json.loads(formulation)) + 1 + len(scheduled.parameters)

@@ -22,7 +22,8 @@ from tvm_na.measure.devices import LocalDevice
 from tvm_na.measure.local import Conditions, Kernel, LocalMeasurer, Measured
 from tvm_na.problems.attention import NAProblem
 from tvm_na.records import select
-from tvm_na.records.read import read_meta, records_in
+from tvm_na.records.meta import read_meta
+from tvm_na.records.read import records_in
 from tvm_na.records.write import TuningDatabase, trace_as_json
 from tvm_na.targets import cuda_arch as arch
 from tvm_na.targets.target import NATarget, parse_target
@@ -159,7 +160,7 @@ REPLAYED = """
 
     (record,) = records_in(Path(sys.argv[1]))
     print("mma" in replay.replayed(record, record.problem, parse_target(record.target)).script())
-    print(replay.point_of(record, parse_target(record.target))[0])
+    print(replay.point_of(record, parse_target(record.target)).sketch)
 """
 
 
@@ -174,9 +175,6 @@ def test_records_with_tensor_instructions_are_read_in_any_process(tmp_path: Path
     with TuningDatabase(tmp_path, SM_80) as database:
         workload = database.register(tvm.IRModule({"main": formulation.func}))
         database.commit(workload, trace, [1e-3], 1, batch=64)
-        (record,) = database.records_of(workload, 1, batch=64)
-        assert len(record.trace.insts) == len(trace.insts)
-        assert database.records_of(workload, 1, batch=1) == []
     assert run_python(REPLAYED, str(tmp_path)).splitlines() == ["True", formulation.default.sketch]
 
 

@@ -120,10 +120,10 @@ def test_every_candidate_is_measured(tuned: Tuned) -> None:
     assert len({t.point for t in trials}) == len(records) == 2
     assert [record.seconds for record in records] == [trial.seconds for trial in trials]
     for record in records:
-        sketch, parameters = point_of(record, tuned.target)
-        assert sketch and parameters
+        point = point_of(record, tuned.target)
+        assert point.formulation == record.formulation and point.parameters
         assert record.workload in workloads_of(record.problem, tuned.target)
-        assert f"sketch: {sketch}" in describe(record.formulation, sketch, parameters)
+        assert f"sketch: {point.sketch}" in describe(record.formulation, point.sketch, point.parameters)
 
 
 def test_records_have_the_batch_in_all_arguments(tuned: Tuned) -> None:

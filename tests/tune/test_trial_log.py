@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import fields, replace
+import os
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,53 @@ def test_a_torn_line_costs_itself_alone(tmp_path: Path, caplog: pytest.LogCaptur
     with caplog.at_level(logging.WARNING):
         assert trials_in(tmp_path) == [TRIAL, TRIAL]
     assert "line 2" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"problem": [1]}, {"choices": [1]}, {"choices": {"rows": "2"}}, {"threads": "2"}, {"threads": 10**400}),
+        *(
+            {"seconds": -1.0},
+            {"seconds": "1"},
+            {"reference": float("nan")},
+            {"seconds": 10**400},
+            {"batch": 0},
+            {"predicted": float("inf")},
+        ),
+        *({"session": True}, {"structure": None}, {"failure": 1}, {"more": 1}, {"reason": {}}),
+    ],
+    ids=str,
+)
+def test_mistyped_lines_are_skipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, change: dict[str, object]
+) -> None:
+    with TrialLog(tmp_path) as journal:
+        journal.write(TRIAL)
+    with (tmp_path / TRIAL_LOG).open("a") as file:
+        file.write(json.dumps({**asdict(TRIAL), **change}) + "\n")
+    assert trials_in(tmp_path) == [TRIAL]
+    assert "line 2: skipped" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda file: file.write_text("{}\n" * 5000), "of which no line is a trial"),
+        (lambda file: file.write_bytes(b"[" * 100_000 + b"\n\xff\x00\n"), "of which no line is a trial"),
+        (Path.mkdir, "required a trial log that can be read"),
+        (os.mkfifo, "required a trial log that can be read"),
+        (lambda file: file.symlink_to(file), "required a trial log that can be read"),
+    ],
+    ids=["objects", "bytes", "a folder", "a pipe", "a loop"],
+)
+def test_a_file_of_another_kind_is_an_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, make: Callable[[Path], None], says: str
+) -> None:
+    make(tmp_path / TRIAL_LOG)
+    with pytest.raises(ValueError, match=f"records: .*{says}"):
+        trials_in(tmp_path)
+    assert len(caplog.messages) <= 6
 
 
 def test_equal_points_have_equal_names() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import logging
 import math
 import random
+import resource
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,23 +18,28 @@ from typing import Any
 
 import pytest
 
+from tests.records.tuned import edit_line
 from tests.tune.runs import FakeBuilder, FakeDevice, run
 from tvm_na.measure.local import Kernel, Measured
+from tvm_na.measure.worker_pool import Outcome
 from tvm_na.problems.attention import NAProblem
+from tvm_na.records import write as records_write
 from tvm_na.records.files import META
-from tvm_na.records.read import read_meta, records_in
+from tvm_na.records.meta import read_meta
+from tvm_na.records.read import records_in
 from tvm_na.records.write import TuningDatabase
 from tvm_na.targets.target import detect_target, list_targets, parse_target
 from tvm_na.tune import metaschedule
 from tvm_na.tune import session as tune_session
-from tvm_na.tune.builder import Built
+from tvm_na.tune.builder import Builder, Built, Source
 from tvm_na.tune.features import Features, Mutator, read_point
+from tvm_na.tune.logs import logging_to
 from tvm_na.tune.options import SearchOptions
 from tvm_na.tune.run import TuneResult, tune
 from tvm_na.tune.session import Candidate, Session
 from tvm_na.tune.state import TuneState
 from tvm_na.tune.tasks import Formulation, formulations_of
-from tvm_na.tune.trial_log import trials_in
+from tvm_na.tune.trial_log import TrialLog, trials_in
 
 PROBLEM = NAProblem.make((9, 9), 3, 1, 8)
 TARGET = detect_target()
@@ -137,6 +145,14 @@ def test_the_same_command_continues(real: TuneResult) -> None:
     assert [t.trial for t in trials] == list(range(len(before) + 2))
     assert [t.session for t in trials[-2:]] == [2, 2]
     assert len({t.point for t in trials}) == len(trials)
+
+
+def test_a_record_that_says_more_than_its_space_is_not_learnt_from(real: TuneResult, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(real.folder, tmp_path / "forged"))
+    edit_line(folder, 1, lambda record: record[1][0][0].append(["Parallel", ["l1"], [], []]))
+    again = run(PROBLEM, TARGET, trials=1, output=folder, threads=1)
+    assert again.state.measured == 0
+    assert "line 1: skipped, its trace has Parallel" in (folder / "tune.log").read_text()
 
 
 # --- with invented times
@@ -314,6 +330,78 @@ def test_an_error_of_ours_comes_through_the_search(tmp_path: Path, invented: Any
     with pytest.raises(RuntimeError, match="rpc: required devices, got none"):
         run(PROBLEM, TARGET, trials=64, output=tmp_path)
     assert records_in(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(records_write, "append"), (records_write, "write_atomically"), (TrialLog, "write")]
+)
+def test_a_full_disk_is_a_sentence(
+    tmp_path: Path, invented: Any, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
+) -> None:
+    """From some trial on, in the search, only half of what is written goes into one of the files."""
+    real, full, options = getattr(owner, name), False, {"candidates": 3, "only_default_formulation": True}
+
+    def write(*arguments: Any) -> Any:
+        if not full:
+            return real(*arguments)
+        if name == "append":
+            real(arguments[0], arguments[1][: len(arguments[1]) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def cost(candidate: Candidate) -> float:
+        nonlocal full
+        full = candidate.predicted is not None
+        return smooth(candidate)
+
+    invented(cost)
+    monkeypatch.setattr(owner, name, write)
+    with pytest.raises(
+        RuntimeError, match=f"records: required room .*{tmp_path}.*No space left.*is kept, and the same"
+    ):
+        run(PROBLEM, TARGET, trials=9, output=tmp_path, **options)
+    full = False
+    before = len(records_in(tmp_path))
+    assert before >= len(trials_in(tmp_path)) >= 3
+    with TuningDatabase(tmp_path, TARGET):  # as the next run opens it
+        assert len(records_in(tmp_path)) == before
+
+
+def test_a_log_goes_without_what_there_is_no_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(handler: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with logging_to(tmp_path / "tune.log"):
+        with monkeypatch.context() as patch:
+            patch.setattr(logging.StreamHandler, "flush", full)
+            logging.getLogger("tvm_na.tune").warning("there is no room for this")
+        logging.getLogger("tvm_na.tune").warning("%d", "a mistake of ours")
+    said = capsys.readouterr()
+    assert "No space" not in said.err and "a mistake of ours" in said.err
+
+
+@pytest.mark.parametrize("outcome", [Outcome(("build", "ld: no space")), Outcome(None, "crash", "LLVM ERROR")], ids=str)
+def test_a_build_that_fails_for_want_of_room_is_no_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: Outcome
+) -> None:
+    class Pool:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def run(self, function: Any, calls: Any, timeout: float, done: Any, stopped: Any) -> None:
+            done(0, outcome)
+
+    monkeypatch.setattr("tvm_na.tune.builder.workers.Pool", Pool)
+    builder = Builder(1, TARGET, tmp_path, tmp_path / "log")
+    assert builder.build([Source("")])[0].failure in ("build", "build crash")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            builder.build([Source("")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_times_are_for_one_speed_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def reports_errors(command: Callable[P, R]) -> Callable[P, R]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return command(*args, **kwargs)
-        except (ValueError, TypeError, FileNotFoundError, PermissionError) as error:
+        except (ValueError, TypeError, OSError) as error:
             raise fail(str(error)) from error
         except RuntimeError as error:  # no kernel for such a problem, no compiler, no package, no place for the cache
             if type(error) not in (RuntimeError, NotImplementedError):  # errors of TVM derive from the former

@@ -101,7 +101,11 @@ def _records() -> Rows:
     name = current_target().name
     rows: Rows = []
     for whose, folder in (("user's", user_folder(name)), ("shipped", shipped_folder(name))):
-        records = records_in(folder)
+        try:
+            records = records_in(folder)
+        except OSError as error:
+            rows.append((whose, "unreadable", str(error), folder))
+            continue
         problems = len({record.problem for record in records})
         count = f"{len(records)} of {problems} problems" if records else "none"
         last = max((record.date[:10] for record in records), default="")

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tvm_na import fingerprint, owned
 from tvm_na.problems.registry import Problem, problem_from_json
-from tvm_na.records.files import file_stamp, indexes_dir
+from tvm_na.records.files import file_stamp, indexes_dir, read_file
 
 if TYPE_CHECKING:
     from tvm_na.records.read import Record
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 3
+_FORMAT = 4
 #: Records of a workload and number of threads that an index keeps. More than one, since one may not apply.
 _KEPT = 2
 
@@ -32,7 +32,7 @@ _KEPT = 2
 _Index = dict[str, str]
 #: By folder: the stamp of its files, and its index.
 _loaded: dict[Path, tuple[tuple[Any, ...], _Index]] = {}
-_warned: set[tuple[Path, tuple[str, ...]]] = set()
+_warned: set[tuple[Path, object]] = set()
 
 
 class RecordRef(NamedTuple):
@@ -63,10 +63,13 @@ class RecordRef(NamedTuple):
         """The record, wherever it lies in its folder by now; None if it is there no more."""
         from tvm_na.records.read import record_at, records_in
 
-        record = record_at(self.folder, self.line)
-        if record is not None and record.digest == self.digest:
-            return record
-        return next((r for r in records_in(self.folder) if r.digest == self.digest), None)
+        try:
+            record = record_at(self.folder, self.line)
+            if record is not None and record.digest == self.digest:
+                return record
+            return next((r for r in records_in(self.folder) if r.digest == self.digest), None)
+        except OSError:  # it has become unreadable since the index was made
+            return None
 
 
 def ref_of(record: Record, shipped: bool) -> RecordRef:
@@ -101,22 +104,31 @@ class FolderIndex:
         found = []
         for workload, formulation, versions, rows in json.loads(self._rows.get(problem, "[]")):
             if versions and self.tvm not in versions:
-                self._warn_of(tuple(versions))
+                made = " and ".join(versions)
+                what = "%s: tuning records made with apache-tvm %s are skipped, this is %s"
+                _warn_once(self.folder, made, what, self.folder, made, self.tvm)
                 continue
             about = (workload, formulation, problem, self.folder, self.shipped)
             found += [RecordRef._make((*row, *about)) for row in rows]
         return found
 
-    def _warn_of(self, versions: tuple[str, ...]) -> None:
-        if (self.folder, versions) not in _warned:
-            _warned.add((self.folder, versions))
-            made = " and ".join(versions)
-            message = "%s: tuning records made with apache-tvm %s are skipped, this is %s"
-            _log.warning(message, self.folder, made, self.tvm)
+
+def _warn_once(folder: Path, about: object, message: str, *arguments: object) -> None:
+    if (folder, about) not in _warned:
+        _warned.add((folder, about))
+        _log.warning(message, *arguments)
 
 
 def _index(folder: Path, target_name: str) -> _Index:
-    files = file_stamp(folder)
+    """The index of a folder; an empty one, with a warning, where the folder cannot be read."""
+    try:
+        return _index_of_files(folder, target_name, file_stamp(folder))
+    except OSError as error:
+        _warn_once(folder, str(error), "%s: tuning records are skipped, they cannot be read: %s", folder, error)
+        return {}
+
+
+def _index_of_files(folder: Path, target_name: str, files: tuple[Any, ...]) -> _Index:
     if not files:
         return {}
     if folder in _loaded and _loaded[folder][0] == files:
@@ -134,12 +146,10 @@ def _index(folder: Path, target_name: str) -> _Index:
 def _read(file: Path) -> _Index | None:
     """An index that was kept; None if there is none or it is damaged."""
     try:
-        digest, _, text = file.read_text(encoding="utf-8").partition("\n")
-    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
+        digest, _, text = read_file(file).decode().partition("\n")
+        return dict(line.split("\t") for line in text.splitlines()) if digest == _digest(text) else None
+    except (OSError, ValueError):
         return None
-    if digest != _digest(text):
-        return None
-    return dict(line.split("\t") for line in text.splitlines())
 
 
 def _digest(text: str) -> str:
@@ -169,7 +179,11 @@ def _keep(index: _Index, file: Path, place: str) -> None:
         owned.make(file.parent)
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, prefix=".tmp-", delete=False) as out:
             out.write(f"{_digest(text)}\n{text}")
-        Path(out.name).replace(file)
+        try:
+            Path(out.name).replace(file)
+        except OSError:
+            Path(out.name).unlink()
+            raise
         for other in file.parent.glob(f"{place}-*.txt"):
             if other != file:
                 other.unlink(missing_ok=True)

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tvm_na.records.files import RECORDS, data_files, read_lines, replace_files, writing
-from tvm_na.records.read import Meta, Record, grouped, parse_line, read_meta, records_in, workload_hash
-from tvm_na.records.write import check_meta, features_of, now, write_meta
+from tvm_na.records.checksums import add_checksums, begin_checksums, checksum_of
+from tvm_na.records.files import RECORDS, data_files, read_lines, replace_files, workload_hash, writing
+from tvm_na.records.meta import Meta, read_meta
+from tvm_na.records.read import Record, grouped, parse_line, records_in
+from tvm_na.records.write import check_meta, features_of, line_of, now, write_meta
 from tvm_na.targets.target import NATarget, name_of_spec, parse_target
 
 _log = logging.getLogger(__name__)
@@ -127,7 +129,9 @@ def rewrite(folder: Path, records: Sequence[Record], meta: Meta) -> None:
     for record in records:
         entry = json.loads(sources[record.folder][1][record.line - 1])
         entry[0], entry[1][1] = numbers[record.workload], list(record.run_secs)
-        lines.append(json.dumps(entry, separators=(",", ":")).encode())
+        lines.append(line_of(entry))
+    begin_checksums(folder)
+    add_checksums(folder, map(checksum_of, (record.workload for record in records), lines))
     replace_files(folder, [workloads[key] for key in numbers], lines)
     meta.workloads = {key: about for key, about in meta.workloads.items() if key in numbers}
     write_meta(folder, meta)
@@ -136,7 +140,8 @@ def rewrite(folder: Path, records: Sequence[Record], meta: Meta) -> None:
 def repair(folder: Path) -> int:
     """Write the ``meta.json`` of a JSONDatabase that has none, or one that does not know all workloads.
 
-    Loads the workloads with TVM and reads the attributes of their PrimFuncs.
+    Loads the workloads with TVM and reads the attributes of their PrimFuncs. Records count as they are from then on,
+    whatever their checksums were.
 
     Returns:
         How many workloads are known now that were not.
@@ -155,11 +160,15 @@ def repair(folder: Path) -> int:
         unknown = [line for line in read_lines(folder)[0] if workload_hash(line) not in {None, *meta.workloads}]
         for line in unknown:
             key = str(workload_hash(line))
-            attrs = Workload.from_json(json.loads(line)).mod["main"].attrs
+            try:
+                attrs = Workload.from_json(json.loads(line)).mod["main"].attrs
+            except Exception as error:  # TVM's errors have no class in common
+                raise ValueError(f"records: required workloads that TVM can read in {folder}, got {key}") from error
             if not attrs or "tvm_na.problem" not in attrs:
                 raise ValueError(f"records: required workloads of tvm_na in {folder}, got {key}")
             meta.describe(key, attrs, now())  # this TVM can read it
         write_meta(folder, meta)
+        begin_checksums(folder, anew=True)
     return len(unknown)
 
 

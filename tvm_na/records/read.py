@@ -12,22 +12,21 @@ import hashlib
 import json
 import logging
 import math
-import re
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tvm_na import fingerprint
 from tvm_na.problems.registry import Problem, problem_from_json
-from tvm_na.records.files import META, RECORDS, read_lines
+from tvm_na.records.checksums import checksum_of, checksums_in
+from tvm_na.records.files import CHECKSUMS, MALFORMED, RECORDS, Skipped, read_lines, workload_hash
+from tvm_na.records.meta import read_meta
 from tvm_na.targets.target import name_of_spec
 
 K = TypeVar("K", bound=Hashable)
 
 _log = logging.getLogger(__name__)
 
-FORMAT = 1
 _FAILED = 1e9  # seconds; MetaSchedule writes 1e10 for what could not be measured
 
 
@@ -97,64 +96,6 @@ class Record:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-@dataclass
-class Meta:
-    """What ``meta.json`` holds.
-
-    Attributes:
-        target: The name of the target.
-        features: The target's CPU, features and vector registers.
-        workloads: By structural hash: ``{"problem", "formulation", "tvm": [versions], "date"}``, the first two
-            as canonical JSON texts.
-        sessions: One mapping per run of the tuner: date, seed, trials, threads, machine, versions.
-    """
-
-    target: str
-    features: dict[str, Any] = field(default_factory=dict)
-    workloads: dict[str, dict[str, Any]] = field(default_factory=dict)
-    sessions: list[dict[str, Any]] = field(default_factory=list)
-
-    def describe(self, workload: str, attrs: Any, date: str) -> None:
-        """Note what a workload is, by the attributes of its PrimFunc, and that the TVM at hand knows it."""
-        about = self.workloads.setdefault(workload, {})
-        about["problem"] = str(attrs["tvm_na.problem"])
-        about["formulation"] = str(attrs["tvm_na.formulation"])
-        about["tvm"] = sorted({*about.get("tvm", ()), fingerprint.versions()["apache-tvm"]})
-        about["date"] = date
-
-    def add(self, other: Meta) -> None:
-        """Take over the workloads and sessions of another folder."""
-        for key, about in other.workloads.items():
-            mine = self.workloads.setdefault(key, dict(about))
-            mine["tvm"] = sorted({*mine.get("tvm", ()), *about.get("tvm", ())})
-            mine["date"] = max(mine.get("date", ""), about.get("date", ""))
-        self.sessions += [session for session in other.sessions if session not in self.sessions]
-
-    def to_json(self) -> str:
-        """The text of ``meta.json``."""
-        return json.dumps({"format": FORMAT, **vars(self)}, indent=1) + "\n"
-
-
-def read_meta(folder: Path) -> Meta | None:
-    """``meta.json`` of a folder; None if there is none; ValueError if it is damaged, or of another format."""
-    file = folder / META
-    try:
-        loaded = json.loads(file.read_text(encoding="utf-8"))
-        if loaded.pop("format") != FORMAT:
-            raise ValueError(f"another format than {FORMAT}")
-        return Meta(**loaded)
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError, KeyError, AttributeError) as damage:
-        raise ValueError(f"records: required a meta.json of format {FORMAT}, got {file}: {damage}") from damage
-
-
-def workload_hash(line: bytes) -> str | None:
-    """The structural hash in a line of the workloads file, whose rest is long; None for a torn line."""
-    found = re.match(rb'\s*\[\s*"(\d+)"', line)
-    return None if found is None or not line.rstrip().endswith(b"]") else found[1].decode()
-
-
 def parse_line(line: bytes) -> tuple[int, Any, list[float] | None, dict[str, Any], Any]:
     """The workload's index, trace, seconds, target and arguments of a line of the records file.
 
@@ -166,7 +107,7 @@ def parse_line(line: bytes) -> tuple[int, Any, list[float] | None, dict[str, Any
         if not isinstance(index, int) or not isinstance(target, dict):
             raise ValueError("no record")
         return index, trace, run_secs, target, arguments
-    except (TypeError, ValueError) as error:
+    except MALFORMED as error:
         raise ValueError(f"no record: {error}") from error
 
 
@@ -184,30 +125,31 @@ def batch_of(arguments: Any) -> int:
         batch = arguments[0][2][0]
     except (TypeError, IndexError, KeyError) as error:
         raise ValueError(f"required arguments with a batch, got {arguments}") from error
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
-        raise ValueError(f"required a batch >= 1, got {batch!r}")
-    return batch
+    return _count("a batch", batch)
 
 
 def records_in(folder: Path) -> list[Record]:
     """The measured records of a folder, in the order in which they were made; none if it does not exist.
 
-    What cannot be read is left out with a warning that says where it is. The last line may be torn: its writer
-    was killed, or is writing.
+    A line that cannot be read, or is not as it was written, is left out with a warning that says where it is. The last
+    line may be torn: its writer was killed, or is writing.
+
+    Raises:
+        OSError: the folder or its files cannot be read.
     """
-    workloads, lines = read_lines(folder)
-    hashes, known = [workload_hash(line) for line in workloads], _known(folder) if lines else {}
-    found, unknown = [], 0
+    contents, lines = _contents(folder)
+    found, unknown, skipped = [], 0, Skipped(folder / RECORDS)
     for number, line in enumerate(lines, 1):
         try:
-            record = _record(line, hashes, known, folder, number)
+            record = contents.record(line, number)
         except _UnknownWorkload:
             unknown += 1
-        except (ValueError, TypeError, KeyError) as damage:
-            level = logging.INFO if number == len(lines) else logging.WARNING
-            _log.log(level, "%s, line %d: skipped, %s", folder / RECORDS, number, damage)
+        except MALFORMED as damage:
+            torn = number == len(lines) and not isinstance(damage, _ChangedError)
+            skipped(number, damage, logging.INFO if torn else logging.WARNING)
         else:
             found += [] if record is None else [record]
+    skipped.tell_rest()
     if unknown:
         _log.warning(
             "%s: skipped %d records, meta.json does not know their workloads (was it left behind when they were "
@@ -215,6 +157,17 @@ def records_in(folder: Path) -> list[Record]:
             *(folder, unknown, folder),
         )
     return found
+
+
+def record_at(folder: Path, line: int) -> Record | None:
+    """The record in one line (from 1) of a folder; None if there is none that can be read; OSError as above."""
+    contents, lines = _contents(folder)
+    if not 1 <= line <= len(lines):
+        return None
+    try:
+        return contents.record(lines[line - 1], line)
+    except (_UnknownWorkload, *MALFORMED):
+        return None
 
 
 def grouped(records: Iterable[Record], key: Callable[[Record], K]) -> dict[K, list[Record]]:
@@ -225,22 +178,79 @@ def grouped(records: Iterable[Record], key: Callable[[Record], K]) -> dict[K, li
     return groups
 
 
-def record_at(folder: Path, line: int) -> Record | None:
-    """The record in one line (from 1) of a folder; None if there is none that can be read."""
-    workloads, lines = read_lines(folder)
-    if not 1 <= line <= len(lines):
-        return None
-    try:
-        return _record(lines[line - 1], [workload_hash(w) for w in workloads], _known(folder), folder, line)
-    except (_UnknownWorkload, ValueError, TypeError, KeyError):
-        return None
-
-
 class _UnknownWorkload(Exception):
     pass
 
 
-def _known(folder: Path) -> dict[str, dict[str, Any]]:
+class _ChangedError(ValueError):
+    """A line that can be read has another checksum than when it was written."""
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What is needed of a folder to read a line of its records file.
+
+    Attributes:
+        hashes: Of the workloads in their order; None for one that is damaged.
+        known: What meta.json says of workloads.
+        checksums: Those of all lines; None where there are none.
+    """
+
+    folder: Path
+    hashes: Sequence[str | None]
+    known: Mapping[str, Mapping[str, Any]]
+    checksums: frozenset[str] | None
+
+    def record(self, line: bytes, number: int) -> Record | None:
+        """The record of a line, with its number; None if it could not be measured.
+
+        Raises:
+            MALFORMED: it is damaged, or of something that is not known here.
+        """
+        index, trace, run_secs, spec, arguments = parse_line(line)
+        workload = self.hashes[index] if 0 <= index < len(self.hashes) else None
+        if workload is None:
+            raise ValueError(f"workload {index} is missing")
+        if self.checksums is not None and checksum_of(workload, line) not in self.checksums:
+            raise _ChangedError(
+                f"not as it was written, its checksum is not in {CHECKSUMS} (`tvm-na records repair` takes it as it is)"
+            )
+        if not run_secs or max(run_secs) >= _FAILED:
+            return None
+        if workload not in self.known:
+            raise _UnknownWorkload
+        target = name_of_spec(spec)
+        if target is None:
+            raise ValueError(f"an unknown target {spec}")
+        seconds = tuple(float(s) for s in run_secs)
+        if not all(s > 0 and math.isfinite(s) for s in seconds):
+            raise ValueError(f"required seconds > 0, got {seconds}")
+        about = self.known[workload]
+        return Record(
+            problem=_problem(about["problem"]),
+            formulation=about["formulation"],
+            workload=workload,
+            target=target,
+            threads=1 if spec["kind"] == "cuda" else _count("threads", spec["num-cores"]),
+            run_secs=seconds,
+            trace_json=json.dumps(trace, separators=(",", ":")),
+            folder=self.folder,
+            line=number,
+            tvm=tuple(about.get("tvm", ())),
+            date=about.get("date", ""),
+            batch=batch_of(arguments),
+        )
+
+
+def _contents(folder: Path) -> tuple[_Contents, list[bytes]]:
+    """What a folder holds, and the lines of its records file."""
+    workloads, lines = read_lines(folder)
+    known = _known(folder) if lines else {}
+    # After the lines, whose checksums were there before them.
+    return _Contents(folder, [workload_hash(line) for line in workloads], known, checksums_in(folder)), lines
+
+
+def _known(folder: Path) -> Mapping[str, Mapping[str, Any]]:
     """What meta.json says of workloads."""
     try:
         meta = read_meta(folder)
@@ -250,39 +260,13 @@ def _known(folder: Path) -> dict[str, dict[str, Any]]:
     return {} if meta is None else meta.workloads
 
 
-def _record(
-    line: bytes, hashes: list[str | None], known: dict[str, dict[str, Any]], folder: Path, number: int
-) -> Record | None:
-    """The record of a line; None if it could not be measured."""
-    index, trace, run_secs, spec, arguments = parse_line(line)
-    if not run_secs or max(run_secs) >= _FAILED:
-        return None
-    workload = hashes[index] if 0 <= index < len(hashes) else None
-    if workload is None:
-        raise ValueError(f"workload {index} is missing")
-    if workload not in known:
-        raise _UnknownWorkload
-    target = name_of_spec(spec)
-    if target is None:
-        raise ValueError(f"an unknown target {spec}")
-    seconds = tuple(float(s) for s in run_secs)
-    if not all(s > 0 and math.isfinite(s) for s in seconds):
-        raise ValueError(f"required seconds > 0, got {seconds}")
-    about = known[workload]
-    return Record(
-        problem=_problem(about["problem"]),
-        formulation=str(about["formulation"]),
-        workload=workload,
-        target=target,
-        threads=1 if spec["kind"] == "cuda" else int(spec["num-cores"]),
-        run_secs=seconds,
-        trace_json=json.dumps(trace, separators=(",", ":")),
-        folder=folder,
-        line=number,
-        tvm=tuple(about.get("tvm", ())),
-        date=str(about.get("date", "")),
-        batch=batch_of(arguments),
-    )
+@functools.lru_cache(maxsize=1024)
+def _problem(text: str) -> Problem:
+    json.loads(text, parse_int=lambda digits: _count("size", int(digits), 0))
+    return problem_from_json(text)
 
 
-_problem = functools.lru_cache(maxsize=1024)(problem_from_json)
+def _count(what: str, value: Any, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
+        raise ValueError(f"required {what} from {least} to 2^31 - 1, got {value!r}")
+    return value

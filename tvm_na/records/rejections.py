@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from pathlib import Path
 from typing import Literal
 
 from tvm_na import fingerprint, owned
@@ -48,7 +49,7 @@ class Rejections:
         self._pair = fingerprint.digest_of(problem.to_json(), self._context)[:16]
         try:
             self._on_disk = frozenset(os.listdir(files.rejections_dir()))
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError:  # none yet, or none that can be read
             self._on_disk = frozenset()
 
     def _name(self, scope: Scope, ref: RecordRef) -> str:
@@ -65,7 +66,7 @@ class Rejections:
             if name in _rejected:
                 return _rejected[name]
             if name in self._on_disk:
-                return (files.rejections_dir() / name).read_text(encoding="utf-8")
+                return _reason_in(files.rejections_dir() / name)
         return None
 
     def add(self, ref: RecordRef, error: InapplicableError) -> None:
@@ -88,3 +89,12 @@ class Rejections:
             (files.rejections_dir() / name).write_text(str(error), encoding="utf-8")
         except OSError as failure:
             _log.warning("cannot remember that for other processes: %s", failure)
+
+
+def _reason_in(file: Path) -> str | None:
+    """Why a record was rejected; None where that cannot be read: then it is tried again."""
+    try:
+        return files.read_file(file).decode(errors="replace")
+    except OSError as error:
+        _log.warning("%s: the reason for a rejection is skipped, it cannot be read: %s", file, error)
+        return None

@@ -1,7 +1,9 @@
-"""A tuning record put on a function: replayed on its own problem, or transferred to another (imports TVM).
+"""A tuning record put on a function: on its own problem, or transferred to another (imports TVM).
 
-Records are measured with a batch of 1, since MetaSchedule wants sizes; kernels are built with a symbolic batch.
-No schedule splits the batch, so the trace of the one applies to the other.
+A record is data. The sketch and the values of the tunable parameters are read from its trace, and its search space
+schedules with them; no instruction of a trace is ever executed. Records are measured with a batch of 1, since
+MetaSchedule wants sizes; kernels are built with a symbolic batch. No schedule splits the batch, so that both have the
+same values.
 """
 
 from __future__ import annotations
@@ -9,12 +11,13 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from tvm_na.problems.registry import Problem, problem_from_json
+from tvm_na.problems.registry import Problem
 from tvm_na.records.read import Record
 from tvm_na.records.rejections import InapplicableError, Scope
-from tvm_na.records.write import structural_hash
+from tvm_na.records.trace import read_trace
+from tvm_na.records.write import structural_hash, trace_as_json
 from tvm_na.schedules import SearchSpace, spaces_for
-from tvm_na.schedules.base import Parameter, Plan, Scheduled, parameters_of, sketch_of
+from tvm_na.schedules.base import Plan, Point, Scheduled
 from tvm_na.targets.target import NATarget, parse_target
 
 
@@ -27,21 +30,21 @@ def replayed(record: Record, problem: Problem, target: NATarget) -> Any:
     """The IRModule of ``problem`` scheduled as ``record`` says, with a symbolic batch.
 
     Raises:
-        InapplicableError: the expression is another than the one that was measured, or the trace fails.
+        InapplicableError: the expression is another than the one that was measured, or the record does not say what
+            its search space does.
     """
     _measured(record, problem, target)
-    return with_trace(problem, record.formulation, record.trace, target)
+    return recorded(record, *_with_formulation(record.formulation, problem, target, None), target).schedule.mod
 
 
-def with_trace(problem: Problem, formulation: str, trace: Any, target: NATarget) -> Any:
-    """The IRModule of ``problem`` in a formulation (canonical JSON), with a symbolic batch, scheduled by a trace.
-
-    The trace is MetaSchedule's, as a JSON object, found with any batch.
+def at_point(point: Point, problem: Problem, target: NATarget) -> Any:
+    """The IRModule of ``problem`` scheduled as ``point`` says, with a symbolic batch.
 
     Raises:
-        InapplicableError: there is no such formulation, or the trace fails.
+        InapplicableError: there is no such formulation, sketch or parameter, or a value is none of its options.
     """
-    return _apply_trace(trace, *_with_formulation(formulation, problem, target, None), target).mod
+    space, func = _with_formulation(point.formulation, problem, target, None)
+    return _applied(space, func, target, Plan(point.sketch, exact=point.parameters)).schedule.mod
 
 
 def transferred(record: Record, problem: Problem, target: NATarget) -> Any:
@@ -52,25 +55,34 @@ def transferred(record: Record, problem: Problem, target: NATarget) -> Any:
             its own problem.
     """
     space, func = _with_formulation(record.formulation, problem, target, None)
-    sketch, parameters = point_of(record, target)
-    if sketch not in space.sketches(func, target):
-        raise InapplicableError(f"{problem} has no sketch {sketch!r}")
-    like = {parameter.name: parameter.value for parameter in parameters}
-    return _applied(space, func, target, Plan(sketch, like=like)).schedule.mod
+    point = point_of(record, target)
+    if point.sketch not in space.sketches(func, target):
+        raise InapplicableError(f"{problem} has no sketch {point.sketch!r}")
+    return _applied(space, func, target, Plan(point.sketch, like=point.parameters)).schedule.mod
 
 
-def point_of(record: Record, target: NATarget) -> tuple[str, tuple[Parameter, ...]]:
-    """The sketch and the tunable parameters of a record.
+def point_of(record: Record, target: NATarget) -> Point:
+    """What a record says: its formulation, sketch and tunable parameters.
 
     Raises:
-        InapplicableError: it does not apply to its own problem, or its parameters are not those of the space.
+        InapplicableError: it does not apply to its own problem.
     """
-    space, func = _measured(record, record.problem, target)
-    trace = _apply_trace(record.trace, space, func, target).trace
-    sketch = sketch_of(trace)
-    if sketch is None or sketch not in space.sketches(func, target):
-        raise InapplicableError(f"the search space has no sketch {sketch!r}")
-    return sketch, _tried(parameters_of, trace, _applied(space, func, target, Plan(sketch)))
+    scheduled = recorded(record, *_measured(record, record.problem, target), target)
+    return Point(record.formulation, scheduled.sketch, scheduled.values)
+
+
+def recorded(record: Record, space: SearchSpace, func: Any, target: NATarget) -> Scheduled:
+    """The schedule of ``func``, a function of ``space`` in the record's formulation, at the record's point.
+
+    Raises:
+        InapplicableError: the record's trace says anything but what the space does there.
+    """
+    written = _tried(read_trace, record.trace)
+    scheduled = _applied(space, func, target, Plan(written.sketch, exact=written.values))
+    difference = written.difference(read_trace(trace_as_json(scheduled.schedule.trace)))
+    if difference is not None:
+        raise InapplicableError(difference)
+    return scheduled
 
 
 def describe_record(record: Record) -> str:
@@ -78,10 +90,10 @@ def describe_record(record: Record) -> str:
     from tvm_na.schedules.describe import describe
 
     try:
-        sketch, parameters = point_of(record, parse_target(record.target))
+        point = point_of(record, parse_target(record.target))
     except InapplicableError as error:
         return "; ".join([*describe(record.formulation), f"it no longer applies: {error}"])
-    return "; ".join(describe(record.formulation, sketch, parameters))
+    return "; ".join(describe(record.formulation, point.sketch, point.parameters))
 
 
 def workloads_of(problem: Problem, target: NATarget) -> dict[str, str]:
@@ -129,26 +141,6 @@ def _module(func: Any) -> Any:
     import tvm
 
     return tvm.IRModule({"main": func})
-
-
-def _apply_trace(trace: Any, space: SearchSpace, func: Any, target: NATarget) -> Any:
-    """A schedule of ``func``, of ``space``, with a trace (a JSON object)."""
-    from tvm import s_tir
-    from tvm.s_tir.schedule import Trace
-
-    if any(instruction[0] == "Tensorize" for instruction in trace[0]):
-        # A trace has no more than their names; a space makes them when it schedules.
-        _tried(_make_tensor_instructions, space, formulation_of(func), str(func.attrs["tvm_na.problem"]), target)
-    schedule = s_tir.Schedule(_module(func))
-    _tried(Trace.apply_json_to_schedule, trace, schedule)
-    return schedule
-
-
-@functools.lru_cache(maxsize=64)
-def _make_tensor_instructions(space: SearchSpace, formulation: str, problem: str, target: NATarget) -> None:
-    _, func = _with_formulation(formulation, problem_from_json(problem), target, 1)
-    for sketch in space.sketches(func, target):
-        space.apply(func, target, Plan(sketch))
 
 
 def _tried(function: Any, *arguments: Any) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import datetime, timezone
@@ -17,8 +16,10 @@ from typing import Any
 
 from tvm_na import fingerprint, settings
 from tvm_na.problems.registry import Problem, problem_from_json
-from tvm_na.records.files import META, RECORDS, WORKLOADS, lines_of, write_atomically, writing
-from tvm_na.records.read import Meta, parse_line, read_meta, records_in, workload_hash
+from tvm_na.records.checksums import add_checksums, begin_checksums, checksum_of
+from tvm_na.records.files import META, RECORDS, WORKLOADS, append, lines_of, workload_hash, write_atomically, writing
+from tvm_na.records.meta import Meta, read_meta
+from tvm_na.records.read import parse_line
 from tvm_na.targets.target import NATarget, cpu_name
 
 _log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def structural_hash(mod: Any) -> str:
 
 
 def trace_as_json(trace: Any) -> Any:
-    """A Trace as plain JSON, which ``Trace.apply_json_to_schedule`` and TVM's databases read.
+    """A Trace as plain JSON, as TVM's databases have it.
 
     TVM's own ways in Python do not do: ``TuningRecord.as_json`` fails on index maps of layouts, and ``Trace.as_json``
     leaves numbers as objects of TVM's.
@@ -89,12 +90,9 @@ def _cut_off_torn_lines(folder: Path) -> None:
             write_atomically(folder / name, data)
 
 
-def _append(file: Path, value: Any) -> None:
-    """Add one line, which is on disk when this returns."""
-    with open(file, "ab") as out:
-        out.write(json.dumps(value, separators=(",", ":")).encode() + b"\n")
-        out.flush()
-        os.fsync(out.fileno())
+def line_of(value: Any) -> bytes:
+    """A line of a file of ours, without its end."""
+    return json.dumps(value, separators=(",", ":")).encode()
 
 
 def _is_whole(line: bytes, workloads: int) -> bool:
@@ -137,6 +135,7 @@ class TuningDatabase:
             self._meta = read_meta(self.folder) or self._meta
             check_meta(self._meta, self.folder, self.target)
             _cut_off_torn_lines(self.folder)
+            begin_checksums(self.folder)
             hashes = map(workload_hash, lines_of(self.folder / WORKLOADS))
             self._numbers = {key: number for number, key in enumerate(hashes) if key is not None}
             write_meta(self.folder, self._meta)
@@ -155,7 +154,7 @@ class TuningDatabase:
 
         workload, key = Workload(mod), structural_hash(mod)
         if key not in self._numbers:
-            _append(self.folder / WORKLOADS, workload.as_json())
+            append(self.folder / WORKLOADS, line_of(workload.as_json()) + b"\n")
             self._numbers[key] = len(self._numbers)
         self._meta.describe(key, mod["main"].attrs, now())
         write_meta(self.folder, self._meta)
@@ -189,30 +188,12 @@ class TuningDatabase:
             args_info = ArgInfo.from_prim_func(workload.mod["main"])
         # All but the trace, which TVM does not always get into JSON.
         record = TuningRecord(Trace([], {}), workload, seconds, self.target.tvm_target(threads), args_info)
-        number = self._numbers[structural_hash(workload.mod)]
+        key = structural_hash(workload.mod)
         entry = [trace_as_json(trace), *record.as_json()[1:]]
         _set_batch(entry[3], problem_from_json(str(workload.mod["main"].attrs["tvm_na.problem"])), batch)
-        _append(self.folder / RECORDS, [number, entry])
-
-    def records_of(
-        self, workload: Any, threads: int | None = None, limit: int | None = None, batch: int | None = None
-    ) -> list[Any]:
-        """MetaSchedule's TuningRecords of a workload, the fastest first; each takes 20 ms or more.
-
-        ``limit`` of those that were measured with so many threads and samples; None for any.
-        """
-        from tvm.s_tir.meta_schedule.database import TuningRecord
-
-        key, lines = structural_hash(workload.mod), lines_of(self.folder / RECORDS)
-        every = (r for r in records_in(self.folder) if r.workload == key)
-        own = [r for r in every if threads in (None, r.threads) and batch in (None, r.batch)]
-        found = []
-        for record in sorted(own, key=lambda r: r.seconds)[:limit]:
-            try:
-                found.append(TuningRecord.from_json(json.loads(lines[record.line - 1])[1], workload))
-            except Exception as error:  # TVM's errors have no class in common
-                _log.warning("%s, line %d: skipped, %s", self.folder / RECORDS, record.line, error)
-        return found
+        line = line_of([self._numbers[key], entry])
+        add_checksums(self.folder, [checksum_of(key, line)])
+        append(self.folder / RECORDS, line + b"\n")
 
     def begin_session(self, **facts: Any) -> int:
         """Note in ``meta.json`` that tuning begins: date, machine, versions and ``facts``; its number, from 0."""

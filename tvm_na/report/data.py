@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tvm_na.problems.registry import Problem, problem_from_json
-from tvm_na.records.read import Record, read_meta, records_in
+from tvm_na.records.files import MALFORMED, in_short
+from tvm_na.records.meta import read_meta
+from tvm_na.records.read import Record, records_in
 from tvm_na.targets.target import NATarget, parse_target
 from tvm_na.tune.tasks import formulations_of
 from tvm_na.tune.trial_log import TRIAL_LOG, Trial, point, trials_in
@@ -199,19 +201,15 @@ def load(folder: Path) -> ReportData:
 
 
 def _trials(folder: Path) -> list[tuple[Problem, Trial]]:
-    """The trials of the journal that make sense, with their problems; the others are skipped with a warning."""
+    """The trials of the journal with their problems; those of unknown ones are skipped with a warning."""
     problems: dict[str, Problem] = {}
     found = []
     for trial in trials_in(folder):
         try:
             if trial.problem not in problems:
                 problems[trial.problem] = problem_from_json(trial.problem)
-            if trial.seconds is not None and not 0 < trial.seconds < math.inf:
-                raise ValueError(f"seconds: required a number > 0, got {trial.seconds}")
-            if trial.predicted is not None and not math.isfinite(trial.predicted):
-                raise ValueError(f"predicted: required a finite number, got {trial.predicted}")
-        except (ValueError, TypeError, AttributeError) as damage:
-            _log.warning("%s: skipped the trial of %s, %s", folder / TRIAL_LOG, trial.time, damage)
+        except MALFORMED as damage:
+            _log.warning("%s: skipped the trial of %s, %s", folder / TRIAL_LOG, trial.time, in_short(damage))
         else:
             found.append((problems[trial.problem], trial))
     return found

@@ -6,7 +6,7 @@ For a GPU they are looked at as well: one that cannot be launched, or that spill
 from __future__ import annotations
 
 import itertools
-import json
+import tempfile
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +15,13 @@ from typing import Any
 
 from tvm_na.measure import worker_pool as workers
 from tvm_na.problems.registry import Problem
-from tvm_na.records.write import trace_as_json
+from tvm_na.schedules.base import Point
 from tvm_na.targets.target import NATarget
 from tvm_na.tune.metaschedule import skip_tensor_intrinsics
 
 #: Builds after which a worker is replaced: TVM's compiler leaks.
 _USES = 200
+_ROOM = 2**20  # bytes; a library takes a tenth
 #: Bytes that a thread stores to and loads from memory since registers are short, above which a kernel is not measured.
 MOST_SPILLED = 1024
 #: What candidates for a GPU are rejected for.
@@ -32,14 +33,12 @@ _TOO_MUCH = dict(zip(("threads", "shared memory", "registers"), REJECTIONS, stri
 class Source:
     """What is to be compiled: a scheduled IRModule, as TVM's JSON.
 
-    Where that is None, a problem in a formulation (canonical JSON) with a symbolic batch, on which MetaSchedule's trace
-    (JSON) is put.
+    Where that is None, a problem with a symbolic batch, and the point at which it is scheduled.
     """
 
     module: str | None
     problem: Problem | None = None
-    formulation: str = ""
-    trace: str = ""
+    point: Point | None = None
 
 
 def source_of(module: Any) -> Source:
@@ -47,11 +46,6 @@ def source_of(module: Any) -> Source:
     import tvm.ir
 
     return Source(tvm.ir.save_json(module))
-
-
-def source_for_any_batch(problem: Problem, formulation: str, schedule: Any) -> Source:
-    """A schedule of a formulation with a batch of 1, to be compiled for any batch."""
-    return Source(None, problem, formulation, json.dumps(trace_as_json(schedule.trace)))
 
 
 @dataclass(frozen=True)
@@ -90,10 +84,10 @@ def _module_of(source: Source, target: NATarget) -> Any:
 
     if source.module is not None:
         return tvm.ir.load_json(source.module)
-    from tvm_na.records.replay import with_trace
+    from tvm_na.records.replay import at_point
 
-    assert source.problem is not None
-    return with_trace(source.problem, source.formulation, json.loads(source.trace), target)
+    assert source.problem is not None and source.point is not None
+    return at_point(source.point, source.problem, target)
 
 
 def _compile_for_gpu(module: Any, target: NATarget, file: Path) -> tuple[str, str] | None:
@@ -108,6 +102,13 @@ def _compile_for_gpu(module: Any, target: NATarget, file: Path) -> tuple[str, st
     return None
 
 
+def _check_room(folder: Path) -> None:
+    """OSError if ``folder`` has no room for a kernel: that some could not be built then says nothing of them."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(_ROOM))
+        file.flush()
+
+
 class Builder:
     """Worker processes that compile as :mod:`tvm_na.jit.build` does, into ``folder``."""
 
@@ -120,12 +121,18 @@ class Builder:
     def build(
         self, sources: Sequence[Source], suffix: str = ".so", stopped: workers.Stopped = lambda: False
     ) -> list[Built]:
-        """Compile what ``sources`` say; what is not finished when ``stopped()`` turns true is given up."""
+        """Compile what ``sources`` say; what is not finished when ``stopped()`` turns true is given up.
+
+        Raises:
+            OSError: there is no room for kernels.
+        """
         files = [self.folder / f"kernel{next(self._names)}{suffix}" for _ in sources]
         calls = [(source, self.target, str(file)) for source, file in zip(sources, files, strict=True)]
         found: dict[int, Built] = {}
 
         def done(index: int, outcome: workers.Outcome) -> None:
+            if outcome.failure == "crash" or outcome.value is not None:
+                _check_room(self.folder)
             if outcome.failure is not None:
                 failure = outcome.failure if outcome.failure == "stopped" else f"build {outcome.failure}"
                 found[index] = Built(None, failure, outcome.message)

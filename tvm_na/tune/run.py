@@ -9,11 +9,9 @@ that promises most gets the next batch.
 from __future__ import annotations
 
 import logging
-import logging.handlers
-import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +21,15 @@ from tvm_na.cuda import toolchain
 from tvm_na.measure import worker_pool as workers
 from tvm_na.measure.devices import Device, LocalDevice
 from tvm_na.measure.local import Conditions
-from tvm_na.records.files import user_folder
-from tvm_na.records.write import TuningDatabase
+from tvm_na.records.files import RECORDS, user_folder
+from tvm_na.records.read import Record, grouped, records_in
+from tvm_na.records.rejections import InapplicableError
+from tvm_na.records.replay import recorded
+from tvm_na.records.write import TuningDatabase, structural_hash
 from tvm_na.targets.target import NATarget
 from tvm_na.tune import metaschedule
 from tvm_na.tune.builder import Builder
+from tvm_na.tune.logs import LOG, WORKERS_LOG, logging_to
 from tvm_na.tune.options import SearchOptions, TuneOptions, batch_for
 from tvm_na.tune.search import Search, candidate_of
 from tvm_na.tune.session import Session, Slot, note
@@ -37,9 +39,7 @@ from tvm_na.tune.trial_log import Trial, TrialLog, trials_in
 
 _log = logging.getLogger("tvm_na.tune")
 
-LOG = "tune.log"
-WORKERS_LOG = "workers.log"
-_RECALLED = 16  # records per formulation; reading one replays its trace, which takes 20 ms or more
+_RECALLED = 16  # records per formulation; scheduling as one says takes 20 ms or more
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,32 @@ def tune(
 
     Raises:
         ValueError: names the argument, what was required and what came; one that is missing a GPU says so.
-        RuntimeError: a package, the C++ compiler, the CUDA compiler or a device is missing.
+        RuntimeError: a package, the C++ compiler, the CUDA compiler or a device is missing, or what was measured cannot
+            be written.
     """
-    options, tasks = SearchOptions(**vars(options or TuneOptions())), merged(list(tasks))
+    folder = user_folder(target.name) if output is None else output
+    try:
+        return _tune(
+            merged(list(tasks)), target, options or TuneOptions(), folder, observer or (lambda _: None), devices
+        )
+    except ConnectionError:
+        raise
+    except OSError as error:  # a full disk, a limit on files, a folder that is none
+        raise RuntimeError(
+            f"records: required room and the right to write in {folder} and {tempfile.gettempdir()}, got {error}; "
+            "what was measured is kept, and the same command continues"
+        ) from error
+
+
+def _tune(
+    tasks: Sequence[TuneTask],
+    target: NATarget,
+    how: TuneOptions,
+    folder: Path,
+    observe: Callable[[TuneState], None],
+    devices: Device | None,
+) -> TuneResult:
+    options = SearchOptions(**vars(how))
     if not tasks:
         raise ValueError("tasks: required one task or more, got none")
     metaschedule.check_packages()
@@ -84,7 +107,6 @@ def tune(
     device = LocalDevice.of(target) if devices is None else devices
     device.check(target)
     options = options.completed(len(tasks), _threads(options, target, device))
-    folder = user_folder(target.name) if output is None else output
     before = {t.problem: t.batch for t in trials_in(folder) if t.threads == options.threads}
     free, wanted = device.free_bytes(target), options.batch
     batches = [batch_for(t.problem, target, wanted, before.get(t.problem.to_json()), free) for t in tasks]
@@ -93,7 +115,6 @@ def tune(
     if options.time_limit is not None:
         state.deadline = state.started + options.time_limit
     with ExitStack() as stack:
-        observe = observer or (lambda _: None)
         # Each trial has its batch; in older sessions the name meant candidates.
         facts = {name: value for name, value in vars(options).items() if value is not None and name != "batch"}
         facts |= {"problems": len(tasks), "farm": devices is not None, **device.about(target)}
@@ -112,23 +133,6 @@ def _threads(options: TuneOptions, target: NATarget, device: Device) -> int:
     if (busy := device.busy()) is not None:
         _log.warning("measurements will err: required a GPU that nobody else uses, got one that is not idle, %s", busy)
     return 1
-
-
-@contextmanager
-def logging_to(file: Path) -> Iterator[None]:
-    """Send what MetaSchedule and the tuner log to a file, and nowhere else."""
-    handler = logging.handlers.RotatingFileHandler(file, maxBytes=20_000_000, backupCount=1, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    with ExitStack() as stack:
-        stack.callback(handler.close)
-        for logger in (logging.getLogger("tvm.s_tir.meta_schedule"), _log):
-            logger.addHandler(handler)
-            stack.callback(logger.removeHandler, handler)
-            stack.callback(logger.setLevel, logger.level)
-            logger.setLevel(logging.INFO)
-            stack.callback(setattr, logger, "propagate", logger.propagate)
-            logger.propagate = False
-        yield
 
 
 def _open(
@@ -191,16 +195,17 @@ def _add(session: Session, task: TuneTask, formulations: Sequence[Formulation], 
     session.state.problems.append(problem)
     slots = []
     for formulation, state in zip(formulations, states, strict=True):
-        workload = session.database.register(tvm.IRModule({"main": formulation.func}))
+        measured = tvm.IRModule({"main": formulation.func})
+        workload = session.database.register(measured)
         # MetaSchedule's own estimate fails on Let, which the expressions have.
         module = tvm.IRModule({"main": formulation.func.with_attr("estimated_flops", task.problem.useful_flops)})
         searched = session.memory.commit_workload(module)
-        slots.append(Slot(problem, state, formulation, module, workload, searched))
+        slots.append(Slot(problem, state, formulation, module, workload, structural_hash(measured), searched))
     session.slots += slots
     return slots
 
 
-def _recall(session: Session, slots: Sequence[Slot], trials: Sequence[Trial]) -> None:
+def _recall(session: Session, slots: Sequence[Slot], records: Sequence[Record], trials: Sequence[Trial]) -> None:
     """Take over what former sessions measured of a problem's formulations, under the same conditions."""
     problem, by_text = slots[0].problem.problem, {slot.state.text: slot for slot in slots}
     for trial in _own(session, slots[0].problem, trials):
@@ -210,16 +215,26 @@ def _recall(session: Session, slots: Sequence[Slot], trials: Sequence[Trial]) ->
             continue
         session.known[(problem, *trial.point)] = trial.seconds
         note(slot.problem, slot.state, trial.seconds, trial.failure)
+    conditions = session.options.threads, slots[0].problem.batch
+    own = grouped((r for r in records if (r.threads, r.batch) == conditions), lambda record: record.workload)
     for slot in slots:
-        if session.database.target.kind == "cuda":
-            list(slot.formulation.spaces.values())  # traces name tensor instructions, made by scheduling
-        batch = slot.problem.batch
-        for record in session.database.records_of(slot.workload, session.options.threads, _RECALLED, batch):
-            seconds = statistics.median(float(s) for s in record.run_secs)
-            session.remember(slot, record.trace, seconds, record.args_info)
-            slot.state.best = seconds if slot.state.best is None else min(slot.state.best, seconds)
+        for record in sorted(own.get(slot.hash, ()), key=lambda record: record.seconds)[:_RECALLED]:
+            _recall_record(session, slot, record)
         default = candidate_of(slot, slot.formulation.default.schedule)
         slot.state.default = session.known.get((problem, *default.point))
+
+
+def _recall_record(session: Session, slot: Slot, record: Record) -> None:
+    """Tell the search of a record of a formulation, if it is one of its points."""
+    formulation = slot.formulation
+    try:
+        scheduled = recorded(record, formulation.space, formulation.func, session.database.target)
+    except InapplicableError as error:
+        _log.warning("%s, line %d: skipped, %s", record.folder / RECORDS, record.line, error)
+        return
+    candidate = candidate_of(slot, scheduled.schedule)
+    session.remember(slot, scheduled.schedule.trace, record.seconds, candidate.args_info)
+    slot.state.best = record.seconds if slot.state.best is None else min(slot.state.best, record.seconds)
 
 
 def _own(session: Session, problem: ProblemState, trials: Sequence[Trial]) -> list[Trial]:
@@ -236,13 +251,14 @@ def _nominal(session: Session, problem: ProblemState, trials: Sequence[Trial]) -
 
 def _run(session: Session, tasks: Sequence[TuneTask], batches: Sequence[int], target: NATarget) -> None:
     """Measure the defaults, then search."""
-    options, state, trials = session.options, session.state, trials_in(session.database.folder)
+    options, state, folder = session.options, session.state, session.database.folder
+    records, trials = records_in(folder), trials_in(folder)
     with state.during("searching"):
         # One after the other, so that the first measurement does not wait for all.
         for task, batch in zip(tasks, batches, strict=True):
             formulations = formulations_of(task.problem, target)
             slots = _add(session, task, formulations[: 1 if options.only_default_formulation else None], batch)
-            _recall(session, slots, trials)
+            _recall(session, slots, records, trials)
             problem = slots[0].problem
             if not state.stopped():
                 session.refer_to(slots[0], _nominal(session, problem, trials))

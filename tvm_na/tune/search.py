@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from tvm_na.tune import metaschedule
 from tvm_na.tune.features import Features, Mutator, read_point
 from tvm_na.tune.session import Candidate, Session, Slot
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _log = logging.getLogger("tvm_na.tune")
 _UNLIMITED = 2**30
@@ -42,12 +46,13 @@ class Search:
         self._recalled: set[int] = set()
         self._current = 0
         self._batch: list[Candidate] = []
+        self._raised: Exception | None = None
         self._files: dict[str, Candidate] = {}
         self._features = Features([slot.formulation for slot in self._slots])
         with_model = options.strategy == "evolutionary"
         self._model = metaschedule.make_model(self._features, _WARM_UP, options.seed) if with_model else None
         self._contexts = [self._context(ms, number) for number in range(len(self._slots))]
-        self._scheduler = metaschedule.make_scheduler(self._pick)
+        self._scheduler = metaschedule.make_scheduler(self._noted(self._pick))
 
     def _context(self, ms: Any, number: int) -> Any:
         slot, seed = self._slots[number], self._session.options.seed
@@ -81,21 +86,46 @@ class Search:
         )
 
     def run(self) -> None:
-        """Search until the session stops, or until everything is exhausted."""
+        """Search until the session stops, or until everything is exhausted.
+
+        Raises:
+            Exception: what was raised in a callback of ours.
+        """
         if not self._slots:
             return
+        try:
+            self._search()
+        except Exception:
+            if self._raised is None:
+                raise
+            raise self._raised from None
+
+    def _search(self) -> None:
         self._scheduler.tune(
             tasks=self._contexts,
             task_weights=[slot.problem.weight for slot in self._slots],
             max_trials_global=_UNLIMITED,  # `_pick` ends it
             max_trials_per_task=_UNLIMITED,
             num_trials_per_iter=self._batch_size,
-            builder=metaschedule.make_builder(self._build),
-            runner=metaschedule.make_runner(self._run),
-            measure_callbacks=[metaschedule.make_callback(self._measured)],
+            builder=metaschedule.make_builder(self._noted(self._build)),
+            runner=metaschedule.make_runner(self._noted(self._run)),
+            measure_callbacks=[metaschedule.make_callback(self._noted(self._measured))],
             database=self._session.memory,
             cost_model=self._model,
         )
+
+    def _noted(self, callback: Callable[P, R]) -> Callable[P, R]:
+        """A callback whose exception is kept: coming through TVM it may lose its class."""
+
+        @functools.wraps(callback)
+        def noted(*arguments: P.args, **options: P.kwargs) -> R:
+            try:
+                return callback(*arguments, **options)
+            except Exception as error:
+                self._raised = error
+                raise
+
+        return noted
 
     def _pick(self) -> int:
         """The task that is to have the next batch; -1 to end."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,8 @@ from typing import Any
 from tvm_na.measure.local import Kernel, Measured, Measurer, median
 from tvm_na.problems.registry import Problem
 from tvm_na.records.write import TuningDatabase, now
-from tvm_na.tune.builder import REJECTIONS, Builder, Built, Source, source_for_any_batch, source_of
+from tvm_na.schedules.base import Point
+from tvm_na.tune.builder import REJECTIONS, Builder, Built, Source, source_of
 from tvm_na.tune.metaschedule import import_metaschedule
 from tvm_na.tune.options import SearchOptions
 from tvm_na.tune.state import FormulationState, ProblemState, TuneState
@@ -43,6 +44,7 @@ class Slot:
     Attributes:
         module: Its IRModule.
         workload: Its workload in the database on disk.
+        hash: The structural hash that names it there.
         searched: Its workload in the database of the search.
     """
 
@@ -51,6 +53,7 @@ class Slot:
     formulation: Formulation
     module: Any
     workload: Any
+    hash: str
     searched: Any
 
 
@@ -128,7 +131,7 @@ class Session:
             else:
                 candidate.failure = "stopped"
         with self._during("building"):
-            sources = [self._source(candidate.slot, candidate.schedule) for candidate in fresh]
+            sources = [self._source(c.slot, c.schedule, c.sketch, c.parameters) for c in fresh]
             built = iter(self.builder.build(sources, self.measurer.suffix, self.state.stopped))
         results = []
         for candidate in candidates:
@@ -138,11 +141,11 @@ class Session:
             results.append(result)
         return results
 
-    def _source(self, slot: Slot, schedule: Any) -> Source:
+    def _source(self, slot: Slot, schedule: Any, sketch: str, parameters: Mapping[str, int]) -> Source:
         """What of a schedule is compiled: for GPUs, and for several samples, what production compiles."""
         if slot.problem.batch == 1 and self.database.target.kind != "cuda":
             return source_of(schedule.mod)
-        return source_for_any_batch(slot.problem.problem, slot.state.text, schedule)
+        return Source(None, slot.problem.problem, Point(slot.state.text, sketch, parameters))
 
     def refer_to(self, slot: Slot, seconds: float | None) -> None:
         """Build the default kernel of a problem, as its reference; measure it unless ``seconds`` says its time.
@@ -151,7 +154,8 @@ class Session:
         """
         problem, batch = slot.problem.problem, slot.problem.batch
         with self._during("building"):
-            source = self._source(slot, slot.formulation.default.schedule)
+            default = slot.formulation.default
+            source = self._source(slot, default.schedule, default.sketch, default.values)
             built = self.builder.build([source], self.measurer.suffix, self.state.stopped)[0]
         why = built.failure, built.message
         if built.file is not None and seconds is None:

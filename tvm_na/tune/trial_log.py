@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
-import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-_log = logging.getLogger(__name__)
+from tvm_na.records.files import MALFORMED, Skipped, lines_of
 
 #: Its name in a folder of records.
 TRIAL_LOG = "journal.jsonl"
+_NONE = type(None)
+#: Of what kinds the fields of a trial are.
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("time", "problem", "formulation", "structure", "reason"), (str,)),
+    **dict.fromkeys(("session", "threads", "trial", "batch"), (int,)),
+    **dict.fromkeys(("predicted", "seconds", "reference"), (int, float, _NONE)),
+    "failure": (str, _NONE),
+    "choices": (dict,),
+}
 
 
 @dataclass(frozen=True)
@@ -63,18 +72,44 @@ def point(formulation: str, structure: str, choices: Mapping[str, int]) -> tuple
 
 
 def trials_in(folder: Path) -> list[Trial]:
-    """The trials of a folder of records, oldest first; lines that cannot be read are skipped with a warning."""
+    """The trials of a folder of records, oldest first; lines that cannot be read are skipped with a warning.
+
+    Raises:
+        ValueError: the file cannot be read, or no line of it is a trial.
+    """
+    file = folder / TRIAL_LOG
     try:
-        lines = (folder / TRIAL_LOG).read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-    found = []
+        lines = lines_of(file)
+    except OSError as error:
+        raise ValueError(f"records: required a trial log that can be read, got {error}") from error
+    found, skipped = [], Skipped(file)
     for number, line in enumerate(lines, 1):
         try:
-            found.append(Trial(**json.loads(line)))
-        except (ValueError, TypeError) as damage:
-            _log.warning("%s, line %d: skipped, %s", folder / TRIAL_LOG, number, damage)
+            found.append(_trial(line))
+        except MALFORMED as damage:
+            skipped(number, damage)
+    skipped.tell_rest()
+    if skipped.count > 1 and not found:  # one may be the first, whose writer was killed
+        raise ValueError(f"records: required a trial log of the tuner, got {file}, of which no line is a trial")
     return found
+
+
+def _trial(line: bytes) -> Trial:
+    trial = Trial(**json.loads(line))
+    for name, kinds in _KINDS.items():
+        value = getattr(trial, name)
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            raise TypeError(f"{name}: required {' or '.join(kind.__name__ for kind in kinds)}, got {value!r}")
+    if not all(type(value) is int for value in trial.choices.values()):
+        raise TypeError(f"choices: required integers, got {trial.choices}")
+    times = [time for time in (trial.seconds, trial.reference) if time is not None]
+    if not all(time > 0 and math.isfinite(time) for time in times):
+        raise ValueError(f"seconds, reference: required seconds > 0, got {times}")
+    if not math.isfinite(trial.predicted or 0.0):
+        raise ValueError(f"predicted: required a finite number, got {trial.predicted}")
+    if not (1 <= trial.batch < 2**31 and 1 <= trial.threads < 2**31):
+        raise ValueError(f"batch, threads: required numbers >= 1, got {trial.batch} and {trial.threads}")
+    return trial
 
 
 class TrialLog:
