@@ -96,6 +96,8 @@ class VMArtifact(Artifact):
 
         super().__init__(path, manifest)
         mapped = weights.map_weights(path / WEIGHTS)
+        if missing := [name for name in manifest.code["weights"] if name not in mapped]:
+            raise ValueError(f"{path / WEIGHTS}: required the weights that the manifest names, got no {missing[0]}")
         self._weights = [tvm_ffi.from_dlpack(mapped[name]) for name in manifest.code["weights"]]
         machine = tvm_ffi.load_module(str(path / LIBRARY))["vm_load_executable"]()
         machine["vm_initialization"](*_CPU, _POOLED)
