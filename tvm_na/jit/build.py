@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tvm_na import fingerprint, settings
 from tvm_na.compilers import cxx
-from tvm_na.jit import cache, runtime
+from tvm_na.jit import cache, forking, runtime
 from tvm_na.jit.library import write_cuda_library, write_library
 from tvm_na.jit.remembered import Remembered
 from tvm_na.problems.registry import Problem
@@ -29,8 +28,8 @@ R = TypeVar("R")
 MOST_KERNELS = 512
 
 _kernels: Remembered[str, Kernel] = Remembered(MOST_KERNELS)
-_building = threading.Lock()
-_importing = threading.Lock()
+_building = forking.Lock("building a kernel")
+_importing = forking.Lock("importing TVM")
 
 
 @dataclass(frozen=True)
