@@ -1,4 +1,4 @@
-"""Subclasses of Tensor: those that hold plain data compute as ever, those with rules of their own are refused by name."""
+"""Subclasses of Tensor: plain data of any class is computed as ever, one with rules of its own is refused by name."""
 
 from __future__ import annotations
 
