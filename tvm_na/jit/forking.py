@@ -51,18 +51,14 @@ class Lock:
 _locks: list[weakref.ref[Lock]] = []
 _forks = threading.local()
 _has_computed = False
-_is_child = False
+#: Whether this process was forked from one that had this module. (A variable, since every call asks.)
+is_child = False
 
 
 def computed() -> None:
     """Threads of kernels may exist from now on."""
     global _has_computed
     _has_computed = True
-
-
-def is_child() -> bool:
-    """Whether this process was forked from one that had this module."""
-    return _is_child
 
 
 def _before() -> None:
@@ -77,8 +73,8 @@ def _after(in_child: bool) -> None:
 
 
 def _after_in_child() -> None:
-    global _is_child
-    _is_child = True
+    global is_child
+    is_child = True
     _after(True)
     torch = sys.modules.get("torch")
     if _has_computed and torch is not None:

@@ -103,7 +103,7 @@ def _tvm_pool(tvm_ffi: Any) -> Callable[[int], None]:
     os.environ.setdefault("TVM_BIND_THREADS", "0")
     configure = tvm_ffi.get_global_func("runtime.config_threadpool")
     big_cores = 1  # an affinity mode; without bound threads it only has to be named
-    return lambda threads: configure(big_cores, threads, ["0"] if forking.is_child() else [])
+    return lambda threads: configure(big_cores, threads, ["0"] if forking.is_child else [])
 
 
 def _after_fork() -> None:
@@ -123,7 +123,7 @@ def threads_for(flops: int, limit: int) -> int:
 
 def use_threads(flops: int) -> None:
     """Set the calling thread's threads to the number wanted now for a kernel that computes ``flops``."""
-    threads = 1 if forking.is_child() else threads_for(flops, settings.num_threads())
+    threads = 1 if forking.is_child else threads_for(flops, settings.num_threads())
     if getattr(_pools, "threads", None) != threads:
         _load_runtime()(threads)
         _pools.threads = threads
