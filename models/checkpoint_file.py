@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tvm_na.models.checkpoint_pickle import check_pickle
+
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 _ZIP = b"PK\x03\x04"
 #: Bytes. What a pickle says besides tensors, which lie beside it, takes up to 64 times as much memory.
 _LARGEST_PICKLE = 1 << 26
+# A number, a version, the system, the content, and the names of the storages that follow.
+_PICKLES_OF_OLD_FORMAT = 5
 #: How often over a file may hold the same numbers: weights may be tied, or expanded, but not without end.
 _SHARED = 2
 
@@ -62,6 +67,8 @@ def _read_torch(file: Path) -> Any:
             is_zip = stream.read(len(_ZIP)) == _ZIP
         if is_zip:
             _check_directory(file)
+        else:
+            _check_old_format(file)
         # timm's training script saves its arguments next to the weights; a Namespace runs no code.
         with torch.serialization.safe_globals([argparse.Namespace]):
             # Mapped, a storage that claims more than its record has ends with the file. Read, it goes on in memory.
@@ -76,12 +83,22 @@ def _read_torch(file: Path) -> Any:
 
 
 def _check_directory(file: Path) -> None:
-    """ValueError if what a zip holds is more than is there, or compressed: ``torch.save`` compresses nothing."""
+    """ValueError if what a zip holds is more than is there, or compressed: ``torch.save`` compresses nothing.
+
+    And if a pickle in it would crash its reader.
+    """
     size = file.stat().st_size
     with zipfile.ZipFile(file) as archive:
         if archive.comment:  # may hide a second directory, which another reader takes for the first
             raise ValueError("its zip has a comment")
         records = archive.infolist()
+        _check_records(records, size)
+        for record in records:
+            if record.filename.endswith(".pkl"):
+                check_pickle(io.BytesIO(archive.read(record)))
+
+
+def _check_records(records: Sequence[zipfile.ZipInfo], size: int) -> None:
     for record in records:
         if record.compress_type != zipfile.ZIP_STORED:
             raise ValueError(f"{record.filename[:80]} in it is compressed, to be {record.file_size} bytes")
@@ -89,6 +106,13 @@ def _check_directory(file: Path) -> None:
             raise ValueError(f"{record.filename[:80]} in it has more than {_LARGEST_PICKLE} bytes")
     if (unpacked := sum(record.file_size for record in records)) > size:
         raise ValueError(f"what is in it would take {unpacked} bytes, more than it has")
+
+
+def _check_old_format(file: Path) -> None:
+    """ValueError if a pickle of a file from before PyTorch 1.6 would crash its reader."""
+    with file.open("rb") as stream:
+        for _ in range(_PICKLES_OF_OLD_FORMAT):
+            check_pickle(stream)
 
 
 def require_tensors(state: Mapping[Any, Any], size: int) -> dict[str, Tensor]:

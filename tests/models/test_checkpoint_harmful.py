@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import resource
 import struct
 import zipfile
@@ -211,6 +212,16 @@ def claiming(file: Path, elements: int) -> None:
     zipped(file, data=pickled.replace(b"K@", number))
 
 
+def with_key(instructions: bytes) -> bytes:
+    """A pickle of a dictionary with one key, which instructions make of an empty tuple."""
+    return b"\x80\x02})" + instructions + b"K\x01s."
+
+
+# A tuple of the last one, without end; and twice the last one, so that the whole has 2^60.
+DEEP, WIDE = with_key(b"\x85q\x00" * 300_000), with_key(b"\x85q\x00h\x00\x86" * 60)
+OLD_FORMAT = b"".join(pickle.dumps(start, protocol=2) for start in (0x1950A86A20F9469CFC6C, 1001, {}))
+
+
 def header_of(length: int, **tensors: Any) -> bytes:
     text = json.dumps(tensors).encode()
     return struct.pack("<Q", length or len(text)) + text
@@ -226,6 +237,9 @@ BOMBS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a storage beyond all": ("w.pth", lambda f: claiming(f, 2**31 - 1)),
     "a pickle of nothing but marks": ("w.bin", lambda f: f.write_bytes(b"(" * (1 << 16))),
     "a nested pickle": ("w.pth", lambda f: zipped(f, data=b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".")),
+    "a key that is a deep tuple": ("w.pth", lambda f: zipped(f, data=DEEP)),
+    "a key that is a wide tuple": ("w.pth", lambda f: zipped(f, data=WIDE)),
+    "a deep key in the old format": ("w.pth", lambda f: f.write_bytes(OLD_FORMAT + DEEP)),
     "a huge header": ("w.safetensors", lambda f: f.write_bytes(header_of(1 << 40))),
     "a huge shape": (
         "w.safetensors",

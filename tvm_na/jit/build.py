@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tvm_na import fingerprint, settings
+from tvm_na import fingerprint, forking, settings
 from tvm_na.compilers import cxx
-from tvm_na.jit import cache, forking, runtime
+from tvm_na.jit import cache, runtime
 from tvm_na.jit.library import write_cuda_library, write_library
 from tvm_na.jit.remembered import Remembered
 from tvm_na.problems.registry import Problem

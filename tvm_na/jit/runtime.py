@@ -1,7 +1,7 @@
 """Running a compiled kernel with TVM's runtime library alone: no compiler, no ``import tvm``.
 
 A kernel's parallel loops run on PyTorch's OpenMP threads (:mod:`tvm_na.jit.openmp`), where there are none on a
-pool of TVM's that belongs to the calling thread. Neither survives ``fork`` (:mod:`tvm_na.jit.forking`).
+pool of TVM's that belongs to the calling thread. Neither survives ``fork`` (:mod:`tvm_na.forking`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tvm_na import settings
+from tvm_na import forking, settings
 from tvm_na.compilers import cxx
-from tvm_na.jit import forking, openmp
+from tvm_na.jit import openmp
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _after_fork() -> None:
         use_threads(0)
 
 
-os.register_at_fork(after_in_child=_after_fork)  # after that of the room's other file, which says that it is a child
+os.register_at_fork(after_in_child=_after_fork)  # after that of forking, which says that it is a child
 
 
 def threads_for(flops: int, limit: int) -> int:
