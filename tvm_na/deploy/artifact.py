@@ -9,9 +9,9 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvm_na import forking
 from tvm_na.deploy import weights
 from tvm_na.deploy.manifest import LIBRARY, MODEL, OPERATORS, RUNTIME, WEIGHTS, Manifest, read_manifest, verify
+from tvm_na.process import forking
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tvm_na import fingerprint, forking, settings
+from tvm_na import fingerprint, settings
 from tvm_na.compilers import cxx
 from tvm_na.jit import cache, runtime
 from tvm_na.jit.library import write_cuda_library, write_library
 from tvm_na.jit.remembered import Remembered
 from tvm_na.problems.registry import Problem
+from tvm_na.process import forking
 from tvm_na.records.rejections import InapplicableError
 from tvm_na.records.select import Selection, reject, select
 from tvm_na.targets.target import NATarget, check_runs_here, detect_cuda_target, detect_target, parse_target

@@ -1,7 +1,7 @@
 """Running a compiled kernel with TVM's runtime library alone: no compiler, no ``import tvm``.
 
 A kernel's parallel loops run on PyTorch's OpenMP threads (:mod:`tvm_na.jit.openmp`), where there are none on a
-pool of TVM's that belongs to the calling thread. Neither survives ``fork`` (:mod:`tvm_na.forking`).
+pool of TVM's that belongs to the calling thread. Neither survives ``fork`` (:mod:`tvm_na.process.forking`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tvm_na import forking, settings
+from tvm_na import settings
 from tvm_na.compilers import cxx
 from tvm_na.jit import openmp
+from tvm_na.process import forking
 
 
 @dataclass(frozen=True)

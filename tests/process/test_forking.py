@@ -12,7 +12,7 @@ import threading
 import pytest
 
 from tests.helpers import ROOT, run_forked
-from tvm_na import forking
+from tvm_na.process import forking
 
 # Kernels, and PyTorch's own loops, on two threads that a child does not have. Each way of `ways` ends, or says why not.
 PROCESS = """
