@@ -50,8 +50,8 @@ def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """``state`` under our names, if its keys are Hugging Face's; otherwise ``state`` itself.
 
     query, key and value ``[C, C]`` become ``attn.qkv`` ``[3C, C]`` (biases likewise) and ``layer_scale_parameters``
-    ``[2, C]`` become ``gamma1`` and ``gamma2`` ``[C]``. What lacks a part or has another shape keeps its name, so
-    that it is reported by it.
+    ``[2, C]`` become ``gamma1`` and ``gamma2`` ``[C]``. What lacks a part or has another shape or dtype keeps its name,
+    so that it is reported by it.
     """
     if not is_hf(list(state)):
         return state
@@ -68,5 +68,6 @@ def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _join_qkv(state: dict[str, Tensor], query: str) -> None:
     names = [query.replace(".attn.query.", f".attn.{part}.") for part in ("query", "key", "value")]
-    if all(name in state and state[name].shape == state[query].shape for name in names):
+    kinds = {(state[name].shape, state[name].dtype) if name in state else None for name in names}
+    if len(kinds) == 1:
         state[query.replace(".attn.query.", ".attn.qkv.")] = torch.cat([state.pop(name) for name in names])

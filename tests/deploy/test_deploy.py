@@ -112,6 +112,32 @@ def test_a_fresh_process_needs_no_compiler_and_then_no_tvm_na(aoti, model, tmp_p
         (tmp_path / "out.pt").unlink()
 
 
+def test_children_of_a_process_that_computed(either) -> None:
+    """Forked while another thread is in a call; and PyTorch's threads, or the pool's, are not there."""
+    code = f"""
+        import os, signal, threading, torch, tvm_na
+        torch.set_num_threads(2)
+        artifact = tvm_na.load({str(either.path)!r})
+        images = torch.rand(8, 3, {SIZE}, {SIZE})
+        expected, stop = artifact(images), []
+        def compute():
+            while not stop:
+                artifact(images)
+        thread = threading.Thread(target=compute)
+        thread.start()
+        for _ in range(5):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(30)
+                os._exit(0 if torch.allclose(artifact(images), expected, rtol=1e-4) else 1)
+            assert os.waitpid(child, 0)[1] == 0
+        stop.append(1)
+        thread.join()
+        assert torch.get_num_threads() == 2
+    """
+    run_python(code, env={**os.environ, "TVM_NA_NUM_THREADS": "2"})
+
+
 # --- what it says of itself
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 import tvm_na
-from tests.deploy.artifacts import LIMIT, SIZE
+from tests.deploy.artifacts import LIMIT, SIZE, seal
 from tests.helpers import ROOT, relative_error, run_python
 from tvm_na.deploy import manifest
 from tvm_na.deploy.artifact import VMArtifact
@@ -206,6 +206,13 @@ def test_one_and_three_axes(tmp_path: Path, module: Any, sizes: tuple[int, ...])
     x = torch.randn(2, *sizes)
     with torch.no_grad():
         assert relative_error(artifact(x), model(x)) <= LIMIT
+
+
+def test_weights_that_did_not_come_are_an_error(tvm_copy: Path) -> None:
+    code = manifest.read_manifest(tvm_copy).code
+    seal(tvm_copy, code={**code, "weights": ["gone", *code["weights"]]})
+    with pytest.raises(ValueError, match=r"weights\.safetensors: required the weights that .* names, got no gone"):
+        tvm_na.load(tvm_copy)
 
 
 def test_what_cannot_be_compiled(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -56,10 +57,39 @@ def _owns(array: np.ndarray) -> bool:
     return array.flags.owndata
 
 
-@pytest.mark.parametrize("content", [b"\0" * 8, b"\x10" + b"\0" * 7 + b"not JSON", b"\x02\0\0\0\0\0\0\0[]"])
+def of_header(header: object) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + b"\0" * 64
+
+
+ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0" * 8,
+        b"\xff" * 8,
+        of_header(b"not JSON"),
+        of_header(b"[" * 200_000),
+        of_header([]),
+        of_header({"w": {}}),
+        of_header({"w": {**ONE, "dtype": ["F32"]}}),
+        of_header({"w": {**ONE, "dtype": "F8"}}),
+        of_header({"w": {**ONE, "shape": [10**30]}}),
+        of_header({"w": {**ONE, "shape": [-1]}}),
+        of_header({"w": {**ONE, "shape": [3]}}),
+        of_header({"w": {**ONE, "data_offsets": [-8, 0]}}),
+        of_header({"w": {**ONE, "data_offsets": [10**30, 10**30 + 8]}}),
+        of_header({"w": {**ONE, "data_offsets": [0]}}),
+        of_header({"w": {**ONE, "data_offsets": [60, 68]}}),
+    ],
+    ids=range(16),
+)
 def test_another_file_is_an_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "w").write_bytes(content)
-    with pytest.raises(ValueError, match="required a safetensors file"):
+    with pytest.raises(ValueError, match="/w: required a safetensors file"):
         map_weights(tmp_path / "w")
 
 

@@ -201,7 +201,7 @@ FAULTS = (
     ),
     Fault(
         "an artifact's files not compared with their digests",
-        "tvm_na/deploy/manifest.py",
+        "tvm_na/deploy/files.py",
         'if digest != wanted["sha256"]:',
         "if not digest:",
         ("tests/deploy/test_manifest.py",),

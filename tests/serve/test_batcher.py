@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -123,3 +124,18 @@ def test_many_threads_get_their_own_answers(batcher):
     assert answers == [2 * (i + 100) for i in range(2000)]
     wait_until(lambda: sum(batcher.sizes) == 2000, "every item is told of")
     assert max(batcher.sizes) <= 4
+
+
+def test_a_forked_child_is_told_that_it_has_no_thread(batcher):
+    """It would wait for an answer for ever, or for a lock that the thread held."""
+    assert batcher.submit(3).result(10) == 6
+    with batcher._changed:
+        child = os.fork()
+        if child == 0:
+            try:
+                batcher.submit(4)
+            except RuntimeError as error:
+                os._exit(0 if "required the process that made it" in str(error) else 1)
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    assert batcher.submit(5).result(10) == 10

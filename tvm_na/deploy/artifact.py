@@ -5,13 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-import threading
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_na.deploy import weights
 from tvm_na.deploy.manifest import LIBRARY, MODEL, OPERATORS, RUNTIME, WEIGHTS, Manifest, read_manifest, verify
+from tvm_na.process import forking
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +29,7 @@ class Artifact(ABC):
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path, self.manifest = path, manifest
+        self._one_at_a_time = forking.Lock("calling an artifact")
 
     @abstractmethod
     def __call__(self, images: Any) -> Any:
@@ -65,6 +66,7 @@ class TorchArtifact(Artifact):
         import torch
 
         super().__init__(path, manifest)
+        forking.computed()
         load_operators(path / OPERATORS, manifest.code["namespace"])
         # What torch._inductor.aoti_load_package makes after seconds of imports; C++ has it under this name.
         self._loader = torch._C._aoti.AOTIModelPackageLoader(str(path / MODEL), "model", False, 1, -1)
@@ -77,7 +79,7 @@ class TorchArtifact(Artifact):
         self._check(images)
         # The compiled code reads memory in the order of the example's, whatever the strides say.
         plain = images.detach().resolve_neg().contiguous()
-        with torch.no_grad():
+        with self._one_at_a_time, torch.no_grad():
             return self._returned(list(self._loader.boxed_run([plain])))
 
 
@@ -96,11 +98,12 @@ class VMArtifact(Artifact):
 
         super().__init__(path, manifest)
         mapped = weights.map_weights(path / WEIGHTS)
+        if missing := [name for name in manifest.code["weights"] if name not in mapped]:
+            raise ValueError(f"{path / WEIGHTS}: required the weights that the manifest names, got no {missing[0]}")
         self._weights = [tvm_ffi.from_dlpack(mapped[name]) for name in manifest.code["weights"]]
         machine = tvm_ffi.load_module(str(path / LIBRARY))["vm_load_executable"]()
         machine["vm_initialization"](*_CPU, _POOLED)
         self._main, self._machine = machine["main"], machine
-        self._one_at_a_time = threading.Lock()
 
     def __call__(self, images: Any) -> Any:
         import numpy as np

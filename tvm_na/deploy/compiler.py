@@ -5,10 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from tvm_na.deploy.aoti import build as route_aoti
 from tvm_na.deploy.artifact import Artifact, load, made_of
 from tvm_na.deploy.check import BUDGETS, name_of, reference_of
 from tvm_na.deploy.manifest import EXPECTED, Manifest, TensorSpec, describe_files, write_manifest
+from tvm_na.deploy.place import checked_output, in_place
 from tvm_na.deploy.relax import build as route_tvm
 from tvm_na.deploy.request import (
     Format,
@@ -28,7 +26,6 @@ from tvm_na.deploy.request import (
     check_format,
     checked_batch,
     checked_model,
-    checked_output,
     checked_runtime,
     checked_target,
 )
@@ -84,7 +81,7 @@ def compile(
             against the library, which takes as long again.
         runtime: With ``tvm``, the ``libtvm_runtime.so`` that goes into the artifact; None for the installed one, or for
             none where the target has another architecture: then apache-tvm must be installed where it runs.
-        overwrite: Whether an artifact at ``output`` may be replaced.
+        overwrite: Whether an artifact at ``output`` may be replaced, with nothing else in its folder.
         report: Called with a line before each step.
 
     Returns:
@@ -114,26 +111,13 @@ def compile(
         runtime=checked_runtime(runtime, chosen, format),
         report=report or (lambda line: None),
     )
-    with _in_place(request.folder, overwrite) as (folder, scratch):
+    with in_place(request.folder, overwrite) as (folder, scratch):
         facts = _ROUTES[request.format](request, folder, scratch)
         identity = {"name": name or type(model).__name__, "parameters": sum(p.numel() for p in model.parameters())}
         facts["model"] = {**identity, "weights": weights}
         facts["preprocessing"] = None if preprocessing is None else asdict(preprocessing)
         _finish(request, folder, facts)
     return load(request.folder) if request.runs_here else None
-
-
-@contextmanager
-def _in_place(folder: Path, overwrite: bool) -> Iterator[tuple[Path, Path]]:
-    """A new folder that becomes ``folder`` if all goes well, and one for intermediate files; else neither stays."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
-        new, scratch, old = (Path(temporary) / name for name in ("new", "scratch", "old"))
-        new.mkdir()
-        scratch.mkdir()
-        yield new, scratch
-        if overwrite and folder.exists():
-            folder.rename(old)
-        new.rename(folder)
 
 
 def _finish(request: Request, folder: Path, facts: dict[str, Any]) -> None:

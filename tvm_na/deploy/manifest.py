@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from tvm_na.deploy import files
+from tvm_na.deploy.schema import is_bytes, is_shape, is_size, mismatch
 from tvm_na.targets.target import missing_features
 
 FORMAT = "tvm_na artifact"
@@ -26,13 +27,38 @@ LIBRARY, WEIGHTS, RUNTIME = "model.so", "weights.safetensors", "libtvm_runtime.s
 #: An input and the right outputs for it, where the machine that made an artifact could not run it.
 EXPECTED = "expected.safetensors"
 
-_BLOCK = 1 << 20
+#: Bytes; NAT-Tiny's has 16 000.
+_LARGEST = 1 << 24
 
-# Of the manifest's objects, what loading an artifact depends on.
-_NEEDED = {"target": ("name", "system", "architecture", "cpu_features"), "model": ("name",)}
-_NEEDED_BY_KIND: dict[str, dict[str, tuple[str, ...]]] = {
-    "aoti": {"code": ("namespace",), "requires": ("torch",)},
-    "tvm": {"code": ("weights", "largest_batch"), "requires": ("apache-tvm-ffi",)},
+_NUMBER = (int, float)
+_TENSOR = {"shape": is_shape, "dtype": str}
+_FILE = {"sha256": str, "bytes": is_bytes}
+# Of what the fields consist that somebody reads.
+_FIELDS = {
+    "kind": lambda kind: kind in ("aoti", "tvm"),
+    "model": {"name": str, "parameters": int, "weights": (str, None)},
+    "target": {"name": str, "system": str, "architecture": str, "cpu_features": [str]},
+    "requires": {str: str},
+    "built_with": {str: str},
+    "problems": [{"problem": dict, "text": str, "layers": int, "schedule": str}],
+    "input": _TENSOR,
+    "outputs": [_TENSOR],
+    "returns_list": bool,
+    "preprocessing": (
+        {"input_size": is_size, "crop_pct": _NUMBER, "interpolation": str, "mean": [_NUMBER], "std": [_NUMBER]},
+        None,
+    ),
+    "code": dict,
+    "check": {"budget": _NUMBER},
+    "files": {str: _FILE},
+}
+_FIELDS_BY_KIND: dict[str, dict[str, Any]] = {
+    "aoti": {"code": {"namespace": str}, "requires": {"torch": str}, "files": {OPERATORS: _FILE}},
+    "tvm": {
+        "code": {"weights": [str], "largest_batch": is_size},
+        "requires": {"apache-tvm-ffi": str},
+        "files": {LIBRARY: _FILE, WEIGHTS: _FILE},
+    },
 }
 
 
@@ -120,9 +146,12 @@ def describe_kernel(problem: Any, layers: int, schedule: object) -> dict[str, An
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """``sha256`` and ``bytes`` of every file of an artifact but its manifest."""
-    files = {name: folder / name for name in sorted(_names(folder)) if name != MANIFEST}
-    return {name: {"sha256": _sha256(file), "bytes": file.stat().st_size} for name, file in files.items()}
+    """``sha256`` and ``bytes`` of every file of an artifact but its manifest.
+
+    Raises:
+        ValueError: something in it is neither a file nor a folder.
+    """
+    return files.describe(folder, MANIFEST)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -135,54 +164,61 @@ def read_manifest(folder: Path) -> Manifest:
     if not folder.exists():
         raise FileNotFoundError(f"artifact: required an existing folder, got {folder}")
     file = folder / MANIFEST
-    if not file.is_file():
+    if not files.is_regular(file):
         raise ValueError(f"artifact: required a folder with a {MANIFEST}, got {folder} without one")
     content = _parsed(file)
     if content.get("format") != FORMAT:
-        raise ValueError(f"{file}: required the format {FORMAT!r}, got {content.get('format')!r}")
+        raise ValueError(f"{file}: required the format {FORMAT!r}, got {_brief(content.get('format'))}")
     version = content.get("format_version")
     if version != FORMAT_VERSION:
         hint = "; a newer tvm_na reads it" if isinstance(version, int) and version > FORMAT_VERSION else ""
-        raise ValueError(f"{file}: required format version {FORMAT_VERSION}, got {version!r}{hint}")
+        raise ValueError(f"{file}: required format version {FORMAT_VERSION}, got {_brief(version)}{hint}")
     digest = content.pop("digest", None)
     if digest != _digest_of(content):
-        raise ValueError(f"{file}: required content with the digest {digest!r} that it names, got other content")
+        raise ValueError(f"{file}: required content with the digest {_brief(digest)} that it names, got other content")
     return _from_content(file, content)
 
 
+def _brief(value: Any) -> str:
+    return ascii(value)[:80]
+
+
 def _parsed(file: Path) -> dict[str, Any]:
+    with files.opened(file) as stream:
+        read = stream.read(_LARGEST + 1)
+    if len(read) > _LARGEST:
+        raise ValueError(f"{file}: required a file of at most {_LARGEST} bytes, got more")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # not UTF-8, or not JSON
+        content = json.loads(read, parse_constant=_no_number)
+        _digest_of(content)  # what is nested too deeply to be read may first show here
+    except (ValueError, RecursionError) as error:  # not UTF-8, or not JSON
         raise ValueError(f"{file}: required JSON, got a damaged file: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{file}: required a JSON object, got {type(content).__name__}")
     return content
 
 
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
 def _from_content(file: Path, content: dict[str, Any]) -> Manifest:
     fields = {name: value for name, value in content.items() if name not in ("format", "format_version")}
-    try:
-        specs = [TensorSpec(tuple(spec["shape"]), spec["dtype"]) for spec in (fields["input"], *fields["outputs"])]
-        for part, names in {**_NEEDED, **_NEEDED_BY_KIND[fields["kind"]]}.items():
-            _require_keys(fields[part], names)
-        for described in fields["files"].values():
-            _require_keys(described, ("sha256", "bytes"))
-        return Manifest(**{**fields, "input": specs[0], "outputs": specs[1:]})
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{file}: required the fields of format version {FORMAT_VERSION}, got {error}") from error
-
-
-def _require_keys(described: dict[str, Any], names: tuple[str, ...]) -> None:
-    for name in names:
-        if name not in described:
-            raise KeyError(name)
+    wrong = mismatch(fields, _FIELDS) or mismatch(fields, _FIELDS_BY_KIND[fields["kind"]])
+    if wrong is None and (more := sorted(fields.keys() - _FIELDS)):
+        wrong = f"also {_brief(more[0])}"
+    if wrong is None and not fields["outputs"]:
+        wrong = "no outputs"
+    if wrong is not None:
+        raise ValueError(f"{file}: required the fields of format version {FORMAT_VERSION}, got {wrong}")
+    specs = [TensorSpec(tuple(spec["shape"]), spec["dtype"]) for spec in (fields["input"], *fields["outputs"])]
+    return Manifest(**{**fields, "input": specs[0], "outputs": specs[1:]})
 
 
 def verify(folder: Path, manifest: Manifest) -> None:
     """ValueError if this machine cannot run the artifact, or one of its files is not what the manifest says."""
     check_machine(folder, manifest)
-    _check_files(folder, manifest)
+    files.verify(folder, manifest.files, MANIFEST)
 
 
 def check_machine(folder: Path, manifest: Manifest) -> None:
@@ -214,36 +250,5 @@ def torch_interface(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
-def _check_files(folder: Path, manifest: Manifest) -> None:
-    for name, wanted in manifest.files.items():
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"{folder / MANIFEST}: required names of files inside of the artifact, got {name!r}")
-        file = folder / name
-        if not file.is_file():
-            raise ValueError(f"{file}: required a file of {wanted['bytes']} bytes, got none")
-        if file.stat().st_size != wanted["bytes"]:
-            raise ValueError(f"{file}: required {wanted['bytes']} bytes, got {file.stat().st_size}")
-        digest = _sha256(file)
-        if digest != wanted["sha256"]:
-            raise ValueError(f"{file}: required the SHA-256 {wanted['sha256']}, got {digest}")
-    extra = _names(folder) - set(manifest.files) - {MANIFEST}
-    if extra:  # PyTorch loads what it finds in the model's folder
-        raise ValueError(f"{folder}: required the files that the manifest names, got also {', '.join(sorted(extra))}")
-
-
-def _names(folder: Path) -> set[str]:
-    walk = os.walk(folder, followlinks=True)
-    return {(Path(at) / name).relative_to(folder).as_posix() for at, _, names in walk for name in names}
-
-
 def _digest_of(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

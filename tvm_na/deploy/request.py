@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 from tvm_na.compilers import cxx
 from tvm_na.deploy.check import BUDGETS, name_of
 from tvm_na.deploy.export import attentions_of, export_model
-from tvm_na.deploy.manifest import MANIFEST, torch_interface
+from tvm_na.deploy.manifest import torch_interface
 from tvm_na.jit.runtime import runtime_library
 from tvm_na.problems.attention import NAProblem
 from tvm_na.targets.target import NATarget, check_runs_here, parse_target
@@ -120,20 +120,6 @@ def checked_target(name: Any, format: Format) -> tuple[NATarget, bool]:
             raise
         return target, False
     return target, True
-
-
-def checked_output(output: Any, overwrite: bool) -> Path:
-    """The folder to make."""
-    if not isinstance(output, (str, os.PathLike)):
-        raise TypeError(f"output: required a path, got {type(output).__name__} {output!r}")
-    folder = Path(output).absolute()
-    if not folder.parent.is_dir():
-        raise ValueError(f"output: required a path in an existing folder, got {folder}")
-    if folder.exists() and not overwrite:
-        raise ValueError(f"output: required a path where nothing is, or overwrite, got {folder}")
-    if folder.exists() and not (folder / MANIFEST).is_file():
-        raise ValueError(f"output: required a path where nothing or an artifact is, got {folder}")
-    return folder
 
 
 def checked_runtime(file: Any, target: NATarget, format: Format) -> Path | None:

@@ -11,12 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tvm_na.deploy.schema import is_bytes, mismatch
+
 if TYPE_CHECKING:
     import numpy as np
 
     Array = np.ndarray[Any, Any]
 
 ALIGNMENT = 64  # bytes
+_HEADER = {str: {"dtype": str, "shape": [is_bytes], "data_offsets": [is_bytes]}}
 _DTYPES = {"F32": "float32", "F64": "float64", "I32": "int32", "I64": "int64", "BOOL": "bool"}
 
 
@@ -54,19 +57,21 @@ def map_weights(file: Path) -> dict[str, Array]:
     """
     import numpy as np
 
-    with file.open("rb") as stream:
-        mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)  # NumPy lends out writable memory alone
-    length = int.from_bytes(mapped[:8], "little")
     try:
+        with file.open("rb") as stream:
+            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)  # NumPy lends out writable memory alone
+        length = int.from_bytes(mapped[:8], "little")
         header = json.loads(mapped[8 : 8 + length])
         header.pop("__metadata__", None)
+        if (wrong := mismatch(header, _HEADER)) is not None:
+            raise ValueError(f"{wrong} in its header")
         found = {}
         for name, about in header.items():
             begin, end = about["data_offsets"]
             dtype = np.dtype(_DTYPES[about["dtype"]])
             flat = np.frombuffer(mapped, dtype, (end - begin) // dtype.itemsize, 8 + length + begin)
             found[name] = aligned(flat).reshape(about["shape"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{file}: required a safetensors file, got {type(error).__name__}: {error}") from error
     return found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from tvm_na.jit import cache, runtime
 from tvm_na.jit.library import write_cuda_library, write_library
 from tvm_na.jit.remembered import Remembered
 from tvm_na.problems.registry import Problem
+from tvm_na.process import forking
 from tvm_na.records.rejections import InapplicableError
 from tvm_na.records.select import Selection, reject, select
 from tvm_na.targets.target import NATarget, check_runs_here, detect_cuda_target, detect_target, parse_target
@@ -29,8 +29,8 @@ R = TypeVar("R")
 MOST_KERNELS = 512
 
 _kernels: Remembered[str, Kernel] = Remembered(MOST_KERNELS)
-_building = threading.Lock()
-_importing = threading.Lock()
+_building = forking.Lock("building a kernel")
+_importing = forking.Lock("importing TVM")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
 """Running a compiled kernel with TVM's runtime library alone: no compiler, no ``import tvm``.
 
 A kernel's parallel loops run on PyTorch's OpenMP threads (:mod:`tvm_na.jit.openmp`), where there are none on a
-pool of TVM's that belongs to the calling thread. Neither survives ``fork``: the child computes on one thread,
-as torch's DataLoader workers do.
+pool of TVM's that belongs to the calling thread. Neither survives ``fork`` (:mod:`tvm_na.process.forking`).
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from typing import Any
 from tvm_na import settings
 from tvm_na.compilers import cxx
 from tvm_na.jit import openmp
+from tvm_na.process import forking
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,6 @@ class LaunchSpec:
 
 
 _pools = threading.local()
-_forked = False
 _pool_of_artifacts: Callable[[int], None] | None = None
 #: About 40 microseconds of one core's work. At 5 MFLOP (7x7, 16 heads) a second thread still nearly halves the time.
 FLOPS_PER_THREAD = 2_000_000
@@ -64,6 +63,7 @@ def _load_runtime() -> Callable[[int], None]:
 
     if _pool_of_artifacts is not None:
         return _pool_of_artifacts
+    forking.computed()
     ctypes.CDLL(str(runtime_library()), ctypes.RTLD_GLOBAL)
     library = openmp.pytorch_openmp()
     return _tvm_pool(tvm_ffi) if library is None else openmp.register(library)
@@ -93,6 +93,7 @@ def load_for_artifact(own: Path) -> None:
         if not file.is_file():
             raise FileNotFoundError(f"artifact: required apache-tvm, or TVM's runtime library at {own}, got neither")
         ctypes.CDLL(str(file), ctypes.RTLD_GLOBAL)
+    forking.computed()
     _pool_of_artifacts = _tvm_pool(tvm_ffi)
 
 
@@ -103,19 +104,17 @@ def _tvm_pool(tvm_ffi: Any) -> Callable[[int], None]:
     os.environ.setdefault("TVM_BIND_THREADS", "0")
     configure = tvm_ffi.get_global_func("runtime.config_threadpool")
     big_cores = 1  # an affinity mode; without bound threads it only has to be named
-    return lambda threads: configure(big_cores, threads, ["0"] if _forked else [])
+    return lambda threads: configure(big_cores, threads, ["0"] if forking.is_child else [])
 
 
 def _after_fork() -> None:
-    global _forked
-    _forked = True
     _pools.threads = None
     if _load_runtime.cache_info().currsize or _pool_of_artifacts is not None:
         # The workers did not come along; waiting for them would never end.
         use_threads(0)
 
 
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(after_in_child=_after_fork)  # after that of forking, which says that it is a child
 
 
 def threads_for(flops: int, limit: int) -> int:
@@ -125,7 +124,7 @@ def threads_for(flops: int, limit: int) -> int:
 
 def use_threads(flops: int) -> None:
     """Set the calling thread's threads to the number wanted now for a kernel that computes ``flops``."""
-    threads = 1 if _forked else threads_for(flops, settings.num_threads())
+    threads = 1 if forking.is_child else threads_for(flops, settings.num_threads())
     if getattr(_pools, "threads", None) != threads:
         _load_runtime()(threads)
         _pools.threads = threads

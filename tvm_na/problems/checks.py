@@ -72,8 +72,26 @@ def check_scale(scale: Any, head_dim: int, accum_dtype: str = "float64") -> floa
     return number
 
 
+# Classes of tensors that say themselves what operators do with them, and need no rules of ours for that: tracers see
+# shapes alone, and a result of a collective operation is waited for.
+_TRANSPARENT = (
+    "torch._subclasses.fake_tensor.FakeTensor",
+    "torch._subclasses.functional_tensor.FunctionalTensor",
+    "torch.distributed._functional_collectives.AsyncCollectiveTensor",
+)
+
+
+def _has_own_rules(kind: type[Tensor]) -> bool:
+    """Whether a class of tensors may be more than its data, or other data: a part, a mask, a quantization."""
+    import torch
+
+    if kind.__torch_dispatch__ is torch.Tensor.__torch_dispatch__:
+        return False
+    return f"{kind.__module__}.{kind.__qualname__}" not in _TRANSPARENT
+
+
 def require_tensor(argument: str, value: Any, ndim: int, layout: str) -> None:
-    """TypeError unless ``value`` is a dense tensor, ValueError unless it has ``ndim`` dimensions."""
+    """TypeError unless ``value`` is a dense tensor that is its data, ValueError unless it has ``ndim`` dimensions."""
     import torch
 
     if not isinstance(value, torch.Tensor):
@@ -82,6 +100,10 @@ def require_tensor(argument: str, value: Any, ndim: int, layout: str) -> None:
         raise TypeError(f"{argument}: required a dense (strided) tensor, got layout {value.layout}")
     if value.is_nested:  # strided ones have no shape to speak of
         raise TypeError(f"{argument}: required a dense (strided) tensor, got a nested tensor")
+    kind = type(value)
+    if kind is not torch.Tensor and kind is not torch.nn.Parameter and _has_own_rules(kind):
+        wanted = "a plain tensor (of a DTensor its to_local())"
+        raise TypeError(f"{argument}: required {wanted}, got a {kind.__name__}, for which there are no rules")
     if value.ndim != ndim:
         raise ValueError(f"{argument}: required {ndim} dimensions {layout}, got shape {tuple(value.shape)}")
 

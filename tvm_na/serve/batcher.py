@@ -66,8 +66,10 @@ class Batcher(Generic[T, R]):
         """The result to come of an item. Cancelling it takes the item out of the queue.
 
         Raises:
-            RuntimeError: The batcher is closed.
+            RuntimeError: The batcher is closed, or this process was forked from its own.
         """
+        if not self._closing and not self._thread.is_alive():
+            raise RuntimeError("batcher: required the process that made it, got one without its thread")
         future: Future[R] = Future()
         with self._changed:
             if self._closing:

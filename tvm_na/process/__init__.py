@@ -1,0 +1,1 @@
+"""What holds for a process as a whole."""
