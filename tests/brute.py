@@ -87,10 +87,11 @@ def attention(
         more = scale * torch.einsum("bihd,bjhd->bhij", q, additional_keys.double()[:, :, kv_head])
         scores = torch.cat([scores, more], dim=-1)
         v = torch.cat([v, additional_values.double()[:, :, kv_head]], dim=1)
-    largest = scores.amax(dim=-1, keepdim=True)
+    # Of only minus infinity the sum of weights is 0; then the output is 0 and its logarithm minus infinity.
+    largest = scores.amax(dim=-1, keepdim=True).clamp(min=-torch.finfo(torch.float64).max)
     weights = torch.exp(scores - largest)
     total = weights.sum(dim=-1, keepdim=True)
-    out = torch.einsum("bhij,bjhd->bihd", weights / total, v)
+    out = torch.einsum("bhij,bjhd->bihd", weights / torch.where(total == 0, 1.0, total), v)
     lse = (largest + torch.log(total))[..., 0].transpose(1, 2)
     shape = (len(query), *problem.spatial, problem.heads)
     return out.reshape(*shape, problem.head_dim_v), lse.reshape(shape)

@@ -91,6 +91,20 @@ def window_scores(
     return scores.masked_fill(~exists, -math.inf)
 
 
+def softmax_and_lse(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Softmax and log-sum-exp over the last axis; 0 and minus infinity, without gradients, where all are minus infinity.
+
+    So a query without a key adds nothing to a merged attention, as with PyTorch's ``flex_attention``.
+    """
+    # A constant, so that derivatives are by the weights themselves: PyTorch's of a log-sum-exp are by its rounded value.
+    shift = torch.logsumexp(scores.detach(), dim=-1, keepdim=True)
+    none = shift == -math.inf
+    shift = shift.masked_fill(none, 0.0)
+    powers = torch.exp(scores - shift)
+    total = powers.sum(dim=-1, keepdim=True).masked_fill(none, 1.0)
+    return powers / total, (shift + total.log()).masked_fill(none, -math.inf).squeeze(-1)
+
+
 def neighborhood_attention(
     problem: NAProblem,
     query: Tensor,
@@ -115,7 +129,8 @@ def neighborhood_attention(
 
     Returns:
         ``out`` ``[batch, *spatial, heads, head_dim_v]`` in the inputs' dtype and ``lse``
-        ``[batch, *spatial, heads]``, natural logarithm, in float32 (float64 for float64).
+        ``[batch, *spatial, heads]``, natural logarithm, in float32 (float64 for float64). Where all scores are minus
+        infinity they are 0 and minus infinity.
     """
     accum = accum_dtype(query)
     neighbor, relative, exists = windows(problem, query.device)
@@ -125,8 +140,7 @@ def neighborhood_attention(
     if additional_keys is not None:
         extra = torch.einsum("bhnd,bhed->bhne", q, _per_head(additional_keys, problem, accum)) * scale
         scores = torch.cat([scores, extra], dim=-1)
-    lse = torch.logsumexp(scores, dim=-1)
-    p = torch.softmax(scores, dim=-1)
+    p, lse = softmax_and_lse(scores)
     out = torch.einsum("bhnk,bhnkd->bhnd", p[..., :window], in_windows(value, problem, neighbor, exists, accum))
     if additional_values is not None:
         out = out + torch.einsum("bhne,bhed->bhnd", p[..., window:], _per_head(additional_values, problem, accum))
@@ -173,7 +187,7 @@ def gradients(
     q, d = per_query(query, problem, accum), per_query(d_out, problem, accum)
     keys, values = (in_windows(t, problem, neighbor, exists, accum) for t in (key, value))
     scores = window_scores(q, keys, rpb, scale, relative, exists)
-    p = torch.softmax(scores, dim=-1)
+    p, _ = softmax_and_lse(scores)
     d_p = (values * d[:, :, :, None]).sum(-1)
     d_scores = p * (d_p - (p * d_p).sum(-1, keepdim=True))
     if d_lse is not None:
