@@ -17,7 +17,7 @@ from tests import brute
 from tests.conftest import GRADIENT_TOLERANCE, TOLERANCE
 from tests.helpers import random_inputs
 from tests.ops.gradients import NAMES, random_gradients
-from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.attention import TF32, NAProblem
 from tvm_na.reference import attention as reference
 
 Tensors = dict[str, Tensor]
@@ -131,8 +131,11 @@ EDGES = {
 }
 
 
-def assert_edge(problem: NAProblem, edge: str, run: Run) -> None:
-    """The results are those of the reference in float64, and finite or infinite where those are."""
+def assert_edge(problem: NAProblem, edge: str, run: Run, lse_dtype: str = "") -> None:
+    """The results are those of the reference in float64, and finite or infinite where those are.
+
+    The log-sum-exp is as near as one of weights in ``lse_dtype``, which is that of sums unless it is given.
+    """
     tensors = tensors_of(problem)
     EDGES[edge].change(tensors)
     scale = EDGES[edge].scale(tensors)
@@ -146,9 +149,10 @@ def assert_edge(problem: NAProblem, edge: str, run: Run) -> None:
         assert name == "lse" or there.all(), name
         difference = (found.double() - wanted[name])[there].abs().max().item()
         budget = GRADIENT_TOLERANCE if name.startswith("d_") and problem.dtype in GRADIENT_TOLERANCE else TOLERANCE
-        # Numbers below the normal ones have no more digits than steps.
-        least = torch.finfo(found.dtype).smallest_normal * torch.finfo(found.dtype).eps
-        kind = problem.accum_dtype if name == "lse" else problem.dtype
+        # Numbers below the normal ones are multiples of the least, and have no more digits.
+        info = torch.finfo(found.dtype)
+        least = info.smallest_normal * (2.0**-10 if problem.dtype == TF32 else info.eps)
+        kind = (lse_dtype or problem.accum_dtype) if name == "lse" else problem.dtype
         assert difference <= budget[kind] * wanted[name][there].abs().max().item() + 16 * least, name
 
 
@@ -198,8 +202,11 @@ def reach(problem: NAProblem, name: str, index: tuple[int, ...]) -> Tensors:
     return {n: t & (n in REACHED[name]) for n, t in found.items()}
 
 
-def assert_reach(problem: NAProblem, name: str, poison: float, run: Run) -> None:
-    """One bad number acts where the reference in float64 says, on nothing but windows that hold it, and is not lost."""
+def assert_reach(problem: NAProblem, name: str, poison: float, run: Run, in_bands: bool = False) -> None:
+    """One bad number acts where the reference in float64 says, on nothing but windows that hold it, and is not lost.
+
+    With ``in_bands`` keys and values may act on other queries of their heads too.
+    """
     tensors = tensors_of(problem)
     clean = run({n: t.clone() for n, t in tensors.items()}, 0.5)
     assert all(t.isfinite().all() for t in clean.values())
@@ -209,7 +216,10 @@ def assert_reach(problem: NAProblem, name: str, poison: float, run: Run) -> None
         bad[name][index] = poison
         masks, wanted = reach(problem, name, index), right(problem, bad, 0.5)
         for result, found in run(bad, 0.5).items():
-            may = masks[result].expand_as(found)
+            may = masks[result]
+            if in_bands and name in ("key", "value"):
+                may = may.any(dim=tuple(range(1, problem.rank + 1)), keepdim=True)
+            may = may.expand_as(found)
             label = f"{name} at {index}: {result}"
             assert wanted[result][~may].isfinite().all(), f"{label}: the reference reaches further"
             assert torch.equal(found[~may], clean[result][~may]), f"{label} is reached outside of its windows"

@@ -109,7 +109,8 @@ def na2d(
 
     Returns:
         The output ``[batch, height, width, heads, head_dim_v]`` in the inputs' dtype; with return_lse also the
-        natural log-sum-exp ``[batch, height, width, heads]`` in float32 (float64 for float64).
+        natural log-sum-exp ``[batch, height, width, heads]`` in float32 (float64 for float64). Where all scores of a
+        window are minus infinity, these are 0 and minus infinity, and nothing has a gradient through it.
 
     Raises:
         TypeError, ValueError: name the argument, what was required and what came.

@@ -76,7 +76,7 @@ def shared_bytes(shape: BlockShape, problem: NAProblem, tile: BandTile, turn: st
     padding = copied(problem)
     queries = shape.rows * shape.columns * SIDE * (problem.head_dim + padding)
     others = keys * (problem.head_dim + problem.head_dim_v + 2 * padding)
-    rows = shape.rows * tile.rows * row.keys if tile.passes == 1 else 2 * problem.kernel_size[0] - 1
+    rows = shape.rows * tile.rows * row.keys if tile.passes == 1 else 2 * problem.kernel_size[0]
     table = rows * column.bias_columns if problem.bias else 0
     heads = 2 if turn == "heads" else shape.heads
     heads_kv = heads if turn == "heads" or problem.heads == problem.heads_kv else 1

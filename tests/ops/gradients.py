@@ -61,7 +61,7 @@ def random_gradients(problem: NAProblem, batch: int, seed: int = 0) -> tuple[Ten
     tokens = (batch, *problem.spatial, problem.heads)
     d_out = torch.randn(*tokens, problem.head_dim_v, generator=generator, dtype=torch.float64)
     d_lse = torch.randn(*tokens, generator=generator, dtype=torch.float64)
-    d_out = d_out.to(getattr(torch, problem.dtype))
+    d_out = d_out.to(getattr(torch, problem.tensor_dtype))
     return d_out, d_lse.to(getattr(torch, problem.accum_dtype)) if problem.return_lse else None
 
 

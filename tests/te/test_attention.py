@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests import edges
 from tests.conftest import TOLERANCE
 from tests.helpers import Inputs, random_inputs, random_problem, reference64, relative_error
 from tests.te.expressions import assert_local, assert_signature, call, compiled
@@ -131,6 +132,27 @@ def test_corners_on_their_own(form: str) -> None:
 @pytest.mark.parametrize("name", ["1d-causal-dilated", "2d-dilated", "2d-causal", "2d-half-causal", "3d-all"])
 def test_what_lies_outside_a_window_does_not_act(form: str, name: str, poison: float) -> None:
     assert_local(PROBLEMS[name], lambda inputs: run(form, PROBLEMS[name], inputs, 0.6), poison)
+
+
+def at_edges(form: str, problem: NAProblem, tensors: edges.Tensors, scale: float) -> edges.Tensors:
+    query, key, value, rpb = (tensors[name] for name in edges.INPUTS[:4])
+    out, lse = run(form, problem, (query, key, value, rpb), scale)
+    assert lse is not None
+    return {"out": out, "lse": lse}
+
+
+@pytest.mark.parametrize("dtype", edges.DTYPES)
+def test_values_at_the_edge(form: str, dtype: str) -> None:
+    problem = edges.problem_of("causal, dilated", dtype)
+    for edge in edges.EDGES:
+        edges.assert_edge(problem, edge, functools.partial(at_edges, form, problem))
+
+
+@pytest.mark.parametrize("name", edges.INPUTS[:4])
+def test_how_far_a_bad_number_reaches(form: str, name: str) -> None:
+    problem = edges.problem_of("causal, dilated", "float32")
+    for poison in (math.nan, math.inf, -math.inf):
+        edges.assert_reach(problem, name, poison, functools.partial(at_edges, form, problem))
 
 
 def test_parts_divide_the_head_dimension() -> None:

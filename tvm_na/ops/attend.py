@@ -85,10 +85,10 @@ def _dense_attention(query: Tensor, keys: Tensor, values: Tensor, scale: float) 
     group = query.shape[-2] // keys.shape[-2]
     grouped = query.to(accum).flatten(1, -3).unflatten(-2, (keys.shape[-2], group))
     scores = torch.einsum("bnhgd,behd->bnhge", grouped, keys.to(accum)) * scale
-    out = torch.einsum("bnhge,behd->bnhgd", torch.softmax(scores, dim=-1), values.to(accum))
+    weights, lse = reference.softmax_and_lse(scores)
+    out = torch.einsum("bnhge,behd->bnhgd", weights, values.to(accum))
     tokens = query.shape[:-1]
-    lse = torch.logsumexp(scores, dim=-1).reshape(tokens)
-    return out.reshape(*tokens, values.shape[-1]).to(query.dtype), lse
+    return out.reshape(*tokens, values.shape[-1]).to(query.dtype), lse.reshape(tokens)
 
 
 def merge_attentions(outputs: Sequence[Tensor], lse_tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -99,7 +99,8 @@ def merge_attentions(outputs: Sequence[Tensor], lse_tensors: Sequence[Tensor]) -
         lse_tensors: Their log-sum-exps, ``[batch, *spatial, heads]``.
 
     Returns:
-        The merged output and log-sum-exp, in the dtypes of the first ones.
+        The merged output and log-sum-exp, in the dtypes of the first ones. A log-sum-exp of minus infinity is one of no
+        keys; where all are, they are 0 and minus infinity.
 
     Raises:
         ValueError: for fewer than two outputs, or numbers or shapes that do not fit.
@@ -111,9 +112,7 @@ def merge_attentions(outputs: Sequence[Tensor], lse_tensors: Sequence[Tensor]) -
         if out.shape != outputs[0].shape or lse.shape != outputs[0].shape[:-1]:
             got = f"{tuple(out.shape)} with {tuple(lse.shape)}"
             raise ValueError(f"lse_tensors: required the shape of outputs without head_dim, got {got}")
-    sums = torch.stack(list(lse_tensors))
-    merged = torch.logsumexp(sums, dim=0)
-    weights = torch.exp(sums - merged).unsqueeze(-1)
-    out = sum(w * o.to(w.dtype) for w, o in zip(weights, outputs, strict=True))
+    weights, merged = reference.softmax_and_lse(torch.stack(list(lse_tensors), dim=-1))
+    out = sum(w.unsqueeze(-1) * o.to(w.dtype) for w, o in zip(weights.unbind(-1), outputs, strict=True))
     assert isinstance(out, Tensor)
     return out.to(outputs[0].dtype), merged

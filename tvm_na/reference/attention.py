@@ -92,11 +92,11 @@ def window_scores(
 
 
 def softmax_and_lse(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax and log-sum-exp over the last axis; 0 and minus infinity, without gradients, where all are minus infinity.
+    """Softmax and log-sum-exp over the last axis; where all scores are minus infinity, 0 and minus infinity.
 
-    So a query without a key adds nothing to a merged attention, as with PyTorch's ``flex_attention``.
+    The latter have no gradients, and add nothing to a merged attention; PyTorch's ``flex_attention`` gives the same.
     """
-    # A constant, so that derivatives are by the weights themselves: PyTorch's of a log-sum-exp are by its rounded value.
+    # A constant, so that derivatives are by the weights themselves; PyTorch's of logsumexp are by its rounded value.
     shift = torch.logsumexp(scores.detach(), dim=-1, keepdim=True)
     none = shift == -math.inf
     shift = shift.masked_fill(none, 0.0)

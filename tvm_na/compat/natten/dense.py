@@ -17,6 +17,7 @@ from tvm_na.functional import Backend
 from tvm_na.ops import autocast
 from tvm_na.problems.attention import DTYPES
 from tvm_na.problems.checks import check_scale, require_like, require_shape, require_tensor
+from tvm_na.reference.attention import softmax_and_lse
 
 _VARLEN = ("seqlens_Q", "seqlens_KV", "cumulative_seqlen_Q", "cumulative_seqlen_KV", "max_seqlen_Q", "max_seqlen_KV")
 
@@ -85,8 +86,9 @@ def _dense(
     if is_causal:
         seen = torch.ones(query.shape[1], key.shape[1], dtype=torch.bool, device=query.device).tril()
         scores = scores.masked_fill(~seen[:, None, None], -math.inf)
-    out = torch.einsum("bnhgm,bmhd->bnhgd", scores.softmax(-1), value.to(accum)).flatten(2, 3)
-    return out.to(query.dtype), scores.logsumexp(-1).flatten(2)
+    weights, lse = softmax_and_lse(scores)
+    out = torch.einsum("bnhgm,bmhd->bnhgd", weights, value.to(accum)).flatten(2, 3)
+    return out.to(query.dtype), lse.flatten(2)
 
 
 def _packed(query: Tensor, key: Tensor, value: Tensor, meaning: Meaning, scale: float) -> tuple[Tensor, Tensor | None]:

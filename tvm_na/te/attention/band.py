@@ -11,6 +11,7 @@ With dilation each group of positions (see :mod:`tvm_na.te.common.window`) is a 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tvm import te, tirx
@@ -18,11 +19,12 @@ from tvm import te, tirx
 from tvm_na.problems.attention import TF32, NAProblem
 from tvm_na.te.attention.band_axis import DTYPES, SIDE, BandTile, axes, is_served
 from tvm_na.te.attention.scatter import Scatter, scattered
-from tvm_na.te.common.math import LN_2, LOG2_E, rounded
+from tvm_na.te.common.math import LN_2, LOG2_E, nonzero, rounded
 from tvm_na.te.common.operands import Operands
 
-#: What masked keys have for a score: its power of two is 0 beside any other, and no sum of two is infinite.
-_MASKED = -1e30
+#: What is added to the scores of masked keys. A maximum is no less than the least finite number, so their weights are 0
+#: also where no score is finite.
+_MASKED = -math.inf
 #: Added to the exponents of weights in TF32, which tensor cores round towards zero: by 2^-11.5 of a weight on average.
 _RAISED = 2.0**-11
 
@@ -117,18 +119,18 @@ class _Stages:
         return te.compute((*self.tiles, *self.band, shared.shape[-1]), at, name=name)
 
     def bias_table(self) -> Any:
-        """The bias in powers of two, with a column more, for keys in masked columns.
+        """The bias in powers of two, with a column more, for keys in masked columns: no bias acts on what is masked.
 
         With one pass there is a table for each row of sub-tiles: (head, residue, number along rows, row of queries,
         row of the band, column), in which rows are masked too. Where in it the bias of a key lies depends on the
         sub-tile by one addend only, so that there is nothing to compute for each key. With two passes, which are for
-        windows whose tables would be too large, it is (head, row, column).
+        windows whose tables would be too large, it is (head, row, column), with a row more for masked rows.
         """
         heads, height, width = self.problem.bias_shape
         log2_e, masked = tirx.const(LOG2_E, "float32"), tirx.const(_MASKED, "float32")
 
         def value(h: Any, u: Any, v: Any) -> Any:
-            return self.ops.rpb[h, u, tirx.min(v, width - 1)].astype("float32") * log2_e
+            return self.ops.rpb[h, tirx.min(u, height - 1), tirx.min(v, width - 1)].astype("float32") * log2_e
 
         def seen(h: Any, r: Any, w: Any, m: Any, a: Any, v: Any) -> tuple[Any, Any]:
             row = self.row.query(r, w, m)
@@ -139,14 +141,18 @@ class _Stages:
         # A stage of its own for what is read, masked or not: in a choice there would be a branch, and nothing could be
         # read before the one before has come.
         if self.tile.passes == 2:
-            found = te.compute((heads, height, columns), value, name="found")
-            return te.compute(found.shape, lambda *t: tirx.Select(t[2] < width, found[t], masked), name="table")
+            found = te.compute((heads, height + 1, columns), value, name="found")
+
+            def there(*t: Any) -> Any:
+                return tirx.all(t[1] < height, t[2] < width)
+
+            return te.compute(found.shape, lambda *t: tirx.Select(there(*t), found[t], masked), name="table")
         shape = (heads, self.row.dilation, self.row.tiles, self.tile.rows, self.row.keys, columns)
         found = te.compute(shape, lambda *t: value(t[0], seen(*t)[1], t[5]), name="found")
         return te.compute(shape, lambda *t: tirx.Select(seen(*t)[0], found[t], masked), name="table")
 
     def scores(self, suffix: str) -> Any:
-        """Scores in powers of two; as small as can be in masked columns, but not in all masked rows."""
+        """Scores in powers of two; minus infinity in masked columns, but not in all masked rows."""
         query = self.query_tile
         key = self.of_band(self.banded(self.ops.key, f"keys{suffix}", self.problem.head_dim), f"key_tile{suffix}")
         d = te.reduce_axis((0, self.problem.head_dim), name="d")
@@ -162,7 +168,7 @@ class _Stages:
         return te.compute(shape, lambda *t: dots[t] * scale + addend(*t), name=f"scores{suffix}")
 
     def column_mask(self, *t: Any) -> Any:
-        """0, or as small as can be for keys in masked columns."""
+        """0, or minus infinity for keys in masked columns."""
         _, column = self.queries(t, t[7])
         key = self.column.key(t[3], t[5] * self.tile.columns + t[8])
         return _zero_where(self.column.sees(t[3], column, key))
@@ -175,11 +181,13 @@ class _Stages:
         v = tirx.Select(seen, key - column + (self.column.kernel_size - 1), 2 * self.column.kernel_size - 1)
         if self.tile.passes == 1:
             return self.table[t[1], t[2], t[4], t[7] // self.tile.columns, t[6], v]
-        return self.table[t[1], self.row.bias_index(row, self.row.key(t[2], t[4] * self.tile.rows + t[6])), v]
+        key = self.row.key(t[2], t[4] * self.tile.rows + t[6])
+        u = tirx.Select(self.row.sees(t[2], row, key), key - row + (self.row.kernel_size - 1), self.table.shape[1] - 1)
+        return self.table[t[1], u, v]
 
     def row_mask(self, t: tuple[Any, ...], a: Any, m: Any) -> Any:
-        """0, or as small as can be for keys in a row of the band that is masked, but not in scores."""
-        if self.table is not None and self.tile.passes == 1:
+        """0, or minus infinity for keys in a row of the band that is masked, but not in the table of biases."""
+        if self.table is not None:
             return tirx.const(0.0, "float32")
         row, _ = self.queries(t, m)
         key = self.row.key(t[2], t[4] * self.tile.rows + a)
@@ -249,7 +257,8 @@ class _Stages:
             # Each lane has two totals, and many more sums: so few divisions suffice.
             # As exact as the weights: a division that rounds takes ten instructions and a call.
             one = tirx.const(1.0, "float32")
-            inverse = tirx.call_pure_extern("float32", "__fdividef", one, total[(*t[:6], m, t[8] % 8)])
+            divisor = nonzero(total[(*t[:6], m, t[8] % 8)], "float32")
+            inverse = tirx.call_pure_extern("float32", "__fdividef", one, divisor)
             return (attended[(*t[:6], m, t[8])] * inverse).astype(self.problem.tensor_dtype)
 
         return te.compute((*self.tiles, *self.sub_tile, self.problem.head_dim_v), at, name="normalized")

@@ -5,11 +5,13 @@ This is what the other formulations are checked against.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tvm import te, tirx
 
 from tvm_na.problems.attention import NAProblem
+from tvm_na.te.common.math import nonzero
 from tvm_na.te.common.neighbors import Neighbors
 from tvm_na.te.common.operands import Operands
 
@@ -17,8 +19,9 @@ from tvm_na.te.common.operands import Operands
 def forward(problem: NAProblem) -> Any:
     """The natural expression of ``problem`` as an unscheduled PrimFunc.
 
-    softmax(scale * query key^T + rpb) value over each query's window, the softmax shifted by its maximum;
-    arguments as in :mod:`tvm_na.te.common.operands`.
+    softmax(scale * query key^T + rpb) value over each query's window, the softmax shifted by its maximum; where all
+    scores are minus infinity the output is 0 and the log-sum-exp minus infinity. Arguments as in
+    :mod:`tvm_na.te.common.operands`.
     """
     ops, near = Operands.of(problem), Neighbors(problem)
     rank, accum = problem.rank, problem.accum_dtype
@@ -41,13 +44,14 @@ def forward(problem: NAProblem) -> Any:
         value = dots[(b, *rest)] * ops.scale[0]
         if ops.rpb is not None:
             value = value + ops.rpb[(h, *near.bias_index(position, offset))].astype(accum)
-        return near.select(position, offset, value, tirx.min_value(accum))
+        return near.select(position, offset, value, tirx.const(-math.inf, accum))
 
     scores = te.compute((*tokens, *window), score, name="scores")
 
     def over_window(name: str) -> list[Any]:
         return [te.reduce_axis((0, k), name=f"{name}{axis}") for axis, k in enumerate(window)]
 
+    # No less than the least finite number, so that scores of minus infinity alone have weights of 0.
     a = over_window("a")
     maximum = te.compute(tokens, lambda *t: te.max(scores[(*t, *a)], axis=a), name="maximum")
 
@@ -70,7 +74,7 @@ def forward(problem: NAProblem) -> Any:
     attended = te.compute((*tokens, problem.head_dim_v), attend, name="attended")
     out = te.compute(
         (*tokens, problem.head_dim_v),
-        lambda *t: (attended[t] / total[t[:-1]]).astype(problem.dtype),
+        lambda *t: (attended[t] / nonzero(total[t[:-1]], accum)).astype(problem.dtype),
         name="out",
     )
     outputs = [out]

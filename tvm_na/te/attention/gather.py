@@ -7,6 +7,7 @@ together, neighbors next to each other, and each keeps its part of the query in 
 
 from __future__ import annotations
 
+import math
 from math import prod
 from typing import Any
 
@@ -14,7 +15,7 @@ from tvm import te, tirx
 
 from tvm_na.problems.attention import NAProblem
 from tvm_na.te.attention.gather_tile import GatherTile
-from tvm_na.te.common.math import LN_2, LOG2_E
+from tvm_na.te.common.math import LN_2, LOG2_E, nonzero
 from tvm_na.te.common.neighbors import Neighbors
 from tvm_na.te.common.operands import Operands
 from tvm_na.te.common.rows import unravelled
@@ -42,7 +43,7 @@ def forward(problem: NAProblem, tile: GatherTile, batch: int | None = None) -> A
         total = stages.over_window("total", te.sum, weights)
     attended = stages.attended(weights)
     tokens, dtype, accum = stages.tokens, problem.dtype, problem.accum_dtype
-    out = te.compute(attended.shape, lambda *t: (attended[t] / total[t[:-1]]).astype(dtype), name="out")
+    out = te.compute(attended.shape, lambda *t: (attended[t] / nonzero(total[t[:-1]], accum)).astype(dtype), name="out")
     outputs = [out]
     if problem.return_lse:
         ln_2 = tirx.const(LN_2, accum)
@@ -108,8 +109,8 @@ class _Stages:
         return score
 
     def scores(self) -> Any:
-        """Scores of every window; as small as can be where there is no key."""
-        score, least = self.score_of(""), tirx.min_value(self.problem.accum_dtype)
+        """Scores of every window; minus infinity where there is no key."""
+        score, least = self.score_of(""), tirx.const(-math.inf, self.problem.accum_dtype)
 
         def masked(*t: Any) -> Any:
             _, position, _, (w,) = self.place(t)
@@ -125,6 +126,7 @@ class _Stages:
     def sums(self, scores: Any) -> tuple[Any, Any]:
         """The maximum, and the sum of powers of the differences to it: of each lane in one pass, then of all.
 
+        The maximum is no less than the least finite number: so scores of minus infinity add nothing, even if all are.
         Source: online normalizer, arXiv 1805.02867.
         """
         accum, lanes = self.problem.accum_dtype, self.tile.lanes
@@ -138,13 +140,9 @@ class _Stages:
 
         online = te.comm_reducer(combine, nothing, name="online")
         a = te.reduce_axis((0, self.window // lanes), name="a")
-        one, zero = tirx.const(1, accum), tirx.const(0, accum)
 
         def of_lane(*t: Any) -> Any:
-            # What lanes have too many counts nothing, not even where all scores are as small as can be.
-            return online(
-                (scores[(*t[:-1], a * lanes + t[-1])], tirx.Select(a * lanes + t[-1] < self.keys, one, zero)), axis=a
-            )
+            return online((scores[(*t[:-1], a * lanes + t[-1])], tirx.const(1, accum)), axis=a)
 
         most, sums = te.compute((*self.tokens, lanes), of_lane, name="lane_sums")
         m, n = te.reduce_axis((0, lanes), name="m"), te.reduce_axis((0, lanes), name="n")

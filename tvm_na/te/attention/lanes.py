@@ -9,6 +9,7 @@ dilation group (``window.py``) nothing depends on the dilation, so a dilated win
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from tvm import te, tirx
@@ -16,7 +17,7 @@ from tvm import te, tirx
 from tvm_na.problems.attention import NAProblem
 from tvm_na.te.attention.lanes_tile import Geometry, LanesTile
 from tvm_na.te.common.layout import with_output_layout
-from tvm_na.te.common.math import LN_2, LOG2_E, exp2_nonpositive
+from tvm_na.te.common.math import LN_2, LOG2_E, exp2_nonpositive, nonzero
 from tvm_na.te.common.operands import Operands
 
 
@@ -95,7 +96,7 @@ def forward(problem: NAProblem, tile: LanesTile, batch_size: int | None = None) 
         if ops.rpb is not None:
             row = geo.rows.bias_row(i, a)
             result = result + padded_bias[h, row, column - geo.query_column(r, t, u) + lanes - 1]
-        return tirx.Select(geo.exists(i, r, t, u, a, column), result, tirx.min_value(accum))
+        return tirx.Select(geo.exists(i, r, t, u, a, column), result, tirx.const(-math.inf, accum))
 
     scores = te.compute(box, score, name="scores")
 
@@ -110,6 +111,7 @@ def forward(problem: NAProblem, tile: LanesTile, batch_size: int | None = None) 
         l = te.reduce_axis((0, vector), name="l")
         return te.compute(tiled, lambda *q: combine(partial[(*q, l)], axis=l), name=name)
 
+    # No less than the least finite number, so that what is masked has a weight of 0 also where no score is finite.
     maximum = fold("maximum", scores, te.max)
     weights = te.compute(box, lambda *q: exp2_nonpositive(scores[q] - maximum[q[:-2]], accum), name="weights")
     total = fold("total", weights, te.sum)
@@ -127,7 +129,7 @@ def forward(problem: NAProblem, tile: LanesTile, batch_size: int | None = None) 
 
     attended = te.compute((*tiled, problem.head_dim_v), attend, name="attended")
 
-    inverse = te.compute(tiled, lambda *q: tirx.const(1, accum) / total[q], name="inverse")
+    inverse = te.compute(tiled, lambda *q: tirx.const(1, accum) / nonzero(total[q], accum), name="inverse")
     normalised = te.compute((*tiled, problem.head_dim_v), lambda *q: attended[q] * inverse[q[:-1]], name="normalised")
 
     def place(i: Any, j: Any) -> tuple[Any, ...]:

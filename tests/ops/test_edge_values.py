@@ -1,0 +1,75 @@
+"""Values at the edge, by the operator as it is called: compiled for this CPU, and the reference, in every dtype."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import pytest
+import torch
+
+from tests import edges
+from tests.conftest import TOLERANCE
+from tests.helpers import random_additional, relative_error
+from tvm_na import merge_attentions, na2d
+from tvm_na.problems.attention import NAProblem
+
+
+def run(problem: NAProblem, tensors: edges.Tensors, scale: float) -> edges.Tensors:
+    """Results by name."""
+    query, key, value, rpb = (tensors[name] for name in edges.INPUTS[:4])
+    window = (problem.kernel_size, problem.stride, problem.dilation, problem.is_causal)
+    out, lse = na2d(query, key, value, *window, scale, rpb=rpb, return_lse=True, backend="compiled")
+    return {"out": out, "lse": lse}
+
+
+@pytest.mark.parametrize("dtype", edges.DTYPES)
+@pytest.mark.parametrize("edge", edges.EDGES)
+@pytest.mark.parametrize("size", edges.SIZES)
+def test_finite_answers(size: str, edge: str, dtype: str) -> None:
+    problem = edges.problem_of(size, dtype)
+    edges.assert_edge(problem, edge, functools.partial(run, problem))
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf], ids=str)
+@pytest.mark.parametrize("name", edges.INPUTS[:4])
+@pytest.mark.parametrize("size", edges.SIZES)
+def test_how_far_a_bad_number_reaches(size: str, name: str, poison: float) -> None:
+    for dtype in ("float32", "float16"):
+        problem = edges.problem_of(size, dtype)
+        edges.assert_reach(problem, name, poison, functools.partial(run, problem))
+
+
+@pytest.mark.parametrize("edge", ["no scores", "no scores in a corner"])
+def test_additional_keys_beside_windows_without_scores(edge: str) -> None:
+    """Queries see these keys alone; where they have no scores either, there are zeros."""
+    problem = edges.problem_of("plain", "float64")
+    tensors = edges.tensors_of(problem)
+    edges.EDGES[edge].change(tensors)
+    tensors["query"][..., 0] = tensors["query"][..., 0].abs()
+    keys, values = random_additional(problem, 1, 2, 0)
+    results = {}
+    for first in (0.5, -math.inf):
+        keys[..., 0] = first
+        for backend in ("compiled", "reference"):
+            given = (tensors["query"], tensors["key"], tensors["value"], 3)
+            options = {"additional_keys": keys, "additional_values": values, "backend": backend}
+            out, lse = na2d(*given, scale=0.5, rpb=tensors["rpb"], return_lse=True, **options)
+            results[backend] = (out, lse.nan_to_num(neginf=0.0))
+            assert lse.isneginf().any() == (first == -math.inf)
+        for compiled, wanted in zip(results["compiled"], results["reference"], strict=True):
+            assert relative_error(compiled, wanted) <= TOLERANCE["float64"]
+
+
+def test_parts_without_keys_add_nothing() -> None:
+    out, lse = torch.randn(2, 5, 3, 4), torch.randn(2, 5, 3)
+    none = torch.zeros_like(out), torch.full_like(lse, -math.inf)
+    lse[0, 0] = -math.inf
+    out[0, 0] = 0.0
+    leaves = out.requires_grad_(), lse.requires_grad_()
+    merged = merge_attentions([out, none[0]], [lse, none[1]])
+    assert torch.equal(merged[0], out)
+    assert torch.equal(merged[1], lse)
+    gradients = torch.autograd.grad(merged, leaves, [torch.ones_like(out), torch.ones_like(lse)])
+    for gradient, like in zip(gradients, (lse[..., None].expand_as(out), lse), strict=True):
+        assert relative_error(gradient, like.isfinite().float()) <= TOLERANCE["float32"]
