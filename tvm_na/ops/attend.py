@@ -113,6 +113,6 @@ def merge_attentions(outputs: Sequence[Tensor], lse_tensors: Sequence[Tensor]) -
             got = f"{tuple(out.shape)} with {tuple(lse.shape)}"
             raise ValueError(f"lse_tensors: required the shape of outputs without head_dim, got {got}")
     weights, merged = reference.softmax_and_lse(torch.stack(list(lse_tensors), dim=-1))
-    out = sum(w.unsqueeze(-1) * o.to(w.dtype) for w, o in zip(weights.unbind(-1), outputs, strict=True))
+    out = sum(w.unsqueeze(-1) * o.to(w.dtype) for w, o in zip(weights.movedim(-1, 0), outputs, strict=True))
     assert isinstance(out, Tensor)
     return out.to(outputs[0].dtype), merged
