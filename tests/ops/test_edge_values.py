@@ -11,16 +11,18 @@ import torch
 from tests import edges
 from tests.conftest import TOLERANCE
 from tests.helpers import random_additional, relative_error
+from tests.ops.gradients import NAMES
 from tvm_na import merge_attentions, na2d
 from tvm_na.problems.attention import NAProblem
 
 
-def run(problem: NAProblem, tensors: edges.Tensors, scale: float) -> edges.Tensors:
-    """Results by name."""
-    query, key, value, rpb = (tensors[name] for name in edges.INPUTS[:4])
+def run(problem: NAProblem, tensors: edges.Tensors, scale: float, backend: str = "compiled") -> edges.Tensors:
+    """Results and gradients by name."""
+    leaves = [tensors[name].requires_grad_() for name in edges.INPUTS[:4]]
     window = (problem.kernel_size, problem.stride, problem.dilation, problem.is_causal)
-    out, lse = na2d(query, key, value, *window, scale, rpb=rpb, return_lse=True, backend="compiled")
-    return {"out": out, "lse": lse}
+    results = na2d(*leaves[:3], *window, scale, rpb=leaves[3], return_lse=True, backend=backend)
+    found = torch.autograd.grad(results, leaves, [tensors["d_out"], tensors["d_lse"]])
+    return {"out": results[0].detach(), "lse": results[1].detach(), **dict(zip(NAMES, found, strict=True))}
 
 
 @pytest.mark.parametrize("dtype", edges.DTYPES)
@@ -32,7 +34,7 @@ def test_finite_answers(size: str, edge: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf], ids=str)
-@pytest.mark.parametrize("name", edges.INPUTS[:4])
+@pytest.mark.parametrize("name", edges.INPUTS)
 @pytest.mark.parametrize("size", edges.SIZES)
 def test_how_far_a_bad_number_reaches(size: str, name: str, poison: float) -> None:
     for dtype in ("float32", "float16"):
@@ -42,7 +44,7 @@ def test_how_far_a_bad_number_reaches(size: str, name: str, poison: float) -> No
 
 @pytest.mark.parametrize("edge", ["no scores", "no scores in a corner"])
 def test_additional_keys_beside_windows_without_scores(edge: str) -> None:
-    """Queries see these keys alone; where they have no scores either, there are zeros."""
+    """Queries see these keys alone; where they have no scores either, there are zeros, and no gradients."""
     problem = edges.problem_of("plain", "float64")
     tensors = edges.tensors_of(problem)
     edges.EDGES[edge].change(tensors)
@@ -52,10 +54,12 @@ def test_additional_keys_beside_windows_without_scores(edge: str) -> None:
     for first in (0.5, -math.inf):
         keys[..., 0] = first
         for backend in ("compiled", "reference"):
-            given = (tensors["query"], tensors["key"], tensors["value"], 3)
+            leaves = [tensors[name].clone().requires_grad_() for name in ("value", "rpb")]
+            given = (tensors["query"], tensors["key"], leaves[0], 3)
             options = {"additional_keys": keys, "additional_values": values, "backend": backend}
-            out, lse = na2d(*given, scale=0.5, rpb=tensors["rpb"], return_lse=True, **options)
-            results[backend] = (out, lse.nan_to_num(neginf=0.0))
+            out, lse = na2d(*given, scale=0.5, rpb=leaves[1], return_lse=True, **options)
+            found = torch.autograd.grad([out, lse], leaves, [tensors["d_out"], tensors["d_lse"]])
+            results[backend] = (out, lse.nan_to_num(neginf=0.0), *found)
             assert lse.isneginf().any() == (first == -math.inf)
         for compiled, wanted in zip(results["compiled"], results["reference"], strict=True):
             assert relative_error(compiled, wanted) <= TOLERANCE["float64"]

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from tests import edges
+from tests.schedules import cuda_backward_kernels
 from tests.schedules.cuda_kernels import BAND, GATHER, CudaKernel, formulations, kernel_of, scheduled
 from tvm_na.problems.attention import TF32, NAProblem
+from tvm_na.problems.backward import BackwardProblem
 
 #: By name: space, formulation, the problem and its dtypes. Formulations differ in the lanes of a window, and the passes
 #: over it.
@@ -58,3 +60,32 @@ def test_how_far_a_bad_number_reaches(form: str, name: str) -> None:
     kernel = kernel_for(form, dtypes[0])
     for poison in (math.nan, math.inf, -math.inf):
         edges.assert_reach(kernel.problem, name, poison, functools.partial(forward, kernel), in_bands=space == BAND)
+
+
+# --- gradients
+
+
+@functools.cache
+def backward_kernel(size: str, dtype: str, formulation: int) -> CudaKernel:
+    problem = BackwardProblem(edges.problem_of(size, dtype))
+    return kernel_of(problem, scheduled(problem, formulation))
+
+
+def backward(kernel: CudaKernel, tensors: edges.Tensors, scale: float) -> edges.Tensors:
+    inputs = tuple(tensors[name] for name in edges.INPUTS[:4])
+    return cuda_backward_kernels.run(kernel, inputs, (tensors["d_out"], tensors["d_lse"]), scale)
+
+
+@pytest.mark.parametrize("edge", edges.EDGES)
+@pytest.mark.parametrize("dtype", edges.DTYPES)
+def test_finite_gradients(dtype: str, edge: str) -> None:
+    kernel = backward_kernel("causal, dilated", dtype, 0)
+    edges.assert_edge(kernel.problem.forward, edge, functools.partial(backward, kernel))
+
+
+@pytest.mark.parametrize("name", edges.INPUTS)
+@pytest.mark.parametrize(("size", "formulation"), [("causal, dilated", 0), ("plain", -1)])
+def test_how_far_a_bad_number_reaches_in_gradients(size: str, formulation: int, name: str) -> None:
+    kernel = backward_kernel(size, "float32", formulation)
+    for poison in (math.nan, math.inf, -math.inf):
+        edges.assert_reach(kernel.problem.forward, name, poison, functools.partial(backward, kernel))

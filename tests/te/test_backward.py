@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests import edges
 from tests.conftest import TOLERANCE
 from tests.helpers import Inputs, random_inputs, random_problem, relative_error
 from tests.ops.gradients import assert_as_exact_as_pytorch, random_gradients, wanted_by_name
@@ -107,6 +108,25 @@ def test_the_corner_of_the_bias_on_its_own() -> None:
 def test_what_a_query_does_not_see_does_not_act(name: str, poison: float) -> None:
     problem = PROBLEMS[name]
     assert_gradients_local(problem, lambda inputs, gradients: run(problem, inputs, gradients, 0.6), poison)
+
+
+def at_edges(problem: NAProblem, tensors: edges.Tensors, scale: float) -> edges.Tensors:
+    query, key, value, rpb, d_out, d_lse = (tensors[name] for name in edges.INPUTS)
+    return run(problem, (query, key, value, rpb), (d_out, d_lse), scale)
+
+
+@pytest.mark.parametrize("dtype", edges.DTYPES)
+def test_values_at_the_edge(dtype: str) -> None:
+    problem = edges.problem_of("causal, dilated", dtype)
+    for edge in edges.EDGES:
+        edges.assert_edge(problem, edge, functools.partial(at_edges, problem))
+
+
+@pytest.mark.parametrize("name", edges.INPUTS)
+def test_how_far_a_bad_number_reaches(name: str) -> None:
+    problem = edges.problem_of("causal, dilated", "float32")
+    for poison in (math.nan, math.inf, -math.inf):
+        edges.assert_reach(problem, name, poison, functools.partial(at_edges, problem))
 
 
 def test_an_empty_batch_has_a_bias_gradient_of_zero() -> None:
