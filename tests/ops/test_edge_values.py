@@ -12,15 +12,15 @@ from tests import edges
 from tests.conftest import TOLERANCE
 from tests.helpers import random_additional, relative_error
 from tests.ops.gradients import NAMES
-from tvm_na import merge_attentions, na2d
+from tvm_na import merge_attentions, na2d, na2d_av, na2d_qk
 from tvm_na.problems.attention import NAProblem
+from tvm_na.reference.attention import softmax_and_lse
 
 
 def run(problem: NAProblem, tensors: edges.Tensors, scale: float, backend: str = "compiled") -> edges.Tensors:
     """Results and gradients by name."""
     leaves = [tensors[name].requires_grad_() for name in edges.INPUTS[:4]]
-    window = (problem.kernel_size, problem.stride, problem.dilation, problem.is_causal)
-    results = na2d(*leaves[:3], *window, scale, rpb=leaves[3], return_lse=True, backend=backend)
+    results = na2d(*leaves[:3], *problem.window, scale, rpb=leaves[3], return_lse=True, backend=backend)
     found = torch.autograd.grad(results, leaves, [tensors["d_out"], tensors["d_lse"]])
     return {"out": results[0].detach(), "lse": results[1].detach(), **dict(zip(NAMES, found, strict=True))}
 
@@ -40,6 +40,37 @@ def test_how_far_a_bad_number_reaches(size: str, name: str, poison: float) -> No
     for dtype in ("float32", "float16"):
         problem = edges.problem_of(size, dtype)
         edges.assert_reach(problem, name, poison, functools.partial(run, problem))
+
+
+# --- in two steps
+
+
+def in_steps(problem: NAProblem, tensors: edges.Tensors, scale: float) -> edges.Tensors:
+    """The same through scores and weights."""
+    query, key, value, rpb = leaves = [tensors[name].requires_grad_() for name in edges.INPUTS[:4]]
+    weights, lse = softmax_and_lse(na2d_qk(query, key, *problem.window, scale, rpb=rpb, backend="compiled"))
+    out = na2d_av(weights, value, *problem.window, backend="compiled")
+    found = torch.autograd.grad([out, lse], leaves, [tensors["d_out"], tensors["d_lse"]])
+    return {"out": out.detach(), "lse": lse.detach(), **dict(zip(NAMES, found, strict=True))}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", edges.SIZES)
+def test_finite_answers_in_steps(size: str, dtype: str) -> None:
+    problem = edges.problem_of(size, dtype)
+    for edge in edges.EDGES:
+        edges.assert_edge(problem, edge, functools.partial(in_steps, problem))
+
+
+@pytest.mark.parametrize("name", edges.INPUTS)
+@pytest.mark.parametrize("size", edges.SIZES)
+def test_how_far_a_bad_number_reaches_in_steps(size: str, name: str) -> None:
+    problem = edges.problem_of(size, "float32")
+    for poison in (math.nan, math.inf, -math.inf):
+        edges.assert_reach(problem, name, poison, functools.partial(in_steps, problem))
+
+
+# --- merged
 
 
 @pytest.mark.parametrize("edge", ["no scores", "no scores in a corner"])
