@@ -93,6 +93,20 @@ FAULTS = (
         "a log-sum-exp without the maximum", _LANES, "(maximum[q] + tirx.log2(total[q]))", "tirx.log2(total[q])", _CPU
     ),
     Fault(
+        "what is masked counts in windows without scores",
+        _LANES,
+        "column), result, tirx.const(-math.inf, accum))",
+        "column), result, tirx.min_value(accum))",
+        ("tests/ops/test_edge_values.py",),
+    ),
+    Fault(
+        "numbers that are not finite meet factors of zero",
+        "tvm_na/te/backward",
+        "with T.If(lost[0] == 0):",
+        "with T.If(lost[0] >= 0):",
+        ("tests/ops/test_edge_values.py",),
+    ),
+    Fault(
         "queries read the keys of another group's head",
         _LANES,
         "(lambda h: h // (problem.heads // problem.heads_kv))",
