@@ -10,21 +10,13 @@ from typing import Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from tvm_na.problems.backward import BackwardProblem
-from tvm_na.te.attention.lanes_tile import Geometry
-from tvm_na.te.backward.lanes_tile import BackwardTile, Chunks
-from tvm_na.te.common.blocks import accumulate, halved, local, loops, reduction, stage, store, sums
+from tvm_na.te.backward.lanes_index import TaskIndex
+from tvm_na.te.common.blocks import accumulate, halved, local, loops, reduction, stage, store, sums, whole
 from tvm_na.te.common.math import LOG2_E, exp2_nonpositive, least, nonzero
-from tvm_na.te.common.operands import GradientBlocks
 
 
-class Gradients(GradientBlocks):
+class Gradients(TaskIndex):
     """Makes the function, inside of TVM's IRBuilder: first its arguments, then its parts in their order."""
-
-    def __init__(self, problem: BackwardProblem, tile: BackwardTile, batch: int | None) -> None:
-        super().__init__(problem, batch)
-        self.tile, self.geo = tile, Geometry(self.problem, tile.lanes())
-        self.chunks = Chunks.of(self.geo.rows, tile.chunks)
 
     # --- before the tasks
 
@@ -101,39 +93,16 @@ class Gradients(GradientBlocks):
             self.g, self.h, self.i = g, self.task[1] * self.group + g, self.task[2] * chunks.rows + i
             self.some_tiles()
 
-    def at_query(self, n: Any, u: Any) -> tuple[Any, ...]:
-        """Sample, position and head of the u-th query of the n-th tile."""
-        column = self.r + self.geo.dilation * self.geo.query_column(self.r, self.t(n), u)
-        return (self.task[0], *self.geo.rows.place(self.i), column, self.h)
-
-    def t(self, n: Any) -> Any:
-        """The number of the n-th tile in its row."""
-        return self.first_tile * self.tile.tiles + n
-
-    def column(self, n: Any, l: Any) -> Any:
-        """The column, in its group, of a lane of the n-th tile's box."""
-        return self.geo.first_lane(self.r, self.t(n)) + l
-
-    def exists(self, n: Any, u: Any, a: Any, l: Any) -> Any:
-        """Whether a query sees a key of its tile's box; queries that the last tile has too many see none."""
-        there = self.geo.exists(self.i, self.r, self.t(n), u, a, self.column(n, l))
-        return there if self.geo.even else tirx.all(there, self.is_query(n, u))
-
-    def is_query(self, n: Any, u: Any) -> Any:
-        """Whether the n-th tile has so many queries."""
-        return self.t(n) * self.tile.queries + u < self.geo.length(self.r)
-
     def some_tiles(self) -> None:
         """Weights again, the gradient of the scores, and what follows from it."""
         p = self.problem
         self.box = (self.tile.tiles, self.tile.queries, self.geo.rows.keys, self.geo.lanes)
         dots = self.products("dots", self.query, self.packed_key, p.head_dim)
         d_weights = self.products("d_weights", self.d_out, self.packed_value, p.head_dim_v)
-        weights = self.softmax(dots)
-        d_scores = self.through_softmax(weights, d_weights)
+        weights, maximum = self.softmax(dots)
+        d_scores, mean = self.through_softmax(weights, d_weights)
         self.queries(d_scores)
-        self.scatter("add_value", self.sum_value, weights, self.d_out, p.head_dim_v)
-        self.scatter("add_key", self.sum_key, d_scores, self.query, p.head_dim)
+        self.keys(weights, d_scores, self.lost(maximum, mean))
         if p.bias:
             accumulate(
                 "add_bias",
@@ -144,8 +113,8 @@ class Gradients(GradientBlocks):
                 lambda *at: [d_scores[at]],
             )
 
-    def softmax(self, dots: Any) -> Any:
-        """The weights of the tiles' boxes, from the maximum and the sum of each query's own window.
+    def softmax(self, dots: Any) -> tuple[Any, Any]:
+        """The weights of the tiles' boxes, from the maximum and the sum of each query's own window; and the maximum.
 
         Those of the forward pass, in a log-sum-exp, are rounded as scores are, and weights would be.
         """
@@ -164,10 +133,11 @@ class Gradients(GradientBlocks):
         powers = stage("powers", self.box, accum, lambda *at: exp2_nonpositive(below(*at), accum))
         total = self.folded("total", lambda *at: powers[at])
         inverse = stage("inverse", self.box[:2], accum, lambda *at: self.const(1) / nonzero(total[at], accum))
-        return stage("weights", self.box, accum, lambda *at: self.where_seen(at, powers[at] * inverse[at[:2]]))
+        weight = lambda *at: self.where_seen(at, powers[at] * inverse[at[:2]])  # noqa: E731
+        return stage("weights", self.box, accum, weight), maximum
 
-    def through_softmax(self, weights: Any, d_weights: Any) -> Any:
-        """The gradients of the scores of the tiles' boxes from those of their weights."""
+    def through_softmax(self, weights: Any, d_weights: Any) -> tuple[Any, Any]:
+        """The gradients of the scores of the tiles' boxes from those of their weights; and the mean of the latter."""
         mean = self.folded("mean", lambda *at: self.where_seen(at, weights[at] * d_weights[at]))
 
         def d_score(*at: Any) -> Any:
@@ -175,11 +145,23 @@ class Gradients(GradientBlocks):
             shift = mean[n, u] if self.d_lse is None else mean[n, u] - self.d_lse[self.at_query(n, u)]
             return self.where_seen(at, weights[at] * (d_weights[at] - shift))
 
-        return stage("d_scores", self.box, self.accum, d_score)
+        return stage("d_scores", self.box, self.accum, d_score), mean
 
-    def where_seen(self, at: Sequence[Any], value: Any) -> Any:
-        """``value`` for a key that the query sees, else zero: zero times inf is not zero."""
-        return tirx.Select(self.exists(*at), value, self.const(0))
+    def lost(self, maximum: Any, mean: Any) -> Any:
+        """``[1]``: how many of the tiles' queries may have a number in them, or in their ``d_out``, that is not finite.
+
+        With such a ``d_out`` no gradient of a weight is finite, so their mean is not. With such a query no score is:
+        either all are minus infinity, or no weight is finite.
+        """
+
+        def is_lost(_: Any, n: Any, u: Any) -> Any:
+            scored = maximum[n, u] > self.const(least(self.accum))
+            if not self.geo.even:
+                scored = tirx.any(scored, tirx.Not(self.is_query(n, u)))
+            fine = tirx.all(tirx.abs(mean[n, u]) < self.const(math.inf), scored)
+            return tirx.Select(fine, tirx.const(0, "int32"), tirx.const(1, "int32"))
+
+        return sums("lost", (1,), self.box[:2], "int32", is_lost)
 
     def products(self, name: str, source: Any, packed: Any, channels: int) -> Any:
         """The products of the tiles' rows of ``source`` with the columns of their boxes."""
@@ -189,11 +171,6 @@ class Gradients(GradientBlocks):
             return source[(*self.at_query(n, u), d)] * packed[(*self.task[:2], row, self.r, d, self.column(n, l))]
 
         return sums(name, self.box, (channels,), self.accum, product)
-
-    def at_bias(self, n: Any, u: Any, a: Any, l: Any) -> tuple[Any, Any]:
-        """Row and column of the padded bias for a key of the box."""
-        column = self.column(n, l) - self.geo.query_column(self.r, self.t(n), u)
-        return self.geo.rows.bias_row(self.i, a), column + self.geo.lanes - 1
 
     def folded(
         self, name: str, value: Callable[..., Any], combine: Callable[..., Any] = operator.add, first: float = 0
@@ -244,24 +221,54 @@ class Gradients(GradientBlocks):
             None if geo.even else lambda n, u, x: self.is_query(n, u),
         )
 
+    def keys(self, weights: Any, d_scores: Any, lost: Any) -> None:
+        """What the tiles add to the gradients of keys and values.
+
+        Zero times inf is not zero: what is not finite must not meet the factors of 0 outside of a window. So it is left
+        out, and comes by itself.
+        """
+        p = self.problem
+        both = (
+            ("value", self.sum_value, weights, self.d_out, p.head_dim_v),
+            ("key", self.sum_key, d_scores, self.query, p.head_dim),
+        )
+        for name, target, factors, source, channels in both:
+            self.scatter(name, target, factors, source, channels)
+        with T.sblock("add_not_finite"):
+            T.reads(lost[0], *(t[whole(t)] for _, _, factors, source, _ in both for t in (factors, source)))
+            T.writes(*(target[whole(target)] for _, target, *_ in both))
+            with T.If(lost[0] > 0), T.Then():
+                for _, target, factors, source, channels in both:
+                    self.scatter_not_finite(target, factors, source, channels)
+
     def scatter(self, name: str, target: Any, factors: Any, source: Any, channels: int) -> None:
         """Adds the products of the boxes' ``factors`` with the tiles' rows of ``source``, summed over their queries."""
-        queries = range(self.tile.queries)
+        tiles, queries, rows, lanes = self.box
+
+        def only_finite(n: Any, u: Any, x: Any) -> Any:
+            value = source[(*self.at_query(n, u), x)]
+            return tirx.Select(tirx.abs(value) < self.const(math.inf), value, self.const(0))
+
+        finite = stage(f"finite_for_{name}", (tiles, queries, channels), self.accum, only_finite)
 
         def added(old: Any, n: Any, a: Any, l: Any, x: Any) -> Any:
-            for u in queries:  # in this order each is one multiply-add
-                old = old + factors[n, u, a, l] * source[(*self.at_query(n, u), x)]
+            for u in range(queries):  # in this order each is one multiply-add
+                old = old + factors[n, u, a, l] * finite[n, u, x]
             return old
 
-        def place(n: Any, a: Any, l: Any, x: Any) -> Sequence[Any]:
-            row = self.geo.rows.key_row(self.i, a) - self.chunks.first_key_row(self.task[2])
-            return (*self.task, row, self.r, self.column(n, l), x)
-
         def read(n: Any, a: Any, l: Any, x: Any) -> Sequence[Any]:
-            return [factors[n, 0 : self.tile.queries, a, l]]
+            return [factors[n, 0:queries, a, l], finite[n, 0:queries, x]]
 
-        tiles, _, rows, lanes = self.box
-        accumulate(name, target, (tiles, rows, lanes, channels), added, place, read)
+        accumulate(f"add_{name}", target, (tiles, rows, lanes, channels), added, self.place, read)
+
+    def scatter_not_finite(self, target: Any, factors: Any, source: Any, channels: int) -> None:
+        """What :meth:`scatter` leaves out, to the keys alone that a query sees: slow, and seldom needed."""
+        with loops(self.box) as at, T.If(self.exists(*at)), T.Then(), T.serial(0, channels) as x:
+            n, u, a, l = at
+            value, place = source[(*self.at_query(n, u), x)], self.place(n, a, l, x)
+            # Not (value < inf) would become value >= inf, which no NaN is.
+            left_out = tirx.Select(tirx.abs(value) < self.const(math.inf), self.const(0), factors[n, u, a, l] * value)
+            T.buffer_store(target, target[tuple(place)] + left_out, place)
 
     # --- after the tasks
 
