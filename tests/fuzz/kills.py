@@ -26,6 +26,7 @@ class Kills(Subject):
     """See the module."""
 
     name = "kills"
+    seconds = 300.0
 
     def _killed(self, rng: random.Random, seconds: float, *arguments: str) -> None:
         command = [sys.executable, *arguments]
