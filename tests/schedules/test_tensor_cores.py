@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import random
+import re
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ from tvm_na.schedules.base import Plan, divisors
 from tvm_na.schedules.cuda import mma, mma_tf32
 from tvm_na.schedules.cuda import tensor_core_space as cuda_mma
 from tvm_na.schedules.cuda.band import AT_ONCE, COLUMNS_IN_TURN, HEADS_IN_TURN
-from tvm_na.schedules.cuda.band_sizes import BlockShape, copied, default_shape, heads_of, shared_bytes
+from tvm_na.schedules.cuda.band_sizes import BlockShape, bytes_of, copied, default_shape, heads_of, shared_bytes
 from tvm_na.schedules.cuda.tensor_core_space import tiles
 from tvm_na.targets.target import parse_target
 from tvm_na.te.attention.band_axis import BandTile, axes
@@ -227,6 +228,22 @@ def test_tensor_cores_are_the_default_where_there_are_some() -> None:
     assert names(PLAIN_TF32, "cuda-sm_80") == [BAND]
     assert names(PLAIN_TF32, "cuda-sm_75") == names(PLAIN_TF32, "llvm-x86-avx2") == []
     assert in_tf32(plain, TARGET) == PLAIN_TF32
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [*((dtype, 5349) for dtype in HALVES), (TF32, 2674)])
+def test_asynchronous_copies_count_bytes_in_32_bits(dtype: str, largest: int) -> None:
+    """Of the largest batch each copy's offset is a number of 32 bits, and of no larger one in TF32."""
+    problem = NAProblem.make((56, 56), 7, 2, 32, dtype=dtype)
+    widths = {int(n) for n in re.findall(r"\(uint8_t\*\)src \+ src_off \* (\d+)", kernel_for(problem).source)}
+    assert widths == {bytes_of(problem)}
+    samples, elements = problem.largest_batch("cuda"), 56 * 56 * 2 * 32
+    assert samples == largest and samples * elements * max(widths) < 2**31 <= (samples + 1) * elements * max(widths)
+
+
+def test_one_sample_too_large_for_tf32_is_computed_in_float32() -> None:
+    problem = NAProblem.make((512, 512), 7, 32, 64)
+    assert in_tf32(problem, TARGET) is None and problem.largest_batch("cuda") == 1
+    assert in_tf32(dataclasses.replace(problem, heads=31, heads_kv=31), TARGET) is not None
 
 
 def test_small_windows_have_one_pass_and_large_ones_two() -> None:

@@ -28,13 +28,13 @@ def is_allowed() -> bool:
 
 
 def in_tf32(problem: NAProblem, target: NATarget) -> NAProblem | None:
-    """``problem``, of float32, in TF32; None where there is no kernel of it that uses tensor cores."""
+    """``problem``, of float32, in TF32; None where there is no kernel of it that uses tensor cores, for one sample."""
     if problem.dtype != "float32":
         return None
     from tvm_na.schedules import spaces_for
 
     found = dataclasses.replace(problem, dtype=TF32)
-    return found if spaces_for(found, target) else None
+    return found if found.largest_batch("cuda") and spaces_for(found, target) else None
 
 
 def either(make: Callable[[NAProblem], Callable[..., Any]], exact: NAProblem, target: NATarget) -> Callable[..., Any]:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tvm_na.problems.base import Argument, Problem, axes_text, ratio
+from tvm_na.problems.base import ITEM_BYTES, Argument, Problem, axes_text, ratio
 from tvm_na.problems.checks import (
     check_bool,
     check_int,
@@ -181,6 +181,12 @@ class NAProblem(Problem):
         """The bias as kernels for CPUs pad it, which is more than the map has if head_dim is small."""
         rows = math.prod(2 * k - 1 for k in self.kernel_size[:-1])
         return self.heads * rows * 2 * (self.spatial[-1] + 64) if self.bias else 0
+
+    @property
+    def counted_per_element(self) -> int:
+        """On tensor cores asynchronous copies count bytes; no position outside of the map is copied."""
+        of_copies = ITEM_BYTES[self.tensor_dtype] if self.dtype == TF32 else 0  # no more than elements in 16 bits
+        return max(super().counted_per_element, of_copies)
 
     def reference_elements(self, samples: int) -> int:
         """Outputs of the samples, and keys and values that are gathered for every query of one head."""

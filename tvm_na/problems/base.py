@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-#: Kernels count elements in 32 bits.
+#: Kernels count elements in 32 bits, asynchronous copies on GPUs bytes.
 MAX_ELEMENTS = 2**31 - 1
 
 #: Bytes of a number.
@@ -148,19 +148,27 @@ class Problem(abc.ABC):
         """A bound on the elements of what has no batch, as kernels for CPUs copy it."""
         return max((argument.elements for argument in self.arguments() if not argument.has_batch), default=0)
 
+    @property
+    def counted_per_element(self) -> int:
+        """How far a kernel for GPUs counts, at most, over the elements of a tensor.
+
+        Its last blocks count positions outside of the map before they leave them out: at most as many again.
+        """
+        return 2
+
     def largest_batch(self, kind: str) -> int:
         """The samples that a kernel takes at once, 0 if one is too large.
 
         Args:
-            kind: Of the target: ``llvm`` or ``cuda``. The last blocks of a kernel for GPUs count positions outside of
-                the map before they leave them out: at most as many again.
+            kind: Of the target: ``llvm`` or ``cuda``.
         """
         if self.largest_constant > MAX_ELEMENTS:
             return 0
         if kind != "cuda":
             return MAX_ELEMENTS // self.largest_copy
         tensors = (*self.arguments(), *self.scratch())
-        return MAX_ELEMENTS // (2 * max(argument.elements for argument in tensors if argument.has_batch))
+        most = max(argument.elements for argument in tensors if argument.has_batch)
+        return MAX_ELEMENTS // (self.counted_per_element * most)
 
     def reference_elements(self, samples: int) -> int:
         """float64 numbers that computing what is right, of so many samples, holds at once on its device."""
