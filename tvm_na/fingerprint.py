@@ -42,9 +42,10 @@ def kernel_versions(target: NATarget) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=1)
 def _passes_digest() -> str:
-    """A digest of what we do to scheduled functions before CUDA is made of them."""
+    """A digest of what we do to scheduled functions before and while CUDA is made of them."""
     folder = Path(__file__).parent / "cuda"
-    return digest_of(*((folder / name).read_text(encoding="utf-8") for name in ("async_copies.py", "workarounds.py")))
+    files = ("async_copies.py", "names.py", "workarounds.py")
+    return digest_of(*((folder / name).read_text(encoding="utf-8") for name in files))
 
 
 @functools.lru_cache(maxsize=1)

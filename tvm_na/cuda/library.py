@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from typing import Any, TypeVar
 
-from tvm_na.cuda import fatbin, toolchain, workarounds
+from tvm_na.cuda import fatbin, names, toolchain, workarounds
 from tvm_na.cuda.inspection import resources_of
 from tvm_na.cuda.limits import Resources, Sizes, check_resources, check_sizes
 from tvm_na.targets.target import NATarget
@@ -103,13 +103,14 @@ def _lowered(module: Any, target: NATarget) -> tuple[Any, dict[str, Sizes]]:
     device function, by its name."""
     import tvm
 
-    names = frozenset[str]().union(*(workarounds.of(func) for func in module.functions.values()))
+    needed = frozenset[str]().union(*(workarounds.of(func) for func in module.functions.values()))
     # The CUDA compiler finds common subexpressions itself; TVM would make arguments of those of the batch.
-    config = {"tirx.disable_cse_tir": True, **workarounds.pass_config(names)}
+    config = {"tirx.disable_cse_tir": True, **workarounds.pass_config(needed)}
     shared: dict[str, dict[str, int]] = {}
     context = tvm.transform.PassContext(opt_level=3, config=config, instruments=[_shared_memory(shared)])
     with context, _device_code_as_source():
-        host = tvm.tirx.build(module, target=target.tvm_target(), pipeline=workarounds.pipeline(names))
+        pipeline = names.pipeline_with_entry(workarounds.pipeline(needed))
+        host = tvm.tirx.build(names.named(module), target=target.tvm_target(), pipeline=pipeline)
     if "TVMBackendAllocWorkspace" in host.inspect_source("ll"):
         # Taken from a pool that knows nothing of streams, by cudaMalloc, which no CUDA graph can capture.
         raise RuntimeError("kernel: required one without global memory of its own, got one that allocates a workspace")
