@@ -19,6 +19,7 @@ from tvm_na.schedules.cuda.gather_sizes import (
     THREADS,
     keys_in_shared,
     load_width,
+    padded_parts,
     queries_in_shared,
     tiles,
 )
@@ -47,8 +48,15 @@ class GatherSchedule(GroupSchedule):
         self.attended()
         self.outputs()
         # Last, since what is shared is computed for all threads at once wherever it is moved.
-        for block in (*map(self.block, self.shared), *self.parts):
+        for block, own in [*((self.block(name), 1) for name in self.shared), *((part, 2) for part in self.parts)]:
             self.sch.set_scope(block, 0, "shared")
+            self.spread(block, own)
+
+    def spread(self, block: Any, own: int) -> None:
+        """Pad what a query has in shared memory, in so many axes of its own: a warp's threads meet different banks."""
+        if own == 2 and self.tile.parts > 1:
+            self.sch.storage_align(block, 0, -2, self.tile.parts, padded_parts(self.tile) - self.tile.parts)
+        self.sch.storage_align(block, 0, -1 - own, 2 * self.group, self.group)
 
     # --- queries
 

@@ -31,12 +31,24 @@ def group_threads(problem: NAProblem) -> int:
     return max(4, min(32, 1 << (loads.bit_length() - 1)))
 
 
+def spread(elements: int, group: int) -> int:
+    """Elements with padding: an odd number of groups, so that the queries of a warp begin in different banks."""
+    groups = -(-elements // group)
+    return (groups + 1 - groups % 2) * group
+
+
+def padded_parts(tile: GatherTile) -> int:
+    """Elements from the parts of a key to those of the next: threads that sum them up meet different banks."""
+    return tile.parts + (tile.parts > 1)
+
+
 def keys_in_shared(problem: NAProblem, tile: GatherTile, queries: int) -> int:
     """For how many keys at once shared memory holds the parts of so many queries, beside their scores."""
     elements = _SHARED_BYTES // (queries * ITEM_BYTES[problem.accum_dtype])
+    group = group_threads(problem)
     if tile.lanes:  # as many scores as keys at once; one more set for the second time
-        return max(1, elements // (2 * (tile.parts + 1)))
-    return max(1, (elements - 2 * prod(problem.kernel_size)) // tile.parts)
+        return max(1, (elements // 2 - 4 * group) // (padded_parts(tile) + 1))
+    return max(1, (elements - 2 * spread(prod(problem.kernel_size), group) - 2 * group) // padded_parts(tile))
 
 
 def queries_in_shared(problem: NAProblem, tile: GatherTile, limit: int) -> int:

@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import TOLERANCE
 from tests.cuda.cuda_funcs import needs_nvcc
 from tests.cuda_emulator.mutate import barriers, replaced, without_barrier
+from tests.schedules.banks import indices, places_in_a_bank
 from tests.schedules.cuda_kernels import (
     DTYPES,
     POINTS,
@@ -95,6 +96,16 @@ def test_a_shifted_window_is_noticed() -> None:
 
 
 # --- what nvcc makes of them
+
+
+@pytest.mark.parametrize("head_dim", [32, 128])
+@pytest.mark.parametrize(("formulation", "kernel_size"), [(0, 7), (1, 8), (-1, 8)])
+def test_threads_of_a_warp_meet_different_banks(head_dim: int, formulation: int, kernel_size: int) -> None:
+    """But for halves of a group that sum up for each other, as in the second formulation."""
+    problem = NAProblem.make((14, 14), kernel_size, 2, head_dim, bias=True, return_lse=True, dtype="float16")
+    kernel = of(problem, formulation % len(formulations(problem)))
+    assert len(indices(kernel.source)) > 4
+    assert places_in_a_bank(kernel) <= (2 if formulation == 1 else 1)
 
 
 @needs_nvcc
