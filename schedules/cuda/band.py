@@ -7,19 +7,30 @@ passes the rows of a band come to shared memory some at a time, once for the max
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 from tvm_na.schedules.cuda import mma
 from tvm_na.schedules.cuda.band_layouts import instructions_for, layouts_of
-from tvm_na.schedules.cuda.band_sizes import MAX_IN_BLOCK, copied, default_rows, default_shape, heads_of
+from tvm_na.schedules.cuda.band_sizes import (
+    AT_ONCE,
+    HEADS_IN_TURN,
+    MAX_IN_BLOCK,
+    axis_in_turn,
+    copied,
+    default_rows,
+    default_shape,
+    extents,
+    heads_of,
+    parts_of_rows,
+    sizes_along,
+)
 from tvm_na.schedules.helpers import FuncSchedule
 from tvm_na.te.attention.band_axis import SIDE, axes
 
 _WRITE = ("write", 0)
 _LANES = 32
 _MOST_UNROLLED = 64  # copies of a thread
-#: What blocks have of sub-tiles: all at once, each with a warp of its own, or those along one axis in turn.
-AT_ONCE, COLUMNS_IN_TURN, HEADS_IN_TURN = "tiles at once", "columns in turn", "heads in turn"
 
 
 class BandSchedule(FuncSchedule):
@@ -28,7 +39,7 @@ class BandSchedule(FuncSchedule):
     def __post_init__(self) -> None:
         problem, tile = self.problem, self.tile
         self.row, self.column = axes(problem, tile)
-        self.turn = self.sketch.partition(" in turn")[0] if self.sketch != AT_ONCE else None
+        self.turn = axis_in_turn(self.sketch)
         self.default = default_shape(problem, tile, self.target, self.turn)
         self.passes = ("_first", "") if tile.passes == 2 else ("",)
         self.outputs = {"normalized": "out"} | ({"lse_tile": "lse"} if problem.return_lse else {})
@@ -97,9 +108,12 @@ class BandSchedule(FuncSchedule):
 
     def axis_factors(self, axis: str, loop: Any) -> list[Any]:
         """How many sub-tiles along an axis, or heads, a block has."""
-        name = f"{axis} in turn" if axis == self.turn else f"{axis} at once"
-        extent = {"rows": self.row.tiles, "columns": self.column.tiles, "heads": heads_of(self.problem)}[axis]
-        return self.tune.factors(name, loop, extent, getattr(self.default, axis), limit=getattr(MAX_IN_BLOCK, axis))
+        default = getattr(self.default, axis)
+        if axis == self.turn:
+            sizes = sizes_along(self.problem, self.tile, axis, in_turn=True)
+            return [None, self.tune.one_of(f"{axis} in turn", sizes, default)]
+        extent = extents(self.problem, self.tile)[axis]
+        return self.tune.factors(f"{axis} at once", loop, extent, default, limit=getattr(MAX_IN_BLOCK, axis))
 
     def place_in_steps(self) -> None:
         """The stages of two passes: some rows of the band at a time."""
@@ -206,9 +220,15 @@ class BandSchedule(FuncSchedule):
         return self.loops(name)[-rank:]
 
     def copy(self, loop: Any, at_once: int) -> Any:
-        """Deal a loop out to the warps of a block, so many times a warp to each; returns the loop over its lanes."""
+        """Deal a loop out to the warps of a block, so many times a warp to each; returns the loop over its lanes.
+
+        Less at once where some warps would have nothing.
+        """
         sch = self.sch
         inner = [self.factors[axis][1] for axis in self.factors if axis != self.turn]
+        if at_once > 1:
+            rows = int(sch.get(loop).extent) // (at_once * _LANES)
+            at_once //= parts_of_rows(rows, prod(int(sch.get(factor)) for factor in inner), at_once)
         # One loop with one condition at its end: TVM finds the shared memory of a block from that.
         rounds, *warps, _, lane = sch.split(loop, [None, *inner, at_once, _LANES])
         # By TVM itself: so it knows in which rounds every warp has a row, and there needs no branch.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from tvm_na.problems.attention import NAProblem
@@ -18,6 +18,15 @@ _STEP = 64  # of them for scores, where they are computed in steps
 _LANES = 32
 _FEW_WARPS, _WARPS = 4, 8  # of a block: at least, where there are as many sub-tiles; at most
 _BLOCKS = 2  # of a multiprocessor: one computes while the other waits for memory
+
+
+#: What blocks have of sub-tiles: all at once, each with a warp of its own, or those along one axis in turn.
+AT_ONCE, COLUMNS_IN_TURN, HEADS_IN_TURN = "tiles at once", "columns in turn", "heads in turn"
+
+
+def axis_in_turn(sketch: str) -> str | None:
+    """``columns`` or ``heads``, where those of a block are computed one after the other."""
+    return sketch.removesuffix(" in turn") if sketch != AT_ONCE else None
 
 
 @dataclass(frozen=True)
@@ -40,8 +49,8 @@ class BlockShape:
         return self.rows * self.columns * self.heads
 
 
-#: More than this no sketch has of a block.
-MAX_IN_BLOCK = BlockShape(16, 8, 8)
+#: More than this no sketch has of a block, and less none.
+MAX_IN_BLOCK, SMALLEST = BlockShape(16, 8, 8), BlockShape(1, 1, 1)
 
 
 def bytes_of(problem: NAProblem) -> int:
@@ -83,6 +92,22 @@ def shared_bytes(shape: BlockShape, problem: NAProblem, tile: BandTile, turn: st
     return bytes_of(problem) * (queries * heads + others * heads_kv) + 4 * table * shape.heads
 
 
+def parts_of_rows(rows: int, warps: int, row_warps: int) -> int:
+    """Into how many parts each of so many rows is cut that a block's warps copy, each part by a warp of its own.
+
+    Whole rows where every warp has one: what of an address depends on the row is found once for it. Of fewer rows as
+    many parts as leave the busiest warp the least.
+
+    Args:
+        rows: Those that are copied at once.
+        warps: Of the block.
+        row_warps: How often a warp copies for a row.
+    """
+    if rows >= warps:
+        return 1
+    return min(divisors(row_warps), key=lambda parts: (-(-rows * parts // warps) * (row_warps // parts), parts))
+
+
 def default_rows(tile: BandTile, row: BandAxis, column: BandAxis) -> int:
     """Rows of the band that are computed at once, of those that divide all."""
     return largest_divisor(row.keys, _STEP * _LANES // (SIDE * column.keys))
@@ -95,6 +120,30 @@ def keeps_scores(problem: NAProblem, tile: BandTile) -> bool:
     return numbers * SIDE // _LANES <= _REGISTERS
 
 
+def extents(problem: NAProblem, tile: BandTile) -> dict[str, int]:
+    """What a :class:`BlockShape` counts, of the whole map."""
+    row, column = axes(problem, tile)
+    return {"rows": row.tiles, "columns": column.tiles, "heads": heads_of(problem)}
+
+
+def sizes_along(problem: NAProblem, tile: BandTile, axis: str, in_turn: bool = False) -> list[int]:
+    """How many sub-tiles along ``rows`` or ``columns``, or ``heads``, a block can have; one alone is not in turn."""
+    return [
+        n for n in divisors(extents(problem, tile)[axis]) if (2 if in_turn else 1) <= n <= getattr(MAX_IN_BLOCK, axis)
+    ]
+
+
+def can_be_in_turn(problem: NAProblem, tile: BandTile, target: NATarget, sketch: str) -> bool:
+    """Whether a block can have what the sketch says one after the other."""
+    axis = axis_in_turn(sketch)
+    assert axis is not None
+    sizes = sizes_along(problem, tile, axis, in_turn=True)
+    if not sizes:
+        return False
+    smallest = replace(SMALLEST, **{axis: sizes[0]})
+    return shared_bytes(smallest, problem, tile, axis) <= target.max_shared_bytes
+
+
 def default_shape(problem: NAProblem, tile: BandTile, target: NATarget, turn: str | None = None) -> BlockShape:
     """The default of a block, whose sub-tiles along ``turn`` are computed in turn.
 
@@ -103,16 +152,7 @@ def default_shape(problem: NAProblem, tile: BandTile, target: NATarget, turn: st
     each block, and that is the first limit of a GPU here. Of equal ones the largest.
     """
     row, column = axes(problem, tile)
-    options = product(
-        *(
-            [n for n in divisors(extent) if n <= most]
-            for extent, most in (
-                (row.tiles, MAX_IN_BLOCK.rows),
-                (column.tiles, MAX_IN_BLOCK.columns),
-                (heads_of(problem), MAX_IN_BLOCK.heads),
-            )
-        )
-    )
+    options = product(*(sizes_along(problem, tile, axis, axis == turn) for axis in extents(problem, tile)))
     most = target.max_shared_bytes
 
     def goodness(shape: BlockShape) -> tuple[bool, bool, int, float, int]:

@@ -10,9 +10,18 @@ from typing import Any
 from tvm_na.cuda import workarounds
 from tvm_na.problems.attention import TF32, NAProblem
 from tvm_na.schedules.base import SearchSpace
-from tvm_na.schedules.cuda.band import AT_ONCE, COLUMNS_IN_TURN, HEADS_IN_TURN, BandSchedule
+from tvm_na.schedules.cuda.band import BandSchedule
 from tvm_na.schedules.cuda.band_layouts import instructions_for
-from tvm_na.schedules.cuda.band_sizes import BlockShape, heads_of, keeps_scores, keys_of, shared_bytes
+from tvm_na.schedules.cuda.band_sizes import (
+    AT_ONCE,
+    COLUMNS_IN_TURN,
+    HEADS_IN_TURN,
+    SMALLEST,
+    can_be_in_turn,
+    keeps_scores,
+    keys_of,
+    shared_bytes,
+)
 from tvm_na.targets.cuda_arch import capability_of
 from tvm_na.targets.target import NATarget
 from tvm_na.te.attention.band_axis import SIDE, BandTile, axes, is_served
@@ -20,7 +29,6 @@ from tvm_na.te.attention.band_axis import SIDE, BandTile, axes, is_served
 _OLDEST = (8, 0)  # compute capability with mma.m16n8k16 for both dtypes of 16 bits, and with TF32
 #: Sub-tiles that meet more keys than so many times the fewest are not worth the tuner's time.
 _WORTH = 1.5
-_SMALLEST = BlockShape(1, 1, 1)
 _NEEDED = ",".join((workarounds.WARP_MEMORY, workarounds.COMPILER_UNROLLS, workarounds.ASYNCHRONOUS_COPIES))
 
 
@@ -34,11 +42,11 @@ def tiles(problem: NAProblem, target: NATarget) -> list[BandTile]:
         tile = BandTile(rows, SIDE // rows)
         passes = [1, 2] if keeps_scores(problem, tile) else [2]
         found += [BandTile(rows, SIDE // rows, n) for n in passes]
-    found = [tile for tile in found if shared_bytes(_SMALLEST, problem, tile) <= target.max_shared_bytes]
+    found = [tile for tile in found if shared_bytes(SMALLEST, problem, tile) <= target.max_shared_bytes]
 
     def cost(tile: BandTile) -> float:
         # Products of queries by keys, once or twice, and of weights by values.
-        keys = keys_of(_SMALLEST, tile, *axes(problem, tile))
+        keys = keys_of(SMALLEST, tile, *axes(problem, tile))
         return float(keys * (tile.passes * problem.head_dim + problem.head_dim_v))
 
     found.sort(key=cost)
@@ -76,13 +84,10 @@ class CudaBand(SearchSpace):
         assert tile is not None
         if tile.passes == 2:
             return (AT_ONCE,)
-        _, column = axes(problem, tile)
-        columns = (COLUMNS_IN_TURN,) if column.tiles > 1 else ()
-        twice = shared_bytes(_SMALLEST, problem, tile, "heads")
-        # Asynchronous copies cannot round.
-        copies = problem.dtype != TF32
-        heads = (HEADS_IN_TURN,) if copies and heads_of(problem) > 1 and twice <= target.max_shared_bytes else ()
-        return (AT_ONCE, *columns, *heads)
+        in_turn = [COLUMNS_IN_TURN]
+        if problem.dtype != TF32:  # asynchronous copies cannot round
+            in_turn.append(HEADS_IN_TURN)
+        return (AT_ONCE, *(sketch for sketch in in_turn if can_be_in_turn(problem, tile, target, sketch)))
 
 
 SPACE = CudaBand()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import random
 import re
@@ -33,14 +34,26 @@ from tvm_na.cuda.inspection import inspect_kernel
 from tvm_na.ops.tf32 import in_tf32
 from tvm_na.problems.attention import TF32, NAProblem
 from tvm_na.schedules import spaces_for
-from tvm_na.schedules.base import Plan, divisors
+from tvm_na.schedules.base import Plan
 from tvm_na.schedules.cuda import mma, mma_tf32
 from tvm_na.schedules.cuda import tensor_core_space as cuda_mma
-from tvm_na.schedules.cuda.band import AT_ONCE, COLUMNS_IN_TURN, HEADS_IN_TURN
-from tvm_na.schedules.cuda.band_sizes import BlockShape, bytes_of, copied, default_shape, heads_of, shared_bytes
+from tvm_na.schedules.cuda.band_sizes import (
+    AT_ONCE,
+    COLUMNS_IN_TURN,
+    HEADS_IN_TURN,
+    BlockShape,
+    axis_in_turn,
+    bytes_of,
+    can_be_in_turn,
+    copied,
+    default_shape,
+    parts_of_rows,
+    shared_bytes,
+    sizes_along,
+)
 from tvm_na.schedules.cuda.tensor_core_space import tiles
 from tvm_na.targets.target import parse_target
-from tvm_na.te.attention.band_axis import BandTile, axes
+from tvm_na.te.attention.band_axis import BandTile
 
 HALVES = ("float16", "bfloat16")
 DTYPES = (*HALVES, TF32)
@@ -125,12 +138,10 @@ def drawn_problem(seed: int) -> NAProblem:
 
 def drawn_shape(problem: NAProblem, tile: BandTile, sketch: str, rng: random.Random) -> dict[str, int]:
     """Parameters that a block can have."""
-    row, column = axes(problem, tile)
-    turn = sketch.partition(" in turn")[0]
+    turn = axis_in_turn(sketch)
+    names = {axis: "in turn" if axis == turn else "at once" for axis in ("rows", "columns", "heads")}
     while True:
-        extents = (row.tiles, column.tiles, heads_of(problem))
-        shape = BlockShape(*(rng.choice(divisors(n)) for n in extents))
-        names = {axis: "in turn" if axis == turn else "at once" for axis in ("rows", "columns", "heads")}
+        shape = BlockShape(*(rng.choice(sizes_along(problem, tile, axis, axis == turn)) for axis in names))
         warps = math.prod(getattr(shape, axis) for axis in names if axis != turn)
         if warps <= 16 and shared_bytes(shape, problem, tile, turn) <= TARGET.max_shared_bytes:
             return {f"{axis} {how}": getattr(shape, axis) for axis, how in names.items()}
@@ -259,7 +270,7 @@ def test_default_blocks_are_some_that_a_gpu_can_have(arch: str) -> None:
     for name, dtype in CASES:
         problem = problem_of(name, dtype)
         for tile in tiles(problem, target):
-            for turn in (None, "columns"):
+            for turn in (None, *(["columns"] if can_be_in_turn(problem, tile, target, COLUMNS_IN_TURN) else [])):
                 shape = default_shape(problem, tile, target, turn)
                 assert shared_bytes(shape, problem, tile, turn) <= target.max_shared_bytes
                 assert 1 <= shape.tiles // (shape.columns if turn else 1) <= 8
@@ -279,6 +290,39 @@ def test_structures_are_those_that_make_a_difference() -> None:
     assert sketches(PLAIN_TF32) == (AT_ONCE, COLUMNS_IN_TURN)  # copies that cannot round are left out
     with pytest.raises(ValueError, match="sketch: required one of tiles at once, columns in turn, heads in turn, got"):
         scheduled(PLAIN, 0, Plan("rows in turn"), BAND)
+
+
+@pytest.mark.parametrize("size", [(14, 14), (3, 8 * 11)])
+def test_one_column_or_head_is_not_in_turn(size: tuple[int, int]) -> None:
+    """It would be another name for a point of "tiles at once"; eleven columns have no divisor that a block can have."""
+    problem = NAProblem.make(size, 3, 3, 32, dtype="float16")
+    func = cuda_mma.SPACE.formulation(problem, BandTile(2, 8))
+    offered = cuda_mma.SPACE.sketches(func, TARGET)
+    assert (COLUMNS_IN_TURN in offered) == (size[1] == 14) and HEADS_IN_TURN in offered
+    for sketch in offered[1:]:
+        point = cuda_mma.SPACE.apply(func, TARGET, Plan(sketch, like={sketch: 1}))
+        assert point is not None
+        (parameter,) = (parameter for parameter in point.parameters if parameter.name == sketch)
+        assert parameter.value == min(parameter.options) >= 2
+
+
+@pytest.mark.parametrize("name", ["25x25", "whole map", "25x25, wide"])
+def test_all_warps_copy_what_a_step_of_two_passes_needs(name: str) -> None:
+    wide = NAProblem.make((30, 30), 25, 1, 128, dtype="float16")
+    kernel = kernel_for(wide if name == "25x25, wide" else problem_of(name, "float16"))
+    warps = kernel.launches[0].block[1]
+    assert tiles(kernel.problem, TARGET)[0].passes == 2 and warps > 1
+    copies = re.findall(r"(?:threadIdx\.y\) < (\d+)\) \{)?\n +ptx_cp_async_legacy", kernel.source)
+    of_warps = [int(warps_copying or warps) for warps_copying in copies]
+    assert len(copies) * warps <= 1.5 * sum(of_warps)  # the first warp, which takes part in all, against the mean
+
+
+def test_rows_are_cut_so_that_no_warp_waits_long() -> None:
+    for rows, warps, row_warps in itertools.product(range(1, 9), range(1, 17), (1, 2, 4, 6, 16)):
+        parts = parts_of_rows(rows, warps, row_warps)
+        busiest = -(-rows * parts // warps) * (row_warps // parts)
+        assert row_warps % parts == 0
+        assert parts == 1 if rows >= warps else busiest <= max(row_warps // 2, -(-rows * row_warps // warps), 1)
 
 
 # --- what the emulation notices
