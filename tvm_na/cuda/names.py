@@ -26,8 +26,8 @@ def name_of(func: Any) -> str:
     if not func.attrs or _PROBLEM not in func.attrs:
         return ENTRY
     problem = problem_from_json(str(func.attrs[_PROBLEM]))
-    formulation = json.loads(str(func.attrs[_FORMULATION]))["formulation"]
-    return re.sub(r"\W+", "_", f"na{problem.rank}d {problem} {formulation}", flags=re.ASCII)
+    formulation = json.loads(str(func.attrs[_FORMULATION])).get("formulation", "")
+    return re.sub(r"\W+", "_", f"na{problem.rank}d {problem} {formulation}".strip(), flags=re.ASCII)
 
 
 def named(module: Any) -> Any:
