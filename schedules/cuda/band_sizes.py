@@ -120,6 +120,17 @@ def keeps_scores(problem: NAProblem, tile: BandTile) -> bool:
     return numbers * SIDE // _LANES <= _REGISTERS
 
 
+def least_registers(problem: NAProblem, tile: BandTile) -> int:
+    """Registers that a lane cannot do without: what it holds at one moment, whatever the compiler does.
+
+    With one pass the scores of all keys, until their maximum is known; with two the sums of values, from one step to
+    the next. Beside them two maxima, and with two passes two sums of weights.
+    """
+    row, column = axes(problem, tile)
+    numbers, beside = (row.keys * column.keys, 2) if tile.passes == 1 else (problem.head_dim_v, 4)
+    return numbers * SIDE // _LANES + beside
+
+
 def extents(problem: NAProblem, tile: BandTile) -> dict[str, int]:
     """What a :class:`BlockShape` counts, of the whole map."""
     row, column = axes(problem, tile)

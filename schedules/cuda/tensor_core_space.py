@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm_na.cuda import workarounds
+from tvm_na.cuda import limits, workarounds
 from tvm_na.problems.attention import TF32, NAProblem
 from tvm_na.schedules.base import SearchSpace
 from tvm_na.schedules.cuda.band import BandSchedule
@@ -20,6 +20,7 @@ from tvm_na.schedules.cuda.band_sizes import (
     can_be_in_turn,
     keeps_scores,
     keys_of,
+    least_registers,
     shared_bytes,
 )
 from tvm_na.targets.cuda_arch import capability_of
@@ -72,7 +73,8 @@ class CudaBand(SearchSpace):
         from tvm_na.te.attention.band import forward
 
         instructions_for(problem.dtype)
-        return forward(problem, tile, batch).with_attr(workarounds.ATTRIBUTE, _NEEDED)
+        marks = {workarounds.ATTRIBUTE: _NEEDED, limits.LEAST_REGISTERS: least_registers(problem, tile)}
+        return forward(problem, tile, batch).with_attrs(marks)
 
     def formulations(self, problem: NAProblem, target: NATarget, batch: int | None = None) -> list[Any]:
         """One for each of :func:`tiles`."""

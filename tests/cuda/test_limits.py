@@ -10,7 +10,7 @@ import pytest
 from tests.cuda.cuda_funcs import SHARED_BYTES, needs_compiler, row_sums
 from tests.cuda.fake_driver import driver_calls
 from tvm_na.cuda import inspection, library, toolchain
-from tvm_na.cuda.limits import Resources, Sizes, UnlaunchableError, check_resources, check_sizes
+from tvm_na.cuda.limits import LEAST_REGISTERS, Resources, Sizes, UnlaunchableError, check_resources, check_sizes
 from tvm_na.jit.library import write_cuda_library
 from tvm_na.targets.target import parse_target
 from tvm_na.tune.builder import MOST_SPILLED, Builder, Built, Source, compile_source, source_of
@@ -76,6 +76,25 @@ def test_registers_are_handed_out_to_warps() -> None:
             check_resources(Resources(registers, 0, 0, 0), Sizes(threads, 0, 0), SM_90)
     with pytest.raises(UnlaunchableError, match="shared memory"):  # what the assembler counts, counts
         check_resources(Resources(32, 0, 0, 40 * KIB), Sizes(32, 0, 190 * KIB), SM_90)
+
+
+@needs_compiler
+def test_what_must_spill_is_known_before_the_compiler_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compile_(*_: Any) -> Any:
+        raise RuntimeError("the compiler ran")
+
+    monkeypatch.setattr(type(toolchain.find_compiler()), "compile", compile_)
+
+    def failure(least: int) -> tuple[str, str]:
+        module = reversed_rows(8192, "shared", 1024)
+        module["main"] = module["main"].with_attr(LEAST_REGISTERS, least)
+        found = compile_source(source_of(module), SM_90, "none")
+        assert found is not None
+        return found
+
+    assert failure(64)[0] == "build" and "the compiler ran" in failure(64)[1]
+    message = "registers: required at most 65536 of a block, got at least 65 in each of 1024 threads"
+    assert failure(65) == ("too many registers", message)
 
 
 @needs_compiler

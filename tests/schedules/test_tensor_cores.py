@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -31,6 +32,7 @@ from tests.schedules.cuda_kernels import (
     space_of,
 )
 from tvm_na.cuda.inspection import inspect_kernel
+from tvm_na.cuda.limits import Sizes, UnlaunchableError, check_least_registers
 from tvm_na.ops.tf32 import in_tf32
 from tvm_na.problems.attention import TF32, NAProblem
 from tvm_na.schedules import spaces_for
@@ -47,6 +49,7 @@ from tvm_na.schedules.cuda.band_sizes import (
     can_be_in_turn,
     copied,
     default_shape,
+    least_registers,
     parts_of_rows,
     shared_bytes,
     sizes_along,
@@ -317,6 +320,18 @@ def test_all_warps_copy_what_a_step_of_two_passes_needs(name: str) -> None:
     assert len(copies) * warps <= 1.5 * sum(of_warps)  # the first warp, which takes part in all, against the mean
 
 
+@pytest.mark.parametrize(("warps", "refused"), [(28, False), (32, True)])
+def test_blocks_without_registers_for_their_scores_are_refused(warps: int, refused: bool) -> None:
+    """Those of a 7x7 window in sub-tiles of 2x8 are 64 numbers of a lane."""
+    problem, tile = NAProblem.make((64, 8), 7, 1, 16, dtype="float16"), BandTile(2, 8)
+    func = cuda_mma.SPACE.formulation(problem, tile)
+    assert func.attrs["tvm_na.least_registers"] == least_registers(problem, tile) == 66
+    assert least_registers(problem, BandTile(2, 8, 2)) == 12
+    context = pytest.raises(UnlaunchableError, match="registers") if refused else contextlib.nullcontext()
+    with context:
+        check_least_registers(func, Sizes(32 * warps, 0, 0), parse_target("cuda-sm_90"))
+
+
 def test_rows_are_cut_so_that_no_warp_waits_long() -> None:
     for rows, warps, row_warps in itertools.product(range(1, 9), range(1, 17), (1, 2, 4, 6, 16)):
         parts = parts_of_rows(rows, warps, row_warps)
@@ -371,8 +386,9 @@ ON_TENSOR_CORES = {
     + [("nat", TF32, "sm_80"), ("nat", TF32, "sm_90"), ("wide heads", TF32, "sm_80"), ("13x13", TF32, "sm_90")],
 )
 def test_defaults_fit_registers_and_use_tensor_cores(name: str, dtype: str, arch: str) -> None:
-    found = inspect_kernel(kernel_for(problem_of(name, dtype)).source, arch)
-    assert found.registers <= 255
+    problem = problem_of(name, dtype)
+    found = inspect_kernel(kernel_for(problem).source, arch)
+    assert least_registers(problem, tiles(problem, TARGET)[0]) < found.registers <= 255
     spilled = {"13x13": 192} if dtype == TF32 else SPILLED
     assert found.spill_bytes <= spilled.get(name, 0)
     assert found.stack_bytes <= found.spill_bytes  # no array of a thread

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from tvm_na.cuda import fatbin, names, toolchain, workarounds
 from tvm_na.cuda.inspection import resources_of
-from tvm_na.cuda.limits import Resources, Sizes, check_resources, check_sizes
+from tvm_na.cuda.limits import Resources, Sizes, check_least_registers, check_resources, check_sizes
 from tvm_na.targets.target import NATarget
 
 S = TypeVar("S", Sizes, Resources)
@@ -69,7 +69,8 @@ def compile_library(module: Any, target: NATarget) -> CudaLibrary:
         target: A CUDA target; the device need not be here.
 
     Raises:
-        UnlaunchableError: no GPU of the target can launch it; known before the CUDA compiler runs, but for registers.
+        UnlaunchableError: no GPU of the target can launch it; known before the CUDA compiler runs, but for
+            most registers.
         RuntimeError: there is no CUDA compiler, it fails, or the kernel is one that cannot be launched by PyTorch's
             rules: it needs memory of its own.
     """
@@ -77,6 +78,8 @@ def compile_library(module: Any, target: NATarget) -> CudaLibrary:
     host, sizes = _lowered(module, target)
     for of_one in sizes.values():
         check_sizes(of_one, target)
+        for func in module.functions.values():
+            check_least_registers(func, of_one, target)
     source = _source_of(host)
     image, log = compiler.compile(source, target.arch)
     fatbin.require_cubin(image, target.arch)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from tvm_na.targets.cuda_arch import STATIC_SHARED_BYTES
 from tvm_na.targets.target import NATarget
+
+#: The attribute of a PrimFunc with a number of registers that no thread of it can do without: see
+#: :func:`check_least_registers`.
+LEAST_REGISTERS = "tvm_na.least_registers"
 
 _MAX_THREADS = 1024  # of a block, on every architecture
 _WARP = 32
@@ -13,7 +18,7 @@ _REGISTERS_AT_ONCE = 256  # in so large units a warp gets them
 
 
 class UnlaunchableError(RuntimeError):
-    """No GPU of the target can launch a kernel.
+    """No GPU of the target can launch a kernel, or only with numbers in memory that belong into registers.
 
     Attributes:
         what: Of what it asks too much: "threads", "shared memory" or "registers".
@@ -72,10 +77,21 @@ def check_sizes(sizes: Sizes, target: NATarget) -> None:
 
 def check_resources(resources: Resources, sizes: Sizes, target: NATarget) -> None:
     """UnlaunchableError if a block takes more than it can have, as far as only the assembler knows."""
-    threads = sizes.threads
-    check_sizes(Sizes(threads, resources.shared_bytes, sizes.dynamic_shared), target)
-    each = -(-resources.registers * _WARP // _REGISTERS_AT_ONCE) * _REGISTERS_AT_ONCE
-    total = -(-threads // _WARP) * each
-    if total > target.registers_per_block:
-        got = f"{resources.registers} in each of {threads} threads"
-        raise UnlaunchableError("registers", f"at most {target.registers_per_block} of a block", got)
+    check_sizes(Sizes(sizes.threads, resources.shared_bytes, sizes.dynamic_shared), target)
+    _check_registers(resources.registers, sizes.threads, target, f"{resources.registers}")
+
+
+def check_least_registers(func: Any, sizes: Sizes, target: NATarget) -> None:
+    """UnlaunchableError if so large a block has fewer registers for a thread than ``func`` says it must have.
+
+    The compiler, which is told how many threads there are, would find a way, after seconds: to memory and back.
+    """
+    least = int(func.attrs.get(LEAST_REGISTERS, 0)) if func.attrs else 0
+    _check_registers(least, sizes.threads, target, f"at least {least}")
+
+
+def _check_registers(registers: int, threads: int, target: NATarget, got: str) -> None:
+    each = -(-registers * _WARP // _REGISTERS_AT_ONCE) * _REGISTERS_AT_ONCE
+    if -(-threads // _WARP) * each > target.registers_per_block:
+        limit = f"at most {target.registers_per_block} of a block"
+        raise UnlaunchableError("registers", limit, f"{got} in each of {threads} threads")
