@@ -40,14 +40,14 @@ class Peer:
 
     Attributes:
         what: What it is, for the line below a table.
-        prepare: From a problem and a device to what is timed.
+        prepare: From a problem, a device and the bias of a problem that has one to what is timed.
         layout: From ``[batch, *spatial, heads, head_dim]`` to what it takes.
         back: The other way round, for its output.
     """
 
     name: str
     what: str
-    prepare: Callable[[NAProblem, str], Call]
+    prepare: Callable[[NAProblem, str, Tensor | None], Call]
     layout: Callable[[Tensor], Tensor] = heads_first
     back: Callable[[Tensor, NAProblem], Tensor] = tokens_first
 
@@ -57,8 +57,8 @@ def _axes(problem: NAProblem) -> list[tuple[Tensor, Tensor, Tensor]]:
 
 
 def _require_plain(problem: NAProblem) -> None:
-    if problem.rank != 2 or any(problem.is_causal) or problem.heads != problem.heads_kv or problem.bias:
-        raise NotImplementedError(f"required a 2D problem without causal masking, GQA and bias, got {problem}")
+    if problem.rank != 2 or any(problem.is_causal) or problem.heads != problem.heads_kv:
+        raise NotImplementedError(f"required a 2D problem without causal masking and GQA, got {problem}")
 
 
 def dense_mask(problem: NAProblem) -> Tensor:
@@ -74,28 +74,58 @@ def dense_mask(problem: NAProblem) -> Tensor:
     return (rows[:, None, :, None] & columns[None, :, None, :]).reshape(tokens, tokens)
 
 
-def gather_einsum(problem: NAProblem, device: str) -> Call:
+def dense_bias(rpb: Tensor, problem: NAProblem) -> Tensor:
+    """The bias of every pair of tokens ``[heads, tokens, tokens]``; meaningless where there is no neighbor."""
+    relative = []
+    for n, k, d in zip(problem.spatial, problem.kernel_size, problem.dilation, strict=True):
+        i = torch.arange(n, device=rpb.device)
+        relative.append(((i - i[:, None]) // d + k - 1).clamp(0, 2 * k - 2))
+    rows, columns = relative
+    tokens = math.prod(problem.spatial)
+    return rpb[:, rows[:, None, :, None], columns[None, :, None, :]].reshape(-1, tokens, tokens)
+
+
+def bias_mod(rpb: Tensor, problem: NAProblem) -> Callable[..., Tensor]:
+    """flex_attention's ``score_mod`` that adds the bias; where there is no neighbor, any other."""
+    width = problem.spatial[1]
+
+    def biased(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        positions = zip((q // width, q % width), (k // width, k % width), strict=True)
+        index = []
+        for (a, b), d, size in zip(positions, problem.dilation, problem.kernel_size, strict=True):
+            index.append(torch.clamp(b // d - a // d + (size - 1), 0, 2 * size - 2))
+        return score + rpb[head, index[0], index[1]]
+
+    return biased
+
+
+def gather_einsum(problem: NAProblem, device: str, rpb: Tensor | None = None) -> Call:
     """Gather every window of keys and values, then two einsums around a softmax."""
     _require_plain(problem)
-    (rows, _, _), (columns, _, _) = _axes(problem)
+    (rows, down, _), (columns, right, _) = _axes(problem)
     window = math.prod(problem.kernel_size)
     neighbors = (rows[:, None, :, None] * problem.spatial[1] + columns[None, :, None, :]).reshape(-1, window).to(device)
     scale = problem.head_dim**-0.5
+    bias = 0.0 if rpb is None else rpb[:, down[:, None, :, None], right[None, :, None, :]].reshape(-1, *neighbors.shape)
 
     def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        scores = torch.einsum("bhnd,bhnkd->bhnk", query * scale, key[:, :, neighbors])
+        scores = torch.einsum("bhnd,bhnkd->bhnk", query * scale, key[:, :, neighbors]) + bias
         return torch.einsum("bhnk,bhnkd->bhnd", scores.softmax(-1), value[:, :, neighbors])
 
     return call
 
 
-def masked_sdpa(problem: NAProblem, device: str) -> Call:
-    """``scaled_dot_product_attention`` over all tokens with a dense mask; on a GPU a bias of 0 and minus infinity."""
+def masked_sdpa(problem: NAProblem, device: str, rpb: Tensor | None = None) -> Call:
+    """``scaled_dot_product_attention`` over all tokens with a dense mask.
+
+    On a GPU, and with a bias, numbers: the bias or 0, and minus infinity.
+    """
     _require_plain(problem)
-    mask = dense_mask(problem)
-    if device != "cpu":
-        bias = torch.zeros(mask.shape, dtype=getattr(torch, problem.dtype))
-        mask = bias.masked_fill_(~mask, -math.inf).to(device)
+    mask = dense_mask(problem).to(device)
+    if device != "cpu" or rpb is not None:
+        shape, dtype = mask.shape, getattr(torch, problem.dtype)
+        bias = torch.zeros(shape, dtype=dtype, device=device) if rpb is None else dense_bias(rpb, problem)
+        mask = bias.masked_fill_(~mask, -math.inf)
     return lambda query, key, value: F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
@@ -119,18 +149,21 @@ def window_mask_mod(problem: NAProblem) -> Callable[..., Tensor]:
     return mask_mod
 
 
-def _compiled_flex(mask_mod: Callable[..., Tensor], problem: NAProblem, device: str) -> Call:
+def _compiled_flex(
+    mask_mod: Callable[..., Tensor], problem: NAProblem, device: str, score_mod: Callable[..., Tensor] | None
+) -> Call:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     tokens = math.prod(problem.spatial)
     mask = create_block_mask(mask_mod, None, None, tokens, tokens, device=device)
     compiled: Any = torch.compile(flex_attention, dynamic=False, fullgraph=True)
-    return lambda query, key, value: compiled(query, key, value, block_mask=mask)
+    return lambda query, key, value: compiled(query, key, value, score_mod=score_mod, block_mask=mask)
 
 
-def flex(problem: NAProblem, device: str) -> Call:
+def flex(problem: NAProblem, device: str, rpb: Tensor | None = None) -> Call:
     """``torch.compile(flex_attention)`` with a block mask over tokens in the order of rows."""
-    return _compiled_flex(window_mask_mod(problem), problem, device)
+    bias = None if rpb is None else bias_mod(rpb, problem)
+    return _compiled_flex(window_mask_mod(problem), problem, device, bias)
 
 
 _TILE = 8
@@ -144,13 +177,22 @@ def tile_order(problem: NAProblem) -> Tensor:
     return torch.cat([tile.flatten() for band in tiles for tile in band])
 
 
-def tiled_flex(problem: NAProblem, device: str) -> Call:
+def tiled_flex(problem: NAProblem, device: str, rpb: Tensor | None = None) -> Call:
     """The same over tokens in the order of 8x8 tiles, which makes more blocks of the mask empty.
 
     The tensors are reordered before the clock runs, as a model would that keeps its tokens in that order.
     """
     order, sees = tile_order(problem).to(device), window_mask_mod(problem)
-    return _compiled_flex(lambda batch, head, q, k: sees(batch, head, order[q], order[k]), problem, device)
+    biased = None if rpb is None else bias_mod(rpb, problem)
+
+    def sees_in_order(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return sees(batch, head, order[q], order[k])
+
+    def biased_in_order(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        assert biased is not None
+        return biased(score, batch, head, order[q], order[k])
+
+    return _compiled_flex(sees_in_order, problem, device, None if biased is None else biased_in_order)
 
 
 def _in_tiles(t: Tensor) -> Tensor:
@@ -162,8 +204,10 @@ def _tiles_back(out: Tensor, problem: NAProblem) -> Tensor:
     return tokens_first(out[:, :, tile_order(problem).argsort().to(out.device)], problem)
 
 
-def natten(problem: NAProblem, device: str) -> Call:
-    """NATTEN, the reference library, where it is installed."""
+def natten(problem: NAProblem, device: str, rpb: Tensor | None = None) -> Call:
+    """NATTEN, the reference library, where it is installed; it has no bias since 0.20."""
+    if rpb is not None:
+        raise NotImplementedError("required a problem without a bias")
     if importlib.util.find_spec("natten") is None:
         raise NotImplementedError("natten is not installed")
     import natten as library
@@ -216,19 +260,8 @@ class DenseMaskAttention(PeerAttention):
         if module.rpb is None:
             mask.masked_fill_(dense_mask(problem), 0.0)
         else:
-            mask = torch.where(dense_mask(problem), self._dense_bias(module.rpb.detach(), problem), mask)
+            mask = torch.where(dense_mask(problem), dense_bias(module.rpb.detach(), problem), mask)
         self.register_buffer("mask", mask, persistent=False)
-
-    @staticmethod
-    def _dense_bias(rpb: Tensor, problem: NAProblem) -> Tensor:
-        """The bias of every pair of tokens ``[heads, tokens, tokens]``; meaningless where the mask is False."""
-        relative = []
-        for n, k, d in zip(problem.spatial, problem.kernel_size, problem.dilation, strict=True):
-            i = torch.arange(n)
-            relative.append(((i - i[:, None]) // d + k - 1).clamp(0, 2 * k - 2))
-        rows, columns = relative
-        tokens = math.prod(problem.spatial)
-        return rpb[:, rows[:, None, :, None], columns[None, :, None, :]].reshape(-1, tokens, tokens)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask, scale=self.module.scale)
@@ -248,17 +281,7 @@ class FlexAttention(PeerAttention):
         if compiled:
             self.flex = torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
-    def biased(self, score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        """A score with the relative position bias; where the mask is False, any other."""
-        assert self.module.rpb is not None
-        width = self.problem.spatial[1]
-        positions = zip((q // width, q % width), (k // width, k % width), strict=True)
-        index = []
-        for (a, b), d, size in zip(positions, self.problem.dilation, self.problem.kernel_size, strict=True):
-            index.append(torch.clamp(b // d - a // d + (size - 1), 0, 2 * size - 2))
-        return score + self.module.rpb[head, index[0], index[1]]
-
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        bias = None if self.module.rpb is None else self.biased
+        bias = None if self.module.rpb is None else bias_mod(self.module.rpb, self.problem)
         out: Tensor = self.flex(query, key, value, score_mod=bias, block_mask=self.block_mask, scale=self.module.scale)
         return out

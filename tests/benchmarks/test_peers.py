@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -21,14 +23,28 @@ PROBLEMS = [
 ]
 
 
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """flex_attention in Python: compiled, it takes ten seconds a problem."""
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+
+
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
-@pytest.mark.parametrize("peer", peers.PEERS["cpu"][:2], ids=lambda peer: peer.name)
-def test_peer_computes_neighborhood_attention(peer, problem):
+@pytest.mark.parametrize(
+    "peer", [*peers.PEERS["cpu"], peers.PEERS["cuda"][1]], ids=lambda peer: peer.name.replace(", ", " ")
+)
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_peer_computes_neighborhood_attention(peer, problem, bias, interpreted):
     torch.manual_seed(0)
+    problem = dataclasses.replace(problem, bias=bias)
     tensors = [torch.randn(2, *problem.spatial, problem.heads, problem.head_dim) for _ in range(3)]
     doubles = [t.double() for t in tensors]
-    expected = reference.neighborhood_attention(problem, *doubles, problem.head_dim**-0.5)[0]
-    out = peer.prepare(problem, "cpu")(*map(peer.layout, tensors))
+    rpb = torch.randn(problem.bias_shape) if bias else None
+    scale, rpb64 = problem.head_dim**-0.5, None if rpb is None else rpb.double()
+    expected = reference.neighborhood_attention(problem, *doubles, scale, rpb64)[0]
+    with torch.inference_mode():
+        out = peer.prepare(problem, "cpu", rpb)(*map(peer.layout, tensors))
     assert relative_error(peer.back(out, problem), expected) <= ERROR_BUDGET["float32"]
 
 
@@ -55,6 +71,9 @@ def test_peers_say_what_they_do_not_serve():
     problem = NAProblem.make((8, 8), 3, 2, 4, is_causal=True)
     with pytest.raises(NotImplementedError, match="without causal"):
         peers.gather_einsum(problem, "cpu")
+    biased = NAProblem.make((8, 8), 3, 2, 4, bias=True)
+    with pytest.raises(NotImplementedError, match="without a bias"):
+        peers.natten(biased, "cpu", torch.zeros(biased.bias_shape))
 
 
 @pytest.mark.parametrize("size", [(7, 7), (14, 14), (16, 9)])
