@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.peers import PEERS
 from tvm_na.measure.cuda import copies_for, rotating
-from tvm_na.measure.timing import Timing, clock_of, interleaved_ratio, measure
+from tvm_na.measure.timing import Clock, GraphClock, Timing, clock_of, interleaved_ratio, measure
 from tvm_na.problems.attention import NAProblem
 from tvm_na.reference.accuracy import ERROR_BUDGET, relative_error
 
@@ -28,9 +28,9 @@ _STAGES = ((56, 2), (28, 4), (14, 8), (7, 16))
 Calls = dict[str, Callable[[], object]]
 
 
-def stages_of(dtype: str = "float32") -> list[NAProblem]:
-    """NAT-Tiny's four stages at 224x224, without bias (flex_attention and SDPA would need another formulation)."""
-    return [NAProblem.make((n, n), 7, heads, 32, dtype=dtype) for n, heads in _STAGES]
+def stages_of(dtype: str = "float32", bias: bool = False) -> list[NAProblem]:
+    """NAT-Tiny's four stages at 224x224, with the bias that its layers have, or without."""
+    return [NAProblem.make((n, n), 7, heads, 32, dtype=dtype, bias=bias) for n, heads in _STAGES]
 
 
 @dataclass
@@ -54,7 +54,8 @@ class Case:
     def name(self) -> str:
         """The case in words."""
         p = self.problem
-        return f"{p.dtype}, batch {self.batch}, {p.spatial[0]}x{p.spatial[1]}, {p.heads} heads"
+        bias = ", bias" if p.bias else ""
+        return f"{p.dtype}, batch {self.batch}, {p.spatial[0]}x{p.spatial[1]}, {p.heads} heads{bias}"
 
     @property
     def label(self) -> str:
@@ -103,6 +104,11 @@ class Case:
             sets.append(tuple(t.requires_grad_(differentiated and n < 3) for n, t in enumerate(drawn)))
         return sets
 
+    def draw_bias(self) -> Tensor | None:
+        """The bias, where the problem has one."""
+        p = self.problem
+        return torch.randn(p.bias_shape, dtype=getattr(torch, p.dtype), device=self.device) if p.bias else None
+
     def bytes_of(self, tensors: int) -> int:
         """Bytes of so many tensors like query."""
         p = self.problem
@@ -115,15 +121,16 @@ class Case:
         sets: Sequence[tuple[Tensor, ...]],
         expected: Sequence[Tensor],
         wrap: Callable[[Callable[..., Any]], Callable[..., tuple[Tensor, ...]]],
+        rpb: Tensor | None = None,
     ) -> None:
         """Put the peers that run to ``calls``, and note their errors.
 
-        ``sets`` are arguments as ours has them, ``expected`` is what is right of the first samples, and ``wrap`` makes
-        of an operator what is timed.
+        ``sets`` are arguments as ours has them, ``expected`` is what is right of the first samples, ``wrap`` makes
+        of an operator what is timed, and ``rpb`` is the bias of all, where the problem has one.
         """
         for peer in PEERS[self.device]:
             try:
-                call = wrap(peer.prepare(self.problem, self.device))
+                call = wrap(peer.prepare(self.problem, self.device, rpb))
                 theirs = [tuple(peer.layout(t.detach()).requires_grad_(t.requires_grad) for t in s) for s in sets]
                 found = [peer.back(t, self.problem) for t in call(*theirs[0])]
                 self.errors[peer.name] = error_of(found, expected)
@@ -132,21 +139,38 @@ class Case:
                 cause = error.__cause__ or error  # what Dynamo observed, rather than that it did
                 self.unavailable[peer.name] = f"{type(cause).__name__}: {cause}".strip().splitlines()[0]
 
+    @property
+    def is_replayed(self) -> bool:
+        """Whether calls are timed by replays of CUDA graphs: where the host takes longer for one than the GPU."""
+        return self.device == "cuda" and self.batch == 1
+
     def measure(self, calls: Calls, rounds: int, baseline: Calls | None = None) -> None:
         """Time the candidates with right numbers, those without any (which are as right as ours), and the baseline."""
         right = {n: c for n, c in calls.items() if self.errors.get(n, self.errors[OURS]) <= self.budget}
         right |= baseline or {}
-        sample_time, warmup_time = (0.02, 0.1) if self.device == "cpu" else (2e-3, 1e-2)
+        clock, warmup_time = clock_of(self.device), 0.1 if self.device == "cpu" else 1e-2
+        if self.is_replayed:
+            clock, warmup_time = GraphClock(copies_for(self.bytes_of(4))), 1e-3
+            self._leave_out_what_cannot_be_captured(right, clock)
         if right:
-            times = {"sample_time": sample_time, "warmup_time": warmup_time}
-            self.timings = measure(right, rounds=rounds, clock=clock_of(self.device), **times)
+            times = {"sample_time": 0.02 if self.device == "cpu" else 2e-3, "warmup_time": warmup_time}
+            self.timings = measure(right, rounds=rounds, clock=clock, **times)
+
+    def _leave_out_what_cannot_be_captured(self, right: Calls, clock: Clock) -> None:
+        """Take peers out of ``right`` of whose calls there is no CUDA graph, and say so."""
+        for name in [peer.name for peer in PEERS[self.device] if peer.name in right]:
+            try:
+                clock.seconds(right[name], 1)
+            except RuntimeError as error:  # PyTorch's class for CUDA's errors derives from it
+                del right[name], self.errors[name]
+                self.unavailable[name] = f"no CUDA graph: {error}".splitlines()[0]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; :meth:`load` reads it."""
         candidates = {
             name: {**timing.to_dict(), "relative_error": self.errors.get(name)} for name, timing in self.timings.items()
         }
-        about = {"case": self.name, "problem": str(self.problem), "batch": self.batch}
+        about = {"case": self.name, "problem": str(self.problem), "batch": self.batch, "replayed": self.is_replayed}
         return {**about, "candidates": candidates, "errors": self.errors, "unavailable": self.unavailable}
 
     def load(self, content: dict[str, Any]) -> None:

@@ -5,9 +5,11 @@ peers; a baseline. A candidate whose numbers deviate from the float64 reference 
 
 On a CPU: float32, batch 1, all cores, also the operator with its default schedule; the baseline is a matrix product.
 
-On a GPU: float16 and float32, batch 128 and 1. Inputs rotate through more memory than the last cache holds. Times are
-those of CUDA events around some calls. The baseline is a copy that moves as much memory as query, key, value and output
-take. A run that is repeated goes on where it was: cases that are in the output file are not measured again.
+On a GPU: float16 and float32; batch 128, with the bias that NAT has and without, and batch 1. Inputs rotate through
+more memory than the last cache holds. Times are those of CUDA events around some calls, with batch 1 around replays of
+a CUDA graph of them: there the host takes longer to launch than the GPU to compute, and for some longer than for
+others. The baseline is a copy that moves as much memory as query, key, value and output take. A run that is repeated
+goes on where it was: cases that are in the output file are not measured again.
 """
 
 from __future__ import annotations
@@ -40,14 +42,15 @@ from tvm_na.reference import attention as reference
 _DUEL = 16  # short samples of ours and of the default for each long one
 
 
-def our_calls(problem: NAProblem, *tensors: Tensor) -> dict[str, Callable[[], Tensor]]:
+def our_calls(problem: NAProblem, *tensors: Tensor, rpb: Tensor | None = None) -> dict[str, Callable[[], Tensor]]:
     """The operator with tuning records, where there are some, and with its default schedule.
 
     A call keeps the kernel that it got first, so the two must be different calls: one names the window's length, the
     other the lengths of its axes. Otherwise they go the same way.
     """
     windows = {OURS: problem.kernel_size[0], DEFAULT: problem.kernel_size}
-    calls: dict[str, Any] = {n: partial(na2d, *tensors, w, backend=Backend.COMPILED) for n, w in windows.items()}
+    options: dict[str, Any] = {"rpb": rpb, "backend": Backend.COMPILED}
+    calls: dict[str, Any] = {n: partial(na2d, *tensors, w, **options) for n, w in windows.items()}
     for name, function in calls.items():
         forget()  # there they are one call; above it each keeps its own
         with patch.dict(os.environ, {"TVM_NA_RECORDS": "off"} if name == DEFAULT else {}):
@@ -59,25 +62,26 @@ def all_cases(device: str) -> list[OpCase]:
     """What is measured on a device."""
     if device == "cpu":
         return [OpCase(problem) for problem in stages_of()]
-    dtypes, batches = ("float16", "float32"), (128, 1)
-    return [OpCase(p, batch, device) for dtype in dtypes for batch in batches for p in stages_of(dtype)]
+    dtypes, kinds = ("float16", "float32"), ((128, False), (128, True), (1, False))
+    return [OpCase(p, batch, device) for dtype in dtypes for batch, bias in kinds for p in stages_of(dtype, bias)]
 
 
 def run_case(case: OpCase, rounds: int) -> None:
     """Measure every candidate of one case."""
-    problem, sets = case.problem, case.draw(3)
+    problem, sets, rpb = case.problem, case.draw(3), case.draw_bias()
     query, key, value = (t[:CHECKED].double() for t in sets[0])
-    expected = reference.neighborhood_attention(problem, query, key, value, scale=problem.head_dim**-0.5)[:1]
+    bias = None if rpb is None else rpb.double()
+    expected = reference.neighborhood_attention(problem, query, key, value, problem.head_dim**-0.5, bias)[:1]
     calls: Calls = {}
     if case.device == "cpu":
-        calls |= our_calls(problem, *sets[0])
+        calls |= our_calls(problem, *sets[0], rpb=rpb)
         case.errors = {name: error_of([call()], expected) for name, call in calls.items()}  # type: ignore[list-item]
     else:
-        ours = partial(na2d, kernel_size=problem.kernel_size, backend=Backend.COMPILED)
+        ours = partial(na2d, kernel_size=problem.kernel_size, rpb=rpb, backend=Backend.COMPILED)
         calls[OURS] = rotating(ours, sets)
         case.errors[OURS] = error_of([ours(*sets[0])], expected)
     case.schedule = explain(problem, target_for("cuda", 0) if case.device == "cuda" else None)
-    case.add_peers(calls, sets, expected, lambda call: lambda *tensors: (call(*tensors),))
+    case.add_peers(calls, sets, expected, lambda call: lambda *tensors: (call(*tensors),), rpb)
     case.measure(calls, rounds, baseline_of(case, sets))
     if case.device == "cpu" and case.is_right(OURS) and case.is_right(DEFAULT):
         two = {name: calls[name] for name in (OURS, DEFAULT)}

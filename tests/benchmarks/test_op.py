@@ -18,7 +18,7 @@ from benchmarks.case import Case
 from benchmarks.op_case import OpCase
 from tvm_na import settings
 from tvm_na.jit import build
-from tvm_na.measure.timing import Timing
+from tvm_na.measure.timing import CudaClock, Timing
 from tvm_na.ops import launch as launchers
 from tvm_na.problems.attention import NAProblem
 
@@ -110,6 +110,16 @@ def test_ours_and_the_default_are_different_kernels(monkeypatch):
     assert asked == ["shipped", "off"]
 
 
+def test_ours_and_peers_have_the_bias_of_a_problem(monkeypatch):
+    (gather, *_) = op.PEERS["cpu"]
+    monkeypatch.setitem(op.PEERS, "cpu", (gather,))
+    case = OpCase(NAProblem.make((9, 9), 3, 2, 8, bias=True))
+    with torch.inference_mode():
+        op.run_case(case, rounds=1)
+    assert case.name.endswith("2 heads, bias")
+    assert all(map(case.is_right, (op.OURS, op.DEFAULT, gather.name))), (case.errors, case.unavailable)
+
+
 def test_results_are_json_and_a_picture(tmp_path):
     pytest.importorskip("matplotlib")
     case = case_with(0.0, peer_error=0.1)
@@ -123,7 +133,8 @@ def test_results_are_json_and_a_picture(tmp_path):
 
 def test_cases_on_a_gpu_move_what_they_say() -> None:
     cases = op.all_cases("cuda")
-    assert len(cases) == 16 and {case.batch for case in cases} == {1, 128}
+    assert len(cases) == len({case.name for case in cases}) == 24 and {case.batch for case in cases} == {1, 128}
+    assert sum(case.problem.bias for case in cases) == 8  # NAT's layers have one
     case = Case(NAProblem.make((7, 7), 7, 16, 32, dtype="float16"), 3, "cuda")
     assert case.bytes_of(4) == 4 * 3 * 7 * 7 * 16 * 32 * 2
 
@@ -153,8 +164,37 @@ def test_a_benchmark_on_a_gpu_goes_on_where_it_was(tmp_path: Path, monkeypatch: 
     assert [case.name for case in halves] == names
     assert {(case.timings[op.OURS].samples, case.timings[op.OURS].calls) for case in halves} == {((1e-3, 2e-3), 4)}
     both = carry_out("float32")
-    assert len(both) == 16 and len(ran) == 3 + 6 + 8
+    assert len(both) == 24 and len(ran) == 3 + 10 + 12
     assert [case["case"] for case in json.loads(output.read_text())["stages"]] == [case.name for case in both]
+
+
+def test_one_sample_is_timed_by_replays_of_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of everybody; a peer that no graph can capture is told by name."""
+    seen: list[tuple[Any, ...]] = []
+
+    class Clock:
+        def __init__(self, fewest: int) -> None:
+            self.fewest = fewest
+
+        def seconds(self, call: Any, count: int) -> float:
+            return float(call())
+
+    def refuse() -> float:
+        raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might be")
+
+    monkeypatch.setattr("benchmarks.case.GraphClock", Clock)
+    monkeypatch.setattr("benchmarks.case.measure", lambda right, clock, **_: seen.append((*right, clock)) or {})
+    problem = NAProblem.make((7, 7), 7, 16, 32, dtype="float16")
+    for batch in (1, 128):
+        case = OpCase(problem, batch, "cuda")
+        case.errors = {op.OURS: 0.0, "flex": 0.0, "SDPA": 0.0}
+        case.measure({op.OURS: lambda: 1.0, "flex": refuse, "SDPA": lambda: 2.0}, 1, {op.COPY: lambda: 1.0})
+        assert Case.to_dict(case)["replayed"] == (batch == 1)
+        told = {"flex": "no CUDA graph: operation not permitted when stream is capturing"}
+        assert case.unavailable == (told if batch == 1 else {}) and ("flex" in case.errors) == (batch == 128)
+    (*replayed, clock), (*timed, other) = seen
+    assert replayed == [op.OURS, "SDPA", op.COPY] and timed == [op.OURS, "flex", "SDPA", op.COPY]
+    assert isinstance(clock, Clock) and clock.fewest == 64 and isinstance(other, CudaClock)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
