@@ -15,8 +15,9 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks.peers import PEERS
+from tvm_na.measure.clocks import Clock, GraphClock, clock_of
 from tvm_na.measure.cuda import copies_for, rotating
-from tvm_na.measure.timing import Clock, GraphClock, Timing, clock_of, interleaved_ratio, measure
+from tvm_na.measure.timing import Timing, interleaved_ratio, measure
 from tvm_na.problems.attention import NAProblem
 from tvm_na.reference.accuracy import ERROR_BUDGET, relative_error
 

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from benchmarks.common import Device, end, numbers_table, result_file, start, write_json
 from benchmarks.peers import DenseMaskAttention, FlexAttention
 from tvm_na.functional import Backend
+from tvm_na.measure.clocks import clock_of
 from tvm_na.measure.cuda import rotating
-from tvm_na.measure.timing import Timing, clock_of, format_speedup, format_time, measure, speedup
+from tvm_na.measure.timing import Timing, format_speedup, format_time, measure, speedup
 from tvm_na.models import create_model
 from tvm_na.models.problems import problem_of_module
 from tvm_na.nn import NeighborhoodAttention2D

@@ -18,7 +18,8 @@ from benchmarks.case import Case
 from benchmarks.op_case import OpCase
 from tvm_na import settings
 from tvm_na.jit import build
-from tvm_na.measure.timing import CudaClock, Timing
+from tvm_na.measure.clocks import CudaClock
+from tvm_na.measure.timing import Timing
 from tvm_na.ops import launch as launchers
 from tvm_na.problems.attention import NAProblem
 

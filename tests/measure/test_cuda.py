@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from tests.measure.test_local import measured
+from tvm_na.measure import clocks, timing
 from tvm_na.measure import cuda as measure_cuda
 from tvm_na.measure import local as measure
-from tvm_na.measure import timing
+from tvm_na.measure.clocks import CpuClock, CudaClock, GraphClock, clock_of
 from tvm_na.measure.cuda import Sets, copies_for, rotating, sets_of
 from tvm_na.measure.idle import why_busy
 from tvm_na.measure.local import Conditions, Kernel, LocalMeasurer, Measured, repeats_of, run_kernel
-from tvm_na.measure.timing import CpuClock, CudaClock, GraphClock, clock_of
 from tvm_na.measure.worker_pool import Last
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.backward import BackwardProblem
@@ -108,7 +108,7 @@ def test_what_the_host_takes_for_a_call_is_in_nobodys_time(monkeypatch: pytest.M
 
 def test_kernels_are_interleaved_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = PretendedGpu(monkeypatch)
-    monkeypatch.setattr(timing, "_filler", lambda *_: SimpleNamespace(add_=lambda n: gpu.launch("f", 1e-4)))
+    monkeypatch.setattr(clocks, "_filler", lambda *_: SimpleNamespace(add_=lambda n: gpu.launch("f", 1e-4)))
     calls = [lambda: gpu.launch("a", 2e-4), lambda: gpu.launch("b", 1.3e-4)]
     found = repeats_of(calls, ON_GPU, CudaClock())
     assert found[0] == pytest.approx([2e-4] * 5) and found[1] == pytest.approx([1.3e-4] * 5)
@@ -130,7 +130,7 @@ def test_arguments_rotate_through_more_than_the_last_cache() -> None:
         call()
     assert seen == [1, 12, 23, 1, 12, 23, 1]
     assert [copies_for(n) for n in (1, 2**20, 2**25, 2**27, 2**40)] == [64, 64, 12, 3, 2]
-    assert all(copies_for(n) * n >= timing.ROTATED_BYTES for n in (2**25, 2**26 + 1, 2**30))
+    assert all(copies_for(n) * n >= clocks.ROTATED_BYTES for n in (2**25, 2**26 + 1, 2**30))
 
 
 def attention(*arguments: torch.Tensor, right: bool = True) -> None:

@@ -17,9 +17,9 @@ import torch
 from tests.records.tuned import drawn
 from tvm_na.measure import local as measure
 from tvm_na.measure import worker_pool as workers
+from tvm_na.measure.clocks import CpuClock
 from tvm_na.measure.idle import Patience
 from tvm_na.measure.local import Conditions, Kernel, LocalMeasurer, Measured, plan, repeats_of, scatters
-from tvm_na.measure.timing import CpuClock
 from tvm_na.measure.worker_pool import Outcome, Pool
 from tvm_na.problems.attention import NAProblem
 from tvm_na.targets.target import NATarget, detect_target

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_na.jit.scratch import with_scratch
-from tvm_na.measure.timing import ROTATED_BYTES
+from tvm_na.measure.clocks import ROTATED_BYTES
 from tvm_na.problems.registry import Problem
 from tvm_na.reference.case import Case
 from tvm_na.reference.cases import budget_of, make_case

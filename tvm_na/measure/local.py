@@ -24,8 +24,9 @@ from typing import TypeAlias
 
 from tvm_na.measure import cuda as measure_cuda
 from tvm_na.measure import worker_pool as workers
+from tvm_na.measure.clocks import Clock, clock_of
 from tvm_na.measure.idle import Patience
-from tvm_na.measure.timing import Clock, clock_of, interleaved
+from tvm_na.measure.timing import interleaved
 from tvm_na.problems.registry import Problem
 from tvm_na.reference.case import WrongNumbers
 from tvm_na.reference.cases import budget_of, case_of

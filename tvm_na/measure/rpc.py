@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tvm_na.measure.clocks import ROTATED_BYTES
 from tvm_na.measure.local import Conditions, Kernel, Measured, plan
-from tvm_na.measure.timing import ROTATED_BYTES, interleaved
+from tvm_na.measure.timing import interleaved
 from tvm_na.problems.registry import Problem
 from tvm_na.reference.case import DISTINCT, Case
 from tvm_na.reference.cases import budget_of, case_of

@@ -12,8 +12,9 @@ from pathlib import Path
 from statistics import median
 
 from tvm_na.jit import build
+from tvm_na.measure.clocks import clock_of
 from tvm_na.measure.local import Conditions, Kernel, Measured, checked_call
-from tvm_na.measure.timing import clock_of, measure
+from tvm_na.measure.timing import measure
 from tvm_na.problems.registry import Problem
 from tvm_na.records.files import writing
 from tvm_na.records.maintain import best_of, meta_of, rewrite
