@@ -20,7 +20,6 @@ from tvm_na import settings
 from tvm_na.jit import build
 from tvm_na.measure.clocks import CudaClock
 from tvm_na.measure.timing import Timing
-from tvm_na.ops import launch as launchers
 from tvm_na.problems.attention import NAProblem
 
 ROOT = Path(__file__).parents[2]
@@ -102,7 +101,6 @@ def test_ours_and_the_default_are_different_kernels(monkeypatch):
     kernel_for = build.kernel_for
     monkeypatch.setenv("TVM_NA_RECORDS", "shipped")
     monkeypatch.setattr(build, "kernel_for", lambda *p: asked.append(settings.records_mode()) or kernel_for(*p))
-    monkeypatch.setattr(launchers, "_launchers", {})
     problem = NAProblem.make((9, 9), 3, 1, 8)
     q = torch.rand(1, 9, 9, 1, 8)
     with torch.inference_mode():
