@@ -72,7 +72,7 @@ if command -v compute-sanitizer > /dev/null; then
   for tool in memcheck racecheck; do
     step "$tool" compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes all \
       "$python" -m pytest -m gpu -p no:cacheprovider "${tests[@]}" \
-      -k "is_right or every_rank or (gradients_are_right and float32)"
+      -k "is_right or every_rank or points_are_right or points_of_gradients or (gradients_are_right and float32)"
   done
 else
   echo "== sanitizer: left out, there is no compute-sanitizer on PATH"
