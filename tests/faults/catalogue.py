@@ -120,6 +120,27 @@ FAULTS = (
         '_scoped("async_wait_inflight_count", 1,',
         ("tests/schedules/test_tensor_cores.py",),
     ),
+    Fault(
+        "a batch in TF32 bounded by elements, though copies count bytes",
+        "tvm_na/problems/attention.py",
+        "return max(super().counted_per_element, of_copies)",
+        "return super().counted_per_element",
+        ("tests/schedules/test_tensor_cores.py",),
+    ),
+    Fault(
+        "rows copied whole, by fewer warps than there are",
+        "schedules/cuda/band_sizes.py",
+        "if rows >= warps:",
+        "if rows >= 1:",
+        ("tests/schedules/test_tensor_cores.py",),
+    ),
+    Fault(
+        "queries of a warp that begin in the same bank of shared memory",
+        "schedules/cuda/gather.py",
+        "-1 - own, 2 * self.group, self.group)",
+        "-1 - own, self.group, 0)",
+        ("tests/schedules/test_cuda.py",),
+    ),
     # --- calls
     Fault(
         "the default scale without its root",
