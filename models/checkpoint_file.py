@@ -100,6 +100,8 @@ def _check_directory(file: Path) -> None:
 
 def _check_records(records: Sequence[zipfile.ZipInfo], size: int) -> None:
     for record in records:
+        if record.header_offset < 0:
+            raise ValueError(f"{record.filename[:80]} in it would lie before its beginning")
         if record.compress_type != zipfile.ZIP_STORED:
             raise ValueError(f"{record.filename[:80]} in it is compressed, to be {record.file_size} bytes")
         if record.filename.endswith(".pkl") and record.file_size > _LARGEST_PICKLE:

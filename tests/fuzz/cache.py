@@ -61,7 +61,7 @@ class Cache(Subject):
                         check_numbers(problem, rng)
                     except (RuntimeError, OSError) as error:
                         promised(error, RuntimeError, begins="kernel cache: ", note=str(done))
-                cache.entries()
+            cache.entries()
             cache.clear()
         finally:
             shutil.rmtree(copy)

@@ -146,6 +146,7 @@ ODD: dict[str, Callable[[Path], object]] = {
     "a queue": lambda path: os.mkfifo(path, 0o600),
     "a loop of links": loop,
     "a link to its folder": lambda path: path.symlink_to(path.parent),
+    "a link to a device": lambda path: path.symlink_to("/dev/zero"),
     "empty": lambda path: path.touch(0o600),
     "nested": lambda path: (path.touch(0o600), path.write_text("[" * 100_000, encoding="utf-8")),
     "a number": lambda path: (path.touch(0o600), path.write_text("1", encoding="utf-8")),

@@ -194,6 +194,13 @@ def overlapping(file: Path) -> None:
             archive.NameToInfo[info.filename] = info
 
 
+def shortened(file: Path) -> None:
+    """The directory says that the first record is where no file is: bytes behind it are lost."""
+    zipped(file)
+    content = file.read_bytes()
+    file.write_bytes(content[:100] + content[300:])
+
+
 def with_size(file: Path, size: int) -> None:
     """The directory says that the first record is unpacked to ``size`` bytes."""
     zipped(file, zipfile.ZIP_DEFLATED)
@@ -232,6 +239,7 @@ BOMBS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a compressed pickle of 64 MB": ("w.pth", lambda f: zipped(f, zipfile.ZIP_DEFLATED, data=b"}" * (1 << 26))),
     "a directory that says 4 GB": ("w.pth", lambda f: with_size(f, (1 << 32) - 2)),
     "a large pickle": ("w.pth", lambda f: zipped(f, data=b"}" * ((1 << 26) + 1))),
+    "a record before the beginning": ("w.pth", shortened),
     "many names for one record": ("w.pth", overlapping),
     "a storage beyond its record": ("w.pth", lambda f: claiming(f, 1 << 20)),
     "a storage beyond all": ("w.pth", lambda f: claiming(f, 2**31 - 1)),

@@ -100,9 +100,10 @@ def _tell(where: Path, why: str) -> None:
 
 
 def _content(file: Path) -> bytes:
-    """What a file holds that is trusted; ValueError if that is nothing, or it is no file."""
-    if not stat.S_ISREG(owned.check(file).st_mode):
+    """What a file holds that is trusted; ValueError if that is nothing, or it is no file, but perhaps a link to one."""
+    if not stat.S_ISREG(file.lstat().st_mode):
         raise ValueError(f"{file.name} is no file")
+    owned.check(file)
     content = file.read_bytes()
     if not content:
         raise ValueError(f"{file.name} is empty")
