@@ -46,6 +46,7 @@ def length(size: int, batch: int, needs_grad: bool = False) -> None:
 
 def test_kinds_of_calls_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     forget_calls()
+    monkeypatch.setattr(build, "_kernels", Remembered(4))
     bounded = (calls._checked, register._launchers, launch._launchers, build._kernels)
     for remembered in bounded:
         monkeypatch.setattr(remembered, "most", 4)
