@@ -28,7 +28,7 @@ GRADIENT_TOLERANCE = {"float32": 5e-6, "float64": 1e-13}
 CACHE = Path(__file__).parents[1] / "build" / "test-kernels"
 
 #: Rooms with files that take tens of seconds.
-_EXPENSIVE = ("schedules", "deploy", "tune", "measure", "cli", "examples", "ops", "te", "jit", "serve", "compat")
+_SLOW = ("schedules", "deploy", "tune", "measure", "cli", "examples", "ops", "te", "jit", "serve", "compat", "fuzz")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -61,7 +61,7 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def _is_cheap(item: pytest.Item) -> bool:
-    return item.path.relative_to(Path(__file__).parent).parts[0] not in _EXPENSIVE
+    return item.path.relative_to(Path(__file__).parent).parts[0] not in _SLOW
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -16,7 +16,7 @@ from tests.fuzz.damage import damage_folder, damaged_bytes, damaged_json
 from tests.fuzz.subject import Subject
 from tests.fuzz.worker import Worker, subjects
 
-ROUNDS = {"numbers": 8, "cache": 4, "records": 3, "artifacts": 6, "checkpoints": 20, "uploads": 4, "kills": 1}
+ROUNDS = {"numbers": 4, "cache": 2, "records": 2, "artifacts": 4, "checkpoints": 10, "uploads": 2, "kills": 1}
 
 
 def test_every_subject_is_run() -> None:
