@@ -17,9 +17,9 @@ from tvm_na.problems.backward import BackwardProblem
 #: By name: space, formulation, the problem and its dtypes. Formulations differ in the lanes of a window, and the passes
 #: over it.
 FORMS: dict[str, tuple[str, int, str, tuple[str, ...]]] = {
-    "gather": (GATHER, 0, "causal, dilated", edges.DTYPES),
+    "gather": (GATHER, 0, "causal, dilated", ("float32", "bfloat16")),
     "gather in lanes": (GATHER, 2, "plain", ("float32", "float16")),
-    "band": (BAND, 0, "plain", ("float16", "bfloat16", TF32)),
+    "band": (BAND, 0, "plain", ("float16", TF32)),
     "band, causal": (BAND, 0, "causal, dilated", ("bfloat16",)),
     "band in two passes": (BAND, 1, "plain", ("float16",)),
 }
