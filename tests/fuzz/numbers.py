@@ -46,8 +46,8 @@ def _tolerance(problem: NAProblem, tensors: list[Tensor], table: dict[str, float
 
 
 def _compare(name: str, found: Tensor, right: Tensor, tolerance: float) -> None:
-    found, right = found.double(), right.double()
     held = torch.finfo(torch.float16).max if found.dtype is torch.float16 else 1e37
+    found, right = found.double(), right.double()
     sure = right.isfinite() & (right.abs() < held)
     wrong = sure & ~found.isfinite()
     assert not wrong.any(), f"{name}: not finite at {wrong.nonzero()[0].tolist()} of {tuple(found.shape)}"

@@ -21,14 +21,6 @@ from tvm_na.targets.target import detect_target, list_targets, parse_target
 PROBLEM = NAProblem.make((6, 7), 3, 1, 4)
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and a process that has not loaded a kernel from it yet."""
-    monkeypatch.setenv("TVM_NA_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(build, "_kernels", {})
-    return tmp_path / "cache"
-
-
 def check_kernel() -> None:
     check(PROBLEM, build.kernel_for(PROBLEM).function, 2)
 

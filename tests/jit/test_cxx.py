@@ -17,14 +17,6 @@ from tvm_na.problems.attention import NAProblem
 PROBLEM = NAProblem.make((6, 7), 3, 1, 4)
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and a process that has not loaded a kernel from it yet."""
-    monkeypatch.setenv("TVM_NA_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(build, "_kernels", {})
-    return tmp_path / "cache"
-
-
 def test_cxx_may_be_several_words(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     called = tmp_path / "called"
     launcher = compiler_that(f"""echo >> {called}; exec "$@" """, tmp_path)

@@ -17,14 +17,6 @@ from tvm_na.te import ENTRY
 PROBLEM = NAProblem.make((6, 7), 3, 1, 4)
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and a process that has not loaded a kernel from it yet."""
-    monkeypatch.setenv("TVM_NA_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(build, "_kernels", {})
-    return tmp_path / "cache"
-
-
 def test_a_limit_on_the_size_of_files_is_told(folder: Path) -> None:
     code = """
         import resource
