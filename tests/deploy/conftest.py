@@ -13,8 +13,8 @@ from tvm_na.models import NAModel
 
 @pytest.fixture(scope="session")
 def aoti(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """An artifact of the format ``aoti`` for this machine."""
-    return once(tmp_path_factory, "aoti", by_command())
+    """An artifact of the format ``aoti`` for this machine, with the library's linear layers: measuring takes as long."""
+    return once(tmp_path_factory, "aoti", by_command("--no-autotune"))
 
 
 @pytest.fixture(scope="session")
