@@ -13,7 +13,7 @@ from tvm_na.models import NAModel
 
 @pytest.fixture(scope="session")
 def aoti(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """An artifact of the format ``aoti`` for this machine, with the library's linear layers: measuring takes as long."""
+    """An artifact of the format ``aoti`` for this machine; to measure linear layers would take as long as the rest."""
     return once(tmp_path_factory, "aoti", by_command("--no-autotune"))
 
 
