@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.artifacts import Made, by_command, once, small_model
+from tests.deploy.artifacts import Made, by_command, once, small_model, tvm_artifact
 from tvm_na.models import NAModel
 
 
@@ -20,7 +20,7 @@ def aoti(tmp_path_factory: pytest.TempPathFactory) -> Made:
 @pytest.fixture(scope="session")
 def tvm(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """An artifact of the format ``tvm`` for this machine."""
-    return once(tmp_path_factory, "tvm", by_command("--format", "tvm", "--records", "off"))
+    return tvm_artifact(tmp_path_factory)
 
 
 @pytest.fixture(params=["aoti", "tvm"])
