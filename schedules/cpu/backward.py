@@ -148,7 +148,6 @@ class BackwardSchedule(BoxSchedule):
     def scatter(self, name: str, dim: int) -> None:
         """Rows of keys, keys, and as many vectors of channels at once as there are registers for."""
         sch = self.sch
-        self.vectorize_channels(name.replace("add", "finite_for"), dim)
         n, a, l, x = self.inner_loops(name, 4)
         x, lane = self.vector_of(x, dim)
         vectors = dim // channel_vector(dim, self.tile.vector)

@@ -245,19 +245,15 @@ class Gradients(TaskIndex):
         """Adds the products of the boxes' ``factors`` with the tiles' rows of ``source``, summed over their queries."""
         tiles, queries, rows, lanes = self.box
 
-        def only_finite(n: Any, u: Any, x: Any) -> Any:
-            value = source[(*self.at_query(n, u), x)]
-            return tirx.Select(tirx.abs(value) < self.const(math.inf), value, self.const(0))
-
-        finite = stage(f"finite_for_{name}", (tiles, queries, channels), self.accum, only_finite)
-
         def added(old: Any, n: Any, a: Any, l: Any, x: Any) -> Any:
             for u in range(queries):  # in this order each is one multiply-add
-                old = old + factors[n, u, a, l] * finite[n, u, x]
+                value = source[(*self.at_query(n, u), x)]
+                finite = tirx.Select(tirx.abs(value) < self.const(math.inf), value, self.const(0))
+                old = old + factors[n, u, a, l] * finite
             return old
 
         def read(n: Any, a: Any, l: Any, x: Any) -> Sequence[Any]:
-            return [factors[n, 0:queries, a, l], finite[n, 0:queries, x]]
+            return [factors[n, 0:queries, a, l]]
 
         accumulate(f"add_{name}", target, (tiles, rows, lanes, channels), added, self.place, read)
 
