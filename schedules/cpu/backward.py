@@ -16,7 +16,7 @@ from tvm_na.schedules.cpu import attention
 from tvm_na.schedules.cpu.box import BoxSchedule
 from tvm_na.schedules.cpu.vectors import channel_vector
 from tvm_na.targets.target import NATarget
-from tvm_na.te.attention.lanes_tile import Geometry, LanesTile
+from tvm_na.te.attention.lanes_tile import Geometry, LanesTile, dots_blocks
 from tvm_na.te.backward.lanes_tile import BackwardTile, Chunks
 from tvm_na.te.common.rows import Rows
 
@@ -80,7 +80,7 @@ class BackwardSchedule(BoxSchedule):
         problem = self.problem
         self.pack()
         self.tasks()
-        self.box_products({"dots": problem.head_dim, "d_weights": problem.head_dim_v})
+        self.box_products({**dots_blocks(problem), "d_weights": problem.head_dim_v})
         self.scores()
         self.window_products("query_sums", problem.head_dim, self.rows_outside)
         self.vectorize_channels("d_query", problem.head_dim)

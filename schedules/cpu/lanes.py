@@ -10,9 +10,10 @@ from typing import Any
 
 from tvm_na.schedules.base import largest_divisor
 from tvm_na.schedules.cpu.box import BoxSchedule
+from tvm_na.te.attention.lanes_tile import dots_blocks
 
 # The stages of a tile, last first.
-_TILE_STAGES = ("attended", "inverse", "total", "total_lanes", "weights", "maximum", "maximum_lanes", "scores", "dots")
+_TILE_STAGES = ("attended", "inverse", "total", "total_lanes", "weights", "maximum", "maximum_lanes", "scores")
 
 #: How loops are nested, the default first. Keys (and values) are packed before all tasks, or each task packs those that
 #: it reads: one parallel region less, but rows that two tasks read are packed twice. A block of tiles meets one row of
@@ -41,7 +42,7 @@ class LanesSchedule(BoxSchedule):
         self.place_in_tasks()
         self.place_in_tiles()
         self.pack()
-        self.box_products({"dots": self.problem.head_dim})
+        self.box_products(dots_blocks(self.problem))
         self.softmax()
         self.window_products("attended", self.problem.head_dim_v, self.value_rows_outside)
 
@@ -77,7 +78,7 @@ class LanesSchedule(BoxSchedule):
             )
             factors = self.tune.factors("tiles at once", tiles[0], extent, at_once)
         block = self.merge([self.split(tile, factors)[0] for tile in tiles])
-        for name in _TILE_STAGES:
+        for name in (*_TILE_STAGES, *dots_blocks(self.problem)):
             sch.compute_at(self.block(name), block, preserve_unit_loops=True)
         for name in ("out", "normalised"):
             self.vectorize_channels(name, self.problem.head_dim_v)

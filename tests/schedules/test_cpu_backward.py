@@ -128,6 +128,7 @@ def test_drawn_points_give_the_same_numbers(seed: int) -> None:
 LARGE = {
     "2d": (NAProblem.make((9, 10), (5, 3), 2, 16, bias=True), None),
     "3d": (NAProblem.make((4, 5, 6), 3, 2, 20, heads_kv=1, is_causal=(True, False, True), return_lse=True), 1),
+    "long products": (NAProblem.make((9, 9), 3, 2, 128), 1),
 }
 
 

@@ -9,13 +9,15 @@ dilation group (``window.py``) nothing depends on the dilation, so a dilated win
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from typing import Any
 
 from tvm import te, tirx
 
 from tvm_na.problems.attention import NAProblem
-from tvm_na.te.attention.lanes_tile import Geometry, LanesTile
+from tvm_na.te.attention.lanes_tile import Geometry, LanesTile, dots_blocks
 from tvm_na.te.common.layout import with_output_layout
 from tvm_na.te.common.math import LN_2, LOG2_E, exp2_nonpositive, nonzero
 from tvm_na.te.common.operands import Operands
@@ -66,16 +68,16 @@ def forward(problem: NAProblem, tile: LanesTile, batch_size: int | None = None) 
     tiled = (batch, problem.heads, geo.rows.count, dilation, geo.tiles, tile.queries)
     box = (*tiled, rows, lanes)
 
-    d = te.reduce_axis((0, problem.head_dim), name="d")
-    dots = te.compute(
-        box,
-        lambda b, h, i, r, t, u, a, l: te.sum(
-            ops.query[(b, *geo.rows.place(i), r + dilation * geo.query_column(r, t, u), h, d)]
-            * packed_key[(b, kv_head(h), *geo.rows.key(i, a), r, d, geo.first_lane(r, t) + l)],
-            axis=d,
-        ),
-        name="dots",
-    )
+    def products(name: str, first: int, channels: int) -> Any:
+        d = te.reduce_axis((0, channels), name="d")
+
+        def product(b: Any, h: Any, i: Any, r: Any, t: Any, u: Any, a: Any, l: Any) -> Any:
+            query = ops.query[(b, *geo.rows.place(i), r + dilation * geo.query_column(r, t, u), h, first + d)]
+            return query * packed_key[(b, kv_head(h), *geo.rows.key(i, a), r, first + d, geo.first_lane(r, t) + l)]
+
+        return te.compute(box, lambda *q: te.sum(product(*q), axis=d), name=name)
+
+    dots = [products(name, n * size, size) for n, (name, size) in enumerate(dots_blocks(problem).items())]
 
     if ops.rpb is not None:
         # Padded by what lanes outside a window reach for, so that whole vectors can be read.
@@ -92,7 +94,8 @@ def forward(problem: NAProblem, tile: LanesTile, batch_size: int | None = None) 
 
     def score(b: Any, h: Any, i: Any, r: Any, t: Any, u: Any, a: Any, l: Any) -> Any:
         column = geo.first_lane(r, t) + l
-        result = dots[b, h, i, r, t, u, a, l] * (ops.scale[0] * log2_e)
+        result = functools.reduce(operator.add, [part[b, h, i, r, t, u, a, l] for part in dots])
+        result = result * (ops.scale[0] * log2_e)
         if ops.rpb is not None:
             row = geo.rows.bias_row(i, a)
             result = result + padded_bias[h, row, column - geo.query_column(r, t, u) + lanes - 1]

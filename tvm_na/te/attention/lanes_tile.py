@@ -11,6 +11,24 @@ from tvm_na.te.common.formulation import Tile
 from tvm_na.te.common.rows import Rows
 from tvm_na.te.common.window import group_length, group_window, minimum
 
+# Channels, at most, that are summed up in one running sum, where they can be cut into as many parts.
+_PART = 64
+
+
+def channel_parts(channels: int) -> int:
+    """Into how many equal parts a product over so many channels is cut, each with a sum of its own.
+
+    A running sum is rounded as often as it has terms, and what a large score loses weights lose.
+    """
+    fewest = -(-channels // _PART)
+    return next((n for n in range(fewest, 2 * fewest + 1) if channels % n == 0), 1)
+
+
+def dots_blocks(problem: NAProblem) -> dict[str, int]:
+    """The stages that scores are the sum of: their channels by their names."""
+    parts = channel_parts(problem.head_dim)
+    return {f"dots{n or ''}": problem.head_dim // parts for n in range(parts)}
+
 
 @dataclass(frozen=True)
 class LanesTile(Tile):

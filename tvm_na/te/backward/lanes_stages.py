@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from tvm_na.te.attention.lanes_tile import dots_blocks
 from tvm_na.te.backward.lanes_index import TaskIndex
 from tvm_na.te.common.blocks import accumulate, halved, local, loops, reduction, stage, store, sums, whole
 from tvm_na.te.common.math import LOG2_E, exp2_nonpositive, least, nonzero
@@ -97,7 +99,10 @@ class Gradients(TaskIndex):
         """Weights again, the gradient of the scores, and what follows from it."""
         p = self.problem
         self.box = (self.tile.tiles, self.tile.queries, self.geo.rows.keys, self.geo.lanes)
-        dots = self.products("dots", self.query, self.packed_key, p.head_dim)
+        dots = [
+            self.products(name, self.query, self.packed_key, channels, n * channels)
+            for n, (name, channels) in enumerate(dots_blocks(p).items())
+        ]
         d_weights = self.products("d_weights", self.d_out, self.packed_value, p.head_dim_v)
         weights, maximum = self.softmax(dots)
         d_scores, mean = self.through_softmax(weights, d_weights)
@@ -113,7 +118,7 @@ class Gradients(TaskIndex):
                 lambda *at: [d_scores[at]],
             )
 
-    def softmax(self, dots: Any) -> tuple[Any, Any]:
+    def softmax(self, dots: Sequence[Any]) -> tuple[Any, Any]:
         """The weights of the tiles' boxes, from the maximum and the sum of each query's own window; and the maximum.
 
         Those of the forward pass, in a log-sum-exp, are rounded as scores are, and weights would be.
@@ -121,7 +126,7 @@ class Gradients(TaskIndex):
         accum = self.accum
 
         def score(*at: Any) -> Any:
-            found = dots[at] * self.scale[0]
+            found = functools.reduce(operator.add, [part[at] for part in dots]) * self.scale[0]
             if self.problem.bias:
                 found = found + self.padded_bias[(self.h, *self.at_bias(*at))]
             return tirx.Select(self.exists(*at), found, self.const(-math.inf))
@@ -163,12 +168,13 @@ class Gradients(TaskIndex):
 
         return sums("lost", (1,), self.box[:2], "int32", is_lost)
 
-    def products(self, name: str, source: Any, packed: Any, channels: int) -> Any:
-        """The products of the tiles' rows of ``source`` with the columns of their boxes."""
+    def products(self, name: str, source: Any, packed: Any, channels: int, first: int = 0) -> Any:
+        """The products of the tiles' rows of ``source`` with the columns of their boxes, over some channels."""
 
         def product(n: Any, u: Any, a: Any, l: Any, d: Any) -> Any:
             row = self.geo.rows.key_row(self.i, a)
-            return source[(*self.at_query(n, u), d)] * packed[(*self.task[:2], row, self.r, d, self.column(n, l))]
+            at_key = (*self.task[:2], row, self.r, first + d, self.column(n, l))
+            return source[(*self.at_query(n, u), first + d)] * packed[at_key]
 
         return sums(name, self.box, (channels,), self.accum, product)
 
