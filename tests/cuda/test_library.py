@@ -236,7 +236,7 @@ def test_without_a_compiler_the_error_says_what_to_install(monkeypatch: pytest.M
     assert "nvcc" not in toolchain.description()
     assert toolkit.tool("fatbinary") is None
     cxx = shutil.which("g++") or shutil.which("clang++", path="/usr/bin")
-    monkeypatch.setattr(build.cxx, "command", lambda: [cxx])
+    monkeypatch.setattr("tvm_na.compilers.cxx.command", lambda: [cxx])
     monkeypatch.setenv("TVM_NA_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr("tvm_na.schedules.spaces_for", lambda *_: ["a space"])
     with pytest.raises(RuntimeError, match="kernels for GPUs: required NVRTC"):

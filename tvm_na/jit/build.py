@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tvm_na import fingerprint, settings
-from tvm_na.compilers import cxx
 from tvm_na.jit import cache, runtime
-from tvm_na.jit.library import write_cuda_library, write_library
 from tvm_na.jit.remembered import Remembered
 from tvm_na.problems.registry import Problem
 from tvm_na.process import forking
@@ -229,6 +227,8 @@ def compiled(module: Any, target: NATarget) -> Callable[[Path], None]:
         Exception: TVM's own, which have no class in common; RuntimeError for a GPU, see
             :func:`tvm_na.cuda.library.compile_library`.
     """
+    from tvm_na.jit.library import write_cuda_library, write_library
+
     if target.kind == "cuda":
         from tvm_na.cuda.library import compile_library
 
@@ -249,6 +249,8 @@ def _compiled(module: Any, target: NATarget, selection: Selection) -> Callable[[
 
 
 def _build(request: str, problem: Problem, target: NATarget, selection: Selection) -> Path:
+    from tvm_na.compilers import cxx
+
     _space(problem, target)  # an unsupported problem fails before TVM is imported
     cxx.command()  # so does a machine that cannot link
     if target.kind == "cuda":

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tvm_na import fingerprint
-from tvm_na.compilers import cxx
-from tvm_na.compilers.run import run
 from tvm_na.jit import cache
 
 _SOURCE = Path(__file__).with_name("parallel.cc")
@@ -37,6 +35,10 @@ def _library() -> ctypes.CDLL:
     request = fingerprint.digest_of("parallel", source, platform.machine())
 
     def compile_() -> tuple[str, Callable[[Path], None]]:
+        # Here, and in `build` and `runtime`: a process that finds its kernels on disk needs no compiler.
+        from tvm_na.compilers import cxx
+        from tvm_na.compilers.run import run
+
         def write(file: Path) -> None:
             words = [*cxx.command(), "-std=c++17", "-O2", "-shared", "-fPIC", "-o", str(file), str(_SOURCE)]
             run(words, file)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from tvm_na import settings
-from tvm_na.compilers import cxx
 from tvm_na.jit import openmp
 from tvm_na.process import forking
 
@@ -81,6 +80,8 @@ def load_for_artifact(own: Path) -> None:
     global _pool_of_artifacts
     if _load_runtime.cache_info().currsize or _pool_of_artifacts is not None:
         return
+    from tvm_na.compilers import cxx
+
     installed = importlib.util.find_spec("tvm") is not None
     if "torch" in sys.modules and installed and cxx.is_there():
         _load_runtime()
