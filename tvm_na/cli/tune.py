@@ -163,6 +163,14 @@ def tune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be tuned.")] = False,
     rpc: Annotated[str | None, typer.Option(help="HOST:PORT of an RPC tracker: measure on its devices.")] = None,
     rpc_key: Annotated[str | None, typer.Option(help="Key of the RPC devices.")] = None,
+    prebuild: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Build all points for a GPU into a package, measure nothing.")
+    ] = None,
+    only_defaults: Annotated[
+        bool,
+        typer.Option("--only-defaults", help="Of each formulation and sketch the default point alone (--prebuild)."),
+    ] = False,
+    python: Annotated[str, typer.Option(help="Version of Python where --prebuild's package is measured.")] = "",
 ) -> None:
     """Search schedules by building and measuring. Ctrl-C loses nothing; the same command continues.
 
@@ -198,6 +206,10 @@ def tune(
         tasks = [TuneTask(_in_dtype(BackwardProblem(problem) if backward else problem, dtype, chosen))]
     if dry_run:
         return _dry_run(tasks, chosen, output or user_folder(chosen.name), threads or settings.num_threads(), batch)
+    if prebuild:
+        from tvm_na.cli.tune_package import build
+
+        return build(tasks, chosen, prebuild, jobs, "defaults" if only_defaults else "all", python)
     from tvm_na.tune.options import TuneOptions
 
     _tune(tasks, chosen, TuneOptions(trials, seconds, jobs, seed, threads, batch, cold_cache), output, devices)

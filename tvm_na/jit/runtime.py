@@ -42,15 +42,25 @@ class LaunchSpec:
     samples: int
 
 
+#: TVM's runtime, and what it needs beside that to launch kernels on GPUs.
+LIBRARY, CUDA_LIBRARY = "libtvm_runtime.so", "libtvm_runtime_cuda.so"
+
 _pools = threading.local()
+#: Where these are if TVM is not installed.
+_own_libraries: Path | None = None
 _pool_of_artifacts: Callable[[int], None] | None = None
 #: About 40 microseconds of one core's work. At 5 MFLOP (7x7, 16 heads) a second thread still nearly halves the time.
 FLOPS_PER_THREAD = 2_000_000
 
 
-def runtime_library(name: str = "libtvm_runtime.so") -> Path:
-    """The path of TVM's runtime library, found without importing TVM; ImportError if TVM is not installed."""
+def runtime_library(name: str = LIBRARY) -> Path:
+    """The path of TVM's runtime library, found without importing TVM.
+
+    Where TVM is not installed it is beside what :func:`load_for_artifact` loaded; ImportError if there is none.
+    """
     spec = importlib.util.find_spec("tvm")
+    if spec is None and _own_libraries is not None:
+        return _own_libraries / name
     if spec is None or not spec.submodule_search_locations:
         raise ImportError("required the package apache-tvm, which is not installed")
     return Path(spec.submodule_search_locations[0]) / "lib" / name
@@ -70,7 +80,7 @@ def _load_runtime() -> Callable[[int], None]:
 
 
 def load_for_artifact(own: Path) -> None:
-    """Load TVM's runtime for an artifact: that of apache-tvm where it is installed, else ``own``.
+    """Load TVM's runtime for an artifact or a package: that of apache-tvm where it is installed, else ``own``.
 
     In a process that has loaded it for kernels, they and the artifact share it, and their threads. So they will in one
     that runs PyTorch and could build kernels: a second pool of threads would keep PyTorch's from the cores.
@@ -78,7 +88,7 @@ def load_for_artifact(own: Path) -> None:
     Raises:
         FileNotFoundError: there is neither.
     """
-    global _pool_of_artifacts
+    global _pool_of_artifacts, _own_libraries
     if _load_runtime.cache_info().currsize or _pool_of_artifacts is not None:
         return
     installed = importlib.util.find_spec("tvm") is not None
@@ -93,6 +103,7 @@ def load_for_artifact(own: Path) -> None:
         if not file.is_file():
             raise FileNotFoundError(f"artifact: required apache-tvm, or TVM's runtime library at {own}, got neither")
         ctypes.CDLL(str(file), ctypes.RTLD_GLOBAL)
+        _own_libraries = file.parent
     forking.computed()
     _pool_of_artifacts = _tvm_pool(tvm_ffi)
 
@@ -144,7 +155,7 @@ def _load_cuda_runtime() -> None:
     Raises:
         RuntimeError: something that it links to is missing.
     """
-    library = str(runtime_library("libtvm_runtime_cuda.so"))
+    library = str(runtime_library(CUDA_LIBRARY))
     try:
         try:
             ctypes.CDLL(library)

@@ -1,0 +1,87 @@
+"""``tvm-na tune --prebuild``: what it takes, and what it says."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tests.cli.invoking import error_of, invoke
+from tests.tune.packages import made_up
+from tvm_na.cli.tune_package import building
+from tvm_na.problems.attention import NAProblem
+from tvm_na.tune.prebuild import PrebuildState
+
+PROBLEM = NAProblem.make((8, 8), 3, 2, 16, dtype="float16")
+SPELLED_OUT = ["--size", 8, 8, "--head-dim", 16, "--kernel-size", 3, "--dtype", "float16", "--target", "cuda-sm_90"]
+
+
+class Asked:
+    """What the command asks of :func:`tvm_na.tune.prebuild.prebuild`, and the state in which that ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.state = (
+            folder,
+            PrebuildState(1, 2, Counter(spills=1), points=3, ending="all points are built"),
+        )
+        self.options: dict[str, Any] = {}
+        self.python: list[str] = []
+
+    def prebuild(self, problems: Any, target: Any, folder: Path, **options: Any) -> Any:
+        self.options = {"problems": problems, "target": target.name, "folder": folder, **options}
+        options["observer"](self.state)
+        return made_up(folder, *problems), self.state
+
+    def add_runtime(self, folder: Path, python: str) -> None:
+        self.python.append(python)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Asked:
+    found = Asked(tmp_path / "package")
+    monkeypatch.setattr("tvm_na.tune.prebuild.prebuild", found.prebuild)
+    monkeypatch.setattr("tvm_na.tune.package_runtime.add_runtime", found.add_runtime)
+    monkeypatch.setattr("tvm_na.measure.worker_pool.start_server", lambda: None)
+    return found
+
+
+def test_a_package_is_built(asked: Asked) -> None:
+    said = invoke("tune", *SPELLED_OUT, "--prebuild", asked.folder, "--jobs", 3, "--python", "3.12").output
+    wanted = {"problems": [PROBLEM], "target": "cuda-sm_90", "folder": asked.folder, "jobs": 3, "which": "all"}
+    assert {name: asked.options[name] for name in wanted} == wanted and asked.python == ["3.12"]
+    assert "all points are built: " in said and " s, 2 built, 1 spills\n" in said and "2 kernels of 1 problems in" in said
+    invoke("tune", *SPELLED_OUT, "--prebuild", asked.folder, "--only-defaults")
+    assert asked.options["which"] == "defaults"
+
+
+def test_what_may_be_tried_again_is_told_and_an_interrupted_build_too(asked: Asked) -> None:
+    asked.state.failed["build crash"] += 1
+    asked.state.messages.append("the point: SIGSEGV")
+    result = invoke("tune", *SPELLED_OUT, "--prebuild", asked.folder, code=1)
+    assert "1 build crash" in result.output and "warning: the point: SIGSEGV" in result.stderr
+    asked.state.ending = "interrupted"
+    said = invoke("tune", *SPELLED_OUT, "--prebuild", asked.folder, code=130).output
+    assert "interrupted: " in said and len(asked.python) == 1
+
+
+def test_a_package_for_a_cpu_is_refused(tmp_path: Path) -> None:
+    said = error_of("tune", "--size", 8, 8, "--target", "llvm-x86-avx2", "--prebuild", tmp_path / "package")
+    assert said.startswith("target: required a GPU's to build a package for")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress(terminal: bool) -> None:
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
+    with building(console) as show:
+        show(PrebuildState(problems=2))
+        for built in range(21):
+            show(PrebuildState(2, built, points=20))
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    if terminal:
+        assert "20/20" in said and "20 built" in said
+    else:
+        assert len(said.splitlines()) == 10 and said.splitlines()[-1].startswith("20 of 20 points, ")
