@@ -53,7 +53,9 @@ def test_a_package_is_built(asked: Asked) -> None:
     said = invoke("tune", *SPELLED_OUT, "--prebuild", asked.folder, "--jobs", 3, "--python", "3.12").output
     wanted = {"problems": [PROBLEM], "target": "cuda-sm_90", "folder": asked.folder, "jobs": 3, "which": "all"}
     assert {name: asked.options[name] for name in wanted} == wanted and asked.python == ["3.12"]
-    assert "all points are built: " in said and " s, 2 built, 1 spills\n" in said and "2 kernels of 1 problems in" in said
+    assert (
+        "all points are built: " in said and " s, 2 built, 1 spills\n" in said and "2 kernels of 1 problems in" in said
+    )
     invoke("tune", *SPELLED_OUT, "--prebuild", asked.folder, "--only-defaults")
     assert asked.options["which"] == "defaults"
 
