@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,10 +15,13 @@ import pytest
 
 from tvm_na.cuda import toolchain
 from tvm_na.measure.worker_pool import Outcome
+from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.registry import Problem
+from tvm_na.process.locks import locked
 from tvm_na.schedules.base import Point
 from tvm_na.targets.target import parse_target
 from tvm_na.tune.package import KernelResources, Package, PackagedKernel, PackagedWorkload, RefusedPoint, pack
+from tvm_na.tune.prebuild import prebuild
 
 TARGET = parse_target("cuda-sm_90")
 FORMULATION = '{"formulation":"made up"}'
@@ -107,3 +111,19 @@ def building_here(compiler: PretendedCompiler) -> Iterator[None]:
         patch.setattr(toolchain, "find_compiler", lambda: compiler)
         patch.setattr("tvm_na.measure.worker_pool.Pool", InProcess)
         yield
+
+
+#: A problem with five points.
+SMALL = NAProblem.make((2, 2), 2, 1, 16, dtype="float16")
+
+
+def small_package(factory: pytest.TempPathFactory) -> Package:
+    """All points of :data:`SMALL`, built once for all workers: the second spills, the third has too many registers."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "small-package"
+    with locked(folder.with_name("small-package.lock")):
+        if not folder.exists():
+            takes = {1: (40, 4096), 2: (5000, 0)}
+            with building_here(PretendedCompiler(lambda number: takes.get(number, (40, 0)))):
+                return prebuild([SMALL], TARGET, folder)[0]
+    return Package.open(folder)

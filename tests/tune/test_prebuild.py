@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.tune.packages import FORMULATION, TARGET, InProcess, PretendedCompiler, building_here
+from tests.tune.packages import FORMULATION, SMALL, TARGET, InProcess, PretendedCompiler, building_here, small_package
 from tvm_na.measure.worker_pool import Outcome
 from tvm_na.problems.attention import NAProblem
 from tvm_na.records.write import trace_as_json
@@ -24,8 +24,6 @@ from tvm_na.tune.tasks import formulations_of
 
 PROBLEM = NAProblem.make((3, 3), 3, 1, 16, dtype="float16")
 OTHER = NAProblem.make((4, 4), 3, 1, 16, dtype="float16")
-#: One with five points.
-SMALL = NAProblem.make((2, 2), 2, 1, 16, dtype="float16")
 
 
 # --- the walk, through a space that there is not
@@ -191,10 +189,7 @@ def test_a_disk_without_room_ends_it_with_a_sentence(
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Package:
-    """All points of a problem: the second spills, the third has too many registers."""
-    takes = {1: (40, 4096), 2: (5000, 0)}
-    with building_here(PretendedCompiler(lambda number: takes.get(number, (40, 0)))):
-        return prebuild([SMALL], TARGET, tmp_path_factory.mktemp("package"))[0]
+    return small_package(tmp_path_factory)
 
 
 def test_points_are_those_of_the_space(package: Package) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tvm_na
 from tvm_na import settings
 from tvm_na.compilers import cxx
 from tvm_na.jit import openmp
@@ -46,8 +47,6 @@ class LaunchSpec:
 LIBRARY, CUDA_LIBRARY = "libtvm_runtime.so", "libtvm_runtime_cuda.so"
 
 _pools = threading.local()
-#: Where these are if TVM is not installed.
-_own_libraries: Path | None = None
 _pool_of_artifacts: Callable[[int], None] | None = None
 #: About 40 microseconds of one core's work. At 5 MFLOP (7x7, 16 heads) a second thread still nearly halves the time.
 FLOPS_PER_THREAD = 2_000_000
@@ -56,14 +55,20 @@ FLOPS_PER_THREAD = 2_000_000
 def runtime_library(name: str = LIBRARY) -> Path:
     """The path of TVM's runtime library, found without importing TVM.
 
-    Where TVM is not installed it is beside what :func:`load_for_artifact` loaded; ImportError if there is none.
+    Where TVM is not installed it is beside tvm_na, as a package of kernels brings both along; ImportError if there is
+    none either.
     """
     spec = importlib.util.find_spec("tvm")
-    if spec is None and _own_libraries is not None:
-        return _own_libraries / name
-    if spec is None or not spec.submodule_search_locations:
+    if spec is not None and spec.submodule_search_locations:
+        return Path(spec.submodule_search_locations[0]) / "lib" / name
+    own = Path(tvm_na.__file__).parents[1] / name
+    if not own.is_file():
         raise ImportError("required the package apache-tvm, which is not installed")
-    return Path(spec.submodule_search_locations[0]) / "lib" / name
+    return own
+
+
+def _is_installed() -> bool:
+    return importlib.util.find_spec("tvm") is not None
 
 
 @functools.lru_cache(maxsize=1)
@@ -75,12 +80,13 @@ def _load_runtime() -> Callable[[int], None]:
         return _pool_of_artifacts
     forking.computed()
     ctypes.CDLL(str(runtime_library()), ctypes.RTLD_GLOBAL)
-    library = openmp.pytorch_openmp()
+    # Where TVM is not, nothing is built: no launcher either.
+    library = openmp.pytorch_openmp() if _is_installed() else None
     return _tvm_pool(tvm_ffi) if library is None else openmp.register(library)
 
 
 def load_for_artifact(own: Path) -> None:
-    """Load TVM's runtime for an artifact or a package: that of apache-tvm where it is installed, else ``own``.
+    """Load TVM's runtime for an artifact: that of apache-tvm where it is installed, else ``own``.
 
     In a process that has loaded it for kernels, they and the artifact share it, and their threads. So they will in one
     that runs PyTorch and could build kernels: a second pool of threads would keep PyTorch's from the cores.
@@ -88,10 +94,10 @@ def load_for_artifact(own: Path) -> None:
     Raises:
         FileNotFoundError: there is neither.
     """
-    global _pool_of_artifacts, _own_libraries
+    global _pool_of_artifacts
     if _load_runtime.cache_info().currsize or _pool_of_artifacts is not None:
         return
-    installed = importlib.util.find_spec("tvm") is not None
+    installed = _is_installed()
     if "torch" in sys.modules and installed and cxx.is_there():
         _load_runtime()
         return
@@ -103,7 +109,6 @@ def load_for_artifact(own: Path) -> None:
         if not file.is_file():
             raise FileNotFoundError(f"artifact: required apache-tvm, or TVM's runtime library at {own}, got neither")
         ctypes.CDLL(str(file), ctypes.RTLD_GLOBAL)
-        _own_libraries = file.parent
     forking.computed()
     _pool_of_artifacts = _tvm_pool(tvm_ffi)
 

@@ -115,6 +115,13 @@ def _is_whole(line: bytes, workloads: int) -> bool:
         return False
 
 
+def _checked(run_secs: Sequence[float]) -> list[float]:
+    seconds = [float(s) for s in run_secs]
+    if not seconds or not all(s > 0 and math.isfinite(s) for s in seconds):
+        raise ValueError(f"run_secs: required seconds > 0, got {seconds}")
+    return seconds
+
+
 def _set_batch(arguments: list[Any], problem: Problem, batch: int) -> None:
     """Put a batch into MetaSchedule's description of a call's arguments, of those that have one."""
     known = (*problem.arguments(), *problem.scratch())  # scratch memory on GPUs alone
@@ -200,10 +207,11 @@ class TuningDatabase:
         Raises:
             ValueError: a time is not positive and finite, or there is none.
         """
+        seconds = _checked(run_secs)
         problem = problem_from_json(str(workload.mod["main"].attrs["tvm_na.problem"]))
         spec, arguments = target_and_arguments(workload, self.target.tvm_target(threads), args_info)
         key = structural_hash(workload.mod)
-        self.add(key, problem, trace_as_json(trace), run_secs, spec, arguments, batch)
+        self.add(key, problem, trace_as_json(trace), seconds, spec, arguments, batch)
 
     def add(
         self,
@@ -228,9 +236,7 @@ class TuningDatabase:
         Raises:
             ValueError: as :meth:`commit`.
         """
-        seconds = [float(s) for s in run_secs]
-        if not seconds or not all(s > 0 and math.isfinite(s) for s in seconds):
-            raise ValueError(f"run_secs: required seconds > 0, got {seconds}")
+        seconds = _checked(run_secs)
         arguments = [[kind, dtype, list(shape)] for kind, dtype, shape in arguments]
         _set_batch(arguments, problem, batch)
         line = line_of([self._numbers[key], [trace, seconds, spec, arguments]])

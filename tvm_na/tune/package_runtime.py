@@ -64,11 +64,11 @@ def add_runtime(folder: Path, python: str = "") -> Path:
 
 
 def _is_used(name: str) -> bool:
-    """Whether a file of tvm_ffi's is needed to load kernels: no headers, sources and tests."""
+    """Whether a file of tvm_ffi's is needed to load kernels: no headers and sources."""
     parts = Path(name).parts
     if parts[0].endswith(".dist-info"):
         return parts[1:] == ("METADATA",)
-    return parts[0] == "tvm_ffi" and name.endswith((".py", ".so")) and not re.search(r"testing|3rdparty|/cpp/", name)
+    return parts[0] == "tvm_ffi" and parts[1] != "3rdparty" and name.endswith((".py", ".so"))
 
 
 def _copy(distribution: str, into: Path, wanted: Callable[[str], bool]) -> None:
