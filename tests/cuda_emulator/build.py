@@ -12,7 +12,8 @@ import shutil
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.cuda_emulator.errors import (
@@ -26,6 +27,7 @@ from tests.cuda_emulator.errors import (
 from tests.cuda_emulator.translate import FILE
 
 _HERE = Path(__file__).parent
+_HEADER = "cuda_cpu.h"
 _MACHINE = ("machine.cpp", "collectives.cpp", "memory.cpp", "faults.cpp", "launch.cpp", "switch.cpp")
 _FLAGS = ["-std=c++17", "-O2", "-fPIC", "-march=native", "-fno-strict-aliasing", "-fwrapv", "-fdiagnostics-color=never"]
 # Kernels are compiled once and run once, on little data: compiling them is what takes time.
@@ -114,23 +116,40 @@ def _run(command: list[str]) -> None:
         raise _DoesNotCompileError(done.stderr)
 
 
-def _compile(sources: list[Path], flags: list[str], link: list[str], library: Path) -> None:
-    """``library`` of ``sources``; it appears complete or not at all, whoever else makes it."""
+@contextmanager
+def _making(file: Path) -> Iterator[tuple[str, Path]]:
+    """The compiler, and where to make ``file``, which appears complete or not at all, whoever else makes it."""
     cxx = compiler()
     if cxx is None:
         raise FileNotFoundError("the emulator needs a C++ compiler: g++, or the one that CXX names")
-    own = library.with_name(f"{library.stem}-{uuid.uuid4().hex}")
+    own = file.with_name(f"{file.stem}-{uuid.uuid4().hex}")
     own.mkdir()
     try:
-        objects = [str(own / f"{source.stem}.o") for source in sources]
-        for source, target in zip(sources, objects, strict=True):
-            _run([cxx, *_FLAGS, *flags, "-I", str(_HERE), "-c", str(source), "-o", target])
-        made = own / library.name
-        # Linked without the sanitizers' flags: the machine has the functions that they call.
-        _run([cxx, "-shared", "-pthread", "-Wl,-Bsymbolic", *objects, *link, "-o", str(made)])
-        os.replace(made, library)
+        yield cxx, own / file.name
+        os.replace(own / file.name, file)
     finally:
         shutil.rmtree(own, ignore_errors=True)
+
+
+def _compile(sources: list[Path], flags: list[str], link: list[str], library: Path) -> None:
+    """``library`` of ``sources``."""
+    with _making(library) as (cxx, made):
+        objects = [str(made.with_name(f"{source.stem}.o")) for source in sources]
+        for source, target in zip(sources, objects, strict=True):
+            _run([cxx, *_FLAGS, *flags, "-I", str(_HERE), "-c", str(source), "-o", target])
+        # Linked without the sanitizers' flags: the machine has the functions that they call.
+        _run([cxx, "-shared", "-pthread", "-Wl,-Bsymbolic", *objects, *link, "-o", str(made)])
+
+
+@functools.cache
+def _precompiled(folder: Path) -> Path:
+    """A folder with what kernels include, parsed once; a compiler that does not look for it takes the header."""
+    header = folder / f"headers-{_digest([_headers()])}" / f"{_HEADER}.gch"
+    if not header.exists():
+        header.parent.mkdir(exist_ok=True)
+        with _making(header) as (cxx, made):
+            _run([cxx, *_FLAGS, *_CHECKS, "-x", "c++-header", str(_HERE / _HEADER), "-o", str(made)])
+    return header.parent
 
 
 @functools.cache
@@ -159,7 +178,7 @@ def library_of(code: str, source: str, folder: Path) -> ctypes.CDLL:
             path = Path(made) / "translated.cpp"
             path.write_text(code)
             try:
-                _compile([path], _CHECKS, [str(beside)], library)
+                _compile([path], [*_CHECKS, "-I", str(_precompiled(folder))], [str(beside)], library)
             except _DoesNotCompileError as error:
                 raise UnsupportedCuda(_explain(str(error), source)) from None
     return ctypes.CDLL(str(library))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import time
@@ -12,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
+from tests.measure.calls import work
 from tests.records.tuned import drawn
 from tvm_na.measure import local as measure
 from tvm_na.measure import worker_pool as workers
@@ -31,24 +30,6 @@ OTHER = NAProblem.make((9, 9), 3, 1, 8, stride=3)
 
 
 # --- workers
-
-
-def work(what: str) -> Any:
-    """What the workers of these tests are asked to do."""
-    if what == "abort":
-        print("about to abort", flush=True)
-        os.abort()
-    if what == "hang":
-        time.sleep(600)
-    if what == "exit":
-        os._exit(3)
-    if what == "raise":
-        raise ValueError("raised")
-    if what == "threads":
-        from tvm_na import settings
-
-        return settings.num_threads(), torch.get_num_threads()
-    return what, os.getpid()
 
 
 def results(pool: Pool, calls: Sequence[str], timeout: float = 60.0, stop_after: int = 99) -> list[Outcome]:
@@ -88,7 +69,7 @@ def test_a_crash_costs_its_own_call_alone(pool: Pool, log: Path) -> None:
 
 
 def test_a_hang_is_ended(pool: Pool) -> None:
-    found = results(pool, ["hang", "a"], timeout=0.5)
+    found = results(pool, ["hang", "a"], timeout=2.0)
     assert [outcome.failure for outcome in found] == ["timeout", None]
     assert results(pool, ["a"])[0].failure is None
 

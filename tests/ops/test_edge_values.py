@@ -42,6 +42,19 @@ def test_how_far_a_bad_number_reaches(size: str, name: str, poison: float) -> No
         edges.assert_reach(problem, name, poison, functools.partial(run, problem))
 
 
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
+def test_a_bad_value_in_a_window_without_scores_acts_on_all_of_that_window(backend: str) -> None:
+    """Weights of 0 times its NaN, as autograd and the gradients that are written out both have it."""
+    problem = edges.problem_of("plain", "float32")
+    tensors = edges.tensors_of(problem)
+    tensors["rpb"][:] = -math.inf
+    tensors["value"][0, 3, 3, 0, 5] = math.nan
+    wanted = edges.right(problem, tensors, 0.5)
+    for name, found in run(problem, {n: t.clone() for n, t in tensors.items()}, 0.5, backend).items():
+        assert torch.equal(found.isnan(), wanted[name].isnan()), name
+    assert wanted["d_key"].isnan()[0, 2:5, 2:5, 0].all()
+
+
 # --- in two steps
 
 

@@ -94,14 +94,15 @@ def window_scores(
 def softmax_and_lse(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Softmax and log-sum-exp over the last axis; where all scores are minus infinity, 0 and minus infinity.
 
-    The latter have no gradients, and add nothing to a merged attention; PyTorch's ``flex_attention`` gives the same.
+    The latter add nothing to a merged attention, and their gradients are 0 times those of the weights. PyTorch's
+    ``flex_attention`` gives the same.
     """
     # A constant, so that derivatives are by the weights themselves; PyTorch's of logsumexp are by its rounded value.
     shift = torch.logsumexp(scores.detach(), dim=-1, keepdim=True)
     none = shift == -math.inf
     shift = shift.masked_fill(none, 0.0)
     powers = torch.exp(scores - shift)
-    total = powers.sum(dim=-1, keepdim=True).masked_fill(none, 1.0)
+    total = powers.sum(dim=-1, keepdim=True) + none.to(powers.dtype)
     return powers / total, (shift + total.log()).masked_fill(none, -math.inf).squeeze(-1)
 
 
