@@ -1,4 +1,4 @@
-"""``tvm-na tune --prebuild``: what it takes, and what it says."""
+"""``tvm-na tune --prebuild`` and ``--from``: what they take, and what they say."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from tests.cli.invoking import error_of, invoke
 from tests.tune.packages import made_up
 from tvm_na.cli.tune_package import building
 from tvm_na.problems.attention import NAProblem
+from tvm_na.records.files import user_folder
+from tvm_na.tune.measure_package import MeasureOptions
 from tvm_na.tune.prebuild import PrebuildState
+from tvm_na.tune.state import FormulationState, ProblemState, TuneState
 
 PROBLEM = NAProblem.make((8, 8), 3, 2, 16, dtype="float16")
 SPELLED_OUT = ["--size", 8, 8, "--head-dim", 16, "--kernel-size", 3, "--dtype", "float16", "--target", "cuda-sm_90"]
@@ -87,3 +90,51 @@ def test_progress(terminal: bool) -> None:
         assert "20/20" in said and "20 built" in said
     else:
         assert len(said.splitlines()) == 10 and said.splitlines()[-1].startswith("20 of 20 points, ")
+
+
+# --- measuring
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the command asks of :func:`tvm_na.tune.measure_package.measure_package`."""
+    found: dict[str, Any] = {"ending": "all kernels are measured"}
+
+    def measure_package(package: Any, output: Path, options: Any, observer: Any) -> TuneState:
+        state = TuneState([ProblemState(PROBLEM, 1.0, [FormulationState("{}", "band", 2, 2e-3, 1e-3)])], 2, measured=2)
+        state.ending = found["ending"]
+        found.update(package=package, output=output, options=options)
+        observer(state)
+        return state
+
+    monkeypatch.setattr("tvm_na.tune.measure_package.measure_package", measure_package)
+    return found
+
+
+def test_a_package_is_measured(measured: dict[str, Any], tmp_path: Path) -> None:
+    package = made_up(tmp_path / "package", PROBLEM)
+    options = [
+        "--from",
+        package.folder,
+        "--time-limit",
+        "90s",
+        "--batch",
+        4,
+        "--output",
+        tmp_path / "records",
+        "--seed",
+        3,
+    ]
+    said = invoke("tune", *options).output
+    assert (measured["package"], measured["output"]) == (package, tmp_path / "records")
+    assert measured["options"] == MeasureOptions(4, 90.0, seed=3)
+    assert "2.00x" in said and str(tmp_path / "records") in said
+    measured["ending"] = "interrupted"
+    invoke("tune", "--from", package.folder, code=130)
+    assert measured["output"] == user_folder("cuda-sm_90")
+
+
+def test_what_is_no_package_or_not_to_be_measured_here_is_told(tmp_path: Path) -> None:
+    assert error_of("tune", "--from", tmp_path).startswith("package: required a manifest.json of format 1, got ")
+    said = error_of("tune", "nat_mini", "--from", tmp_path)
+    assert said == "problems: required one of MODEL, --problems, --size and --from, got MODEL and --from"

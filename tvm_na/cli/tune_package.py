@@ -1,4 +1,4 @@
-"""``tvm-na tune --prebuild``: kernels that are built on one machine, to be measured on another."""
+"""``tvm-na tune --prebuild`` and ``--from``: kernels built on one machine, measured on another."""
 
 from __future__ import annotations
 
@@ -87,3 +87,20 @@ def _line_printer(console: Console) -> Callable[[PrebuildState], None]:
             console.print(Text(line), soft_wrap=True)
 
     return show
+
+
+def measure(folder: Path, output: Path | None, seconds: float | None, batch: int, seed: int) -> None:
+    """Measure the kernels of a package on this machine's GPU, and show what came of it."""
+    from tvm_na.cli.tune_progress import observer, print_summary
+    from tvm_na.records.files import user_folder
+    from tvm_na.tune.measure_package import MeasureOptions, measure_package
+    from tvm_na.tune.package import Package
+    from tvm_na.tune.state import INTERRUPTED
+
+    out, package = console(), Package.open(folder)
+    records, options = output or user_folder(package.target.name), MeasureOptions(batch, seconds, seed=seed)
+    with observer(out) as show:
+        state = measure_package(package, records, options, observer=show)
+    print_summary(out, state, records)
+    if state.ending == INTERRUPTED:
+        raise typer.Exit(130)

@@ -154,7 +154,6 @@ def _open(
     measurer = device.measurer(Conditions(1), package.target, folder / WORKERS_LOG)
     stack.callback(measurer.close)
     stack.enter_context(interruptible(state.interrupted))
-    state.phase = "measuring"
     return Session(package, state, log, measurer, number, lambda: observer(state), libraries)
 
 
@@ -170,10 +169,12 @@ def _measure(
     """Measure a problem's kernels, in about so many seconds, and write its records."""
     state, package, end = session.state, session.package, time.monotonic() + (1 - _FOR_BEST) * seconds
     run = ProblemRun(session, problem, batch, [trial for trial in trials if trial.batch == batch])
-    run.measure(options.seed, lambda: state.stopped() or time.monotonic() > end)
+    with state.during("measuring"):
+        run.measure(options.seed, lambda: state.stopped() or time.monotonic() > end)
     recorded = [r for r in records_in(folder) if (r.problem, r.batch) == (problem, batch) and len(r.run_secs) > 1]
     if not run.best(1) or (recorded and not run.is_new):
         return
-    times = run.in_turns(options.best, options.rounds, state.stopped) or run.once(options.best)
+    with state.during("measuring in turns"):
+        times = run.in_turns(options.best, options.rounds, state.stopped) or run.once(options.best)
     write_records(package, folder, batch, times)
     install(package, [times[0][0]])

@@ -161,7 +161,9 @@ class ProblemRun:
         if measured.failure is not None and not refused:
             _log.warning("%s: %s | %s\n%s", measured.failure, self._problem, what.point, measured.message)
         self._seconds[trial.point] = seconds
-        self._session.state.measured += not refused
+        if not refused:
+            state = self._session.state
+            state.measured, state.first = state.measured + 1, state.elapsed if state.first is None else state.first
         self._count(trial)
         self._session.observe()
 

@@ -173,7 +173,8 @@ class _Build:
         """Build all that is wanted of ``problems``, in waves."""
         self._describe(pool, problems)
         wanted = set(problems)
-        there = [point for point in (*self._kernels, *self._refused) if point.problem in wanted]
+        points: list[PackagedKernel | RefusedPoint] = [*self._kernels, *self._refused]
+        there = [point for point in points if point.problem in wanted]
         for point in there:
             self._count(point)
         following = [each for point in there for each in self._neighbours(point)]
@@ -272,7 +273,8 @@ class _Build:
 
     def keep(self) -> None:
         """Write the manifest."""
-        found = {"workloads": self._workloads.values(), "kernels": self._kernels, "refused": self._refused}
-        self.package = replace(self.package, **{name: tuple(values) for name, values in found.items()})
+        kernels, refused = tuple(self._kernels), tuple(self._refused)
+        workloads = tuple(self._workloads.values())
+        self.package = replace(self.package, kernels=kernels, refused=refused, workloads=workloads)
         self.package.write()
         self._written = time.monotonic()
