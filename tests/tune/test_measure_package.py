@@ -32,6 +32,7 @@ from tvm_na.records.select import select
 from tvm_na.records.write import TuningDatabase
 from tvm_na.schedules.base import Plan
 from tvm_na.targets.target import detect_target
+from tvm_na.tune.__main__ import main
 from tvm_na.tune.measure_package import MeasureOptions, measure_package
 from tvm_na.tune.package import Package
 from tvm_na.tune.package_records import digest_of, install
@@ -249,6 +250,16 @@ def test_a_package_of_something_else_is_refused(
     assert not output.exists()
 
 
+def test_without_a_gpu_the_module_ends_with_a_sentence(
+    package: Package, output: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tvm_na.targets.cuda_arch.devices", list)
+    assert main([str(package.folder), "--output", str(output)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: target: required a GPU of this machine that runs kernels for cuda-sm_90")
+    assert not output.exists()
+
+
 @pytest.mark.parametrize("options", [{"batch": -1}, {"best": 0}, {"rounds": 1}, {"time_limit": 0.0}])
 def test_options_are_checked(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"^{next(iter(options))}: required"):
@@ -278,7 +289,6 @@ BEGINNING = """
     assert importlib.util.find_spec("tvm") is None
     assert Path(tvm_na.__file__).is_relative_to(package_folder), tvm_na.__file__
 
-    from tvm_na.tune.measure_package import MeasureOptions, measure_package
     from tvm_na.tune.package import Package
 
     package = Package.open(package_folder)
@@ -287,9 +297,12 @@ BEGINNING = """
 MEASURED = """
     sys.path.append(sys.argv[3])
     from tests.tune.invented import Invented
+    from tvm_na.measure.devices import LocalDevice
+    from tvm_na.tune.__main__ import main
 
-    state = measure_package(package, output, MeasureOptions(rounds=3), device=Invented())
-    print(state.ending, state.measured, "psutil" in sys.modules)
+    LocalDevice.of = lambda target: Invented()
+    assert main([str(package_folder), "--output", str(output)]) == 0
+    print("psutil" in sys.modules)
 """
 
 LAUNCHED = """
@@ -340,7 +353,10 @@ def elsewhere(package: Package, code: str, output: Path, **environment: str) -> 
 
 def test_a_package_is_measured_where_pytorch_is_and_little_else(travelling: Package, output: Path) -> None:
     said = elsewhere(travelling, MEASURED, output)
-    assert said.split() == ["all", "kernels", "are", "measured", "3", "False"]
+    of_problem, ending, has_psutil = said.splitlines()
+    assert of_problem.startswith(f"{SMALL}, batch 128, 5 points, best ") and "1 spills" in of_problem
+    assert ending.startswith("3 kernels measured in ") and ending.endswith(" s: all kernels are measured")
+    assert has_psutil == "False"
     assert len(records_in(output)) == 3
     assert select(SMALL, TARGET, mode="all").kind == "record" and build.is_cached(SMALL, TARGET, "all")
 
