@@ -8,6 +8,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,13 @@ from tvm_na.records.replay import at_point, point_of, replayed
 from tvm_na.records.select import select
 from tvm_na.records.write import TuningDatabase
 from tvm_na.schedules.base import Plan
-from tvm_na.targets.target import detect_target
+from tvm_na.targets.target import detect_target, parse_target
 from tvm_na.tune.__main__ import main
 from tvm_na.tune.measure_package import MeasureOptions, measure_package
 from tvm_na.tune.package import Package
 from tvm_na.tune.package_records import digest_of, install
 from tvm_na.tune.package_runtime import add_runtime
+from tvm_na.tune.prebuild import prebuild
 from tvm_na.tune.state import TuneState
 from tvm_na.tune.tasks import formulations_of
 from tvm_na.tune.trial_log import trials_in
@@ -235,19 +237,32 @@ def test_a_crash_in_turns_leaves_the_times_of_before(package: Package, output: P
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "devices", "says"),
     [
-        ({"machine": "aarch64"}, "package: required one for x86-64 machines, got one for aarch64"),
-        ({"context": "another"}, "package: required one that the tvm_na at hand built .*PYTHONPATH="),
+        ({"machine": "riscv64"}, [], "package: required one for .* machines, got one for riscv64"),
+        (
+            {"context": "another"},
+            [],
+            "package: required one that was built with the versions, .*PYTHONPATH=.*/runtime$",
+        ),
+        ({}, [(8, 0), (10, 3)], "package: required a GPU of compute capability 9.0 to 9.9, .* got 8.0, 10.3"),
     ],
 )
-def test_a_package_of_something_else_is_refused(
-    package: Package, output: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, str], says: str
+def test_a_package_that_is_of_no_use_here_is_refused(
+    package: Package,
+    output: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, str],
+    devices: list[tuple[int, int]],
+    says: str,
 ) -> None:
-    monkeypatch.setattr("tvm_na.tune.measure_package.host_machine", lambda: "x86-64")
+    monkeypatch.setattr("tvm_na.targets.cuda_arch.devices", lambda: devices)
+    other = dataclasses.replace(package, **change)
     with pytest.raises(ValueError, match=f"^{says}"):
-        measure_package(dataclasses.replace(package, **change), output, device=Gpu(package))
-    assert not output.exists()
+        measure_package(other, output, device=Gpu(package))
+    with pytest.raises(ValueError, match=f"^{says}"):
+        install(other, other.kernels)
+    assert not output.exists() and not cache.entries()
 
 
 def test_without_a_gpu_the_module_ends_with_a_sentence(
@@ -393,9 +408,25 @@ def test_another_python_gets_its_own_tvm_ffi_or_a_sentence(tmp_path: Path, monke
     assert not list(tmp_path.iterdir())
 
 
-def test_a_machine_without_the_versions_is_told_where_they_are(package: Package, output: Path) -> None:
-    """The package's runtime is not on PYTHONPATH, and TVM is not installed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tvm_na.fingerprint.versions", lambda: {"apache-tvm": "0.1"})
-        with pytest.raises(ValueError, match=r"built \(apache-tvm 0.1\).*PYTHONPATH=.*/runtime\)"):
-            install(package, [])
+def test_a_machine_that_does_not_know_its_versions_is_told_where_they_are(
+    package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TVM is not installed, and the package's runtime is not on PYTHONPATH."""
+
+    def unknown() -> dict[str, str]:
+        raise metadata.PackageNotFoundError("apache-tvm")
+
+    monkeypatch.setattr("tvm_na.fingerprint.versions", unknown)
+    with pytest.raises(ValueError, match=r"at hand \(No package metadata .*apache-tvm\), got .*PYTHONPATH=.*/runtime"):
+        install(package, [])
+
+
+@pytest.mark.gpu
+def test_gpu_measures_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = parse_target("cuda")
+    package, _ = prebuild([SMALL], target, tmp_path / "package")
+    state = measure_package(package, tmp_path / target.name, MeasureOptions(best=2, rounds=5))
+    assert state.measured == len(package.kernels) and not state.problems[0].failures
+    records = records_in(tmp_path / target.name)
+    assert len(records) == 2 and all(0 < seconds < 1e-2 for record in records for seconds in record.run_secs)
+    assert select(SMALL, target, mode="all").kind == "record" and build.is_cached(SMALL, target, "all")

@@ -22,12 +22,11 @@ from tvm_na.problems.registry import Problem
 from tvm_na.records.files import user_folder
 from tvm_na.records.read import records_in
 from tvm_na.records.write import TuningDatabase
-from tvm_na.targets.target import host_machine
 from tvm_na.tune.logs import LOG, WORKERS_LOG, logging_to
 from tvm_na.tune.options import batch_for
 from tvm_na.tune.package import Package
 from tvm_na.tune.package_problem import ProblemRun, Session
-from tvm_na.tune.package_records import check_context, install, write_records
+from tvm_na.tune.package_records import check_usable, install, write_records
 from tvm_na.tune.state import TuneState, interruptible
 from tvm_na.tune.trial_log import Trial, TrialLog, trials_in
 
@@ -102,9 +101,7 @@ def measure_package(
         RuntimeError: what kernels run on is missing, or the cache cannot be written.
     """
     options, target = options or MeasureOptions(), package.target
-    if package.machine != host_machine():
-        raise ValueError(f"package: required one for {host_machine()} machines, got one for {package.machine}")
-    check_context(package)
+    check_usable(package)
     device = device or LocalDevice.of(target)
     device.check(target)
     if (busy := device.busy()) is not None:

@@ -3,7 +3,7 @@ the kernel cache, so that nothing is built where they are used."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TypeAlias
@@ -14,28 +14,43 @@ from tvm_na.records.files import writing
 from tvm_na.records.maintain import meta_of, rewrite
 from tvm_na.records.read import Record, as_canonical, records_in, schedule_digest
 from tvm_na.records.write import TuningDatabase
+from tvm_na.targets import cuda_arch
+from tvm_na.targets.target import host_machine
 from tvm_na.tune.package import RUNTIME, Package, PackagedKernel
 
 #: A kernel, and the seconds of every repeat.
 Times: TypeAlias = tuple[PackagedKernel, Sequence[float]]
 
 
-def check_context(package: Package) -> None:
-    """ValueError where another tvm_na than this one built a package: its records and kernels would not be found here.
+def check_usable(package: Package) -> None:
+    """Check that a package's kernels run here, and that they and their records are found by this tvm_na.
 
-    So it is where the versions of what it was built with are not known.
+    Raises:
+        ValueError: it was built for another machine, by another tvm_na, or with other versions of TVM than those at
+            hand; or these are not known.
     """
+    if package.machine != host_machine():
+        raise ValueError(f"package: required one for {host_machine()} machines, got one for {package.machine}")
+    arch, found = cuda_arch.capability_of(package.target.arch), cuda_arch.devices()
+    if found and not any(seen[0] == arch[0] and seen >= arch for seen in found):
+        got = ", ".join(".".join(map(str, seen)) for seen in found)
+        wanted = f"compute capability {arch[0]}.{arch[1]} to {arch[0]}.9"
+        raise ValueError(f"package: required a GPU of {wanted}, for machine code of {package.target.name}, got {got}")
     try:
         here = fingerprint.context_digest(package.target)
-        versions = ", ".join(f"{name} {version}" for name, version in fingerprint.versions().items())
+        versions = _in_words(fingerprint.versions())
     except metadata.PackageNotFoundError as error:
         here, versions = "", f"{error}"
     if package.context != here:
-        got = ", ".join(f"{name} {version}" for name, version in package.versions.items())
         raise ValueError(
-            f"package: required one that the tvm_na at hand built ({versions}); {package.folder} was built with {got}, "
-            f"which it brings along (PYTHONPATH={package.folder}/{RUNTIME})"
+            "package: required one that was built with the versions, expressions and schedules at hand "
+            f"({versions}), got {package.folder} with its own ({_in_words(package.versions)}), which it brings along: "
+            f"PYTHONPATH={package.folder}/{RUNTIME}"
         )
+
+
+def _in_words(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def write_records(package: Package, output: Path, batch: int, times: Sequence[Times]) -> None:
@@ -87,10 +102,10 @@ def install(package: Package, kernels: Iterable[PackagedKernel]) -> list[Path]:
     there already stay. **Kernels are code**: whoever made the package must be trusted.
 
     Raises:
-        ValueError: another tvm_na built the package, or a library is damaged.
+        ValueError: the package is not usable here, see :func:`check_usable`, or a library is damaged.
         RuntimeError: the cache cannot be written, or somebody else may write to it.
     """
-    check_context(package)
+    check_usable(package)
     found = []
     for kernel in kernels:
         keys = [f"record:{digest_of(package, kernel)}", *(["default"] if kernel.default else [])]
