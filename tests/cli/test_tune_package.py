@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,11 +14,14 @@ import pytest
 from rich.console import Console
 
 from tests.cli.invoking import error_of, invoke
+from tests.cuda.test_limits import needs_compiler
+from tests.helpers import ROOT
 from tests.tune.packages import made_up
 from tvm_na.cli.tune_package import building
 from tvm_na.problems.attention import NAProblem
 from tvm_na.records.files import user_folder
 from tvm_na.tune.measure_package import MeasureOptions
+from tvm_na.tune.package import Package
 from tvm_na.tune.prebuild import PrebuildState
 from tvm_na.tune.state import FormulationState, ProblemState, TuneState
 
@@ -90,6 +96,25 @@ def test_progress(terminal: bool) -> None:
         assert "20/20" in said and "20 built" in said
     else:
         assert len(said.splitlines()) == 10 and said.splitlines()[-1].startswith("20 of 20 points, ")
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_ctrl_c_loses_no_kernel_and_the_same_command_continues(tmp_path: Path) -> None:
+    spelled_out = ["--size", "2", "2", "--heads", "1", "--head-dim", "16", "--kernel-size", "2", "--dtype", "float16"]
+    words = ["tune", *spelled_out, "--target", "cuda-sm_90", "--prebuild", str(tmp_path), "--jobs", "1"]
+    command = [sys.executable, "-m", "tvm_na", *words]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as building:
+        assert building.stdout is not None and building.stdout.readline().startswith("1 of ")
+        building.send_signal(signal.SIGINT)
+        assert "interrupted: " in building.stdout.read()
+    assert building.returncode == 130
+    before = Package.open(tmp_path).kernels
+    assert 1 <= len(before) < 5 and not (tmp_path / "runtime").exists()
+    assert "all points are built: " in invoke(*words).output
+    package = Package.open(tmp_path)
+    assert package.kernels[: len(before)] == before and len(package.kernels) + len(package.refused) == 5
+    assert (tmp_path / "runtime" / "libtvm_runtime.so").is_file()
 
 
 # --- measuring

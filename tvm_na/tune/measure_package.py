@@ -113,6 +113,7 @@ def measure_package(
     with ExitStack() as stack:
         session = _open(stack, package, folder, device, state, observer or (lambda _: None))
         trials = [trial for trial in trials_in(folder) if trial.threads == 1]
+        stack.enter_context(state.during("searching"))
         for number, problem in enumerate(package.problems):
             if state.stopped():
                 break
@@ -120,6 +121,7 @@ def measure_package(
             own = [trial for trial in trials if trial.problem == problem.to_json()]
             batch = batch_for(problem, target, options.batch, own[-1].batch if own else None, device.free_bytes(target))
             _measure(session, problem, batch, own, folder, options, left)
+            session.observe()
         state.ending = state.ending or "all kernels are measured"
         state.phase = "done"
         session.observe()
