@@ -36,7 +36,7 @@ from tvm_na.targets.target import detect_target, parse_target
 from tvm_na.tune.__main__ import main
 from tvm_na.tune.measure_package import MeasureOptions, measure_package
 from tvm_na.tune.package import Package
-from tvm_na.tune.package_records import digest_of, install
+from tvm_na.tune.package_records import digest_of, install, write_records
 from tvm_na.tune.package_runtime import add_runtime
 from tvm_na.tune.prebuild import prebuild
 from tvm_na.tune.state import TuneState
@@ -154,6 +154,21 @@ def test_records_are_those_that_the_tuner_writes(package: Package, output: Path,
         assert sorted((tmp_path / "tuned" / name).read_bytes().splitlines()) == sorted(
             (output / name).read_bytes().splitlines()
         )
+
+
+def test_times_that_were_measured_elsewhere_become_records(package: Package, output: Path) -> None:
+    first, second, _ = package.kernels
+    write_records(package, output, 64, [(first, [2e-3])])
+    write_records(package, output, 64, [(second, [1e-3, 3e-3])], {"gpu": "NVIDIA Pretended", "driver": "580"})
+    write_records(package, output, 32, [(first, [4e-3])])
+    assert [(number_of(package, r), r.batch, r.run_secs) for r in records_in(output)] == [
+        (1, 64, (1e-3, 3e-3)),
+        (0, 32, (4e-3,)),
+    ]
+    meta = read_meta(output)
+    assert meta is not None and [(s["driver"], s["measured"]) for s in meta.sessions] == [("580", 1)]
+    with pytest.raises(ValueError, match="run_secs: required seconds > 0"):
+        write_records(package, output, 64, [(first, [])])
 
 
 def test_the_fastest_is_found_where_nothing_can_be_built(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,14 @@ def test_a_library_is_for_its_owner_alone(package: Package, tmp_path: Path) -> N
     files = {package.library(kernel, tmp_path) for kernel in package.kernels}
     assert len(files) == len(package.kernels)
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+
+
+def test_a_library_that_is_loaded_is_not_written_over(package: Package, tmp_path: Path) -> None:
+    kernel = package.kernels[0]
+    with package.library(kernel, tmp_path).open("rb") as loaded:
+        assert package.library(kernel, tmp_path).stat().st_ino != os.fstat(loaded.fileno()).st_ino
+        assert loaded.read() == library_of(PROBLEM, 1)
+    assert len(list(tmp_path.iterdir())) == 2  # the package's folder, and one library
 
 
 def other_library(package: Package) -> None:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tvm_na import owned
 from tvm_na.problems.registry import Problem
 from tvm_na.records.files import MALFORMED, in_short, read_file, write_atomically
 from tvm_na.schedules.base import Point
@@ -129,7 +129,9 @@ class Package:
         return self._defaults.get(problem)
 
     def library(self, kernel: PackagedKernel, into: Path) -> Path:
-        """Write the library of a kernel, uncompressed, into a folder; its file.
+        """Write the library of a kernel, uncompressed, into a folder; its file, which has a name of its own.
+
+        One that is there is replaced, and stays as it was for whoever has loaded it.
 
         **What is written is code**: load it only where whoever made the package is trusted.
 
@@ -142,8 +144,9 @@ class Package:
         if hashlib.sha256(data).hexdigest() != kernel.sha256:
             raise ValueError(f"package: required the library that was built, got another in {packed}")
         file = Path(into) / f"{kernel.sha256[:32]}.so"
-        file.touch(owned.FILE)
-        file.write_bytes(data)
+        with tempfile.NamedTemporaryFile(dir=into, prefix=".tmp-", delete=False) as out:  # for its owner alone
+            out.write(data)
+        Path(out.name).replace(file)
         return file
 
     def record(self, file: str) -> Any:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from tvm_na import fingerprint
 from tvm_na.jit import cache
@@ -53,22 +53,36 @@ def _in_words(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def write_records(package: Package, output: Path, batch: int, times: Sequence[Times]) -> None:
+def write_records(
+    package: Package, output: Path, batch: int, times: Sequence[Times], about: Mapping[str, Any] | None = None
+) -> None:
     """Add times to a folder of records; those that it has of the same schedules and this batch give way to them.
 
     A record of a single time gives way to any others of its problem: it was the best guess when time was up.
+
+    Args:
+        package: Of which the kernels are.
+        output: The folder, which need not exist.
+        batch: Samples of a call.
+        times: What was measured.
+        about: What ``meta.json`` is to say of the session in which that was: the GPU, its driver. None if it says so
+            already.
 
     Raises:
         ValueError: the folder is of another target, or another process writes to it; a time is not positive.
     """
     with TuningDatabase(output, package.target) as database:
+        if about is not None:
+            database.begin_session(**about)
         for kernel, run_secs in times:
             workload = package.workload_of(kernel)
-            about = package.record(workload.file)
+            of_tvm = package.record(workload.file)
             attrs = {"tvm_na.problem": kernel.problem.to_json(), "tvm_na.formulation": workload.formulation}
-            database.know(workload.hash, about["workload"], attrs)
-            described = (about["target"], about["arguments"], batch)
+            database.know(workload.hash, of_tvm["workload"], attrs)
+            described = (of_tvm["target"], of_tvm["arguments"], batch)
             database.add(workload.hash, kernel.problem, package.record(kernel.trace), run_secs, *described)
+        if about is not None:
+            database.end_session(measured=len(times))
     with writing(output):
         records = records_in(output)
         kept = _kept(records, {kernel.problem for kernel, _ in times}, batch)
