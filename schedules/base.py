@@ -169,6 +169,26 @@ class Parameters:
         return list(self._sch.split(loop, self.factors(name, loop, extent, inner, limit), preserve_unit_iters=True))
 
 
+class Formulations(Sequence[Any]):
+    """The PrimFuncs of a problem, each made when it is asked for: that takes a tenth of a kernel's build, or half."""
+
+    def __init__(self, make: Callable[[Any], Any], tiles: Sequence[Any]) -> None:
+        """``make(tile)`` gives the PrimFunc of a tile."""
+        self._make, self._tiles = make, tiles
+        self._made: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self._tiles)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        if number not in self._made:
+            self._made[number] = self._make(self._tiles[number])
+        return self._made[number]
+
+
 class SearchSpace(ABC):
     """The schedules of some formulations of one operator on one kind of machine.
 
@@ -193,7 +213,7 @@ class SearchSpace(ABC):
         """Whether there is a kernel for a problem, which is of the class of the space's, on ``target``."""
 
     @abstractmethod
-    def formulations(self, problem: Any, target: NATarget, batch: int | None = None) -> list[Any]:
+    def formulations(self, problem: Any, target: NATarget, batch: int | None = None) -> Formulations:
         """The PrimFuncs of a problem that are worth scheduling, the default first (imports TVM).
 
         With a symbolic batch, or (for the tuner) the one given.

@@ -6,10 +6,8 @@ measured.
 
 from __future__ import annotations
 
-from typing import Any
-
 from tvm_na.problems.attention import NAProblem
-from tvm_na.schedules.base import SearchSpace
+from tvm_na.schedules.base import Formulations, SearchSpace
 from tvm_na.schedules.cpu.lanes import SKETCHES, LanesSchedule
 from tvm_na.schedules.cpu.vectors import vector_length
 from tvm_na.targets.target import NATarget
@@ -58,7 +56,7 @@ class CpuLanes(SearchSpace):
         """Float32 and float64 alone."""
         return target.kind == "llvm" and problem.dtype in ("float32", "float64")
 
-    def formulations(self, problem: NAProblem, target: NATarget, batch: int | None = None) -> list[Any]:
+    def formulations(self, problem: NAProblem, target: NATarget, batch: int | None = None) -> Formulations:
         """Some sizes of the tile, with long vectors also one of vectors half as long; values of each query's window or
         of the whole box; for the first of them, also with values packed where they are not by default, or the other
         way round.
@@ -72,7 +70,7 @@ class CpuLanes(SearchSpace):
         found = [LanesTile(t.queries, t.vector, exact, t.pack_values) for t in chosen for exact in (True, False)]
         first = found[0]
         found += [LanesTile(first.queries, vector, exact, not first.pack_values) for exact in (True, False)]
-        return [forward(problem, tile, batch) for tile in found]
+        return Formulations(lambda tile: forward(problem, tile, batch), found)
 
 
 SPACE = CpuLanes()

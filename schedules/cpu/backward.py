@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from tvm_na.problems.backward import BackwardProblem
-from tvm_na.schedules.base import SearchSpace, largest_divisor
+from tvm_na.schedules.base import Formulations, SearchSpace, largest_divisor
 from tvm_na.schedules.cpu import attention
 from tvm_na.schedules.cpu.box import BoxSchedule
 from tvm_na.schedules.cpu.vectors import channel_vector
@@ -188,11 +188,11 @@ class CpuBackward(SearchSpace):
         """What the attention is served for."""
         return attention.SPACE.serves(problem.forward, target)
 
-    def formulations(self, problem: BackwardProblem, target: NATarget, batch: int | None = None) -> list[Any]:
+    def formulations(self, problem: BackwardProblem, target: NATarget, batch: int | None = None) -> Formulations:
         """One for each of :func:`tiles`."""
         from tvm_na.te.backward.lanes import backward
 
-        return [backward(problem, tile, batch) for tile in tiles(problem, target)]
+        return Formulations(lambda tile: backward(problem, tile, batch), tiles(problem, target))
 
 
 SPACE = CpuBackward()

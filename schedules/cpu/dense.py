@@ -10,7 +10,7 @@ from math import gcd, prod
 from typing import Any
 
 from tvm_na.problems.dense import DenseProblem
-from tvm_na.schedules.base import SearchSpace, divisors, largest_divisor
+from tvm_na.schedules.base import Formulations, SearchSpace, divisors, largest_divisor
 from tvm_na.schedules.cpu.vectors import IN_FLIGHT, STACK_BYTES, vector_length
 from tvm_na.schedules.helpers import FuncSchedule
 from tvm_na.targets.target import NATarget
@@ -141,11 +141,11 @@ class CpuDense(SearchSpace):
         """Always, on a CPU."""
         return target.kind == "llvm"
 
-    def formulations(self, problem: DenseProblem, target: NATarget, batch: int | None = None) -> list[Any]:
+    def formulations(self, problem: DenseProblem, target: NATarget, batch: int | None = None) -> Formulations:
         """One for each of the first of :func:`tiles`."""
         from tvm_na.te.dense.product import forward
 
-        return [forward(problem, tile, batch) for tile in tiles(problem, target)[:_TILES]]
+        return Formulations(lambda tile: forward(problem, tile, batch), tiles(problem, target)[:_TILES])
 
     def sketches(self, func: Any, target: NATarget) -> tuple[str, ...]:
         """The default first: what is larger is read once, the rest stays near."""

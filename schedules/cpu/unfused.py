@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from tvm_na.problems.unfused import UnfusedProblem
-from tvm_na.schedules.base import SearchSpace, largest_divisor
+from tvm_na.schedules.base import Formulations, SearchSpace, largest_divisor
 from tvm_na.schedules.cpu.vectors import IN_FLIGHT, STACK_BYTES, channel_vector, vector_length
 from tvm_na.schedules.helpers import FuncSchedule
 from tvm_na.targets.target import NATarget
@@ -166,16 +166,16 @@ class CpuUnfused(SearchSpace):
         """Float32 and float64 alone, and no parts of the sums for a bias."""
         return target.kind == "llvm" and problem.dtype in ("float32", "float64") and problem.kind != "bias_parts"
 
-    def formulations(self, problem: UnfusedProblem, target: NATarget, batch: int | None = None) -> list[Any]:
+    def formulations(self, problem: UnfusedProblem, target: NATarget, batch: int | None = None) -> Formulations:
         """Some vectors of columns or of channels."""
         from tvm_na.te.unfused.lanes import av, qk
         from tvm_na.te.unfused.lanes_transposed import transposed
 
         if problem.kind in ("av_transposed", "bias_sums"):
-            return [transposed(problem, tile, batch) for tile in _transposed_tiles(problem, target)]
+            return Formulations(lambda tile: transposed(problem, tile, batch), _transposed_tiles(problem, target))
         if problem.kind == "av":
-            return [av(problem, _register(problem, target), batch)]
-        return [qk(problem, vector, batch) for vector in lane_vectors(problem, target)]
+            return Formulations(lambda vector: av(problem, vector, batch), [_register(problem, target)])
+        return Formulations(lambda vector: qk(problem, vector, batch), lane_vectors(problem, target))
 
 
 SPACE = CpuUnfused()

@@ -12,7 +12,7 @@ from typing import Any
 
 from tvm_na.problems.attention import DTYPES
 from tvm_na.problems.backward import BackwardProblem
-from tvm_na.schedules.base import SearchSpace
+from tvm_na.schedules.base import Formulations, SearchSpace
 from tvm_na.schedules.cuda.backward_sizes import THREADS, block_shape, nearest, options, tiles
 from tvm_na.schedules.helpers import FuncSchedule
 from tvm_na.targets.target import NATarget
@@ -101,11 +101,11 @@ class CudaBackward(SearchSpace):
         """Always, on a GPU, but in TF32."""
         return target.kind == "cuda" and problem.dtype in DTYPES
 
-    def formulations(self, problem: BackwardProblem, target: NATarget, batch: int | None = None) -> list[Any]:
+    def formulations(self, problem: BackwardProblem, target: NATarget, batch: int | None = None) -> Formulations:
         """One for each of :func:`tiles`."""
         from tvm_na.te.backward.gather import backward
 
-        return [backward(problem, tile, batch) for tile in tiles(problem)]
+        return Formulations(lambda tile: backward(problem, tile, batch), tiles(problem))
 
 
 SPACE = CudaBackward()

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from tvm_na.problems.attention import TF32, NAProblem
 from tvm_na.problems.base import ITEM_BYTES
-from tvm_na.schedules.base import SearchSpace, largest_divisor
+from tvm_na.schedules.base import Formulations, SearchSpace, largest_divisor
 from tvm_na.schedules.cuda.gather_sizes import (
     LINE_BYTES,
     THREADS,
@@ -222,11 +222,11 @@ class CudaGather(SearchSpace):
         """By whether scores are kept or computed twice."""
         return OnlineGatherSchedule if tile.lanes else GatherSchedule
 
-    def formulations(self, problem: NAProblem, target: NATarget, batch: int | None = None) -> list[Any]:
+    def formulations(self, problem: NAProblem, target: NATarget, batch: int | None = None) -> Formulations:
         """One for each of :func:`tiles`."""
         from tvm_na.te.attention.gather import forward
 
-        return [forward(problem, tile, batch) for tile in tiles(problem)]
+        return Formulations(lambda tile: forward(problem, tile, batch), tiles(problem))
 
 
 SPACE = CudaGather()

@@ -9,7 +9,7 @@ from typing import Any
 
 from tvm_na.cuda import limits, workarounds
 from tvm_na.problems.attention import TF32, NAProblem
-from tvm_na.schedules.base import SearchSpace
+from tvm_na.schedules.base import Formulations, SearchSpace
 from tvm_na.schedules.cuda.band import BandSchedule
 from tvm_na.schedules.cuda.band_layouts import instructions_for
 from tvm_na.schedules.cuda.band_sizes import (
@@ -76,9 +76,9 @@ class CudaBand(SearchSpace):
         marks = {workarounds.ATTRIBUTE: _NEEDED, limits.LEAST_REGISTERS: least_registers(problem, tile)}
         return forward(problem, tile, batch).with_attrs(marks)
 
-    def formulations(self, problem: NAProblem, target: NATarget, batch: int | None = None) -> list[Any]:
+    def formulations(self, problem: NAProblem, target: NATarget, batch: int | None = None) -> Formulations:
         """One for each of :func:`tiles`."""
-        return [self.formulation(problem, tile, batch) for tile in tiles(problem, target)]
+        return Formulations(lambda tile: self.formulation(problem, tile, batch), tiles(problem, target))
 
     def sketches(self, func: Any, target: NATarget) -> tuple[str, ...]:
         """Sub-tiles one after the other, where there are several along an axis and one pass."""

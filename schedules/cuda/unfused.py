@@ -12,7 +12,7 @@ from typing import Any
 
 from tvm_na.problems.base import ITEM_BYTES
 from tvm_na.problems.unfused import UnfusedProblem
-from tvm_na.schedules.base import SearchSpace, divisors, largest_divisor
+from tvm_na.schedules.base import Formulations, SearchSpace, divisors, largest_divisor
 from tvm_na.schedules.cuda.gather_sizes import (
     LINE_BYTES,
     MAX_HEADS,
@@ -228,11 +228,11 @@ class CudaUnfused(SearchSpace):
         """One for each kind."""
         return _SCHEDULES[problem.kind]
 
-    def formulations(self, problem: UnfusedProblem, target: NATarget, batch: int | None = None) -> list[Any]:
+    def formulations(self, problem: UnfusedProblem, target: NATarget, batch: int | None = None) -> Formulations:
         """One for each of :func:`tiles`."""
         from tvm_na.te.unfused.gather import gathered
 
-        return [gathered(problem, tile, batch) for tile in tiles(problem)]
+        return Formulations(lambda tile: gathered(problem, tile, batch), tiles(problem))
 
 
 SPACE = CudaUnfused()

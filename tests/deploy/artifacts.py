@@ -72,6 +72,11 @@ def by_command(*options: object) -> Callable[[Path], list[str]]:
     return make
 
 
+def tvm_artifact(factory: pytest.TempPathFactory) -> Made:
+    """An artifact of the format ``tvm`` for this machine."""
+    return once(factory, "tvm", by_command("--format", "tvm", "--records", "off"))
+
+
 def for_target(target: str) -> Callable[[Path], list[str]]:
     """Makes an artifact of the first level, of the format ``tvm``, for a target; says what the compiler warned of."""
 

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.artifacts import Made, by_command, once, small_model
+from tests.deploy.artifacts import Made, by_command, once, small_model, tvm_artifact
 from tvm_na.models import NAModel
 
 
 @pytest.fixture(scope="session")
 def aoti(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """An artifact of the format ``aoti`` for this machine."""
-    return once(tmp_path_factory, "aoti", by_command())
+    """An artifact of the format ``aoti`` for this machine; to measure linear layers would take as long as the rest."""
+    return once(tmp_path_factory, "aoti", by_command("--no-autotune"))
 
 
 @pytest.fixture(scope="session")
 def tvm(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """An artifact of the format ``tvm`` for this machine."""
-    return once(tmp_path_factory, "tvm", by_command("--format", "tvm", "--records", "off"))
+    return tvm_artifact(tmp_path_factory)
 
 
 @pytest.fixture(params=["aoti", "tvm"])

@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from tests.deploy.artifacts import CLASSES, LIMIT, SIZE, SMALL, seal, small_mode
 from tests.helpers import ROOT, assert_says, bad, relative_error, run_python
 from tvm_na.compilers import cxx
 from tvm_na.deploy import compiler, manifest
+from tvm_na.deploy.aoti import inductor
 from tvm_na.nn import NeighborhoodAttention2D
+from tvm_na.targets.target import detect_target, parse_target
 
 # --- what is computed
 
@@ -246,6 +249,22 @@ def test_what_compiling_needs(tmp_path, monkeypatch, owner, name, value, says) -
     with pytest.raises(RuntimeError, match=says):  # of which NotImplementedError is one
         tvm_na.compile(MODEL, EXAMPLE, output=tmp_path / "x.artifact")
     assert not list(tmp_path.iterdir())
+
+
+def test_linear_layers_are_measured_for_this_machine_if_asked_to(tmp_path: Path, monkeypatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def compile_and_package(program: Any, package_path: str, inductor_configs: dict[str, Any]) -> None:
+        asked.append(inductor_configs)
+        with zipfile.ZipFile(package_path, "w") as archive:
+            archive.writestr("model/data/model.so", b"")
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile_and_package)
+    here, other = detect_target(), parse_target("llvm-aarch64-neon")
+    for target, autotune in ((here, True), (here, False), (other, True)):
+        inductor.compile_program(None, target, tmp_path, tmp_path, autotune)
+    assert ["max_autotune" in options for options in asked] == [True, False, False]
+    assert all(options["freezing"] for options in asked)
 
 
 def test_wrong_numbers_leave_no_artifact(aoti, model, tmp_path, monkeypatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 import tvm_na
-from tests.deploy.artifacts import LIMIT, SIZE, for_target, small_model
+from tests.deploy.artifacts import LIMIT, SIZE, by_command, small_model
 from tests.fuzz.damage import damage_folder
 from tests.fuzz.subject import Subject, promised
 from tests.helpers import relative_error
@@ -20,13 +20,15 @@ class Artifacts(Subject):
 
     name = "artifacts"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, whole: Path | None = None) -> None:
+        """``whole`` is an artifact of :func:`small_model`; made here if None."""
         super().__init__(folder)
-        self.whole = folder / "whole.artifact"
-        for_target("native")(self.whole)
+        self.whole = whole or folder / "whole.artifact"
+        if whole is None:
+            by_command("--format", "tvm", "--records", "off")(self.whole)
         self.images = torch.randn(2, 3, SIZE, SIZE)
         with torch.no_grad():
-            self.right = small_model(levels=1)(self.images)
+            self.right = small_model()(self.images)
 
     def round(self, rng: random.Random) -> None:
         """A copy is damaged and loaded."""

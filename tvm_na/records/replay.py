@@ -9,6 +9,7 @@ same values.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 from tvm_na.problems.registry import Problem
@@ -107,7 +108,7 @@ def workloads_of(problem: Problem, target: NATarget) -> dict[str, str]:
 
 # Several records are tried one after the other, and expressions take longer to make than anything else here.
 @functools.lru_cache(maxsize=8)
-def _formulations(space: SearchSpace, problem: Problem, target: NATarget, batch: int | None) -> list[Any]:
+def _formulations(space: SearchSpace, problem: Problem, target: NATarget, batch: int | None) -> Sequence[Any]:
     return space.formulations(problem, target, batch)
 
 
