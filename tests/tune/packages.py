@@ -37,8 +37,7 @@ def made_up(folder: Path, *problems: Problem) -> Package:
     """A package with two kernels of each problem, of which the first is the default, and a refused point."""
     workloads, kernels, refused = [], [], []
     for number, problem in enumerate(problems):
-        about = f"records/w{number}.json.xz"
-        pack(folder / about, json.dumps({"of": str(problem)}).encode())
+        about = pack(folder, "records", "json", json.dumps({"of": str(problem)}).encode())
         workloads.append(PackagedWorkload(problem, "space", FORMULATION, ("sketch",), True, f"{number}", about))
         for size in SIZES:
             point, options = Point(FORMULATION, "sketch", {"size": size}), (SIZES,)
@@ -46,11 +45,8 @@ def made_up(folder: Path, *problems: Problem) -> Package:
                 refused.append(RefusedPoint(problem, "space", point, "spills", "spills: required less", options))
                 continue
             data = library_of(problem, size)
-            file, trace = (
-                f"{room}/{number}{size}.{kind}.xz" for room, kind in (("kernels", "so"), ("records", "json"))
-            )
-            pack(folder / file, data)
-            pack(folder / trace, json.dumps([problem.to_json(), size]).encode())
+            file = pack(folder, "kernels", "so", data)
+            trace = pack(folder, "records", "json", json.dumps([problem.to_json(), size]).encode())
             sha256, resources = hashlib.sha256(data).hexdigest(), KernelResources(64, 0, 128, 4096, len(data))
             about = (sha256, problem, "space", point, size == 1, sha256, resources, options, trace)
             kernels.append(PackagedKernel(file, *about))

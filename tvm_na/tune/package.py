@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
+import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -174,7 +175,26 @@ def _unpacked(file: Path, most: int) -> bytes:
     return data
 
 
-def pack(file: Path, data: bytes) -> None:
-    """Write a file of a package, compressed, at once; OSError where that fails."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, lzma.compress(data))
+def pack(folder: Path, room: str, kind: str, data: bytes) -> str:
+    """Write a file of a package, compressed, at once; its name in the package, by what it holds.
+
+    Points with the same code have the same file, whoever writes it.
+
+    Args:
+        folder: The package.
+        room: ``kernels`` or ``records``.
+        kind: ``so`` or ``json``.
+        data: What it holds.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    name = f"{room}/{hashlib.sha256(data).hexdigest()[:32]}.{kind}.xz"
+    (folder / room).mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder / room, prefix=".tmp-", delete=False) as out:
+        out.write(lzma.compress(data))
+        out.flush()
+        os.fsync(out.fileno())
+        os.fchmod(out.fileno(), 0o644)
+    Path(out.name).replace(folder / name)
+    return name

@@ -110,7 +110,7 @@ def prebuild(
         ValueError: names the argument, what was required and what came.
         RuntimeError: a compiler is missing, or the folder cannot be written.
     """
-    problems = list(dict.fromkeys(problems))
+    problems, folder = list(dict.fromkeys(problems)), Path(folder).absolute()
     _check(problems, target, which)
     try:
         with ExitStack() as stack:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tvm_na import fingerprint
 from tvm_na.problems.registry import Problem
 from tvm_na.records.write import line_of
 from tvm_na.schedules.base import Parameter, Plan, Point
@@ -46,9 +45,8 @@ def describe(problem: Problem, target: NATarget, folder: Path) -> list[PackagedW
         module = tvm.IRModule({"main": formulation.func})
         workload, key = Workload(module), structural_hash(module)
         spec, arguments = target_and_arguments(workload, target.tvm_target(1))
-        file = f"{RECORDS}/{fingerprint.digest_of(key)}.json.xz"
         about = {"workload": workload.as_json(), "target": spec, "arguments": arguments}
-        pack(folder / file, line_of(about))
+        file = pack(folder, RECORDS, "json", line_of(about))
         name, sketches = formulation.space.name, tuple(formulation.spaces)
         found.append(PackagedWorkload(problem, name, formulation.text, sketches, number == 0, key, file))
     return found
@@ -83,15 +81,12 @@ def _built(wanted: Wanted, target: NATarget, folder: Path, made: list[Parameter]
     scheduled = space.apply(func, target, Plan(wanted.sketch, begins=wanted.begins, told=made.append))
     assert scheduled is not None, f"the space {space.name} refused its own formulation"
     library = compile_for_gpu(scheduled.schedule.mod, target, ptx=False)
-    file, data = _library(library, folder)
+    data = _library(library)
     point, options = _point(wanted, made)
-    about = (workload.problem.to_json(), point.formulation, point.sketch, list(point.parameters.items()))
-    trace = f"{RECORDS}/{fingerprint.digest_of('trace', *about)}.json.xz"
-    pack(folder / trace, line_of(trace_as_json(scheduled.schedule.trace)))
     shared = max(library.sizes.static_shared, library.resources.shared_bytes) + library.sizes.dynamic_shared
     used = (library.resources.registers, library.resources.spill_bytes, library.sizes.threads, shared, len(data))
     return PackagedKernel(
-        file=file,
+        file=pack(folder, KERNELS, "so", data),
         sha256=hashlib.sha256(data).hexdigest(),
         problem=workload.problem,
         space=workload.space,
@@ -100,25 +95,14 @@ def _built(wanted: Wanted, target: NATarget, folder: Path, made: list[Parameter]
         source=hashlib.sha256(library.source.encode()).hexdigest(),
         resources=KernelResources(*used),
         options=options,
-        trace=trace,
+        trace=pack(folder, RECORDS, "json", line_of(trace_as_json(scheduled.schedule.trace))),
     )
 
 
-def _library(library: Any, folder: Path) -> tuple[str, bytes]:
-    """The file of a library, which is there when this returns, and what it holds uncompressed.
-
-    Points with the same code, of the GPU and of its host, share it: one that is there stays, since a manifest names it.
-    """
-    import lzma
-
+def _library(library: Any) -> bytes:
+    """What is in the file of a library."""
     from tvm_na.jit.library import write_cuda_library
 
-    file = f"{KERNELS}/{fingerprint.digest_of(library.source, library.host.inspect_source('ll'))}.so.xz"
-    place = folder / file
-    if place.exists():
-        return file, lzma.decompress(place.read_bytes())
-    with tempfile.TemporaryDirectory(prefix="tvm_na-") as made:
-        write_cuda_library(library, Path(made) / "kernel.so")
-        data = (Path(made) / "kernel.so").read_bytes()
-    pack(place, data)
-    return file, data
+    with tempfile.TemporaryDirectory(prefix="tvm_na-") as folder:
+        write_cuda_library(library, Path(folder) / "kernel.so")
+        return (Path(folder) / "kernel.so").read_bytes()
