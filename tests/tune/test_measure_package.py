@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import os
 import sys
+import zipfile
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -408,6 +409,26 @@ def test_processes_measure_there_too(
     said = elsewhere(travelling, IN_PROCESSES, output, KERNEL=str(kernel), PROBLEM=problem.to_json())
     assert [ast.literal_eval(line) for line in said.splitlines()] == [[None, 3, [4, 4]], ["crash", None]]
     assert "none.so" in (output / "workers.log").read_text()
+
+
+def test_of_a_wheel_what_is_needed_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel, other = tmp_path / "apache_tvm_ffi.whl", "3.10" if sys.version_info[:2] != (3, 10) else "3.11"
+    needed = ("tvm_ffi/__init__.py", "tvm_ffi/cpp/__init__.py", "tvm_ffi/lib/libtvm_ffi.so", "ffi.dist-info/METADATA")
+    with zipfile.ZipFile(wheel, "w") as file:
+        for name in (
+            *needed,
+            "tvm_ffi/",
+            "tvm_ffi/include/tvm/ffi.h",
+            "tvm_ffi/3rdparty/tool.py",
+            "ffi.dist-info/RECORD",
+        ):
+            file.writestr(name, "")
+    monkeypatch.setattr("tvm_na.tune.package_runtime._download", lambda into, python: wheel)
+    runtime = add_runtime(tmp_path / "package", other)
+    found = {p.relative_to(runtime).as_posix() for p in runtime.rglob("*") if p.is_file()}
+    assert {name for name in found if "ffi" in name.partition("/")[0]} == set(needed)
+    assert {"libtvm_runtime.so", "tvm_na/te/__init__.py", "tvm_na/schedules/base.py", "tvm_na/jit/parallel.cc"} <= found
+    assert not [name for name in found if "__pycache__" in name]
 
 
 def test_another_python_gets_its_own_tvm_ffi_or_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

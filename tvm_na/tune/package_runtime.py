@@ -68,7 +68,7 @@ def _is_used(name: str) -> bool:
     parts = Path(name).parts
     if parts[0].endswith(".dist-info"):
         return parts[1:] == ("METADATA",)
-    return parts[0] == "tvm_ffi" and parts[1] != "3rdparty" and name.endswith((".py", ".so"))
+    return parts[0] == "tvm_ffi" and parts[1:2] != ("3rdparty",) and name.endswith((".py", ".so"))
 
 
 def _copy(distribution: str, into: Path, wanted: Callable[[str], bool]) -> None:
