@@ -34,6 +34,9 @@ class Plan:
             Parameters without one take their defaults.
         exact: The values of all parameters, by name or in their order, none of which may be anything but an option;
             None where there are none such.
+        begins: The values of the first parameters, in their order, which must be options; those after them take their
+            defaults.
+        told: Called with each parameter as it is set.
     """
 
     sketch: str | None = None
@@ -41,6 +44,8 @@ class Plan:
     seed: int | None = None
     like: Mapping[str, int] = field(default_factory=dict)
     exact: Mapping[str, int] | Sequence[int] | None = None
+    begins: Sequence[int] = ()
+    told: Callable[[Parameter], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,8 @@ class Parameters:
     def _wanted(self, name: str, options: Sequence[int], default: int) -> int:
         if self._plan.exact is not None:
             return self._exact(name, options, self._plan.exact)
+        if len(self.made) < len(self._plan.begins):
+            return self._exact(name, options, self._plan.begins)
         if name not in self._plan.like:
             return default
         return min(options, key=lambda option: abs(option - self._plan.like[name]))
@@ -133,6 +140,8 @@ class Parameters:
 
     def _made(self, name: str, options: Sequence[int], variable: Any) -> None:
         self.made.append(Parameter(name, tuple(options), int(self._sch.get(variable))))
+        if self._plan.told is not None:
+            self._plan.told(self.made[-1])
 
     def one_of(self, name: str, options: Sequence[int], default: int) -> Any:
         """One of ``options`` (distinct); ``default`` must be among them."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import tvm_na
 from tvm_na.problems.registry import Problem
-from tvm_na.targets.target import NATarget, detect_target
+from tvm_na.targets.target import NATarget, host_machine
 
 
 def digest_of(*parts: Any) -> str:
@@ -31,13 +31,17 @@ def versions() -> dict[str, str]:
 
 
 def kernel_versions(target: NATarget) -> dict[str, str]:
-    """:func:`versions`, and for a GPU also our own passes, what compiles the code, and the CPU that is to launch it."""
+    """:func:`versions`, and for a GPU also our own passes, the compiler's flags, and the machine that is to launch it.
+
+    Not which compiler of CUDA is there, nor which CPU: a kernel of another one is as right, so one that was built
+    elsewhere is found where nothing is there to build with.
+    """
     if target.kind != "cuda":
         return versions()
     from tvm_na.cuda import toolchain
 
-    host = detect_target().name
-    return {**versions(), "passes": _passes_digest(), "cuda": toolchain.description(), "host": host}
+    flags = " ".join(toolchain.FLAGS)
+    return {**versions(), "passes": _passes_digest(), "flags": flags, "machine": host_machine()}
 
 
 @functools.lru_cache(maxsize=1)

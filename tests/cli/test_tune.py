@@ -99,8 +99,11 @@ def test_problems_of_a_file_and_all_options(asked: dict[str, Any], tmp_path: Pat
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "problems: required one of MODEL, --problems and --size, got none"),
-        (["nat_mini", *SPELLED_OUT], "problems: required one of MODEL, --problems and --size, got MODEL and --size"),
+        ([], "problems: required one of MODEL, --problems, --size and --from, got none"),
+        (
+            ["nat_mini", *SPELLED_OUT],
+            "problems: required one of MODEL, --problems, --size and --from, got MODEL and --size",
+        ),
         (["nat_minni"], "nat_mini"),
         (["nat_mini", "--input-size", "big"], "input_size: required pixels such as 224 or 224x192, got 'big'"),
         ([*SPELLED_OUT, "--input-size", "224"], "input_size: required a MODEL with it, got none"),

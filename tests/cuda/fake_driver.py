@@ -50,6 +50,11 @@ def _driver() -> tempfile.TemporaryDirectory[str]:
     return kept
 
 
+def fake_driver() -> str:
+    """A value for LD_LIBRARY_PATH with which both libraries are found."""
+    return f"{_driver().name}:{os.environ.get('LD_LIBRARY_PATH', '')}"
+
+
 def driver_calls(file: Path, code: str) -> list[Any]:
     """What a fresh Python prints, line by line, that loads the kernel of ``file`` with a pretended driver.
 
@@ -57,7 +62,7 @@ def driver_calls(file: Path, code: str) -> list[Any]:
     """
     environment = {
         **os.environ,
-        "LD_LIBRARY_PATH": f"{_driver().name}:{os.environ.get('LD_LIBRARY_PATH', '')}",
+        "LD_LIBRARY_PATH": fake_driver(),
         "FAKE_CUDA_LOG": str(file.with_suffix(".log")),
     }
     printed = run_python(_LOADING + textwrap.dedent(code), str(file), env=environment)

@@ -145,7 +145,7 @@ def test_the_builder_rejects_what_spills_badly(tmp_path: Path, monkeypatch: pyte
     class Library:
         resources = Resources(255, spilled, spilled, 0)
 
-    monkeypatch.setattr(library, "compile_library", lambda module, target: Library())
+    monkeypatch.setattr(library, "compile_library", lambda module, target, ptx: Library())
     monkeypatch.setattr("tvm_na.jit.library.write_cuda_library", lambda made, file: file.write_text("kernel"))
     file = tmp_path / "kernel.so"
     found = compile_source(Source(source_of(row_sums()).module), SM_90, str(file))

@@ -37,11 +37,11 @@ _kept: list[Any] = []  # for good: nothing deletes them
 class _Producer:
     """What DLPack wants of a tensor."""
 
-    def __init__(self, shape: Sequence[int], device: int) -> None:
+    def __init__(self, shape: Sequence[int], device: int, bits: int) -> None:
         strides = [prod(shape[i + 1 :]) for i in range(len(shape))]
         sizes = [(ctypes.c_int64 * len(shape))(*values) for values in (shape, strides)]
         pointers = [ctypes.cast(values, ctypes.POINTER(ctypes.c_int64)) for values in sizes]
-        tensor = _DLTensor(0x10000, _CUDA, device, len(shape), _FLOAT, 32, 1, *pointers, 0)
+        tensor = _DLTensor(0x10000, _CUDA, device, len(shape), _FLOAT, bits, 1, *pointers, 0)
         self.managed = _DLManagedTensor(tensor, None, None)
         self.device = device
         _kept.extend((sizes, self))
@@ -55,6 +55,6 @@ class _Producer:
         return new(ctypes.addressof(self.managed), b"dltensor", None)
 
 
-def cuda_tensor(shape: Sequence[int], device: int) -> Any:
-    """A float32 tensor of tvm_ffi on the CUDA device ``device``, at an address where nothing is."""
-    return tvm_ffi.from_dlpack(_Producer(shape, device))
+def cuda_tensor(shape: Sequence[int], device: int, bits: int = 32) -> Any:
+    """A tensor of tvm_ffi, of floats of so many bits, on a CUDA device, at an address where nothing is."""
+    return tvm_ffi.from_dlpack(_Producer(shape, device, bits))

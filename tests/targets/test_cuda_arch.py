@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from tvm_na.records import write as database
 from tvm_na.records.write import TuningDatabase
 from tvm_na.targets import cuda_arch as arch
 from tvm_na.targets import target
-from tvm_na.targets.target import NATarget, detect_target, list_targets, parse_target
+from tvm_na.targets.target import detect_target, list_targets, parse_target
 
 NAMES = [f"cuda-sm_{number}" for number in (75, 80, 86, 89, 90, 100, 120)]
 PROBLEM = NAProblem.make((6, 7), 3, 1, 4)
@@ -178,7 +179,10 @@ def test_tvms_target(name: str) -> None:
     made = known.tvm_target()
     assert (made.kind.name, str(made.attrs["arch"])) == ("cuda", known.arch)
     assert int(made.attrs["max_shared_memory_per_block"]) == known.max_shared_bytes
-    assert (made.host.kind.name, str(made.host.attrs["mcpu"])) == ("llvm", detect_target().cpu)
+    assert (made.host.kind.name, str(made.host.attrs["mcpu"])) == (
+        "llvm",
+        {"x86-64": "x86-64", "aarch64": "generic"}[target.host_machine()],
+    )
     spec = {key: value for key, value in made.export().items() if key in ("kind", "arch", "host")}
     assert target.name_of_spec({"kind": str(spec["kind"]), "arch": str(spec["arch"])}) == name
 
@@ -209,18 +213,27 @@ def test_records_of_a_gpu_are_written_and_read(tmp_path: Path) -> None:
         database.check_meta(meta, tmp_path, parse_target("cuda-sm_80"))
 
 
-def test_a_kernel_depends_on_the_compiler_of_its_device_code(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_is_found_wherever_the_same_gpu_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what it depends on: not by the compilers that are there, nor by the CPU, but for its instruction set."""
     from tvm_na.cuda import toolchain
 
     gpu, cpu = parse_target("cuda-sm_90"), detect_target()
-    keys: dict[NATarget, set[str]] = {gpu: set(), cpu: set()}
-    for compiler in ("nvcc 13.0.88", "nvcc 13.1.80", "NVRTC 13.0", "none"):
-        monkeypatch.setattr(toolchain, "description", lambda compiler=compiler: compiler)
-        assert fingerprint.kernel_versions(gpu)["cuda"] == compiler
-        assert "cuda" not in fingerprint.kernel_versions(cpu)
-        for known, found in keys.items():
-            found.add(fingerprint.request_digest(PROBLEM, known))
-    assert (len(keys[gpu]), len(keys[cpu])) == (4, 1)
+    before, of_cpu = (fingerprint.request_digest(PROBLEM, known) for known in (gpu, cpu))
+    monkeypatch.setattr(toolchain, "description", lambda: "nvcc 13.1.80")
+    for detect in ("tvm_na.targets.target.detect_target", "tvm_na.jit.build.detect_target"):
+        monkeypatch.setattr(detect, lambda: parse_target("llvm-x86-sse4"))
+    assert fingerprint.request_digest(PROBLEM, gpu) == before
+    for change in (
+        lambda patch: patch.setattr(platform, "machine", lambda: "aarch64"),
+        lambda patch: patch.setattr(toolchain, "FLAGS", ("--use_fast_math",)),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            change(patch)
+            assert fingerprint.request_digest(PROBLEM, gpu) != before
+            assert fingerprint.request_digest(PROBLEM, cpu) == of_cpu
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    with pytest.raises(RuntimeError, match="target: required an x86-64 or AArch64 machine, got riscv64"):
+        fingerprint.request_digest(PROBLEM, gpu)
 
 
 def test_info_lists_devices_and_the_compiler(devices: Devices, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,7 +113,9 @@ def _check_sources(sources: Mapping[str, Any], of_model: Mapping[str, Any], back
     """ValueError unless problems come from one source, and options with the one that they are about."""
     found = [name for name, given in sources.items() if given]
     if len(found) != 1:
-        raise ValueError(f"problems: required one of MODEL, --problems and --size, got {' and '.join(found) or 'none'}")
+        raise ValueError(
+            f"problems: required one of MODEL, --problems, --size and --from, got {' and '.join(found) or 'none'}"
+        )
     for option, given in of_model.items():
         if given and not sources["MODEL"]:
             raise ValueError(f"{option}: required a MODEL with it, got none")
@@ -163,14 +165,31 @@ def tune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be tuned.")] = False,
     rpc: Annotated[str | None, typer.Option(help="HOST:PORT of an RPC tracker: measure on its devices.")] = None,
     rpc_key: Annotated[str | None, typer.Option(help="Key of the RPC devices.")] = None,
+    prebuild: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Build all points for a GPU into a package, measure nothing.")
+    ] = None,
+    only_defaults: Annotated[
+        bool,
+        typer.Option("--only-defaults", help="Of each formulation and sketch the default point alone (--prebuild)."),
+    ] = False,
+    python: Annotated[str, typer.Option(help="Version of Python where --prebuild's package is measured.")] = "",
+    from_: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="DIR", help="Measure the kernels of a package on this machine's GPU."),
+    ] = None,
 ) -> None:
     """Search schedules by building and measuring. Ctrl-C loses nothing; the same command continues.
 
     The problems are those of MODEL, those of a file, or one that is spelled out from --size on.
     """
     of_model = {"input_size": input_size, "whole_model": whole_model, "training": training}
-    _check_sources({"MODEL": model, "--problems": problems, "--size": size}, of_model, backward)
+    sources = {"MODEL": model, "--problems": problems, "--size": size, "--from": from_}
+    _check_sources(sources, of_model, backward)
     seconds = None if time_limit is None else parse_duration(time_limit)
+    if from_:
+        from tvm_na.cli.tune_package import measure
+
+        return measure(from_, output, seconds, batch, seed)
     devices = _rpc_devices(rpc, rpc_key)
     if not dry_run:
         from tvm_na.measure import worker_pool as workers
@@ -198,6 +217,10 @@ def tune(
         tasks = [TuneTask(_in_dtype(BackwardProblem(problem) if backward else problem, dtype, chosen))]
     if dry_run:
         return _dry_run(tasks, chosen, output or user_folder(chosen.name), threads or settings.num_threads(), batch)
+    if prebuild:
+        from tvm_na.cli.tune_package import build
+
+        return build(tasks, chosen, prebuild, jobs, "defaults" if only_defaults else "all", python)
     from tvm_na.tune.options import TuneOptions
 
     _tune(tasks, chosen, TuneOptions(trials, seconds, jobs, seed, threads, batch, cold_cache), output, devices)

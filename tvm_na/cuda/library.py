@@ -61,12 +61,13 @@ class CudaLibrary:
         return tvm.get_global_func("codegen.codegen_blob")(code, False, triple, "")
 
 
-def compile_library(module: Any, target: NATarget) -> CudaLibrary:
+def compile_library(module: Any, target: NATarget, ptx: bool = True) -> CudaLibrary:
     """Compile a scheduled IRModule (seconds; imports TVM).
 
     Args:
         module: An IRModule with a scheduled PrimFunc ``main``, whose loops are bound to blocks and threads.
         target: A CUDA target; the device need not be here.
+        ptx: Whether PTX comes with the machine code, where the compiler can join them: newer devices run it too.
 
     Raises:
         UnlaunchableError: no GPU of the target can launch it; known before the CUDA compiler runs, but for
@@ -81,7 +82,7 @@ def compile_library(module: Any, target: NATarget) -> CudaLibrary:
         for func in module.functions.values():
             check_least_registers(func, of_one, target)
     source = _source_of(host)
-    image, log = compiler.compile(source, target.arch)
+    image, log = compiler.compile(source, target.arch, ptx)
     fatbin.require_cubin(image, target.arch)
     resources = resources_of(log)
     for name, of_one in sizes.items():

@@ -21,7 +21,7 @@ class UnlaunchableError(RuntimeError):
     """No GPU of the target can launch a kernel, or only with numbers in memory that belong into registers.
 
     Attributes:
-        what: Of what it asks too much: "threads", "shared memory" or "registers".
+        what: Of what it asks too much: "threads", "shared memory", "registers" or "spills".
     """
 
     def __init__(self, what: str, required: str, got: str) -> None:

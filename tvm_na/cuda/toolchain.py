@@ -41,17 +41,17 @@ class Nvrtc:
         """The package it is called through, and where its headers are."""
         return f"cuda-bindings, headers in {self.include_dirs[0]}"
 
-    def compile(self, source: str, arch: str) -> tuple[bytes, str]:
+    def compile(self, source: str, arch: str, ptx: bool = True) -> tuple[bytes, str]:
         """What the CUDA driver can load, and what ``ptxas -v`` says of it.
 
-        That is machine code for ``arch`` (such as ``sm_90``), and PTX where nvFatbin or CUDA's fatbinary can join them;
-        see :func:`tvm_na.cuda.inspection.resources_of` for the rest.
+        That is machine code for ``arch`` (such as ``sm_90``), and with ``ptx`` PTX too, where nvFatbin or CUDA's
+        fatbinary can join them; see :func:`tvm_na.cuda.inspection.resources_of` for the rest.
 
         Raises:
             RuntimeError: with the compiler's messages, if it fails.
         """
-        cubin, ptx, log = nvrtc.compile(source, arch, (*FLAGS, "--ptxas-options=-v"), self.include_dirs)
-        return fatbin.join(cubin, ptx, arch) or cubin, log
+        cubin, text, log = nvrtc.compile(source, arch, (*FLAGS, "--ptxas-options=-v"), self.include_dirs)
+        return (fatbin.join(cubin, text, arch) if ptx else None) or cubin, log
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,10 @@ class Nvcc:
     version: str
     name: ClassVar[str] = "nvcc"
 
-    def compile(self, source: str, arch: str) -> tuple[bytes, str]:
-        """See :meth:`Nvrtc.compile`; machine code and PTX, always."""
+    def compile(self, source: str, arch: str, ptx: bool = True) -> tuple[bytes, str]:
+        """See :meth:`Nvrtc.compile`; PTX whenever it is wanted."""
+        if not ptx:
+            return self.run(source, "--cubin", f"-arch={arch}", "-Xptxas=-v")
         number = arch.removeprefix("sm_")
         both = f"arch=compute_{number},code=[sm_{number},compute_{number}]"
         return self.run(source, "--fatbin", "-gencode", both, "-Xptxas=-v")
@@ -142,7 +144,7 @@ def _packages() -> tuple[str, ...]:
 
 
 def description() -> str:
-    """All that decides what device code comes out: the versions of the compilers that are here, and the flags."""
+    """The versions of the compilers that are here, and the flags."""
     try:
         nvcc: tuple[str, ...] = (f"nvcc {find_nvcc().version}",)
     except RuntimeError:

@@ -253,14 +253,16 @@ def _build(request: str, problem: Problem, target: NATarget, selection: Selectio
 
     _space(problem, target)  # an unsupported problem fails before TVM is imported
     cxx.command()  # so does a machine that cannot link
+    compiler = ""
     if target.kind == "cuda":
-        from tvm_na.cuda.toolchain import find_compiler
+        from tvm_na.cuda import toolchain
 
-        find_compiler()  # or cannot compile
+        toolchain.find_compiler()  # or cannot compile
+        compiler = toolchain.description()
 
     def compile_() -> tuple[str, Callable[[Path], None]]:
         module, _ = scheduled_module(problem, target, selection)
-        name = fingerprint.digest_of(module.script(), repr(target), fingerprint.kernel_versions(target))
+        name = fingerprint.digest_of(module.script(), repr(target), fingerprint.kernel_versions(target), compiler)
         return name, _compiled(module, target, selection)
 
     description = {"problem": str(problem), "target": target.name, "schedule": str(selection)}

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tvm_na
 from tvm_na import settings
 from tvm_na.jit import openmp
 from tvm_na.process import forking
@@ -41,18 +42,32 @@ class LaunchSpec:
     samples: int
 
 
+#: TVM's runtime, and what it needs beside that to launch kernels on GPUs.
+LIBRARY, CUDA_LIBRARY = "libtvm_runtime.so", "libtvm_runtime_cuda.so"
+
 _pools = threading.local()
 _pool_of_artifacts: Callable[[int], None] | None = None
 #: About 40 microseconds of one core's work. At 5 MFLOP (7x7, 16 heads) a second thread still nearly halves the time.
 FLOPS_PER_THREAD = 2_000_000
 
 
-def runtime_library(name: str = "libtvm_runtime.so") -> Path:
-    """The path of TVM's runtime library, found without importing TVM; ImportError if TVM is not installed."""
+def runtime_library(name: str = LIBRARY) -> Path:
+    """The path of TVM's runtime library, found without importing TVM.
+
+    Where TVM is not installed it is beside tvm_na, as a package of kernels brings both along; ImportError if there is
+    none either.
+    """
     spec = importlib.util.find_spec("tvm")
-    if spec is None or not spec.submodule_search_locations:
+    if spec is not None and spec.submodule_search_locations:
+        return Path(spec.submodule_search_locations[0]) / "lib" / name
+    own = Path(tvm_na.__file__).parents[1] / name
+    if not own.is_file():
         raise ImportError("required the package apache-tvm, which is not installed")
-    return Path(spec.submodule_search_locations[0]) / "lib" / name
+    return own
+
+
+def _is_installed() -> bool:
+    return importlib.util.find_spec("tvm") is not None
 
 
 @functools.lru_cache(maxsize=1)
@@ -64,7 +79,8 @@ def _load_runtime() -> Callable[[int], None]:
         return _pool_of_artifacts
     forking.computed()
     ctypes.CDLL(str(runtime_library()), ctypes.RTLD_GLOBAL)
-    library = openmp.pytorch_openmp()
+    # Where TVM is not, nothing is built: no launcher either.
+    library = openmp.pytorch_openmp() if _is_installed() else None
     return _tvm_pool(tvm_ffi) if library is None else openmp.register(library)
 
 
@@ -82,7 +98,7 @@ def load_for_artifact(own: Path) -> None:
         return
     from tvm_na.compilers import cxx
 
-    installed = importlib.util.find_spec("tvm") is not None
+    installed = _is_installed()
     if "torch" in sys.modules and installed and cxx.is_there():
         _load_runtime()
         return
@@ -145,7 +161,7 @@ def _load_cuda_runtime() -> None:
     Raises:
         RuntimeError: something that it links to is missing.
     """
-    library = str(runtime_library("libtvm_runtime_cuda.so"))
+    library = str(runtime_library(CUDA_LIBRARY))
     try:
         try:
             ctypes.CDLL(library)

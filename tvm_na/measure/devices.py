@@ -96,5 +96,5 @@ class LocalDevice:
         """``conditions`` for this device."""
         return conditions if self.device == "cpu" else conditions.on(self.device)
 
-    def measurer(self, conditions: Conditions, target: NATarget, log: Path) -> Measurer:
+    def measurer(self, conditions: Conditions, target: NATarget, log: Path) -> LocalMeasurer:
         return LocalMeasurer(self.conditions(conditions), log)

@@ -26,7 +26,7 @@ from tvm_na.measure import cuda as measure_cuda
 from tvm_na.measure import worker_pool as workers
 from tvm_na.measure.clocks import Clock, clock_of
 from tvm_na.measure.idle import Patience
-from tvm_na.measure.timing import interleaved
+from tvm_na.measure.timing import interleaved, measure
 from tvm_na.problems.registry import Problem
 from tvm_na.reference.case import WrongNumbers
 from tvm_na.reference.cases import budget_of, case_of
@@ -34,6 +34,7 @@ from tvm_na.reference.cases import budget_of, case_of
 _GPU_REPEATS = 60  # which fewer others use than cores of a CPU
 _USES = 500  # measurements after which the process is replaced
 _FEWEST = 3  # repeats
+_SAMPLE, _WARM_UP = 5e-4, 1e-2  # seconds, of kernels in turns
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,23 @@ def run_kernel(kernel: Kernel, conditions: Conditions) -> Measured | workers.Las
         return Measured((), "run", message)
 
 
+def run_in_turns(kernels: Sequence[Kernel], conditions: Conditions, rounds: int) -> list[tuple[float, ...]]:
+    """Check kernels of one problem, and measure them in turns (in the worker).
+
+    Returns:
+        Seconds per call of each of ``rounds`` samples of every kernel: samples of the same number are neighbors.
+
+    Raises:
+        Exception: one does not work; the process ends with it.
+    """
+    calls = {str(number): checked_call(kernel.file, kernel, conditions) for number, kernel in enumerate(kernels)}
+    clock = clock_of(conditions.device)
+    return [
+        t.samples
+        for t in measure(calls, rounds=rounds, sample_time=_SAMPLE, warmup_time=_WARM_UP, clock=clock).values()
+    ]
+
+
 def checked_call(file: Path, kernel: Kernel, conditions: Conditions) -> Callable[[], object]:
     """A call of ``file``, one of the kernel's libraries; WrongNumbers if its numbers are not right."""
     from tvm_na.jit import runtime
@@ -258,3 +276,13 @@ class LocalMeasurer(Measurer):
 
         calls = [(kernel, self.conditions) for kernel in kernels]
         self._pool.run(run_kernel, calls, self.conditions.timeout, ended, stopped)
+
+    def in_turns(
+        self, kernels: Sequence[Kernel], rounds: int, stopped: workers.Stopped = lambda: False
+    ) -> list[tuple[float, ...]] | workers.Outcome:
+        """What :func:`run_in_turns` gives; what went wrong, where one of the kernels does not work any more."""
+        ended: list[workers.Outcome] = []
+        timeout = self.conditions.timeout * (1 + len(kernels))
+        call = (list(kernels), self.conditions, rounds)
+        self._pool.run(run_in_turns, [call], timeout, lambda _, outcome: ended.append(outcome), stopped)
+        return ended[0].value if ended[0].failure is None else ended[0]

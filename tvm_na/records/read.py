@@ -92,8 +92,17 @@ class Record:
     @functools.cached_property
     def digest(self) -> str:
         """Names the schedule: 16 hex digits of workload, trace, threads and target; not of the times."""
-        text = "\0".join((self.workload, self.trace_json, str(self.threads), self.target))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return schedule_digest(self.workload, self.trace_json, self.threads, self.target)
+
+
+def schedule_digest(workload: str, trace_json: str, threads: int, target: str) -> str:
+    """What names a schedule, see :attr:`Record.digest`; of attributes of a record."""
+    return hashlib.sha256("\0".join((workload, trace_json, str(threads), target)).encode()).hexdigest()[:16]
+
+
+def as_canonical(trace: Any) -> str:
+    """A trace, a JSON object, as canonical JSON."""
+    return json.dumps(trace, separators=(",", ":"))
 
 
 def parse_line(line: bytes) -> tuple[int, Any, list[float] | None, dict[str, Any], Any]:
@@ -233,7 +242,7 @@ class _Contents:
             target=target,
             threads=1 if spec["kind"] == "cuda" else _count("threads", spec["num-cores"]),
             run_secs=seconds,
-            trace_json=json.dumps(trace, separators=(",", ":")),
+            trace_json=as_canonical(trace),
             folder=self.folder,
             line=number,
             tvm=tuple(about.get("tvm", ())),

@@ -35,7 +35,7 @@ def replayed(record: Record, problem: Problem, target: NATarget) -> Any:
             its search space does.
     """
     _measured(record, problem, target)
-    return recorded(record, *_with_formulation(record.formulation, problem, target, None), target).schedule.mod
+    return recorded(record, *with_formulation(record.formulation, problem, target, None), target).schedule.mod
 
 
 def at_point(point: Point, problem: Problem, target: NATarget) -> Any:
@@ -44,7 +44,7 @@ def at_point(point: Point, problem: Problem, target: NATarget) -> Any:
     Raises:
         InapplicableError: there is no such formulation, sketch or parameter, or a value is none of its options.
     """
-    space, func = _with_formulation(point.formulation, problem, target, None)
+    space, func = with_formulation(point.formulation, problem, target, None)
     return _applied(space, func, target, Plan(point.sketch, exact=point.parameters)).schedule.mod
 
 
@@ -55,7 +55,7 @@ def transferred(record: Record, problem: Problem, target: NATarget) -> Any:
         InapplicableError: its formulation or sketch is none of those of ``problem``, or it does not apply to
             its own problem.
     """
-    space, func = _with_formulation(record.formulation, problem, target, None)
+    space, func = with_formulation(record.formulation, problem, target, None)
     point = point_of(record, target)
     if point.sketch not in space.sketches(func, target):
         raise InapplicableError(f"{problem} has no sketch {point.sketch!r}")
@@ -112,10 +112,14 @@ def _formulations(space: SearchSpace, problem: Problem, target: NATarget, batch:
     return space.formulations(problem, target, batch)
 
 
-def _with_formulation(
+def with_formulation(
     formulation: str, problem: Problem, target: NATarget, batch: int | None, scope: Scope = "formulation"
 ) -> tuple[SearchSpace, Any]:
-    """The PrimFunc of ``problem`` with a formulation, and its space; InapplicableError of ``scope`` if it has none."""
+    """The PrimFunc of ``problem`` with a formulation, and its space (imports TVM).
+
+    Raises:
+        InapplicableError: of ``scope``; it has none.
+    """
     for space in spaces_for(problem, target):
         for func in _formulations(space, problem, target, batch):
             if formulation_of(func) == formulation:
@@ -125,7 +129,7 @@ def _with_formulation(
 
 def _measured(record: Record, problem: Problem, target: NATarget) -> tuple[SearchSpace, Any]:
     """The space and the PrimFunc that a record was measured with."""
-    space, func = _with_formulation(record.formulation, problem, target, 1, "workload")
+    space, func = with_formulation(record.formulation, problem, target, 1, "workload")
     if structural_hash(_module(func)) != record.workload:
         raise InapplicableError("the expression has changed since it was measured", "workload")
     return space, func

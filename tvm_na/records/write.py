@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
@@ -44,6 +44,19 @@ def trace_as_json(trace: Any) -> Any:
     leaves numbers as objects of TVM's.
     """
     return json.loads(json.dumps(trace.as_json(), default=lambda number: number.value))
+
+
+def target_and_arguments(workload: Any, target: Any, args_info: Any = None) -> tuple[Any, Any]:
+    """TVM's target, and MetaSchedule's description of a workload's arguments, as records have them (imports TVM)."""
+    from tvm.s_tir.meta_schedule.arg_info import ArgInfo
+    from tvm.s_tir.meta_schedule.database import TuningRecord
+    from tvm.s_tir.schedule import Trace
+
+    if args_info is None:
+        args_info = ArgInfo.from_prim_func(workload.mod["main"])
+    # All but the trace, which TVM does not always get into JSON.
+    _, _, spec, arguments = TuningRecord(Trace([], {}), workload, [1.0], target, args_info).as_json()
+    return spec, arguments
 
 
 def features_of(target: NATarget) -> dict[str, Any]:
@@ -102,6 +115,13 @@ def _is_whole(line: bytes, workloads: int) -> bool:
         return False
 
 
+def _checked(run_secs: Sequence[float]) -> list[float]:
+    seconds = [float(s) for s in run_secs]
+    if not seconds or not all(s > 0 and math.isfinite(s) for s in seconds):
+        raise ValueError(f"run_secs: required seconds > 0, got {seconds}")
+    return seconds
+
+
 def _set_batch(arguments: list[Any], problem: Problem, batch: int) -> None:
     """Put a batch into MetaSchedule's description of a call's arguments, of those that have one."""
     known = (*problem.arguments(), *problem.scratch())  # scratch memory on GPUs alone
@@ -152,13 +172,23 @@ class TuningDatabase:
         """
         from tvm.s_tir.meta_schedule.database import Workload
 
-        workload, key = Workload(mod), structural_hash(mod)
-        if key not in self._numbers:
-            append(self.folder / WORKLOADS, line_of(workload.as_json()) + b"\n")
-            self._numbers[key] = len(self._numbers)
-        self._meta.describe(key, mod["main"].attrs, now())
-        write_meta(self.folder, self._meta)
+        workload = Workload(mod)
+        self.know(structural_hash(mod), workload.as_json(), mod["main"].attrs)
         return workload
+
+    def know(self, key: str, workload: Any, attrs: Mapping[str, Any]) -> None:
+        """Have a workload known by its structural hash, without TVM.
+
+        Args:
+            key: The hash.
+            workload: MetaSchedule's Workload as JSON.
+            attrs: With the attributes ``tvm_na.problem`` and ``tvm_na.formulation`` of its "main".
+        """
+        if key not in self._numbers:
+            append(self.folder / WORKLOADS, line_of(workload) + b"\n")
+            self._numbers[key] = len(self._numbers)
+        self._meta.describe(key, attrs, now())
+        write_meta(self.folder, self._meta)
 
     def commit(
         self,
@@ -177,21 +207,39 @@ class TuningDatabase:
         Raises:
             ValueError: a time is not positive and finite, or there is none.
         """
-        from tvm.s_tir.meta_schedule.arg_info import ArgInfo
-        from tvm.s_tir.meta_schedule.database import TuningRecord
-        from tvm.s_tir.schedule import Trace
-
-        seconds = [float(s) for s in run_secs]
-        if not seconds or not all(s > 0 and math.isfinite(s) for s in seconds):
-            raise ValueError(f"run_secs: required seconds > 0, got {seconds}")
-        if args_info is None:
-            args_info = ArgInfo.from_prim_func(workload.mod["main"])
-        # All but the trace, which TVM does not always get into JSON.
-        record = TuningRecord(Trace([], {}), workload, seconds, self.target.tvm_target(threads), args_info)
+        seconds = _checked(run_secs)
+        problem = problem_from_json(str(workload.mod["main"].attrs["tvm_na.problem"]))
+        spec, arguments = target_and_arguments(workload, self.target.tvm_target(threads), args_info)
         key = structural_hash(workload.mod)
-        entry = [trace_as_json(trace), *record.as_json()[1:]]
-        _set_batch(entry[3], problem_from_json(str(workload.mod["main"].attrs["tvm_na.problem"])), batch)
-        line = line_of([self._numbers[key], entry])
+        self.add(key, problem, trace_as_json(trace), seconds, spec, arguments, batch)
+
+    def add(
+        self,
+        key: str,
+        problem: Problem,
+        trace: Any,
+        run_secs: Sequence[float],
+        spec: Any,
+        arguments: Any,
+        batch: int,
+    ) -> None:
+        """:meth:`commit` without TVM, of a workload of :meth:`know`.
+
+        Args:
+            key: The workload's structural hash.
+            problem: The workload's problem.
+            trace: As :func:`trace_as_json` has it.
+            run_secs: As for :meth:`commit`.
+            spec, arguments: As :func:`target_and_arguments` has them, with a batch of 1.
+            batch: The batch that was measured.
+
+        Raises:
+            ValueError: as :meth:`commit`.
+        """
+        seconds = _checked(run_secs)
+        arguments = [[kind, dtype, list(shape)] for kind, dtype, shape in arguments]
+        _set_batch(arguments, problem, batch)
+        line = line_of([self._numbers[key], [trace, seconds, spec, arguments]])
         add_checksums(self.folder, [checksum_of(key, line)])
         append(self.folder / RECORDS, line + b"\n")
 

@@ -55,7 +55,8 @@ class NATarget:
     def tvm_target(self, threads: int | None = None) -> Any:
         """The target as TVM takes it (imports TVM), with ``threads`` for its number of cores (default: all).
 
-        A GPU's has this machine's CPU for the code that launches kernels, and no number of cores.
+        A GPU's has no number of cores, and for the code that launches kernels any CPU with this machine's instruction
+        set: a kernel is the same wherever it is built.
         """
         import tvm
 
@@ -68,7 +69,7 @@ class NATarget:
                 "registers_per_block": self.registers_per_block,
                 "thread_warp_size": 32,
             }
-            return tvm.target.Target(of_gpu, host=detect_target().tvm_target(threads))
+            return tvm.target.Target(of_gpu, host=tvm.target.Target(_HOSTS[host_machine()]))
         cores = (os.cpu_count() or 1) if threads is None else threads
         spec: dict[str, Any] = {"kind": self.kind, "mcpu": self.cpu, "num-cores": cores}
         if self.triple:
@@ -94,6 +95,13 @@ _TARGETS = {
         *map(_cuda_target, cuda_arch.ARCHS),
     )
 }
+
+# Plain ones, of any age: what launches a kernel needs no vectors.
+_HOSTS = {
+    "x86-64": {"kind": "llvm", "mtriple": "x86_64-unknown-linux-gnu", "mcpu": "x86-64"},
+    "aarch64": {"kind": "llvm", "mtriple": "aarch64-unknown-linux-gnu", "mcpu": "generic"},
+}
+_MACHINES = {"x86_64": "x86-64", "amd64": "x86-64", "aarch64": "aarch64", "arm64": "aarch64"}
 
 # What /proc/cpuinfo calls the features of the x86-64 levels (psABI).
 _X86_LEVELS = (
@@ -158,6 +166,14 @@ def detect_target() -> NATarget:
             if needed <= flags:
                 return _TARGETS[name]
     raise RuntimeError(f"target: required an x86-64-v2 or AArch64 CPU under Linux, got {machine} under {system}")
+
+
+def host_machine() -> str:
+    """The instruction set of this machine, ``x86-64`` or ``aarch64``; RuntimeError where it is another."""
+    machine = platform.machine().lower()
+    if machine not in _MACHINES:
+        raise RuntimeError(f"target: required an x86-64 or AArch64 machine, got {machine}")
+    return _MACHINES[machine]
 
 
 def detect_cuda_target(device_index: int | None = None) -> NATarget:

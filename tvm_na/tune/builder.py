@@ -11,13 +11,16 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm_na.measure import worker_pool as workers
 from tvm_na.problems.registry import Problem
 from tvm_na.schedules.base import Point
 from tvm_na.targets.target import NATarget
 from tvm_na.tune.metaschedule import skip_tensor_intrinsics
+
+if TYPE_CHECKING:
+    from tvm_na.cuda.library import CudaLibrary
 
 #: Builds after which a worker is replaced: TVM's compiler leaks.
 _USES = 200
@@ -26,7 +29,8 @@ _ROOM = 2**20  # bytes; a library takes a tenth
 MOST_SPILLED = 1024
 #: What candidates for a GPU are rejected for.
 REJECTIONS = ("too many threads", "too much shared memory", "too many registers", "spills")
-_TOO_MUCH = dict(zip(("threads", "shared memory", "registers"), REJECTIONS, strict=False))
+#: The same by what a kernel asks too much of.
+TOO_MUCH = dict(zip(("threads", "shared memory", "registers", "spills"), REJECTIONS, strict=True))
 
 
 @dataclass(frozen=True)
@@ -68,12 +72,15 @@ def compile_source(source: Source, target: NATarget, file: str) -> tuple[str, st
     try:
         module = _module_of(source, target)
         if target.kind == "cuda":
-            return _compile_for_gpu(module, target, Path(file))
+            from tvm_na.jit.library import write_cuda_library
+
+            write_cuda_library(compile_for_gpu(module, target), Path(file))
+            return None
         from tvm_na.jit.build import compiled
 
         compiled(module, target)(Path(file))
     except UnlaunchableError as error:
-        return _TOO_MUCH[error.what], str(error)
+        return TOO_MUCH[error.what], str(error)
     except Exception:
         return "build", traceback.format_exc()
     return None
@@ -90,19 +97,23 @@ def _module_of(source: Source, target: NATarget) -> Any:
     return at_point(source.point, source.problem, target)
 
 
-def _compile_for_gpu(module: Any, target: NATarget, file: Path) -> tuple[str, str] | None:
-    from tvm_na.cuda.library import compile_library
-    from tvm_na.jit.library import write_cuda_library
+def compile_for_gpu(module: Any, target: NATarget, ptx: bool = True) -> CudaLibrary:
+    """Compile a scheduled IRModule for a GPU, with ``ptx`` for newer ones too.
 
-    library = compile_library(module, target)
+    Raises:
+        UnlaunchableError: it cannot be launched, or spills badly.
+    """
+    from tvm_na.cuda.library import compile_library
+    from tvm_na.cuda.limits import UnlaunchableError
+
+    library = compile_library(module, target, ptx)
     spilled = library.resources.spill_bytes
     if spilled > MOST_SPILLED:
-        return "spills", f"spills: required at most {MOST_SPILLED} bytes of a thread, got {spilled}"
-    write_cuda_library(library, file)
-    return None
+        raise UnlaunchableError("spills", f"at most {MOST_SPILLED} bytes of a thread", f"{spilled}")
+    return library
 
 
-def _check_room(folder: Path) -> None:
+def check_room(folder: Path) -> None:
     """OSError if ``folder`` has no room for a kernel: that some could not be built then says nothing of them."""
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(bytes(_ROOM))
@@ -132,7 +143,7 @@ class Builder:
 
         def done(index: int, outcome: workers.Outcome) -> None:
             if outcome.failure == "crash" or outcome.value is not None:
-                _check_room(self.folder)
+                check_room(self.folder)
             if outcome.failure is not None:
                 failure = outcome.failure if outcome.failure == "stopped" else f"build {outcome.failure}"
                 found[index] = Built(None, failure, outcome.message)

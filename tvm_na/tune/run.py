@@ -33,7 +33,7 @@ from tvm_na.tune.logs import LOG, WORKERS_LOG, logging_to
 from tvm_na.tune.options import SearchOptions, TuneOptions, batch_for
 from tvm_na.tune.search import Search, candidate_of
 from tvm_na.tune.session import Session, Slot, note
-from tvm_na.tune.state import FormulationState, ProblemState, TuneState
+from tvm_na.tune.state import FormulationState, ProblemState, TuneState, interruptible
 from tvm_na.tune.tasks import Formulation, TuneTask, formulations_of, label, merged
 from tvm_na.tune.trial_log import Trial, TrialLog, trials_in
 
@@ -159,7 +159,7 @@ def _open(
     stack.callback(measurer.close)
     number = database.begin_session(**facts)
     stack.callback(lambda: database.end_session(**_facts(state)))
-    stack.enter_context(state.interruptible())
+    stack.enter_context(interruptible(state.interrupted))
     return Session(
         state=state,
         database=database,

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -18,12 +18,32 @@ from tvm_na.problems.registry import Problem
 
 #: A formulation whose best (its default, at first) is slower than this times the best known is not searched.
 HOPELESS = 1.6
+#: How a run ends that Ctrl-C ended.
+INTERRUPTED = "interrupted"
 #: How many formulations of a problem are searched at most.
 KEPT = 4
 # What searching a formulation is hoped to leave of its time, and the trials after which half of that hope is gone.
 _HOPED, _HALF_LIFE = 0.6, 16
 # Of a problem's promise, the part that is what its last rounds gained; the rest is what it might still gain.
 _RECENT = 0.2
+
+
+@contextmanager
+def interruptible(interrupted: Callable[[], None]) -> Iterator[None]:
+    """Have Ctrl-C call ``interrupted``, and do nothing else, as long as the block lasts; once: the next one ends it."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
+        yield
+        return
+
+    def handle(*_: object) -> None:
+        interrupted()
+        signal.signal(signal.SIGINT, before)  # the next one is not waited for
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @dataclass
@@ -167,22 +187,9 @@ class TuneState:
             self.ending = "all trials are done"
         return bool(self.ending)
 
-    @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Let Ctrl-C be such a reason, as long as the block lasts."""
-        if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
-            yield
-            return
-
-        def interrupted(*_: object) -> None:
-            self.ending = "interrupted"
-            signal.signal(signal.SIGINT, before)  # the next one is not waited for
-
-        before = signal.signal(signal.SIGINT, interrupted)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
+    def interrupted(self) -> None:
+        """Let Ctrl-C be such a reason."""
+        self.ending = INTERRUPTED
 
     @property
     def elapsed(self) -> float:
