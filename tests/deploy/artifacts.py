@@ -15,12 +15,12 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from tests.cli.invoking import invoke
 from tvm_na.deploy import compiler, manifest
 from tvm_na.deploy.weights import write_weights
 from tvm_na.models import NAModel, create_model, registry
-from tvm_na.process.locks import locked
 
 SMALL = registry.ModelSpec("small_for_tests", 16, (1, 1), (2, 4), 2.0, 0.0, parameters=0, kernel_size=3)
 SIZE, CLASSES = 32, 7
@@ -51,7 +51,7 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], list
     """The artifact that ``make`` puts into a folder, and what it returns; made by one process of a session alone."""
     base = factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"artifact-{name}"
-    with locked(folder.with_name(f"{folder.name}.lock")):
+    with FileLock(f"{folder}.lock"):
         if not (folder / "said.json").exists():
             folder.mkdir(exist_ok=True)
             said = make(folder / "small.artifact")

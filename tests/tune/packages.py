@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from tvm_na.cuda import toolchain
 from tvm_na.measure.worker_pool import Outcome
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.registry import Problem
-from tvm_na.process.locks import locked
 from tvm_na.schedules.base import Point
 from tvm_na.targets.target import parse_target
 from tvm_na.tune.package import KernelResources, Package, PackagedKernel, PackagedWorkload, RefusedPoint, pack
@@ -117,7 +117,7 @@ def small_package(factory: pytest.TempPathFactory) -> Package:
     """All points of :data:`SMALL`, built once for all workers: the second spills, the third has too many registers."""
     base = factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "small-package"
-    with locked(folder.with_name("small-package.lock")):
+    with FileLock(folder.with_name("small-package.lock")):
         if not folder.exists():
             takes = {1: (40, 4096), 2: (5000, 0)}
             with building_here(PretendedCompiler(lambda number: takes.get(number, (40, 0)))):

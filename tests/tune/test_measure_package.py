@@ -299,7 +299,7 @@ def test_options_are_checked(options: dict[str, Any]) -> None:
 
 # --- a machine that has PyTorch, and what the package brings along
 
-MISSING = ("tvm", "platformdirs", "filelock", "typer", "rich", "xgboost", "cloudpickle", "PIL")
+MISSING = ("tvm", "platformdirs", "typer", "rich", "xgboost", "cloudpickle", "PIL")
 #: Runs when any Python starts, those of workers too.
 HIDING = f"""
 import importlib.machinery, sys

@@ -19,7 +19,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,7 +27,6 @@ from typing import Any
 
 from tvm_na import owned, settings
 from tvm_na.jit.remembered import Remembered
-from tvm_na.process import locks
 
 _log = logging.getLogger(__name__)
 
@@ -143,11 +142,18 @@ def _writing() -> Iterator[None]:
 @contextmanager
 def _only_builder(request: str) -> Iterator[None]:
     """Be the only one who builds what a request asks for."""
+    from filelock import FileLock  # not needed where a kernel is found
+
     file = settings.cache_dir() / "locks" / f"{request}.lock"
-    with ExitStack() as stack:
-        with _writing():
-            stack.enter_context(locks.locked(file, owned.FILE, remove=True))
+    lock = FileLock(file, mode=owned.FILE)
+    with _writing():
+        lock.acquire()
+    try:
         yield
+    finally:
+        with contextlib.suppress(OSError):  # it can stay; whoever waits for it takes a new one
+            file.unlink()
+        lock.release()
 
 
 def get_or_build(

@@ -11,13 +11,12 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import tvm_na
 from tvm_na import settings
-from tvm_na.process import locks
 
 _log = logging.getLogger(__name__)
 
@@ -139,14 +138,19 @@ def writing(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: another process writes to it.
     """
+    import filelock  # which PyTorch depends on as well, so it is there wherever kernels are measured
+
     folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locks.locked(folder / ".lock", wait=False))
-        except locks.LockedError as error:
-            raise ValueError(f"records: required a folder that nobody else writes to, got {folder}") from error
+    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise ValueError(f"records: required a folder that nobody else writes to, got {folder}") from error
+    try:
         _finish_replacing(folder)
         yield
+    finally:
+        lock.release()
 
 
 def append(file: Path, data: bytes) -> None:
