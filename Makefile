@@ -53,8 +53,11 @@ bench: install
 	$(BIN)/python -m benchmarks.op --check
 	$(BIN)/python -m benchmarks.model
 
+# On a machine with a GPU and a CUDA compiler. Where there is no compiler, or little time: docs/guide/benchmarks.md.
 gpu: install
-	PYTHON=$(BIN)/python benchmarks/gpu.sh
+	$(BIN)/python -m benchmarks.gpu.prepare build/gpu-folder --target cuda --python ''
+	PYTHON=$(CURDIR)/$(BIN)/python sh build/gpu-folder/run.sh build/gpu
+	$(BIN)/python -m pytest -m gpu
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo

@@ -8,10 +8,9 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from benchmarks.peers import PEERS
@@ -20,6 +19,9 @@ from tvm_na.measure.cuda import copies_for, rotating
 from tvm_na.measure.timing import Timing, interleaved_ratio, measure
 from tvm_na.problems.attention import NAProblem
 from tvm_na.reference.accuracy import ERROR_BUDGET, relative_error
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 OURS = "tvm_na"
 #: Samples of a batch that are compared with the reference.

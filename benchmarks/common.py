@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -15,8 +14,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.machine import machine_of
 from tvm_na import settings
-from tvm_na.measure.timing import format_time, machine
+from tvm_na.measure.timing import format_time
 
 RESULTS = Path(__file__).parent / "results"
 Device = Annotated[Literal["cpu", "cuda"], typer.Option(help="Device to measure on.")]
@@ -56,31 +56,6 @@ def start(device: str, console: Console, **only_on_cpu: object) -> float:
                 raise typer.BadParameter(f"{name}: required --device cpu with it, got cuda")
     use_all_cores()
     return load_before(console)
-
-
-def driver_version() -> str | None:
-    """The version of NVIDIA's driver, such as ``580.159.03``; None where ``nvidia-smi`` does not tell."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return told.splitlines()[0].strip() if told.strip() else None
-
-
-def machine_of(device: str) -> dict[str, Any]:
-    """``machine()``; on a GPU also its name, capability, memory, driver and CUDA."""
-    if device == "cpu":
-        return machine()
-    about = torch.cuda.get_device_properties(torch.cuda.current_device())
-    return {
-        **machine(),
-        "device": about.name,
-        "capability": f"{about.major}.{about.minor}",
-        "memory_bytes": about.total_memory,
-        "driver": driver_version(),
-        "cuda": torch.version.cuda,
-    }
 
 
 def result_file(name: str, device: str) -> Path:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import common, op
+from benchmarks import common, machine, op
 from benchmarks.case import Case
 from benchmarks.op_case import OpCase
 from tvm_na import settings
@@ -206,11 +206,11 @@ def test_benchmarks_on_a_gpu_say_that_there_is_none() -> None:
 def test_the_driver_is_known_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = tmp_path / "nvidia-smi"
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert common.driver_version() is None
+    assert machine.driver_version() is None
     for answer, expected in (("echo 580.159.03; echo 580.159.03", "580.159.03"), ("exit 9", None), ("true", None)):
         tool.write_text(f"#!/bin/sh\n{answer}\n")
         tool.chmod(0o755)
-        assert common.driver_version() == expected
+        assert machine.driver_version() == expected
 
 
 def test_results_on_a_gpu_are_told_beside_the_bound() -> None:

@@ -70,12 +70,12 @@ class PretendedGpu:
         for tensor in of_role["scratch"]:
             tensor.fill_(math.nan)
         scales = [float(t) for t in of_role["scale"]]
-        found = _results(problem, of_role["input"], *scales)
+        found = results(problem, of_role["input"], *scales)
         for into, result in zip(of_role["output"], found, strict=False):
             into.copy_(result)
 
 
-def _results(problem: Any, inputs: list[Tensor], scale: float = _SCALE) -> Sequence[Tensor]:
+def results(problem: Any, inputs: list[Tensor], scale: float = _SCALE) -> Sequence[Tensor]:
     """What is right, by the reference: at least the outputs of a kernel."""
     if isinstance(problem, UnfusedProblem):
         assert scale == pytest.approx(_SCALE)

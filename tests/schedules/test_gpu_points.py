@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.helpers import ROOT, run_python
 from tests.schedules.cuda_kernels import TARGET, kernel_of
 from tests.schedules.gpu_points import BACKWARD, BATCH, FORWARD, built, by_name, points_of, wrong_points
 from tvm_na.jit.build import target_for
@@ -69,13 +67,3 @@ def test_every_formulation_and_sketch_is_among_the_points() -> None:
     for sketch in (AT_ONCE, COLUMNS_IN_TURN, HEADS_IN_TURN):
         assert f"cuda-band, formulation 0, {sketch}" in points
     assert {point.split(",")[0] for point in points} == {"cuda-band", "cuda-gather"}
-
-
-def test_the_sanitizer_sees_the_points() -> None:
-    (selected,) = re.findall(r'-k "([^"]*is_right[^"]*)"', (ROOT / "benchmarks" / "gpu.sh").read_text(encoding="utf-8"))
-    code = f"""
-        import pytest, sys
-        sys.exit(pytest.main(["-q", "--collect-only", "-m", "gpu", "-k", {selected!r}, {__file__!r}]))
-    """
-    found: Any = run_python(code)
-    assert all(f"[{name}]" in found for name in (*FORWARD, *BACKWARD))

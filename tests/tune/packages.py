@@ -119,7 +119,8 @@ def small_package(factory: pytest.TempPathFactory) -> Package:
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "small-package"
     with FileLock(folder.with_name("small-package.lock")):
         if not folder.exists():
-            takes = {1: (40, 4096), 2: (5000, 0)}
+            takes, begun = {1: (40, 4096), 2: (5000, 0)}, folder.with_name("small-package-begun")
             with building_here(PretendedCompiler(lambda number: takes.get(number, (40, 0)))):
-                return prebuild([SMALL], TARGET, folder)[0]
+                prebuild([SMALL], TARGET, begun)
+            begun.replace(folder)
     return Package.open(folder)
