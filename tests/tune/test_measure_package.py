@@ -357,7 +357,7 @@ IN_PROCESSES = """
     kernel = Kernel(Path(os.environ["KERNEL"]), problem_from_json(os.environ["PROBLEM"]))
     measurer, found = LocalMeasurer(Conditions(1, repeats=3, budget=0.05), output / "workers.log"), []
     measurer.measure([kernel], lambda _, measured: found.append(measured))
-    print([found[0].failure, len(found[0].run_secs), [len(s) for s in measurer.in_turns([kernel, kernel], 4)]])
+    print([found[0].failure, len(found[0].run_secs) >= 3, [len(s) for s in measurer.in_turns([kernel, kernel], 4)]])
     broken = measurer.in_turns([kernel, Kernel(output / "none.so", kernel.problem)], 4)
     print([broken.failure, broken.value])
     measurer.close()
@@ -407,7 +407,7 @@ def test_processes_measure_there_too(
     problem = NAProblem.make((6, 6), 3, 1, 8)
     kernel = build.compile_for(problem, detect_target())
     said = elsewhere(travelling, IN_PROCESSES, output, KERNEL=str(kernel), PROBLEM=problem.to_json())
-    assert [ast.literal_eval(line) for line in said.splitlines()] == [[None, 3, [4, 4]], ["crash", None]]
+    assert [ast.literal_eval(line) for line in said.splitlines()] == [[None, True, [4, 4]], ["crash", None]]
     assert "none.so" in (output / "workers.log").read_text()
 
 
