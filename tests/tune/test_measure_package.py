@@ -299,15 +299,18 @@ def test_options_are_checked(options: dict[str, Any]) -> None:
 
 # --- a machine that has PyTorch, and what the package brings along
 
-MISSING = ("tvm", "platformdirs", "typer", "rich", "xgboost", "cloudpickle", "PIL")
+#: But for what the package brings along.
+MISSING = ("tvm", "platformdirs", "filelock", "typer", "rich", "xgboost", "cloudpickle", "PIL")
 #: Runs when any Python starts, those of workers too.
 HIDING = f"""
-import importlib.machinery, sys
+import importlib.machinery, os, sys
 
 class Finder(importlib.machinery.PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        return None if name.partition(".")[0] in {MISSING} else super().find_spec(name, path, target)
+        spec = super().find_spec(name, path, target)
+        missing = name in {MISSING} and spec is not None and not spec.origin.startswith(os.environ["RUNTIME"])
+        return None if missing else spec
 
 sys.meta_path[:] = [Finder if f is importlib.machinery.PathFinder else f for f in sys.meta_path]
 """
@@ -378,11 +381,16 @@ def elsewhere(package: Package, code: str, output: Path, **environment: str) -> 
         folder.mkdir(exist_ok=True)
     (hiding / "sitecustomize.py").write_text(HIDING, encoding="utf-8")
     paths = os.pathsep.join((str(hiding), str(package.folder / "runtime")))
-    variables = {**os.environ, "PYTHONPATH": paths, "PATH": "/nonexistent", **environment}
+    variables = {**os.environ, "PYTHONPATH": paths, "PATH": "/nonexistent", "XDG_CACHE_HOME": str(output.parent)}
+    environment["RUNTIME"] = str(package.folder / "runtime")
+    variables = {name: value for name, value in variables.items() if name != "TVM_NA_CACHE_DIR"} | environment
     return run_python(BEGINNING + code, str(package.folder), str(output), str(ROOT), cwd=output, env=variables)
 
 
-def test_a_package_is_measured_where_pytorch_is_and_little_else(travelling: Package, output: Path) -> None:
+def test_a_package_is_measured_where_pytorch_is_and_little_else(
+    travelling: Package, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TVM_NA_CACHE_DIR", str(output.parent / "tvm_na"))  # the user's own cache, there
     said = elsewhere(travelling, MEASURED, output)
     of_problem, ending, has_psutil = said.splitlines()
     assert of_problem.startswith(f"{SMALL}, batch 128, 5 points, best ") and "1 spills" in of_problem

@@ -1,4 +1,4 @@
-"""What a package brings along for machines that have PyTorch alone: TVM's runtime, tvm_ffi and tvm_na itself.
+"""What a package brings along for machines that have PyTorch alone: TVM's runtime, tvm_ffi, tvm_na and what it imports.
 
 It is a folder for ``PYTHONPATH``. What is in it is for one version of Python, as tvm_ffi is.
 """
@@ -24,6 +24,8 @@ _FFI = "apache-tvm-ffi"
 #: In which wheels it comes; the machine's instruction set follows.
 _PLATFORMS = ("manylinux_2_28", "manylinux_2_24", "manylinux2014")
 _WHEEL_MACHINES = {"x86-64": "x86_64", "aarch64": "aarch64"}
+#: What else is imported to measure; for any Python.
+_PURE = ("filelock", "platformdirs")
 _PYTHON = "{}.{}".format(*sys.version_info)
 #: Of tvm_na, where it is taken as it lies: the folders beside it belong to it by name.
 _OWN = ("tvm_na", "tvm_na.models", "tvm_na.schedules")
@@ -55,6 +57,8 @@ def add_runtime(folder: Path, python: str = "") -> Path:
             _copy(distribution, made, lambda name: name.endswith(".dist-info/METADATA"))
         for package in _OWN:
             _copy_package(package, made)
+        for distribution in _PURE:
+            _copy(distribution, made, lambda name: name.endswith(".py"))
         _add_ffi(made, python)
         shutil.rmtree(runtime, ignore_errors=True)
         made.replace(runtime)
