@@ -28,7 +28,21 @@ GRADIENT_TOLERANCE = {"float32": 5e-6, "float64": 1e-13}
 CACHE = Path(__file__).parents[1] / "build" / "test-kernels"
 
 #: Rooms with files that take tens of seconds.
-_SLOW = ("schedules", "deploy", "tune", "measure", "cli", "examples", "ops", "te", "jit", "serve", "compat", "fuzz")
+_SLOW = (
+    "schedules",
+    "deploy",
+    "tune",
+    "packages",
+    "measure",
+    "cli",
+    "examples",
+    "ops",
+    "te",
+    "jit",
+    "serve",
+    "compat",
+    "fuzz",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

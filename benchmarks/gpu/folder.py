@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 from benchmarks.gpu.plan import PLANS, Plan
+from tvm_na.packages.package import Package, PackagedKernel
 from tvm_na.problems.registry import Problem
-from tvm_na.tune.package import Package, PackagedKernel
 
 #: In the folder: a package of kernels, and what the run is.
 KERNELS, ABOUT = "kernels", "run.json"

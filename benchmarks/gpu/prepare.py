@@ -16,11 +16,11 @@ from rich.console import Console
 from benchmarks.gpu.folder import KERNELS, RunFolder
 from benchmarks.gpu.plan import Plan
 from tvm_na.cli.tune_package import building, progress
+from tvm_na.packages.package import RUNTIME
+from tvm_na.packages.prebuild import Which, prebuild
+from tvm_na.packages.runtime import add_runtime
 from tvm_na.problems.registry import Problem
 from tvm_na.targets.target import parse_target
-from tvm_na.tune.package import RUNTIME
-from tvm_na.tune.package_runtime import add_runtime
-from tvm_na.tune.prebuild import Which, prebuild
 
 #: What a machine that is lent takes with a checkout: it has 64 in all.
 MOST_BYTES = 60 * 2**20

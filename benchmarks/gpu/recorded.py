@@ -12,9 +12,9 @@ from benchmarks.gpu.results import Results
 from benchmarks.gpu.steps import Item
 from benchmarks.gpu.worker import here
 from tvm_na.functional import Backend
+from tvm_na.packages.records import check_usable, install, write_records
 from tvm_na.records.read import records_in
 from tvm_na.records.write import TuningDatabase
-from tvm_na.tune.package_records import check_usable, install, write_records
 
 
 def items(folder: RunFolder, results: Results) -> list[Item]:

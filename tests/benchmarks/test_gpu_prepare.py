@@ -17,15 +17,15 @@ from benchmarks.gpu.folder import KERNELS, RunFolder
 from benchmarks.gpu.plan import full_plan
 from benchmarks.gpu.schedule import STEPS
 from tests.helpers import run_python
-from tests.tune.packages import made_up
+from tests.packages.made_up import made_up
 from tvm_na.models import create_model
 from tvm_na.models.problems import problems_of, training_problems_of
+from tvm_na.packages.prebuild import PrebuildState
 from tvm_na.problems.attention import TF32, NAProblem
 from tvm_na.problems.backward import BackwardProblem
 from tvm_na.problems.unfused import UnfusedProblem
 from tvm_na.schedules import spaces_for
 from tvm_na.targets.target import parse_target
-from tvm_na.tune.prebuild import PrebuildState
 
 SM_90 = parse_target("cuda-sm_90")
 #: What a bare machine with PyTorch lacks.

@@ -14,13 +14,13 @@ from benchmarks.gpu.points import BEST
 from benchmarks.gpu.results import Results
 from benchmarks.gpu.worker import Place
 from tests.benchmarks.pretended import Pretended
-from tests.tune.packages import SMALL, TARGET, small_package
+from tests.packages.made_up import SMALL, TARGET, small_package
 from tvm_na.functional import Backend
 from tvm_na.jit import build
+from tvm_na.packages.records import digest_of
 from tvm_na.records.meta import read_meta
 from tvm_na.records.read import records_in
 from tvm_na.records.select import select
-from tvm_na.tune.package_records import digest_of
 
 
 @pytest.fixture

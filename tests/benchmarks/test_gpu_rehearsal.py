@@ -17,7 +17,7 @@ from benchmarks.gpu.plan import PLANS
 from benchmarks.gpu.results import ARCHIVE
 from benchmarks.gpu.schedule import STEPS
 from tests.benchmarks import pretended
-from tests.tune.packages import library_of, made_up
+from tests.packages.made_up import library_of, made_up
 
 DEVICE = "tests.benchmarks.pretended:Pretended"
 

@@ -16,13 +16,13 @@ from rich.console import Console
 from tests.cli.invoking import error_of, invoke
 from tests.cuda.test_limits import needs_compiler
 from tests.helpers import ROOT
-from tests.tune.packages import made_up
+from tests.packages.made_up import made_up
 from tvm_na.cli.tune_package import building
+from tvm_na.packages.measure import MeasureOptions
+from tvm_na.packages.package import Package
+from tvm_na.packages.prebuild import PrebuildState
 from tvm_na.problems.attention import NAProblem
 from tvm_na.records.files import user_folder
-from tvm_na.tune.measure_package import MeasureOptions
-from tvm_na.tune.package import Package
-from tvm_na.tune.prebuild import PrebuildState
 from tvm_na.tune.state import FormulationState, ProblemState, TuneState
 
 PROBLEM = NAProblem.make((8, 8), 3, 2, 16, dtype="float16")
@@ -30,7 +30,7 @@ SPELLED_OUT = ["--size", 8, 8, "--head-dim", 16, "--kernel-size", 3, "--dtype", 
 
 
 class Asked:
-    """What the command asks of :func:`tvm_na.tune.prebuild.prebuild`, and the state in which that ends."""
+    """What the command asks of :func:`tvm_na.packages.prebuild.prebuild`, and the state in which that ends."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.state = (
@@ -52,8 +52,8 @@ class Asked:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Asked:
     found = Asked(tmp_path / "package")
-    monkeypatch.setattr("tvm_na.tune.prebuild.prebuild", found.prebuild)
-    monkeypatch.setattr("tvm_na.tune.package_runtime.add_runtime", found.add_runtime)
+    monkeypatch.setattr("tvm_na.packages.prebuild.prebuild", found.prebuild)
+    monkeypatch.setattr("tvm_na.packages.runtime.add_runtime", found.add_runtime)
     monkeypatch.setattr("tvm_na.measure.worker_pool.start_server", lambda: None)
     return found
 
@@ -122,7 +122,7 @@ def test_ctrl_c_loses_no_kernel_and_the_same_command_continues(tmp_path: Path) -
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the command asks of :func:`tvm_na.tune.measure_package.measure_package`."""
+    """What the command asks of :func:`tvm_na.packages.measure.measure_package`."""
     found: dict[str, Any] = {"ending": "all kernels are measured"}
 
     def measure_package(package: Any, output: Path, options: Any, observer: Any) -> TuneState:
@@ -132,7 +132,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         observer(state)
         return state
 
-    monkeypatch.setattr("tvm_na.tune.measure_package.measure_package", measure_package)
+    monkeypatch.setattr("tvm_na.packages.measure.measure_package", measure_package)
     return found
 
 

@@ -15,15 +15,15 @@ from tvm_na.cli.common import console, say, size_of, warn
 from tvm_na.cli.tune_progress import in_words
 
 if TYPE_CHECKING:
+    from tvm_na.packages.prebuild import PrebuildState, Which
     from tvm_na.targets.target import NATarget
-    from tvm_na.tune.prebuild import PrebuildState, Which
     from tvm_na.tune.tasks import TuneTask
 
 
 def build(tasks: Sequence[TuneTask], target: NATarget, folder: Path, jobs: int, which: Which, python: str) -> None:
     """Build the points of problems into a package, and show how far it is."""
-    from tvm_na.tune.package_runtime import add_runtime
-    from tvm_na.tune.prebuild import prebuild
+    from tvm_na.packages.prebuild import prebuild
+    from tvm_na.packages.runtime import add_runtime
     from tvm_na.tune.state import INTERRUPTED
 
     problems = [task.problem for task in tasks]
@@ -92,9 +92,9 @@ def _line_printer(console: Console) -> Callable[[PrebuildState], None]:
 def measure(folder: Path, output: Path | None, seconds: float | None, batch: int, seed: int) -> None:
     """Measure the kernels of a package on this machine's GPU, and show what came of it."""
     from tvm_na.cli.tune_progress import observer, print_summary
+    from tvm_na.packages.measure import MeasureOptions, measure_package
+    from tvm_na.packages.package import Package
     from tvm_na.records.files import user_folder
-    from tvm_na.tune.measure_package import MeasureOptions, measure_package
-    from tvm_na.tune.package import Package
     from tvm_na.tune.state import INTERRUPTED
 
     out, package = console(), Package.open(folder)

@@ -1,7 +1,7 @@
 """A package: kernels of many points of search spaces, built before anything is measured, in one folder for one target.
 
 It is used where neither TVM nor a compiler is: what records need that only TVM can say lies beside the kernels.
-:mod:`tvm_na.tune.prebuild` makes one, :mod:`tvm_na.tune.measure_package` measures what is in it. Importing this imports
+:mod:`tvm_na.packages.prebuild` makes one, :mod:`tvm_na.packages.measure` measures what is in it. Importing this imports
 neither TVM nor PyTorch.
 """
 
@@ -18,11 +18,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tvm_na.packages.contents import KernelResources, Options, PackagedKernel, PackagedWorkload, RefusedPoint
 from tvm_na.problems.registry import Problem
 from tvm_na.records.files import MALFORMED, in_short, read_file, write_atomically
 from tvm_na.schedules.base import Point
 from tvm_na.targets.target import NATarget, parse_target
-from tvm_na.tune.packaged import KernelResources, Options, PackagedKernel, PackagedWorkload, RefusedPoint
 
 __all__ = [
     "KernelResources",

@@ -10,13 +10,13 @@ from typing import Any, TypeAlias
 
 from tvm_na import fingerprint
 from tvm_na.jit import cache
+from tvm_na.packages.package import RUNTIME, Package, PackagedKernel
 from tvm_na.records.files import writing
 from tvm_na.records.maintain import meta_of, rewrite
 from tvm_na.records.read import Record, as_canonical, records_in, schedule_digest
 from tvm_na.records.write import TuningDatabase
 from tvm_na.targets import cuda_arch
 from tvm_na.targets.target import host_machine
-from tvm_na.tune.package import RUNTIME, Package, PackagedKernel
 
 #: A kernel, and the seconds of every repeat.
 Times: TypeAlias = tuple[PackagedKernel, Sequence[float]]

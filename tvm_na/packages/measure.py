@@ -17,6 +17,9 @@ from pathlib import Path
 
 from tvm_na.measure.devices import LocalDevice
 from tvm_na.measure.local import Conditions
+from tvm_na.packages.package import Package
+from tvm_na.packages.problem_run import ProblemRun, Session
+from tvm_na.packages.records import check_usable, install, write_records
 from tvm_na.problems.checks import check_int
 from tvm_na.problems.registry import Problem
 from tvm_na.records.files import user_folder
@@ -24,9 +27,6 @@ from tvm_na.records.read import records_in
 from tvm_na.records.write import TuningDatabase
 from tvm_na.tune.logs import LOG, WORKERS_LOG, logging_to
 from tvm_na.tune.options import batch_for
-from tvm_na.tune.package import Package
-from tvm_na.tune.package_problem import ProblemRun, Session
-from tvm_na.tune.package_records import check_usable, install, write_records
 from tvm_na.tune.state import TuneState, interruptible
 from tvm_na.tune.trial_log import Trial, TrialLog, trials_in
 

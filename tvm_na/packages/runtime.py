@@ -17,8 +17,8 @@ from importlib import metadata
 from pathlib import Path
 
 from tvm_na.jit.runtime import CUDA_LIBRARY, LIBRARY, runtime_library
+from tvm_na.packages.package import RUNTIME
 from tvm_na.targets.target import host_machine
-from tvm_na.tune.package import RUNTIME
 
 _FFI = "apache-tvm-ffi"
 #: In which wheels it comes; the machine's instruction set follows.

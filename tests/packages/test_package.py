@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from tests.helpers import run_python
-from tests.tune.packages import library_of, made_up
+from tests.packages.made_up import library_of, made_up
+from tvm_na.packages.package import MANIFEST, Package, pack
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.backward import BackwardProblem
-from tvm_na.tune.package import MANIFEST, Package, pack
 
 PROBLEM = NAProblem.make((8, 8), 3, 2, 16, bias=True)
 PROBLEMS = (PROBLEM, BackwardProblem(PROBLEM))
@@ -143,7 +143,7 @@ def test_a_package_is_opened_without_tvm_and_torch(package: Package) -> None:
     code = """
         import sys
         from pathlib import Path
-        from tvm_na.tune.package import Package
+        from tvm_na.packages.package import Package
         print(len(Package.open(Path(sys.argv[1])).kernels), {"torch", "tvm", "rich", "filelock"} & sys.modules.keys())
     """
     assert run_python(code, str(package.folder)).split() == ["4", "set()"]

@@ -18,13 +18,19 @@ import pytest
 from tests.conftest import CACHE
 from tests.cuda.fake_driver import fake_driver
 from tests.helpers import ROOT, run_python
-from tests.tune.packages import SMALL, TARGET, small_package
+from tests.packages.made_up import SMALL, TARGET, small_package
 from tests.tune.runs import FakeDevice
 from tvm_na.compilers import cxx
 from tvm_na.cuda import toolchain
 from tvm_na.jit import build, cache
 from tvm_na.measure.local import Kernel, Measured
 from tvm_na.measure.worker_pool import Outcome
+from tvm_na.packages.__main__ import main
+from tvm_na.packages.measure import MeasureOptions, measure_package
+from tvm_na.packages.package import Package
+from tvm_na.packages.prebuild import prebuild
+from tvm_na.packages.records import digest_of, install, write_records
+from tvm_na.packages.runtime import add_runtime
 from tvm_na.problems.attention import NAProblem
 from tvm_na.records.files import RECORDS, WORKLOADS
 from tvm_na.records.meta import read_meta
@@ -34,12 +40,6 @@ from tvm_na.records.select import select
 from tvm_na.records.write import TuningDatabase
 from tvm_na.schedules.base import Plan
 from tvm_na.targets.target import detect_target, parse_target
-from tvm_na.tune.__main__ import main
-from tvm_na.tune.measure_package import MeasureOptions, measure_package
-from tvm_na.tune.package import Package
-from tvm_na.tune.package_records import digest_of, install, write_records
-from tvm_na.tune.package_runtime import add_runtime
-from tvm_na.tune.prebuild import prebuild
 from tvm_na.tune.state import TuneState
 from tvm_na.tune.tasks import formulations_of
 from tvm_na.tune.trial_log import trials_in
@@ -323,16 +323,16 @@ BEGINNING = """
     assert importlib.util.find_spec("tvm") is None
     assert Path(tvm_na.__file__).is_relative_to(package_folder), tvm_na.__file__
 
-    from tvm_na.tune.package import Package
+    from tvm_na.packages.package import Package
 
     package = Package.open(package_folder)
 """
 
 MEASURED = """
     sys.path.append(sys.argv[3])
-    from tests.tune.invented import Invented
+    from tests.packages.invented import Invented
     from tvm_na.measure.devices import LocalDevice
-    from tvm_na.tune.__main__ import main
+    from tvm_na.packages.__main__ import main
 
     LocalDevice.of = lambda target: Invented()
     assert main([str(package_folder), "--output", str(output)]) == 0
@@ -431,7 +431,7 @@ def test_of_a_wheel_what_is_needed_is_taken(tmp_path: Path, monkeypatch: pytest.
             "ffi.dist-info/RECORD",
         ):
             file.writestr(name, "")
-    monkeypatch.setattr("tvm_na.tune.package_runtime._download", lambda into, python: wheel)
+    monkeypatch.setattr("tvm_na.packages.runtime._download", lambda into, python: wheel)
     runtime = add_runtime(tmp_path / "package", other)
     found = {p.relative_to(runtime).as_posix() for p in runtime.rglob("*") if p.is_file()}
     assert {name for name in found if "ffi" in name.partition("/")[0]} == set(needed)

@@ -10,16 +10,24 @@ from typing import Any
 
 import pytest
 
-from tests.tune.packages import FORMULATION, SMALL, TARGET, InProcess, PretendedCompiler, building_here, small_package
+from tests.packages.made_up import (
+    FORMULATION,
+    SMALL,
+    TARGET,
+    InProcess,
+    PretendedCompiler,
+    building_here,
+    small_package,
+)
 from tvm_na.measure.worker_pool import Outcome
+from tvm_na.packages import prebuild as module
+from tvm_na.packages.package import KernelResources, Package, PackagedKernel, PackagedWorkload, RefusedPoint
+from tvm_na.packages.prebuild import PrebuildState, prebuild
+from tvm_na.packages.worker import Wanted
 from tvm_na.problems.attention import NAProblem
 from tvm_na.records.write import trace_as_json
 from tvm_na.schedules.base import Plan, Point
 from tvm_na.targets.target import parse_target
-from tvm_na.tune import prebuild as module
-from tvm_na.tune.package import KernelResources, Package, PackagedKernel, PackagedWorkload, RefusedPoint
-from tvm_na.tune.prebuild import PrebuildState, prebuild
-from tvm_na.tune.prebuild_worker import Wanted
 from tvm_na.tune.tasks import formulations_of
 
 PROBLEM = NAProblem.make((3, 3), 3, 1, 16, dtype="float16")

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tvm_na.packages.contents import KernelResources, Options, PackagedKernel, PackagedWorkload, RefusedPoint
+from tvm_na.packages.package import KERNELS, RECORDS, pack
 from tvm_na.problems.registry import Problem
 from tvm_na.records.write import line_of
 from tvm_na.schedules.base import Parameter, Plan, Point
 from tvm_na.targets.target import NATarget
 from tvm_na.tune.builder import TOO_MUCH, compile_for_gpu
-from tvm_na.tune.package import KERNELS, RECORDS, pack
-from tvm_na.tune.packaged import KernelResources, Options, PackagedKernel, PackagedWorkload, RefusedPoint
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""``python -m tvm_na.tune DIR``: ``tvm-na tune --from DIR`` where what the command line needs is not installed."""
+"""``python -m tvm_na.packages DIR``: ``tvm-na tune --from DIR`` where what the command line needs is not installed."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 
 from tvm_na.measure.timing import format_speedup, format_time
-from tvm_na.tune.measure_package import MeasureOptions, measure_package
-from tvm_na.tune.package import Package
+from tvm_na.packages.measure import MeasureOptions, measure_package
+from tvm_na.packages.package import Package
 from tvm_na.tune.state import INTERRUPTED, TuneState
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure a package, and print what came of it; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tvm_na.tune", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tvm_na.packages", description=__doc__)
     parser.add_argument("package", type=Path, help="the package's folder")
     parser.add_argument("--output", type=Path, help="folder of the records; default: the user's")
     parser.add_argument("--time-limit", type=float, help="seconds at most")

@@ -16,12 +16,12 @@ from filelock import FileLock
 
 from tvm_na.cuda import toolchain
 from tvm_na.measure.worker_pool import Outcome
+from tvm_na.packages.package import KernelResources, Package, PackagedKernel, PackagedWorkload, RefusedPoint, pack
+from tvm_na.packages.prebuild import prebuild
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.registry import Problem
 from tvm_na.schedules.base import Point
 from tvm_na.targets.target import parse_target
-from tvm_na.tune.package import KernelResources, Package, PackagedKernel, PackagedWorkload, RefusedPoint, pack
-from tvm_na.tune.prebuild import prebuild
 
 TARGET = parse_target("cuda-sm_90")
 FORMULATION = '{"formulation":"made up"}'

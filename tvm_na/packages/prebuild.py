@@ -21,6 +21,9 @@ from tvm_na import fingerprint, settings
 from tvm_na.compilers import cxx
 from tvm_na.cuda import toolchain
 from tvm_na.measure import worker_pool as workers
+from tvm_na.packages.contents import PackagedKernel, RefusedPoint
+from tvm_na.packages.package import MANIFEST, Package
+from tvm_na.packages.worker import Wanted, build_point, describe
 from tvm_na.problems.registry import Problem
 from tvm_na.records.files import writing
 from tvm_na.schedules import spaces_for
@@ -28,9 +31,6 @@ from tvm_na.targets.target import NATarget, host_machine
 from tvm_na.tune.builder import REJECTIONS, check_room
 from tvm_na.tune.logs import WORKERS_LOG
 from tvm_na.tune.metaschedule import skip_tensor_intrinsics
-from tvm_na.tune.package import MANIFEST, Package
-from tvm_na.tune.packaged import PackagedKernel, RefusedPoint
-from tvm_na.tune.prebuild_worker import Wanted, build_point, describe
 from tvm_na.tune.state import INTERRUPTED, interruptible
 
 #: Every legal point, or of every formulation and sketch the default one.

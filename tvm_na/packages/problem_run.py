@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 from tvm_na.measure.local import Kernel, LocalMeasurer, Measured, median
+from tvm_na.packages.package import Package, PackagedKernel, RefusedPoint
 from tvm_na.problems.registry import Problem
 from tvm_na.records.write import now
-from tvm_na.tune.package import Package, PackagedKernel, RefusedPoint
 from tvm_na.tune.state import FormulationState, ProblemState, TuneState
 from tvm_na.tune.tasks import label
 from tvm_na.tune.trial_log import Trial, TrialLog, point
