@@ -70,8 +70,8 @@ def _forbid_what_takes_seconds() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One and a half per core: a third of the time tests wait, for processes that they start and for disks."""
-    return max(1, settings.available_cores() * 3 // 2)
+    """Two per core: tests wait for processes that they start, for disks and for time to pass."""
+    return 2 * settings.available_cores()
 
 
 def _is_cheap(item: pytest.Item) -> bool:
