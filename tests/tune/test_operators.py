@@ -6,7 +6,8 @@ import itertools
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from tvm.rpc import LocalSession
@@ -27,13 +28,19 @@ from tvm_na.problems.unfused import UnfusedProblem
 from tvm_na.records import select
 from tvm_na.records.read import Record, records_in
 from tvm_na.records.replay import point_of, replayed, workloads_of
+from tvm_na.records.trace import read_trace
+from tvm_na.records.write import trace_as_json
 from tvm_na.reference.cases import budget_of, case_of
 from tvm_na.report.data import load
+from tvm_na.schedules.base import Plan
 from tvm_na.schedules.describe import describe
 from tvm_na.targets.target import NATarget, detect_target, parse_target
 from tvm_na.te.dense.product import tile_of
+from tvm_na.tune.features import with_changes
 from tvm_na.tune.options import GPU_BATCH, batch_for, bytes_needed
 from tvm_na.tune.remeasure import remeasure
+from tvm_na.tune.search import candidate_of
+from tvm_na.tune.session import trace_at_point
 from tvm_na.tune.tasks import formulations_of
 from tvm_na.tune.trial_log import trials_in
 from tvm_na.tune.verify import verify
@@ -182,6 +189,29 @@ def test_records_are_shown_and_measured_again(tuned: Tuned, best: Record) -> Non
         outcomes = list(remeasure(tuned.folder, 1, 3))
         assert {outcome.problem for outcome in outcomes} == {tuned.problem, ATTENTION}
         assert all(outcome.records and not outcome.failures for outcome in outcomes)
+
+
+def test_a_mutated_point_is_recorded_as_its_space_schedules_it() -> None:
+    """A parameter's value may decide which instructions there are; a mutated trace has those of another value."""
+    import tvm
+    from tvm import s_tir
+
+    (formulation,) = formulations_of(unfused("qk", 2), GPU)[:1]
+    default, slot = formulation.default, cast(Any, SimpleNamespace(formulation=formulation))
+    differ = 0
+    for number, parameter in enumerate(default.parameters):
+        for value in parameter.options:
+            schedule = s_tir.Schedule(tvm.IRModule({"main": formulation.func}))
+            changed = with_changes(default.schedule.trace, {number: (value, parameter.options)})
+            changed.apply_to_schedule(schedule, remove_postproc=False)
+            candidate = candidate_of(slot, schedule)
+            plan = Plan(candidate.sketch, exact=candidate.parameters)
+            own = formulation.space.apply(formulation.func, GPU, plan)
+            assert own is not None and candidate.parameters[parameter.name] == value
+            wanted = read_trace(trace_as_json(own.schedule.trace))
+            assert read_trace(trace_as_json(trace_at_point(candidate, GPU))).difference(wanted) is None
+            differ += read_trace(trace_as_json(schedule.trace)).difference(wanted) is not None
+    assert differ
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from typing import Any
 from tvm_na.measure.local import Kernel, Measured, Measurer, median
 from tvm_na.problems.registry import Problem
 from tvm_na.records.write import TuningDatabase, now
-from tvm_na.schedules.base import Point
+from tvm_na.schedules.base import Plan, Point
+from tvm_na.targets.target import NATarget
 from tvm_na.tune.builder import REJECTIONS, Builder, Built, Source, source_of
 from tvm_na.tune.metaschedule import import_metaschedule
 from tvm_na.tune.options import SearchOptions
@@ -143,9 +144,12 @@ class Session:
 
     def _source(self, slot: Slot, schedule: Any, sketch: str, parameters: Mapping[str, int]) -> Source:
         """What of a schedule is compiled: for GPUs, and for several samples, what production compiles."""
-        if slot.problem.batch == 1 and self.database.target.kind != "cuda":
+        if self._builds_modules(slot):
             return source_of(schedule.mod)
         return Source(None, slot.problem.problem, Point(slot.state.text, sketch, parameters))
+
+    def _builds_modules(self, slot: Slot) -> bool:
+        return slot.problem.batch == 1 and self.database.target.kind != "cuda"
 
     def refer_to(self, slot: Slot, seconds: float | None) -> None:
         """Build the default kernel of a problem, as its reference; measure it unless ``seconds`` says its time.
@@ -215,7 +219,8 @@ class Session:
         candidate.seconds = median(run_secs)
         candidate.failure = measured.failure
         if candidate.seconds is not None:
-            trace = candidate.schedule.trace
+            built_as_is = self._builds_modules(slot)
+            trace = candidate.schedule.trace if built_as_is else trace_at_point(candidate, self.database.target)
             batch = slot.problem.batch
             self.database.commit(slot.workload, trace, run_secs, self.options.threads, candidate.args_info, batch)
             self.remember(slot, trace, candidate.seconds, candidate.args_info)
@@ -252,6 +257,17 @@ class Session:
             batch=slot.problem.batch,
             reason=candidate.reason,
         )
+
+
+def trace_at_point(candidate: Candidate, target: NATarget) -> Any:
+    """The trace of the space's own schedule at a candidate's point, which is what is built of a point.
+
+    One that MetaSchedule mutated keeps the instructions of the trace that it came from, where a space may do others.
+    """
+    formulation, plan = candidate.slot.formulation, Plan(candidate.sketch, exact=candidate.parameters)
+    scheduled = formulation.space.apply(formulation.func, target, plan)
+    assert scheduled is not None, f"the space {formulation.space.name} refused its own function"
+    return scheduled.schedule.trace
 
 
 def note(problem: ProblemState, formulation: FormulationState, seconds: float | None, failure: str | None) -> None:
