@@ -29,7 +29,7 @@ from tvm_na.problems.checks import per_axis_ints
 from tvm_na.reference import attention as reference
 
 #: How many random problems a test of one room draws; 500 take minutes. The default is what `make test` has time for.
-PROBLEMS = int(os.environ.get("TVM_NA_TEST_PROBLEMS", "20"))
+PROBLEMS = int(os.environ.get("TVM_NA_TEST_PROBLEMS", "12"))
 
 ROOT = Path(__file__).parents[1]
 HEAD_DIMS = (4, 12, 24, 32, 40, 64, 128)
