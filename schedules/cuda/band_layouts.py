@@ -6,7 +6,9 @@ number). Which layouts, and with them which instructions, depends on the dtype.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from tvm_na.problems.attention import TF32, NAProblem
@@ -27,8 +29,15 @@ class Instructions(NamedTuple):
     total: str
 
 
+@functools.cache
 def instructions_for(dtype: str) -> Instructions:
     """The tensor intrinsics for a problem's dtype; TVM knows them afterwards, also where it meets one in a record."""
+    # TVMScript reads the sources of every function on the stack, for each that it parses: a new thread has few.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_define, dtype).result()
+
+
+def _define(dtype: str) -> Instructions:
     for width in (8, SIDE):
         mma.clear(width)
     if dtype == TF32:

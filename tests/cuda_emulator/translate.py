@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -133,6 +134,7 @@ def _entry(number: int, kernel: Kernel) -> str:
     return f'extern "C" void emulation_kernel_{number}(void* const* arguments) {{ (void)arguments; {call}; }}\n'
 
 
+@functools.lru_cache(maxsize=64)
 def translate(source: str) -> tuple[str, dict[str, Kernel]]:
     """C++ of a CUDA source, in which the lines have their numbers, and its kernels by name, in order.
 
