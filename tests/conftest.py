@@ -50,7 +50,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    os.environ.setdefault("TVM_NA_CACHE_DIR", str(CACHE))  # workers of xdist inherit it
+    os.environ.setdefault("TVM_NA_CACHE_DIR", str(CACHE))  # workers of xdist inherit these
+    # Threads of OpenMP that have nothing to do would keep other workers from the cores: half of some tests' CPU time.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _forbid_what_takes_seconds() -> None:
