@@ -60,15 +60,12 @@ def inspect_kernel(code: str, arch: str, name: str | None = None) -> Inspection:
         ValueError: there is no such kernel, or more than one without a name.
     """
     nvcc = toolchain.find_nvcc()
-    cubin, log = nvcc.run(code, "--cubin", f"-arch={arch}", "-Xptxas=-v")
+    ptx = nvcc.run(code, "--ptx", f"-arch={arch.replace('sm_', 'compute_')}")[0].decode()
+    cubin, log = nvcc.run(ptx, "--cubin", f"-arch={arch}", "-Xptxas=-v", language="ptx")
     kernel, used = _only(resources_of(log), name)
     sass = _sass(cubin)
     language = "PTX" if sass is None else "SASS"
-    if sass is None:
-        text = nvcc.run(code, "--ptx", f"-arch={arch.replace('sm_', 'compute_')}")[0].decode()
-        instructions = count_ptx(text, kernel)
-    else:
-        instructions = count_sass(sass, kernel)
+    instructions = count_ptx(ptx, kernel) if sass is None else count_sass(sass, kernel)
     about = (used.registers, used.spill_bytes, used.stack_bytes, used.shared_bytes)
     return Inspection(kernel, arch, *about, instructions, language)
 

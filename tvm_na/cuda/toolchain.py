@@ -70,12 +70,16 @@ class Nvcc:
         both = f"arch=compute_{number},code=[sm_{number},compute_{number}]"
         return self.run(source, "--fatbin", "-gencode", both, "-Xptxas=-v")
 
-    def run(self, source: str, *options: str) -> tuple[bytes, str]:
-        """The output file of nvcc for ``source`` with these and the usual options, and what it printed."""
+    def run(self, source: str, *options: str, language: str = "cu") -> tuple[bytes, str]:
+        """The output file of nvcc for ``source`` with these and the usual options, and what it printed.
+
+        ``language`` is ``cu``, or ``ptx`` for what a run with ``--ptx`` gave.
+        """
         with tempfile.TemporaryDirectory(prefix="tvm_na-") as name:
             folder = Path(name)
-            (folder / "kernel.cu").write_text(source, encoding="utf-8")
-            command = [self.where, *options, *FLAGS, "-o", str(folder / "out"), str(folder / "kernel.cu")]
+            file = folder / f"kernel.{language}"
+            file.write_text(source, encoding="utf-8")
+            command = [self.where, *options, *FLAGS, "-o", str(folder / "out"), str(file)]
             said = run(command, folder / "out", "nvcc")
             return (folder / "out").read_bytes(), said
 
