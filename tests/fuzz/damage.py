@@ -61,7 +61,7 @@ def _to_content(rng: random.Random, file: Path) -> None:
         number = rng.randrange(len(lines))
         lines[number] = damaged_json(rng, lines[number] if file.suffix != ".json" or len(lines) > 1 else data.decode())
         changed = "\n".join(lines).encode()
-    except (ValueError, TypeError, AttributeError):  # no JSON, neither as a whole nor by lines
+    except (ValueError, TypeError, AttributeError, RecursionError):  # no JSON, as a whole or by lines, or a deep one
         changed = damaged_bytes(rng, data)
     file.unlink()  # another process may have mapped it
     file.write_bytes(changed)
