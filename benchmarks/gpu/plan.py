@@ -17,7 +17,7 @@ from tvm_na.problems.unfused import KINDS, UnfusedProblem
 
 _DTYPES = ("float16", "bfloat16", TF32, "float32", "float64")
 #: Small maps with every option of the operator.
-_OPTIONS = {
+OPTIONS = {
     "nat": NAProblem.make((14, 14), 7, 2, 32, bias=True, return_lse=True),
     "dilated": NAProblem.make((13, 18), (3, 5), 2, 16, dilation=(2, 3), bias=True),
     "causal": NAProblem.make((15, 14), (7, 6), 2, 64, is_causal=(True, False), return_lse=True),
@@ -69,11 +69,11 @@ def full_plan() -> Plan:
     biased, plain = stages_of("float16", bias=True), stages_of("float16")
     gradients = [BackwardProblem(p) for p in biased]
     with_lse = [dataclasses.replace(p, return_lse=True) for p in biased]
-    small = [p.with_dtype(d) for p, d in itertools.product(_OPTIONS.values(), _DTYPES) if d != TF32 or _has_tf32(p)]
+    small = [p.with_dtype(d) for p, d in itertools.product(OPTIONS.values(), _DTYPES) if d != TF32 or _has_tf32(p)]
     differentiated = [
         BackwardProblem(p)
         for p in small
-        if p.rank == 2 and p.dtype != TF32 and p.kernel_size != _OPTIONS["two passes"].kernel_size
+        if p.rank == 2 and p.dtype != TF32 and p.kernel_size != OPTIONS["two passes"].kernel_size
     ]
     return Plan(
         searched=tuple(biased),

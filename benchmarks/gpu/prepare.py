@@ -1,7 +1,7 @@
 """Makes the folder of the nine-minute run, without a GPU: ``python -m benchmarks.gpu.prepare FOLDER``.
 
-Kernels are built ahead (an hour on two cores; the same command goes on where it was), and TVM's runtime and all sources
-lie beside them. In it is ``run.sh OUT``, the one command of the run.
+Kernels are built ahead (half an hour on two cores; the same command goes on where it was), and TVM's runtime and all
+sources lie beside them. In it is ``run.sh OUT``, the one command of the run.
 """
 
 from __future__ import annotations

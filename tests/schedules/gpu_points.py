@@ -10,13 +10,14 @@ from typing import Any
 
 from torch import Tensor
 
+from benchmarks.gpu.plan import OPTIONS
 from tests.conftest import TOLERANCE
 from tests.schedules.cuda_backward_kernels import BUDGET
 from tvm_na import settings
 from tvm_na.jit import runtime
 from tvm_na.jit.build import compiled
 from tvm_na.jit.scratch import with_scratch
-from tvm_na.problems.attention import TF32, NAProblem
+from tvm_na.problems.attention import TF32
 from tvm_na.problems.backward import BackwardProblem
 from tvm_na.problems.registry import Problem
 from tvm_na.reference.case import WrongNumbers
@@ -28,13 +29,9 @@ from tvm_na.te import ENTRY
 
 #: Of every call.
 BATCH = 3  # no power of two, as strides are
-#: Small maps, so that a sanitizer is done with them in seconds.
+#: Small maps, so that a sanitizer is done with them in seconds: those of two axes with windows of their own.
 ATTENTION = {
-    "nat": NAProblem.make((14, 14), 7, 2, 32, bias=True, return_lse=True),
-    "dilated": NAProblem.make((13, 18), (3, 5), 2, 16, dilation=(2, 3), bias=True),
-    "causal": NAProblem.make((15, 14), (7, 6), 2, 64, is_causal=(True, False), return_lse=True),
-    "shared_keys": NAProblem.make((9, 8), 3, 4, 32, heads_kv=2, head_dim_v=16, bias=True),
-    "two_passes": NAProblem.make((26, 25), 25, 1, 16, return_lse=True),
+    name.replace(" ", "_"): OPTIONS[name] for name in ("nat", "dilated", "causal", "shared keys", "two passes")
 }
 #: What float32 and float64 have is compared where calls are.
 FORWARD = {
