@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from tvm_na import settings
 from tvm_na.jit import build
-from tvm_na.ops import calls, launch, register
+from tvm_na.ops import calls, launch, register, residual
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.base import Problem
 from tvm_na.problems.checks import per_axis_ints
@@ -242,5 +242,5 @@ def within(seconds: int) -> Iterator[None]:
 
 def forget_calls() -> None:
     """Check every kind of call again, and make its launchers anew, when it next comes."""
-    for module in (calls, launch, register):
+    for module in (calls, launch, register, residual):
         module.forget()

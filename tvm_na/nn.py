@@ -21,7 +21,8 @@ _QK = {1: unfused.na1d_qk, 2: unfused.na2d_qk, 3: unfused.na3d_qk}
 _AV = {1: unfused.na1d_av, 2: unfused.na2d_av, 3: unfused.na3d_av}
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something watches a module's calls."""
     return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
@@ -123,7 +124,7 @@ class _NeighborhoodAttention(nn.Module):
     def _project(self, x: Tensor, missing: Sequence[int] = ()) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values ``[batch, *spatial, heads, head_dim]`` of x with so many zeros behind each axis."""
         heads = (self.num_heads, self.head_dim)
-        if type(self.qkv) is not nn.Linear or _has_hooks(self.qkv):
+        if type(self.qkv) is not nn.Linear or has_hooks(self.qkv):
             if any(missing):
                 x = F.pad(x, [0, 0] + [p for m in reversed(missing) for p in (0, m)])
             query, key, value = self.qkv(x).unflatten(-1, (3, *heads)).unbind(-3)

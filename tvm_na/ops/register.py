@@ -24,7 +24,8 @@ from tvm_na.problems.base import Problem
 
 WINDOW = "int[] kernel_size, int[] stride, int[] dilation, bool[] is_causal"
 
-_library = torch.library.Library("tvm_na", "DEF")
+#: Where all operators are defined.
+library = torch.library.Library("tvm_na", "DEF")
 
 
 class Call(NamedTuple):
@@ -157,7 +158,7 @@ def register(operator: Operator) -> Any:
     """Make an operator PyTorch's; returns its overload."""
     results = "Tensor" if operator.results == 1 else f"({', '.join(['Tensor'] * operator.results)})"
     numbers = f"{WINDOW}, {operator.numbers}" if operator.numbers else WINDOW
-    _library.define(f"{operator.name}({operator.tensors}, {numbers}) -> {results}")
+    library.define(f"{operator.name}({operator.tensors}, {numbers}) -> {results}")
     count, has_scale = operator.count, "float scale" in operator.numbers
 
     def launcher_of_call(arguments: Sequence[Any]) -> Launcher:
@@ -186,9 +187,9 @@ def register(operator: Operator) -> Any:
             return _apply(keys, operator, *arguments)
 
     for device in ("CPU", "CUDA"):
-        _library.impl(operator.name, compute, device)
-    torch.library.register_fake(f"tvm_na::{operator.name}", fake, lib=_library)
-    _library.impl(operator.name, record, "Autograd", with_keyset=True)
+        library.impl(operator.name, compute, device)
+    torch.library.register_fake(f"tvm_na::{operator.name}", fake, lib=library)
+    library.impl(operator.name, record, "Autograd", with_keyset=True)
     rule = vmap.rule(operator.overload, operator.tensors, operator.sums)
-    torch.library.register_vmap(f"tvm_na::{operator.name}", rule, lib=_library)
+    torch.library.register_vmap(f"tvm_na::{operator.name}", rule, lib=library)
     return operator.overload
