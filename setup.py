@@ -15,6 +15,6 @@ setup(
         "tvm_na.jit": ["*.cc"],
         "tvm_na.report": ["*.j2"],
         "tvm_na.serve": ["*.html"],
-        "tvm_na.tuning_logs": ["*/*.json", "*/checksums.txt"],
+        "tvm_na.tuning_logs": ["*/records.jsonl"],
     },
 )

@@ -31,7 +31,8 @@ from tvm_na.jit import build, runtime
 from tvm_na.measure.timing import Timing, interleaved_ratio, measure
 from tvm_na.problems.attention import NAProblem
 from tvm_na.records.meta import read_meta
-from tvm_na.records.read import Record, records_in
+from tvm_na.records.read import records_in
+from tvm_na.records.record import Record
 from tvm_na.records.select import Selection
 from tvm_na.reference.accuracy import ERROR_BUDGET
 from tvm_na.reference.cases import case_of

@@ -146,7 +146,7 @@ def test_an_installation_offers_every_package(tmp_path: Path) -> None:
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_bytes((ROOT / name).read_bytes())
     (copy / "tuning_logs" / "some-target").mkdir()
-    (copy / "tuning_logs" / "some-target" / "meta.json").write_text("{}", encoding="utf-8")
+    (copy / "tuning_logs" / "some-target" / "records.jsonl").write_text("{}", encoding="utf-8")
     (user / "models").mkdir(parents=True)
     (user / "models" / "__init__.py").write_text("owner = 'user'", encoding="utf-8")
     venv.create(environment, with_pip=False)
@@ -161,7 +161,7 @@ def test_an_installation_offers_every_package(tmp_path: Path) -> None:
         assert models.owner == "user"
         assert (importlib.resources.files("tvm_na") / "serve" / "page.html").is_file()
         assert importlib.util.find_spec("schedules") is None
-        assert (shipped_folder("some-target") / "meta.json").is_file()
+        assert (shipped_folder("some-target") / "records.jsonl").is_file()
         q = torch.rand(1, 5, 5, 1, 4)
         assert na2d(q, q, q, 3, backend="compiled").shape == q.shape
         print(tvm_na.__file__)

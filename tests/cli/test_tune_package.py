@@ -160,6 +160,6 @@ def test_a_package_is_measured(measured: dict[str, Any], tmp_path: Path) -> None
 
 
 def test_what_is_no_package_or_not_to_be_measured_here_is_told(tmp_path: Path) -> None:
-    assert error_of("tune", "--from", tmp_path).startswith("package: required a manifest.json of format 1, got ")
+    assert error_of("tune", "--from", tmp_path).startswith("package: required a manifest.json of format 2, got ")
     said = error_of("tune", "nat_mini", "--from", tmp_path)
     assert said == "problems: required one of MODEL, --problems, --size and --from, got MODEL and --from"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -37,19 +36,16 @@ def made_up(folder: Path, *problems: Problem) -> Package:
     """A package with two kernels of each problem, of which the first is the default, and a refused point."""
     workloads, kernels, refused = [], [], []
     for number, problem in enumerate(problems):
-        about = pack(folder, "records", "json", json.dumps({"of": str(problem)}).encode())
-        workloads.append(PackagedWorkload(problem, "space", FORMULATION, ("sketch",), True, f"{number}", about))
+        workloads.append(PackagedWorkload(problem, "space", FORMULATION, ("sketch",), True, f"{number}"))
         for size in SIZES:
             point, options = Point(FORMULATION, "sketch", {"size": size}), (SIZES,)
             if size == SIZES[-1]:
                 refused.append(RefusedPoint(problem, "space", point, "spills", "spills: required less", options))
                 continue
             data = library_of(problem, size)
-            file = pack(folder, "kernels", "so", data)
-            trace = pack(folder, "records", "json", json.dumps([problem.to_json(), size]).encode())
             sha256, resources = hashlib.sha256(data).hexdigest(), KernelResources(64, 0, 128, 4096, len(data))
-            about = (sha256, problem, "space", point, size == 1, sha256, resources, options, trace)
-            kernels.append(PackagedKernel(file, *about))
+            about = (sha256, problem, "space", point, size == 1, sha256, resources, options, sha256[:16])
+            kernels.append(PackagedKernel(pack(folder, data), *about))
     package = Package(folder, TARGET, *map(tuple, (kernels, refused, workloads)), "x86-64", {"tvm": "0"}, "context")
     package.write()
     return package

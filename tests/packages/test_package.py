@@ -35,8 +35,7 @@ def test_what_is_written_is_read(package: Package, tmp_path: Path) -> None:
         default = package.default_of(problem)
         assert default is not None and default.problem == problem and default.point.parameters == {"size": 1}
         assert package.library(default, tmp_path).read_bytes() == library_of(problem, 1)
-        assert package.record(default.trace) == [problem.to_json(), 1]
-        assert package.record(package.workload_of(default).file) == {"of": str(problem)}
+        assert default.name == default.sha256[:16]
     assert {(r.failure, *r.point.parameters.values()) for r in package.refused} == {("spills", 4)}
     assert package.default_of(NAProblem.make((9, 9), 3, 2, 16)) is None
 
@@ -56,7 +55,7 @@ def test_a_library_that_is_loaded_is_not_written_over(package: Package, tmp_path
 
 
 def test_what_is_the_same_has_one_file(tmp_path: Path) -> None:
-    first, other, same = (pack(tmp_path, "kernels", "so", data) for data in (b"first", b"other", b"first"))
+    first, other, same = (pack(tmp_path, data) for data in (b"first", b"other", b"first"))
     assert first == same != other and lzma.decompress((tmp_path / first).read_bytes()) == b"first"
     assert len(list((tmp_path / "kernels").iterdir())) == 2
 
@@ -94,17 +93,11 @@ def test_a_library_that_was_not_built_is_not_written(
     assert not list(tmp_path.glob("*.so"))
 
 
-def test_records_that_are_no_json_are_told(package: Package) -> None:
-    (package.folder / package.kernels[0].trace).write_bytes(lzma.compress(b"["))
-    with pytest.raises(ValueError, match=r"package: required JSON in .*\.json\.xz, got "):
-        package.record(package.kernels[0].trace)
-
-
 @pytest.mark.parametrize(
     "change",
     [
         lambda m: m.clear(),
-        lambda m: m.update(format=2),
+        lambda m: m.update(format=1),
         lambda m: m.update(target="cuda-sm_1"),
         lambda m: m.update(machine=3),
         lambda m: m["versions"].update(tvm=None),
@@ -114,7 +107,7 @@ def test_records_that_are_no_json_are_told(package: Package) -> None:
         lambda m: m["workloads"][0].update(first=1),
         lambda m: m["kernels"][0].update(file="kernels/../../x.so.xz"),
         lambda m: m["kernels"][0].update(file="/etc/x.so.xz"),
-        lambda m: m["kernels"][0].update(trace=7),
+        lambda m: m["kernels"][0].update(name="x"),
         lambda m: m["kernels"][0].update(sha256="0"),
         lambda m: m["kernels"][0].update(workload=-1),
         lambda m: m["kernels"][0].update(default="yes"),
@@ -130,7 +123,7 @@ def test_a_damaged_manifest_is_told(package: Package, change: Callable[[Any], ob
     manifest = json.loads(file.read_text())
     change(manifest)
     file.write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=r"^package: required a manifest.json of format 1, got .*manifest.json: "):
+    with pytest.raises(ValueError, match=r"^package: required a manifest.json of format 2, got .*manifest.json: "):
         Package.open(package.folder)
 
 

@@ -25,8 +25,8 @@ from tvm_na.packages.package import KernelResources, Package, PackagedKernel, Pa
 from tvm_na.packages.prebuild import PrebuildState, prebuild
 from tvm_na.packages.worker import Wanted
 from tvm_na.problems.attention import NAProblem
-from tvm_na.records.write import trace_as_json
-from tvm_na.schedules.base import Plan, Point
+from tvm_na.records.replay import at_point, kernel_name
+from tvm_na.schedules.base import Point
 from tvm_na.targets.target import parse_target
 from tvm_na.tune.tasks import formulations_of
 
@@ -49,8 +49,8 @@ class Tree:
         self.built: list[tuple[int, ...]] = []
         self.fails: Callable[[tuple[int, ...]], str | None] = lambda values: None
 
-    def describe(self, problem: Any, target: Any, folder: Path) -> list[PackagedWorkload]:
-        return [PackagedWorkload(problem, "tree", FORMULATION, ("sketch",), True, "1", "records/w.json.xz")]
+    def describe(self, problem: Any, target: Any) -> list[PackagedWorkload]:
+        return [PackagedWorkload(problem, "tree", FORMULATION, ("sketch",), True, "1")]
 
     def options(self, values: tuple[int, ...]) -> tuple[int, ...]:
         """Of the next parameter, the default first; none if there is no other."""
@@ -69,7 +69,7 @@ class Tree:
         if failure is not None:
             return RefusedPoint(wanted.workload.problem, "tree", point, failure, "since", tuple(options))
         file, digest = f"kernels/{''.join(map(str, values))}.so.xz", "0" * 64
-        about = (wanted.default, digest, KernelResources(1, 0, 32, 0, 1), tuple(options), "records/t.json.xz")
+        about = (wanted.default, digest, KernelResources(1, 0, 32, 0, 1), tuple(options), "0" * 16)
         return PackagedKernel(file, digest, wanted.workload.problem, "tree", point, *about)
 
     def leaves(self, values: tuple[int, ...] = ()) -> list[tuple[int, ...]]:
@@ -233,14 +233,10 @@ def test_points_that_no_gpu_can_launch_are_refused_with_the_reason(package: Pack
     }
 
 
-def test_traces_are_those_of_one_sample(package: Package) -> None:
-    """Kernels are for any batch, records of one: their traces are the same."""
-    formulations = {f.text: f for f in formulations_of(SMALL, TARGET)}
+def test_names_of_kernels_are_those_of_records(package: Package) -> None:
     assert len(package.kernels) == 3
     for kernel in package.kernels:
-        formulation, point = formulations[kernel.point.formulation], kernel.point
-        scheduled = formulation.space.apply(formulation.func, TARGET, Plan(point.sketch, exact=point.parameters))
-        assert package.record(kernel.trace) == trace_as_json(scheduled.schedule.trace)
+        assert kernel.name == kernel_name(at_point(kernel.point, SMALL, TARGET))
 
 
 def test_what_is_there_is_not_built_again(package: Package) -> None:

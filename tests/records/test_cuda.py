@@ -16,8 +16,8 @@ from tvm_na.measure.local import Conditions, Measured
 from tvm_na.measure.worker_pool import Last
 from tvm_na.problems.attention import NAProblem
 from tvm_na.records import select
-from tvm_na.records.maintain import best_of
 from tvm_na.records.read import batch_of, records_in
+from tvm_na.records.record import best_of
 from tvm_na.records.write import TuningDatabase
 from tvm_na.targets.target import parse_target
 from tvm_na.tune import remeasure, verify

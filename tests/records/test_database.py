@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,7 @@ from tests.records.tuned import commit_drawn, drawn, edit_line, edit_meta
 from tvm_na import fingerprint
 from tvm_na.problems.attention import NAProblem
 from tvm_na.records import maintain
-from tvm_na.records import write as database
-from tvm_na.records.files import META, RECORDS, WORKLOADS, data_files, read_lines, shipped_folder, user_folder
+from tvm_na.records.files import COMPACT, META, RECORDS, WORKLOADS, lines_of, shipped_folder, user_folder
 from tvm_na.records.read import records_in
 from tvm_na.records.write import TuningDatabase, structural_hash
 from tvm_na.targets.target import detect_target, list_targets, parse_target
@@ -85,7 +85,7 @@ def test_what_is_committed_is_read(tmp_path: Path) -> None:
     assert (record.problem, record.target, record.threads, record.line) == (PROBLEM, detect_target().name, 3, 1)
     assert record.formulation == str(func.attrs["tvm_na.formulation"])
     assert record.workload == structural_hash(mod)
-    assert record.workload == json.loads(read_lines(record.folder)[0][0])[0]
+    assert record.workload == json.loads(lines_of(record.folder / WORKLOADS)[0])[0]
     assert record.run_secs == (3e-3, 1e-3, 2e-3)
     assert (record.seconds, record.spread) == (2e-3, pytest.approx(0.5))
     replayed = tvm.s_tir.Schedule(mod)
@@ -162,7 +162,7 @@ def tear_record(folder: Path) -> None:
 
 
 def tear_workload(folder: Path) -> None:
-    append(folder / WORKLOADS, read_lines(folder)[0][0][:1000])
+    append(folder / WORKLOADS, lines_of(folder / WORKLOADS)[0][:1000])
 
 
 def lose_the_last_end(folder: Path) -> None:
@@ -233,10 +233,10 @@ def test_a_bare_database_is_named_and_repaired(folder: Path, caplog: pytest.LogC
     harm(folder / META)
     assert records_in(folder) == []
     assert f"tvm-na records repair {folder}" in caplog.text
-    assert maintain.repair(folder) == 2
+    assert maintain.repair(folder) == (2, 0)
     about = [[(r.problem, r.formulation, r.digest) for r in found] for found in (before, records_in(folder))]
     assert about[0] == about[1]
-    assert maintain.repair(folder) == 0
+    assert maintain.repair(folder) == (0, 0)
 
 
 def test_repair_refuses_what_it_cannot_know(folder: Path, tmp_path: Path) -> None:
@@ -320,15 +320,21 @@ def test_merging_keeps_each_schedule_once_with_its_shortest_time(folder: Path, t
     edit_line(again, 1, lambda record: record[1].__setitem__(1, [0.25e-3]))
     commit_drawn(into, OTHER, (8,), formulation=0)
     known = {record.digest for record in [*records_in(folder), *records_in(into)]}
-    added = maintain.merge([folder, again], into)
-    assert added == len(records_in(into)) - 1
-    assert {record.digest for record in records_in(into)} == known
+    added, refused = maintain.merge([folder, again], into)
+    assert (added, refused) == (len(records_in(into)) - 1, [])
+    assert len({record.digest for record in records_in(into)}) == len(records_in(into)) == len(known)
     assert min(milliseconds(into)) == 0.25
     assert {record.problem for record in records_in(into)} == {PROBLEM, OTHER}
-    assert maintain.merge([again], into) == 0
+    assert all(record.is_compact for record in records_in(into))
+    assert maintain.merge([again], into) == (0, []) == maintain.merge([into], into)
     with pytest.raises(ValueError, match="required a folder of records"):
         maintain.merge([tmp_path / "none"], into)
-    assert len(by_tvm(into)) == len(known)
+
+
+def test_what_does_not_apply_is_told_and_not_merged(folder: Path, tmp_path: Path) -> None:
+    edit_line(folder, 2, lambda record: record[1][0][0].append(["Parallel", ["l1"], [], []]))
+    added, (refused,) = maintain.merge([folder], tmp_path / "into")
+    assert added == 4 and f"{folder / RECORDS}, line 2, {PROBLEM}: left out, its trace has Parallel" in refused
 
 
 def test_pruning_keeps_the_best_of_each_problem_and_number_of_threads(folder: Path) -> None:
@@ -339,44 +345,39 @@ def test_pruning_keeps_the_best_of_each_problem_and_number_of_threads(folder: Pa
     removed = maintain.prune(folder, 2)
     assert removed == planned
     assert [round(record.seconds * 1e3, 6) for record in removed.records] == [3]
-    assert (len(removed.workloads), removed.lines) == (1, 2)
+    assert removed.lines == 2
     assert milliseconds(folder) == [2, 1, 0.5]
-    assert len(by_tvm(folder)) == 3
-    assert len(read_lines(folder)[0]) == len(json.loads((folder / META).read_text(encoding="utf-8"))["workloads"]) == 1
+    assert {f.name for f in folder.iterdir()} == {COMPACT, META, ".lock"}
     assert not maintain.prune(folder, 2).records
 
 
-def test_pruning_renumbers_workloads(folder: Path) -> None:
+def test_what_was_pruned_is_tuned_further(folder: Path) -> None:
     maintain.prune(folder, 1, is_current=lambda record: record.problem == OTHER)
     (record,) = records_in(folder)
     assert (record.problem, record.line) == (OTHER, 1)
     commit_drawn(folder, PROBLEM, (9,))
-    assert [record.problem for record in records_in(folder)] == [OTHER, PROBLEM]
+    assert [record.problem for record in records_in(folder)] == [PROBLEM, OTHER]
+    assert len(by_tvm(folder)) == 1
     with pytest.raises(ValueError, match="keep: required"):
         maintain.prune(folder, 0)
 
 
-@pytest.mark.parametrize("step", range(5))
-def test_a_rewriting_that_is_cut_short_is_whole_all_the_same(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, step: int
-) -> None:
-    """Killed before its n-th rename, pruning has happened or it has not."""
-    original, renames = Path.replace, []
+@pytest.mark.parametrize("step", range(4))
+def test_a_pruning_that_is_cut_short_loses_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Killed before its n-th removal, what is kept is there, and the next one ends it."""
+    original, removals = Path.unlink, []
 
-    def replace(self: Path, target: Path) -> Path:
-        if len(renames) == step:
+    def unlink(self: Path, missing_ok: bool = False) -> None:
+        if len(removals) == step:
             raise KeyboardInterrupt
-        renames.append(target)
-        return original(self, target)
+        removals.append(self)
+        original(self, missing_ok)
 
-    before = records_in(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(database.Path, "replace", replace)
-        with pytest.raises(KeyboardInterrupt):
-            maintain.prune(folder, 1, is_current=lambda record: record.problem == OTHER)
-    expected = [r.digest for r in before if step < 2 or r.problem == OTHER]
-    assert [record.digest for record in records_in(folder)] == expected
-    assert len(by_tvm(folder)) == len(expected)  # a writer goes on where it was
-    assert [record.digest for record in records_in(folder)] == expected
-    assert data_files(folder) == (folder / WORKLOADS, folder / RECORDS)
-    assert sorted(f.name for f in folder.iterdir() if f.suffix == ".new") == []
+        patch.setattr(Path, "unlink", unlink)
+        with suppress(KeyboardInterrupt):
+            maintain.prune(folder, 1)
+    assert {0.5, 1, 4} <= set(milliseconds(folder))
+    maintain.prune(folder, 1)
+    assert sorted(milliseconds(folder)) == [0.5, 1, 4]
+    assert {f.name for f in folder.iterdir()} == {COMPACT, META, ".lock"}

@@ -14,14 +14,13 @@ from tvm.s_tir.schedule import Trace
 
 from tests.records.tuned import commit_drawn
 from tvm_na.problems.attention import NAProblem
-from tvm_na.records.files import shipped_folder
-from tvm_na.records.read import Record, records_in
+from tvm_na.records.read import records_in
+from tvm_na.records.record import Record
 from tvm_na.records.rejections import InapplicableError
-from tvm_na.records.replay import at_point, describe_record, point_of, recorded, replayed
-from tvm_na.records.trace import read_trace
+from tvm_na.records.replay import at_point, describe_record, point_of, replayed
 from tvm_na.schedules import spaces_for
 from tvm_na.schedules.base import Point
-from tvm_na.targets.target import detect_target, parse_target
+from tvm_na.targets.target import detect_target
 
 PROBLEM = NAProblem.make((9, 9), 3, 1, 8)
 LLVM = "define i32 @planted() { ret i32 1 }"
@@ -32,31 +31,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("records")
     commit_drawn(found, PROBLEM)
     return found
-
-
-def shipped() -> list[Record]:
-    """A shipped record of each kind of formulation and sketch."""
-    records = records_in(shipped_folder("llvm-x86-avx2"))
-    kinds = {
-        (type(r.problem), json.loads(r.formulation)["formulation"], read_trace(r.trace).sketch): r for r in records
-    }
-    assert len(records) == 80 and len(kinds) > 4
-    return list(kinds.values())
-
-
-@pytest.mark.parametrize("record", shipped(), ids=lambda record: record.digest)
-def test_what_a_record_says_is_what_its_trace_would_do(record: Record) -> None:
-    target = parse_target(record.target)
-    for space in spaces_for(record.problem, target):
-        for func in space.formulations(record.problem, target, 1):
-            if str(func.attrs["tvm_na.formulation"]) == record.formulation:
-                executed = s_tir.Schedule(tvm.IRModule({"main": func}))
-                Trace.apply_json_to_schedule(record.trace, executed)
-                made = recorded(record, space, func, target)
-                tvm.ir.assert_structural_equal(made.schedule.mod, executed.mod)
-                assert point_of(record, target) == Point(record.formulation, made.sketch, made.values)
-                return
-    pytest.fail("the formulation is gone")
 
 
 def instruction(trace: Any, kind: str) -> Any:

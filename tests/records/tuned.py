@@ -9,7 +9,8 @@ from typing import Any
 
 from tvm_na.problems.registry import Problem
 from tvm_na.records.checksums import begin_checksums
-from tvm_na.records.files import META, RECORDS
+from tvm_na.records.compact import with_checksum
+from tvm_na.records.files import COMPACT, META, RECORDS
 from tvm_na.records.write import TuningDatabase
 from tvm_na.schedules import spaces_for
 from tvm_na.schedules.base import Plan, Scheduled
@@ -62,3 +63,13 @@ def edit_line(folder: Path, number: int, change: Callable[[list[Any]], None]) ->
     lines[number - 1] = json.dumps(record)
     (folder / RECORDS).write_text("\n".join(lines) + "\n", encoding="utf-8")
     begin_checksums(folder, anew=True)
+
+
+def edit_compact(folder: Path, number: int, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change a compact record, a JSON object, as if it had been written so; ``number`` counts from 1."""
+    lines = (folder / COMPACT).read_bytes().splitlines()
+    record = json.loads(lines[number - 1])
+    change(record)
+    del record["checksum"]
+    lines[number - 1] = with_checksum(json.dumps(record).encode())
+    (folder / COMPACT).write_bytes(b"".join(line + b"\n" for line in lines))

@@ -15,7 +15,7 @@ from tvm_na.cli.common import console, records_folder, reports_errors, say, sect
 
 if TYPE_CHECKING:
     from tvm_na.records.maintain import Removed
-    from tvm_na.records.read import Record
+    from tvm_na.records.record import Record
     from tvm_na.tune.remeasure import Outcome
     from tvm_na.tune.verify import Verified
 
@@ -53,7 +53,7 @@ def _records(folders: Sequence[Path]) -> list[Record]:
 
 def _groups(records: Sequence[Record]) -> list[list[Record]]:
     """The records of each problem, number of threads, batch and folder, the fastest first."""
-    from tvm_na.records.read import grouped
+    from tvm_na.records.record import grouped
 
     groups = grouped(records, lambda record: (str(record.problem), record.threads, record.batch, record.folder))
     return [sorted(groups[key], key=lambda record: record.seconds) for key in sorted(groups)]
@@ -61,26 +61,40 @@ def _groups(records: Sequence[Record]) -> list[list[Record]]:
 
 @app.command("ls")
 @reports_errors
-def records_ls(folders: Folders = None) -> None:
-    """List the problems that were tuned: how often, the best time and its spread."""
+def records_ls(
+    folders: Folders = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Say what has changed since the best was measured. Needs TVM, and a while.")
+    ] = False,
+) -> None:
+    """List the problems that were tuned: how often, the best time, its spread, and what it gains over the default."""
     from rich.table import Table
 
     from tvm_na.measure.timing import format_time
+    from tvm_na.records.replay import change_since
 
     where, out = _folders(folders), console()
     groups = _groups(_records(where))
     batched = ["batch"] if any(records[0].batch > 1 for records in groups) else []
+    checked = ["since then"] if check else []
     for folder in where if groups else []:
-        columns = ("problem", "threads", *batched, "records", "best", "spread", "date")
+        columns = ("problem", "threads", *batched, "records", "best", "spread", "gain", "date", *checked)
         table = Table(*columns, title=str(folder), title_justify="left")
         for best, *others in groups:
             if best.folder == folder:
                 conditions = [best.threads, *([best.batch] if batched else []), 1 + len(others)]
-                figures = (format_time(best.seconds), f"{best.spread:.0%}", best.date[:10] or "?")
-                table.add_row(str(best.problem), *map(str, conditions), *figures)
+                figures = (format_time(best.seconds), f"{best.spread:.0%}", _gain(best), best.date[:10] or "?")
+                state = [change_since(best) or "ok"] if check else []
+                table.add_row(str(best.problem), *map(str, conditions), *figures, *state)
         out.print(table)
     if groups:
-        out.print("best: the median of its repeats; spread: their interquartile range over it")
+        out.print(
+            "best: the median of its repeats; spread: their interquartile range over it; gain: the default's over it"
+        )
+
+
+def _gain(record: Record) -> str:
+    return "?" if record.default_seconds is None else f"{record.default_seconds / record.seconds:.2f}x"
 
 
 @app.command("best")
@@ -93,7 +107,7 @@ def records_best(folders: Folders = None) -> None:
 
     for best, *_ in _groups(_records(_folders(folders))):
         conditions = describe_conditions(best.target, best.threads, best.batch)
-        rows: list[tuple[object, ...]] = [("record", f"{best.digest}, {best.folder}, line {best.line}")]
+        rows: list[tuple[object, ...]] = [("record", f"{best.digest}, {best.place}")]
         rows += [("" if number else "schedule", part) for number, part in enumerate(describe_record(best).split("; "))]
         section(f"{best.problem}, {conditions}: {format_time(best.seconds)}", rows)
 
@@ -104,13 +118,15 @@ def records_merge(
     sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Folders of records.")],
     into: Annotated[Path, typer.Option(help="Folder that gets them; created if it does not exist.")],
 ) -> None:
-    """Add the records of folders to another one. A schedule that it has already keeps its shortest time.
+    """Add the records of folders to another one, all of it compact. A schedule that it has keeps its shortest time.
 
     The tuner's journal is not merged, so that ``tvm-na report`` of the folder tells of its own sessions only.
     """
     from tvm_na.records.maintain import merge
 
-    added = merge(_folders(sources), into)
+    added, refused = merge(_folders(sources), into)
+    for what in refused:
+        warn(what)
     typer.echo(f"{added} records added to {into}")
 
 
@@ -120,17 +136,17 @@ def records_prune(
     folder: Folder = None,
     keep: Annotated[int, typer.Option(min=1, help="Records to keep of each problem and number of threads.")] = 3,
     stale: Annotated[
-        bool, typer.Option("--stale", help="Keep no record whose expression has changed since. Needs TVM.")
+        bool, typer.Option("--stale", help="Keep no record of a kernel that has changed since. Needs TVM.")
     ] = False,
     yes: options.Yes = False,
 ) -> None:
-    """Remove all but the fastest records, and workloads that none is left of."""
+    """Keep the fastest records alone, and these compact: what was decided and measured, without traces."""
     from tvm_na.records import maintain
 
     where = records_folder(folder)
     is_current = _is_current if stale else lambda record: True
     removed = maintain.prune(where, keep, is_current, dry_run=True)
-    if not (removed.records or removed.workloads or removed.lines):
+    if not (removed.records or removed.lines or maintain.is_tuners(where)):
         typer.echo(f"nothing to remove from {where}")
         return
     if not yes:
@@ -140,27 +156,32 @@ def records_prune(
 
 
 def _is_current(record: Record) -> bool:
-    from tvm_na.records.replay import workloads_of
-    from tvm_na.targets.target import parse_target
+    from tvm_na.records.replay import change_since
 
-    return record.workload in workloads_of(record.problem, parse_target(record.target))
+    return change_since(record) is None
 
 
 def _show_removed(removed: Removed, what: str) -> None:
+    for reason in removed.refused:
+        warn(reason)
     for problem, count in sorted(Counter(str(record.problem) for record in removed.records).items()):
         typer.echo(f"{problem}: {count} records {what}")
-    others = f"{len(removed.workloads)} workloads, {removed.lines} lines without a measurement"
-    typer.echo(f"in all {len(removed.records)} records, {others} {what}")
+    typer.echo(f"in all {len(removed.records)} records, {removed.lines} lines without a measurement {what}")
 
 
 @app.command("repair")
 @reports_errors
 def records_repair(folder: Folder = None) -> None:
-    """Find out what the records of a JSONDatabase without a meta.json are about. Needs TVM."""
+    """Take the records of a folder as they are, damaged, edited or of a kernel that was another one. Needs TVM.
+
+    Checksums are made anew. Of a JSONDatabase without a meta.json it is found out what its records are about; compact
+    records name the kernels that they mean now.
+    """
     from tvm_na.records.maintain import repair
 
     where = records_folder(folder)
-    typer.echo(f"{repair(where)} workloads of {where} are known now that were not")
+    known, renamed = repair(where)
+    typer.echo(f"{known} workloads of {where} are known now that were not, {renamed} records name another kernel")
 
 
 @app.command("verify")
@@ -201,10 +222,12 @@ def _show_verified(results: Sequence[Verified], threshold: float) -> None:
         about = (str(record.problem), str(record.threads), record.digest[:8], format_time(record.seconds))
         times = ("", "") if seconds is None else (format_time(seconds), f"{seconds / record.seconds:.2f}")
         style = "bold red" if result.is_bad(threshold) else None
-        table.add_row(*about, *times, result.failure or ("too slow" if style else "ok"), style=style)
+        table.add_row(*about, *times, result.failure or result.change or ("too slow" if style else "ok"), style=style)
     console().print(table)
     bad = sum(result.is_bad(threshold) for result in results)
-    console().print(f"{len(results)} measured, {bad} wrong, inapplicable or more than {threshold:g} times slower")
+    console().print(
+        f"{len(results)} measured, {bad} wrong, changed, inapplicable or more than {threshold:g} times slower"
+    )
 
 
 @app.command("remeasure")
@@ -217,7 +240,7 @@ def records_remeasure(
     output: Annotated[Path | None, typer.Option(help="JSON file to write the times to.")] = None,
     yes: options.Yes = False,
 ) -> None:
-    """Measure the fastest records of each problem, interleaved with the default; keep the winners, with these times.
+    """Measure the fastest records of each problem, in turns with the default; keep the winners with these times.
 
     Of many that are about as fast, the first is the one whose measurement erred the most; measured again, it is not.
     """
@@ -239,10 +262,10 @@ def records_remeasure(
         typer.echo(f"{outcome.problem}, threads {outcome.threads}{batch}: {gain}")
         for failure in outcome.failures:
             warn(failure)
-    remeasure.keep(where, outcomes, keep)
+    kept = remeasure.keep(where, outcomes, keep)
     if output is not None:
         output.write_text(json.dumps([_outcome(o) for o in outcomes], indent=1) + "\n", encoding="utf-8")
-    typer.echo(f"{sum(min(keep, len(o.records)) for o in outcomes)} records kept in {where}")
+    typer.echo(f"{kept} records kept in {where}")
 
 
 def _outcome(outcome: Outcome) -> dict[str, object]:

@@ -15,8 +15,8 @@ from tvm_na.problems.registry import Problem, problem_from_json
 from tvm_na.schedules.base import Point
 
 #: Names of files in a package: those of a manifest from elsewhere lead nowhere else.
-_FILE = re.compile(r"(kernels|records)/[0-9a-z]+\.(so|json)\.xz", re.ASCII)
-_DIGEST = re.compile("[0-9a-f]{64}")
+_FILE = re.compile(r"kernels/[0-9a-z]+\.so\.xz", re.ASCII)
+_DIGEST, _NAME = re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{16}")
 
 #: All values that each parameter of a point could have, in their order.
 Options: TypeAlias = tuple[tuple[int, ...], ...]
@@ -32,7 +32,6 @@ class PackagedWorkload:
         sketches: The names of its sketches, the default first.
         first: Whether it is the formulation that is built without records.
         hash: The structural hash of its IRModule with a batch of 1, decimal.
-        file: What records say of it, relative to the folder.
     """
 
     problem: Problem
@@ -41,7 +40,6 @@ class PackagedWorkload:
     sketches: tuple[str, ...]
     first: bool
     hash: str
-    file: str
 
     def to_row(self) -> dict[str, Any]:
         """It as JSON."""
@@ -50,10 +48,9 @@ class PackagedWorkload:
     @classmethod
     def of_row(cls, row: Any) -> PackagedWorkload:
         """What :meth:`to_row` wrote."""
-        text = {name: _text(row[name]) for name in ("space", "formulation", "hash", "file")}
+        text = {name: _text(row[name]) for name in ("space", "formulation", "hash")}
         if not text["hash"].isdecimal():
             raise ValueError(f"hash: required decimal digits, got {text['hash']!r}")
-        _check_file(text["file"])
         sketches = tuple(map(_text, row["sketches"]))
         return cls(problem_from_json(row["problem"]), sketches=sketches, first=_flag(row["first"]), **text)
 
@@ -91,7 +88,7 @@ class PackagedKernel:
         source: SHA-256 of the CUDA C++ that it was compiled from.
         resources: What it takes.
         options: Of the point's parameters.
-        trace: Its trace, relative to the folder.
+        name: What records call it (:func:`tvm_na.records.replay.kernel_name`).
     """
 
     file: str
@@ -103,11 +100,11 @@ class PackagedKernel:
     source: str
     resources: KernelResources
     options: Options = ()
-    trace: str = ""
+    name: str = ""
 
     def to_row(self, workload: int) -> dict[str, Any]:
         """It as JSON; ``workload`` is the number of its formulation."""
-        names = ("file", "sha256", "default", "source", "trace")
+        names = ("file", "sha256", "default", "source", "name")
         about = {name: getattr(self, name) for name in names}
         return {**_point_row(workload, self.point, self.options), **about, "resources": asdict(self.resources)}
 
@@ -115,13 +112,12 @@ class PackagedKernel:
     def of_row(cls, row: Any, workloads: Sequence[PackagedWorkload]) -> PackagedKernel:
         """What :meth:`to_row` wrote."""
         workload, point, options = _point_of(row, workloads)
-        for name in ("sha256", "source"):
-            if not _DIGEST.fullmatch(row[name]):
-                raise ValueError(f"{name}: required 64 hexadecimal digits, got {row[name]!r}")
+        for name, pattern in (("sha256", _DIGEST), ("source", _DIGEST), ("name", _NAME)):
+            if not pattern.fullmatch(row[name]):
+                raise ValueError(f"{name}: required hexadecimal digits, got {row[name]!r}")
         resources = KernelResources(**{name: _count(value) for name, value in row["resources"].items()})
-        file, trace = _check_file(row["file"]), _check_file(row["trace"])
-        about = (_flag(row["default"]), row["source"], resources, options, trace)
-        return cls(file, row["sha256"], workload.problem, workload.space, point, *about)
+        about = (_flag(row["default"]), row["source"], resources, options, row["name"])
+        return cls(_check_file(row["file"]), row["sha256"], workload.problem, workload.space, point, *about)
 
 
 @dataclass(frozen=True)
@@ -190,5 +186,5 @@ def _count(value: Any) -> int:
 
 def _check_file(name: Any) -> str:
     if not _FILE.fullmatch(_text(name)):
-        raise ValueError(f"file: required one in kernels/ or records/, got {name!r}")
+        raise ValueError(f"file: required one in kernels/, got {name!r}")
     return str(name)

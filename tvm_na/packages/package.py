@@ -1,6 +1,6 @@
 """A package: kernels of many points of search spaces, built before anything is measured, in one folder for one target.
 
-It is used where neither TVM nor a compiler is: what records need that only TVM can say lies beside the kernels.
+It is used where neither TVM nor a compiler is: what records need that only TVM can say is in the manifest.
 :mod:`tvm_na.packages.prebuild` makes one, :mod:`tvm_na.packages.measure` measures what is in it. Importing this imports
 neither TVM nor PyTorch.
 """
@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from tvm_na.packages.contents import KernelResources, Options, PackagedKernel, PackagedWorkload, RefusedPoint
 from tvm_na.problems.registry import Problem
@@ -34,10 +33,8 @@ __all__ = [
     "RefusedPoint",
 ]
 
-MANIFEST, KERNELS, RECORDS, RUNTIME = "manifest.json", "kernels", "records", "runtime"
-FORMAT = 1
-#: Bytes that a file of records may have: a trace has 50 kilobytes, a workload some more.
-_MOST_RECORD = 2**26
+MANIFEST, KERNELS, RUNTIME = "manifest.json", "kernels", "runtime"
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -150,18 +147,6 @@ class Package:
         Path(out.name).replace(file)
         return file
 
-    def record(self, file: str) -> Any:
-        """What lies in a file for records, as JSON: of a kernel its trace, of a formulation what records say of it.
-
-        Raises:
-            ValueError: it is missing or damaged.
-        """
-        packed = self.folder / file
-        try:
-            return json.loads(_unpacked(packed, _MOST_RECORD))
-        except MALFORMED as damage:
-            raise ValueError(f"package: required JSON in {packed}, got {in_short(damage)}") from damage
-
 
 def _unpacked(file: Path, most: int) -> bytes:
     """What a compressed file holds: at most so many bytes."""
@@ -175,23 +160,21 @@ def _unpacked(file: Path, most: int) -> bytes:
     return data
 
 
-def pack(folder: Path, room: str, kind: str, data: bytes) -> str:
-    """Write a file of a package, compressed, at once; its name in the package, by what it holds.
+def pack(folder: Path, data: bytes) -> str:
+    """Write the library of a kernel, compressed, at once; its name in the package, by what it holds.
 
     Points with the same code have the same file, whoever writes it.
 
     Args:
         folder: The package.
-        room: ``kernels`` or ``records``.
-        kind: ``so`` or ``json``.
         data: What it holds.
 
     Raises:
         OSError: it cannot be written.
     """
-    name = f"{room}/{hashlib.sha256(data).hexdigest()[:32]}.{kind}.xz"
-    (folder / room).mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder / room, prefix=".tmp-", delete=False) as out:
+    name = f"{KERNELS}/{hashlib.sha256(data).hexdigest()[:32]}.so.xz"
+    (folder / KERNELS).mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder / KERNELS, prefix=".tmp-", delete=False) as out:
         out.write(lzma.compress(data))
         out.flush()
         os.fsync(out.fileno())

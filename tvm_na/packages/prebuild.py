@@ -203,7 +203,7 @@ class _Build:
             self.state.problems += 1
             self._observe(self.state)
 
-        calls = [(problem, self.package.target, self.package.folder) for problem in new]
+        calls = [(problem, self.package.target) for problem in new]
         pool.run(describe, calls, _TIMEOUT, done, self.state.stopped)
 
     def _build(self, pool: workers.Pool, wave: Sequence[Wanted]) -> list[Wanted]:

@@ -1,9 +1,10 @@
-"""What was measured of a package, as tuning records: the same as the tuner's, written without TVM; and its kernels in
-the kernel cache, so that nothing is built where they are used."""
+"""What was measured of a package, as compact tuning records, written without TVM; and its kernels in the kernel cache,
+so that nothing is built where they are used."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,10 +12,11 @@ from typing import Any, TypeAlias
 from tvm_na import fingerprint
 from tvm_na.jit import cache
 from tvm_na.packages.package import RUNTIME, Package, PackagedKernel
-from tvm_na.records.files import writing
-from tvm_na.records.maintain import meta_of, rewrite
-from tvm_na.records.read import Record, as_canonical, records_in, schedule_digest
-from tvm_na.records.write import TuningDatabase
+from tvm_na.records.checks import checked_seconds
+from tvm_na.records.compact import write_compact
+from tvm_na.records.read import compact_records_in
+from tvm_na.records.record import Machine, Record
+from tvm_na.records.write import TuningDatabase, now
 from tvm_na.targets import cuda_arch
 from tvm_na.targets.target import host_machine
 
@@ -74,39 +76,55 @@ def write_records(
     with TuningDatabase(output, package.target) as database:
         if about is not None:
             database.begin_session(**about)
-        for kernel, run_secs in times:
-            workload = package.workload_of(kernel)
-            of_tvm = package.record(workload.file)
-            attrs = {"tvm_na.problem": kernel.problem.to_json(), "tvm_na.formulation": workload.formulation}
-            database.know(workload.hash, of_tvm["workload"], attrs)
-            described = (of_tvm["target"], of_tvm["arguments"], batch)
-            database.add(workload.hash, kernel.problem, package.record(kernel.trace), run_secs, *described)
+        machine = replace(database.machine, versions=tuple(package.versions.items()))
+        new = [_record(package, kernel, run_secs, batch, machine) for kernel, run_secs in times]
+        write_compact(
+            output, _kept([*compact_records_in(output), *new], {kernel.problem for kernel, _ in times}, batch)
+        )
         if about is not None:
             database.end_session(measured=len(times))
-    with writing(output):
-        records = records_in(output)
-        kept = _kept(records, {kernel.problem for kernel, _ in times}, batch)
-        if len(kept) < len(records):
-            rewrite(output, kept, meta_of(output))
+
+
+def _record(
+    package: Package, kernel: PackagedKernel, run_secs: Sequence[float], batch: int, machine: Machine
+) -> Record:
+    """The record of a kernel; ValueError where a time is not positive."""
+    versions = dict(package.versions)
+    return Record(
+        problem=kernel.problem,
+        formulation=kernel.point.formulation,
+        workload=package.workload_of(kernel).hash,
+        target=package.target.name,
+        threads=1,
+        run_secs=checked_seconds(run_secs),
+        file=Path(),
+        line=0,
+        sketch=kernel.point.sketch,
+        parameters=tuple(kernel.point.parameters.items()),
+        kernel=kernel.name,
+        tvm=tuple(version for name, version in versions.items() if name == "apache-tvm"),
+        date=now(),
+        batch=batch,
+        machine=machine,
+    )
 
 
 def _kept(records: Sequence[Record], problems: Iterable[object], batch: int) -> list[Record]:
     """The records but those that others came for later."""
-    renewed = [r for r in records if r.problem in problems and r.batch == batch]
-    last = {record.digest: record.line for record in renewed}
-    sure = {record.problem for record in renewed if len(record.run_secs) > 1}
+    renewed = {number: r for number, r in enumerate(records) if r.problem in problems and r.batch == batch}
+    last = {record.digest: number for number, record in renewed.items()}
+    sure = {record.problem for record in renewed.values() if len(record.run_secs) > 1}
     gone = {
-        record.line
-        for record in renewed
-        if record.line != last[record.digest] or (record.problem in sure and len(record.run_secs) == 1)
+        number
+        for number, record in renewed.items()
+        if number != last[record.digest] or (record.problem in sure and len(record.run_secs) == 1)
     }
-    return [record for record in records if record.line not in gone]
+    return [record for number, record in enumerate(records) if number not in gone]
 
 
 def digest_of(package: Package, kernel: PackagedKernel) -> str:
-    """What names the record of a kernel, as :attr:`tvm_na.records.read.Record.digest`."""
-    trace = as_canonical(package.record(kernel.trace))
-    return schedule_digest(package.workload_of(kernel).hash, trace, 1, package.target.name)
+    """What names the record of a kernel, as :attr:`tvm_na.records.record.Record.digest`."""
+    return _record(package, kernel, (1.0,), 1, Machine()).digest
 
 
 def install(package: Package, kernels: Iterable[PackagedKernel]) -> list[Path]:

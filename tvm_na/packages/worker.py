@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tvm_na.packages.contents import KernelResources, Options, PackagedKernel, PackagedWorkload, RefusedPoint
-from tvm_na.packages.package import KERNELS, RECORDS, pack
+from tvm_na.packages.package import pack
 from tvm_na.problems.registry import Problem
-from tvm_na.records.write import line_of
 from tvm_na.schedules.base import Parameter, Plan, Point
 from tvm_na.targets.target import NATarget
 from tvm_na.tune.builder import TOO_MUCH, compile_for_gpu
@@ -32,28 +31,22 @@ class Wanted:
         return self.workload.first and self.sketch == self.workload.sketches[0] and not self.begins
 
 
-def describe(problem: Problem, target: NATarget, folder: Path) -> list[PackagedWorkload]:
-    """The formulations of a problem; what records say of them is in ``folder`` when this returns."""
+def describe(problem: Problem, target: NATarget) -> list[PackagedWorkload]:
+    """The formulations of a problem."""
     import tvm
-    from tvm.s_tir.meta_schedule.database import Workload
 
-    from tvm_na.records.write import structural_hash, target_and_arguments
+    from tvm_na.records.write import structural_hash
     from tvm_na.tune.tasks import formulations_of
 
     found = []
     for number, formulation in enumerate(formulations_of(problem, target)):
-        module = tvm.IRModule({"main": formulation.func})
-        workload, key = Workload(module), structural_hash(module)
-        spec, arguments = target_and_arguments(workload, target.tvm_target(1))
-        about = {"workload": workload.as_json(), "target": spec, "arguments": arguments}
-        file = pack(folder, RECORDS, "json", line_of(about))
-        name, sketches = formulation.space.name, tuple(formulation.spaces)
-        found.append(PackagedWorkload(problem, name, formulation.text, sketches, number == 0, key, file))
+        key, sketches = structural_hash(tvm.IRModule({"main": formulation.func})), tuple(formulation.spaces)
+        found.append(PackagedWorkload(problem, formulation.space.name, formulation.text, sketches, number == 0, key))
     return found
 
 
 def build_point(wanted: Wanted, target: NATarget, folder: Path) -> PackagedKernel | RefusedPoint:
-    """Build a point of a search space, its library and trace into ``folder``."""
+    """Build a point of a search space, its library into ``folder``."""
     from tvm_na.cuda.limits import UnlaunchableError
 
     made: list[Parameter] = []
@@ -73,8 +66,7 @@ def _point(wanted: Wanted, made: list[Parameter]) -> tuple[Point, Options]:
 
 
 def _built(wanted: Wanted, target: NATarget, folder: Path, made: list[Parameter]) -> PackagedKernel:
-    from tvm_na.records.replay import with_formulation
-    from tvm_na.records.write import trace_as_json
+    from tvm_na.records.replay import kernel_name, with_formulation
 
     workload = wanted.workload
     space, func = with_formulation(workload.formulation, workload.problem, target, None)
@@ -86,7 +78,7 @@ def _built(wanted: Wanted, target: NATarget, folder: Path, made: list[Parameter]
     shared = max(library.sizes.static_shared, library.resources.shared_bytes) + library.sizes.dynamic_shared
     used = (library.resources.registers, library.resources.spill_bytes, library.sizes.threads, shared, len(data))
     return PackagedKernel(
-        file=pack(folder, KERNELS, "so", data),
+        file=pack(folder, data),
         sha256=hashlib.sha256(data).hexdigest(),
         problem=workload.problem,
         space=workload.space,
@@ -95,7 +87,7 @@ def _built(wanted: Wanted, target: NATarget, folder: Path, made: list[Parameter]
         source=hashlib.sha256(library.source.encode()).hexdigest(),
         resources=KernelResources(*used),
         options=options,
-        trace=pack(folder, RECORDS, "json", line_of(trace_as_json(scheduled.schedule.trace))),
+        name=kernel_name(scheduled.schedule.mod),
     )
 
 

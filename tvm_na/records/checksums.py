@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from tvm_na.records.files import CHECKSUMS, append, lines_of, read_lines, workload_hash, write_atomically
+from tvm_na.records.files import CHECKSUMS, RECORDS, WORKLOADS, append, lines_of, workload_hash, write_atomically
 
 
 def checksum_of(workload: str, line: bytes) -> str:
@@ -46,8 +46,8 @@ def begin_checksums(folder: Path, anew: bool = False) -> None:
         if not file.read_bytes().endswith(b"\n"):  # a writer was killed in the middle of one
             append(file, b"\n")
         return
-    workloads, lines = read_lines(folder)
-    found = (_checksum_in_place(workloads, line) for line in lines)
+    workloads = lines_of(folder / WORKLOADS)
+    found = (_checksum_in_place(workloads, line) for line in lines_of(folder / RECORDS))
     write_atomically(file, "".join(f"{checksum}\n" for checksum in found if checksum).encode())
 
 

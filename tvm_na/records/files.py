@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ _log = logging.getLogger(__name__)
 
 WORKLOADS, RECORDS, META = "database_workload.json", "database_tuning_record.json", "meta.json"
 CHECKSUMS = "checksums.txt"
-#: Suffix of files that are to replace the others, from the moment on that the records' one is there.
-NEW = ".new"
+#: Compact records, beside or in place of a JSONDatabase.
+COMPACT = "records.jsonl"
 _MOST_NAMED = 5  # damaged lines of a file that get a warning each
 #: What reading JSON raises that is torn, mistyped, huge or nested, whoever wrote it.
 MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError)
@@ -65,19 +65,10 @@ def shipped_folder(target_name: str) -> Path:
     return next((place for place in places if place.is_dir()), places[0]) / target_name
 
 
-def data_files(folder: Path) -> tuple[Path, Path]:
-    """The workloads file and the records file that count: those of a rewriting that was cut short win."""
-    workloads, records = folder / WORKLOADS, folder / RECORDS
-    new_workloads, new_records = folder / (WORKLOADS + NEW), folder / (RECORDS + NEW)
-    if not new_records.exists():
-        return workloads, records
-    return (new_workloads if new_workloads.exists() else workloads), new_records
-
-
 def file_stamp(folder: Path) -> tuple[Any, ...]:
     """What tells whether the folder's records changed: names, sizes, times of its files."""
     found = []
-    for name in (META, WORKLOADS, RECORDS, RECORDS + NEW, CHECKSUMS):
+    for name in (META, WORKLOADS, RECORDS, CHECKSUMS, COMPACT):
         try:
             about = os.stat(folder / name)
         except FileNotFoundError:
@@ -112,28 +103,9 @@ def workload_hash(line: bytes) -> str | None:
     return None if found is None or not line.rstrip().endswith(b"]") else found[1].decode()
 
 
-def read_lines(folder: Path) -> tuple[list[bytes], list[bytes]]:
-    """The lines of the workloads file and of the records file, which belong together; empty without files.
-
-    Raises:
-        OSError: they cannot be read.
-    """
-
-    def identity(file: Path) -> int | None:
-        return file.stat().st_ino if file.exists() else None
-
-    while True:
-        files = data_files(folder)
-        before = [identity(file) for file in files]
-        workloads, records = map(lines_of, files)
-        # A rewriting in between would leave us with the workloads of one and the records of the other.
-        if files == data_files(folder) and before == [identity(file) for file in files]:
-            return workloads, records
-
-
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Be the folder's only writer, after finishing what an earlier one did not; creates the folder.
+    """Be the folder's only writer; creates the folder.
 
     Raises:
         ValueError: another process writes to it.
@@ -147,7 +119,6 @@ def writing(folder: Path) -> Iterator[None]:
     except filelock.Timeout as error:
         raise ValueError(f"records: required a folder that nobody else writes to, got {folder}") from error
     try:
-        _finish_replacing(folder)
         yield
     finally:
         lock.release()
@@ -173,24 +144,6 @@ def write_atomically(file: Path, data: bytes) -> None:
     except OSError:  # no room
         temporary.unlink(missing_ok=True)
         raise
-
-
-def replace_files(folder: Path, workloads: Iterable[bytes], records: Iterable[bytes]) -> None:
-    """Replace both files of a JSONDatabase, given by their lines, at once: no reader sees one without the other."""
-    for name, lines in ((WORKLOADS, workloads), (RECORDS, records)):
-        write_atomically(folder / (name + NEW), b"".join(line + b"\n" for line in lines))
-    # From here on the new ones count (data_files); killed now, the next writer goes on.
-    _finish_replacing(folder)
-
-
-def _finish_replacing(folder: Path) -> None:
-    new_workloads, new_records = folder / (WORKLOADS + NEW), folder / (RECORDS + NEW)
-    if not new_records.exists():
-        new_workloads.unlink(missing_ok=True)
-        return
-    if new_workloads.exists():
-        new_workloads.replace(folder / WORKLOADS)
-    new_records.replace(folder / RECORDS)
 
 
 def indexes_dir() -> Path:

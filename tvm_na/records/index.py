@@ -19,16 +19,16 @@ from tvm_na.problems.registry import Problem, problem_from_json
 from tvm_na.records.files import file_stamp, indexes_dir, read_file
 
 if TYPE_CHECKING:
-    from tvm_na.records.read import Record
+    from tvm_na.records.record import Record
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 4
+_FORMAT = 5
 #: Records of a workload and number of threads that an index keeps. More than one, since one may not apply.
 _KEPT = 2
 
-#: By problem, as JSON: [[workload, formulation, versions of TVM, [[digest, threads, seconds, line, batch], ...]], ...]
-#: as JSON, of which a start needs one.
+#: By problem, as JSON: [[workload, formulation, versions of TVM, [[digest, threads, seconds, file, line, batch], ...]],
+#: ...] as JSON, of which a start needs one.
 _Index = dict[str, str]
 #: By folder: the stamp of its files, and its index.
 _loaded: dict[Path, tuple[tuple[Any, ...], _Index]] = {}
@@ -36,18 +36,25 @@ _warned: set[tuple[Path, object]] = set()
 
 
 class RecordRef(NamedTuple):
-    """What is known of a :class:`tvm_na.records.read.Record` without reading it, and whether it came with tvm_na."""
+    """What is known of a :class:`tvm_na.records.record.Record` without reading it, and whether it came with tvm_na."""
 
     digest: str
     threads: int
     seconds: float
+    file_name: str
     line: int
     batch: int
     workload: str
     formulation: str
     problem_json: str
     folder: Path
+    target: str
     shipped: bool
+
+    @property
+    def place(self) -> str:
+        """Where it lies, in words."""
+        return f"{self.folder / self.file_name}, line {self.line}"
 
     @property
     def seconds_per_sample(self) -> float:
@@ -64,7 +71,7 @@ class RecordRef(NamedTuple):
         from tvm_na.records.read import record_at, records_in
 
         try:
-            record = record_at(self.folder, self.line)
+            record = record_at(self.folder / self.file_name, self.line)
             if record is not None and record.digest == self.digest:
                 return record
             return next((r for r in records_in(self.folder) if r.digest == self.digest), None)
@@ -74,13 +81,13 @@ class RecordRef(NamedTuple):
 
 def ref_of(record: Record, shipped: bool) -> RecordRef:
     """The reference to a record that was read."""
-    about = (record.workload, record.formulation, record.problem.to_json(), record.folder, shipped)
+    about = (record.workload, record.formulation, record.problem.to_json(), record.folder, record.target, shipped)
     return RecordRef._make((*_row(record), *about))
 
 
-def _row(record: Record) -> tuple[str, int, float, int, int]:
+def _row(record: Record) -> tuple[str, int, float, str, int, int]:
     """What an index holds of a record, beside what it has in common with others of its workload."""
-    return record.digest, record.threads, record.seconds, record.line, record.batch
+    return record.digest, record.threads, record.seconds, record.file.name, record.line, record.batch
 
 
 class FolderIndex:
@@ -92,7 +99,7 @@ class FolderIndex:
         Records of another target are left out; so are those made with another version of apache-tvm than ``tvm``,
         with a warning, once.
         """
-        self.folder, self.shipped, self.tvm = folder, shipped, tvm
+        self.folder, self.target_name, self.shipped, self.tvm = folder, target_name, shipped, tvm
         self._rows = _index(folder, target_name)
 
     def problems(self) -> Iterable[str]:
@@ -108,7 +115,7 @@ class FolderIndex:
                 what = "%s: tuning records made with apache-tvm %s are skipped, this is %s"
                 _warn_once(self.folder, made, what, self.folder, made, self.tvm)
                 continue
-            about = (workload, formulation, problem, self.folder, self.shipped)
+            about = (workload, formulation, problem, self.folder, self.target_name, self.shipped)
             found += [RecordRef._make((*row, *about)) for row in rows]
         return found
 
@@ -157,18 +164,20 @@ def _digest(text: str) -> str:
 
 
 def _make(folder: Path, target_name: str) -> _Index:
-    from tvm_na.records.read import grouped, records_in  # not needed where an index is found
+    from tvm_na.records.read import records_in  # not needed where an index is found
+    from tvm_na.records.record import grouped
 
     records = records_in(folder)
     own = [record for record in records if record.target == target_name]
     if len(own) < len(records):
         _log.warning("%s: skipped %d records of other targets than %s", folder, len(records) - len(own), target_name)
     index: dict[str, list[Any]] = {}
-    for workload, group in grouped(own, lambda record: record.workload).items():
+    same_versions = grouped(own, lambda record: (record.problem, record.formulation, record.workload, record.tvm))
+    for (problem, formulation, workload, versions), group in same_versions.items():
         by_threads = grouped(group, lambda record: record.threads).values()
         best = [r for same in by_threads for r in sorted(same, key=lambda r: r.seconds_per_sample)[:_KEPT]]
-        about = [workload, group[0].formulation, list(group[0].tvm), [_row(record) for record in best]]
-        index.setdefault(group[0].problem.to_json(), []).append(about)
+        about = [workload, formulation, list(versions), [_row(record) for record in best]]
+        index.setdefault(problem.to_json(), []).append(about)
     return {problem: json.dumps(rows, separators=(",", ":")) for problem, rows in index.items()}
 
 

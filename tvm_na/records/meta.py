@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tvm_na import fingerprint
-from tvm_na.records.files import MALFORMED, META, in_short, read_file
+from tvm_na.records.files import MALFORMED, META, in_short, read_file, write_atomically
+from tvm_na.records.record import Machine
+from tvm_na.targets.target import NATarget
 
 FORMAT = 1
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -38,7 +43,7 @@ class Meta:
             for version in about.get("tvm", ()):
                 _check_kinds({"tvm": version}, tvm=str)
         for session in self.sessions:
-            _check_kinds(session)
+            _check_kinds(session, cpu=str, cores=int, gpu=str, versions=dict)
 
     def describe(self, workload: str, attrs: Any, date: str) -> None:
         """Note what a workload is, by the attributes of its PrimFunc, and that the TVM at hand knows it."""
@@ -48,17 +53,20 @@ class Meta:
         about["tvm"] = sorted({*about.get("tvm", ()), fingerprint.versions()["apache-tvm"]})
         about["date"] = date
 
-    def add(self, other: Meta) -> None:
-        """Take over the workloads and sessions of another folder."""
-        for key, about in other.workloads.items():
-            mine = self.workloads.setdefault(key, dict(about))
-            mine["tvm"] = sorted({*mine.get("tvm", ()), *about.get("tvm", ())})
-            mine["date"] = max(mine.get("date", ""), about.get("date", ""))
-        self.sessions += [session for session in other.sessions if session not in self.sessions]
-
     def to_json(self) -> str:
         """The text of ``meta.json``."""
         return json.dumps({"format": FORMAT, **vars(self)}, indent=1) + "\n"
+
+
+def machine_of(sessions: Sequence[Mapping[str, Any]]) -> Machine:
+    """The machine and the versions of sessions, as far as all of them say the same."""
+
+    def same(name: str, nothing: T) -> T:
+        first, *others = [session.get(name, nothing) for session in sessions] or [nothing]
+        return first if all(other == first for other in others) else nothing
+
+    versions = {str(name): str(version) for name, version in same("versions", {}).items()}
+    return Machine(same("cpu", ""), same("cores", 0), same("gpu", ""), tuple(versions.items()))
 
 
 def _check_kinds(given: Any, **kinds: type) -> None:
@@ -88,3 +96,20 @@ def read_meta(folder: Path) -> Meta | None:
         raise ValueError(
             f"records: required a meta.json of format {FORMAT}, got {file}: {in_short(damage)}"
         ) from damage
+
+
+def features_of(target: NATarget) -> dict[str, Any]:
+    """What of a target a schedule depends on, as ``meta.json`` has it."""
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in target.to_dict().items() if name != "name"}
+
+
+def check_meta(meta: Meta, folder: Path, target: NATarget) -> None:
+    """ValueError if ``folder``, which has ``meta``, holds records of another target than ``target``."""
+    if (meta.target, meta.features) != (target.name, features_of(target)):
+        got = meta.target if meta.target != target.name else f"other features, {meta.features}"
+        raise ValueError(f"records: required records of {target.name} in {folder}, got {got}")
+
+
+def write_meta(folder: Path, meta: Meta) -> None:
+    """Write ``meta.json``."""
+    write_atomically(folder / META, meta.to_json().encode())

@@ -77,8 +77,8 @@ class Rejections:
         own = ref.problem == self.problem
         _log.log(
             logging.WARNING if own else logging.INFO,
-            "tuning record %s (%s, line %d, %s) does not apply to %s: %s",
-            *(ref.digest, ref.folder, ref.line, ref.problem, self.problem, error),
+            "tuning record %s (%s, %s) does not apply to %s: %s",
+            *(ref.digest, ref.place, ref.problem, self.problem, error),
         )
         name = self._name(error.scope, ref)
         _rejected[name] = str(error)

@@ -1,19 +1,20 @@
 """A tuning record put on a function: on its own problem, or transferred to another (imports TVM).
 
-A record is data. The sketch and the values of the tunable parameters are read from its trace, and its search space
-schedules with them; no instruction of a trace is ever executed. Records are measured with a batch of 1, since
-MetaSchedule wants sizes; kernels are built with a symbolic batch. No schedule splits the batch, so that both have the
-same values.
+A record is data. A compact one has the sketch and the values of the tunable parameters; of another they are read from
+its trace. Its search space schedules with them; no instruction of a trace is ever executed. Records are measured with a
+batch of 1, since MetaSchedule wants sizes; kernels are built with a symbolic batch. No schedule splits the batch, so
+that both have the same values.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from tvm_na.problems.registry import Problem
-from tvm_na.records.read import Record
+from tvm_na.records.record import Record
 from tvm_na.records.rejections import InapplicableError, Scope
 from tvm_na.records.trace import read_trace
 from tvm_na.records.write import structural_hash, trace_as_json
@@ -31,11 +32,16 @@ def replayed(record: Record, problem: Problem, target: NATarget) -> Any:
     """The IRModule of ``problem`` scheduled as ``record`` says, with a symbolic batch.
 
     Raises:
-        InapplicableError: the expression is another than the one that was measured, or the record does not say what
-            its search space does.
+        InapplicableError: of a compact record a name or a value is no longer there; of another the expression is
+            another than the one that was measured, or the record does not say what its search space does.
     """
-    _measured(record, problem, target)
-    return recorded(record, *with_formulation(record.formulation, problem, target, None), target).schedule.mod
+    if not record.is_compact:
+        _measured(record, problem, target)
+        return recorded(record, *with_formulation(record.formulation, problem, target, None), target).schedule.mod
+    try:
+        return at_point(point_of(record, target), problem, target)
+    except InapplicableError as error:
+        raise InapplicableError(f"the search space has changed: {error}", error.scope) from error
 
 
 def at_point(point: Point, problem: Problem, target: NATarget) -> Any:
@@ -66,8 +72,10 @@ def point_of(record: Record, target: NATarget) -> Point:
     """What a record says: its formulation, sketch and tunable parameters.
 
     Raises:
-        InapplicableError: it does not apply to its own problem.
+        InapplicableError: it has a trace, and does not apply to its own problem.
     """
+    if record.parameters is not None:
+        return Point(record.formulation, record.sketch, dict(record.parameters))
     scheduled = recorded(record, *_measured(record, record.problem, target), target)
     return Point(record.formulation, scheduled.sketch, scheduled.values)
 
@@ -76,8 +84,10 @@ def recorded(record: Record, space: SearchSpace, func: Any, target: NATarget) ->
     """The schedule of ``func``, a function of ``space`` in the record's formulation, at the record's point.
 
     Raises:
-        InapplicableError: the record's trace says anything but what the space does there.
+        InapplicableError: there is no such point, or the record's trace says anything but what the space does there.
     """
+    if record.parameters is not None:
+        return _applied(space, func, target, Plan(record.sketch, exact=dict(record.parameters)))
     written = _tried(read_trace, record.trace)
     scheduled = _applied(space, func, target, Plan(written.sketch, exact=written.values))
     difference = written.difference(read_trace(trace_as_json(scheduled.schedule.trace)))
@@ -86,24 +96,52 @@ def recorded(record: Record, space: SearchSpace, func: Any, target: NATarget) ->
     return scheduled
 
 
+def kernel_name(mod: Any) -> str:
+    """What names a scheduled IRModule with a symbolic batch: 16 hex digits of its structural hash."""
+    return f"{int(structural_hash(mod)) % 2**64:016x}"
+
+
+def noted(record: Record) -> Record:
+    """A record as a compact one that names the expression and the kernel which it means now.
+
+    Raises:
+        InapplicableError: it does not apply to its own problem.
+    """
+    target = parse_target(record.target)
+    point = point_of(record, target)
+    _, func = with_formulation(point.formulation, record.problem, target, 1)
+    return replace(
+        record,
+        trace_json="",
+        sketch=point.sketch,
+        parameters=tuple(point.parameters.items()),
+        workload=structural_hash(_module(func)),
+        kernel=kernel_name(replayed(record, record.problem, target)),
+    )
+
+
+def change_since(record: Record) -> str | None:
+    """Why a record is no longer of the kernel that was measured, in words; None where it is."""
+    try:
+        module = replayed(record, record.problem, parse_target(record.target))
+    except InapplicableError as error:
+        return f"it no longer applies: {error}"
+    if record.is_compact and kernel_name(module) != record.kernel:
+        return "the kernel is another than the one measured; remeasure"
+    return None
+
+
 def describe_record(record: Record) -> str:
-    """What people read of a record's schedule; where it no longer applies, of its formulation, and why not."""
+    """What people read of a record's schedule, and what has changed since it was measured."""
     from tvm_na.schedules.describe import describe
 
     try:
         point = point_of(record, parse_target(record.target))
-    except InapplicableError as error:
-        return "; ".join([*describe(record.formulation), f"it no longer applies: {error}"])
-    return "; ".join(describe(record.formulation, point.sketch, point.parameters))
-
-
-def workloads_of(problem: Problem, target: NATarget) -> dict[str, str]:
-    """The workloads that a problem has now: formulation by structural hash."""
-    return {
-        structural_hash(_module(func)): formulation_of(func)
-        for space in spaces_for(problem, target)
-        for func in _formulations(space, problem, target, 1)
-    }
+        said = describe(record.formulation, point.sketch, point.parameters)
+    except InapplicableError:
+        said = describe(record.formulation)
+    change = change_since(record)
+    return "; ".join([*said, *([] if change is None else [change])])
 
 
 # Several records are tried one after the other, and expressions take longer to make than anything else here.

@@ -17,7 +17,7 @@ from tvm_na.records.rejections import InapplicableError, Rejections
 from tvm_na.targets.target import NATarget
 
 if TYPE_CHECKING:
-    from tvm_na.records.read import Record
+    from tvm_na.records.record import Record
 
 #: The largest :meth:`tvm_na.problems.base.Problem.distance` at which a record is transferred.
 FARTHEST = 6.0

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,10 +15,12 @@ from typing import Any
 
 from tvm_na import fingerprint, settings
 from tvm_na.problems.registry import Problem, problem_from_json
+from tvm_na.records.checks import checked_seconds
 from tvm_na.records.checksums import add_checksums, begin_checksums, checksum_of
-from tvm_na.records.files import META, RECORDS, WORKLOADS, append, lines_of, workload_hash, write_atomically, writing
-from tvm_na.records.meta import Meta, read_meta
+from tvm_na.records.files import RECORDS, WORKLOADS, append, lines_of, workload_hash, write_atomically, writing
+from tvm_na.records.meta import Meta, check_meta, features_of, machine_of, read_meta, write_meta
 from tvm_na.records.read import parse_line
+from tvm_na.records.record import Machine
 from tvm_na.targets.target import NATarget, cpu_name
 
 _log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def trace_as_json(trace: Any) -> Any:
     return json.loads(json.dumps(trace.as_json(), default=lambda number: number.value))
 
 
-def target_and_arguments(workload: Any, target: Any, args_info: Any = None) -> tuple[Any, Any]:
+def _target_and_arguments(workload: Any, target: Any, args_info: Any = None) -> tuple[Any, Any]:
     """TVM's target, and MetaSchedule's description of a workload's arguments, as records have them (imports TVM)."""
     from tvm.s_tir.meta_schedule.arg_info import ArgInfo
     from tvm.s_tir.meta_schedule.database import TuningRecord
@@ -57,23 +58,6 @@ def target_and_arguments(workload: Any, target: Any, args_info: Any = None) -> t
     # All but the trace, which TVM does not always get into JSON.
     _, _, spec, arguments = TuningRecord(Trace([], {}), workload, [1.0], target, args_info).as_json()
     return spec, arguments
-
-
-def features_of(target: NATarget) -> dict[str, Any]:
-    """What of a target a schedule depends on, as ``meta.json`` has it."""
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in target.to_dict().items() if name != "name"}
-
-
-def check_meta(meta: Meta, folder: Path, target: NATarget) -> None:
-    """ValueError if ``folder``, which has ``meta``, holds records of another target than ``target``."""
-    if (meta.target, meta.features) != (target.name, features_of(target)):
-        got = meta.target if meta.target != target.name else f"other features, {meta.features}"
-        raise ValueError(f"records: required records of {target.name} in {folder}, got {got}")
-
-
-def write_meta(folder: Path, meta: Meta) -> None:
-    """Write ``meta.json``."""
-    write_atomically(folder / META, meta.to_json().encode())
 
 
 def _cut_off_torn_lines(folder: Path) -> None:
@@ -113,13 +97,6 @@ def _is_whole(line: bytes, workloads: int) -> bool:
         return 0 <= parse_line(line)[0] < workloads
     except ValueError:
         return False
-
-
-def _checked(run_secs: Sequence[float]) -> list[float]:
-    seconds = [float(s) for s in run_secs]
-    if not seconds or not all(s > 0 and math.isfinite(s) for s in seconds):
-        raise ValueError(f"run_secs: required seconds > 0, got {seconds}")
-    return seconds
 
 
 def _set_batch(arguments: list[Any], problem: Problem, batch: int) -> None:
@@ -172,23 +149,13 @@ class TuningDatabase:
         """
         from tvm.s_tir.meta_schedule.database import Workload
 
-        workload = Workload(mod)
-        self.know(structural_hash(mod), workload.as_json(), mod["main"].attrs)
-        return workload
-
-    def know(self, key: str, workload: Any, attrs: Mapping[str, Any]) -> None:
-        """Have a workload known by its structural hash, without TVM.
-
-        Args:
-            key: The hash.
-            workload: MetaSchedule's Workload as JSON.
-            attrs: With the attributes ``tvm_na.problem`` and ``tvm_na.formulation`` of its "main".
-        """
+        workload, key = Workload(mod), structural_hash(mod)
         if key not in self._numbers:
-            append(self.folder / WORKLOADS, line_of(workload) + b"\n")
+            append(self.folder / WORKLOADS, line_of(workload.as_json()) + b"\n")
             self._numbers[key] = len(self._numbers)
-        self._meta.describe(key, attrs, now())
+        self._meta.describe(key, mod["main"].attrs, now())
         write_meta(self.folder, self._meta)
+        return workload
 
     def commit(
         self,
@@ -207,41 +174,20 @@ class TuningDatabase:
         Raises:
             ValueError: a time is not positive and finite, or there is none.
         """
-        seconds = _checked(run_secs)
+        seconds = list(checked_seconds(run_secs))
         problem = problem_from_json(str(workload.mod["main"].attrs["tvm_na.problem"]))
-        spec, arguments = target_and_arguments(workload, self.target.tvm_target(threads), args_info)
-        key = structural_hash(workload.mod)
-        self.add(key, problem, trace_as_json(trace), seconds, spec, arguments, batch)
-
-    def add(
-        self,
-        key: str,
-        problem: Problem,
-        trace: Any,
-        run_secs: Sequence[float],
-        spec: Any,
-        arguments: Any,
-        batch: int,
-    ) -> None:
-        """:meth:`commit` without TVM, of a workload of :meth:`know`.
-
-        Args:
-            key: The workload's structural hash.
-            problem: The workload's problem.
-            trace: As :func:`trace_as_json` has it.
-            run_secs: As for :meth:`commit`.
-            spec, arguments: As :func:`target_and_arguments` has them, with a batch of 1.
-            batch: The batch that was measured.
-
-        Raises:
-            ValueError: as :meth:`commit`.
-        """
-        seconds = _checked(run_secs)
+        spec, arguments = _target_and_arguments(workload, self.target.tvm_target(threads), args_info)
         arguments = [[kind, dtype, list(shape)] for kind, dtype, shape in arguments]
         _set_batch(arguments, problem, batch)
-        line = line_of([self._numbers[key], [trace, seconds, spec, arguments]])
+        key = structural_hash(workload.mod)
+        line = line_of([self._numbers[key], [trace_as_json(trace), seconds, spec, arguments]])
         add_checksums(self.folder, [checksum_of(key, line)])
         append(self.folder / RECORDS, line + b"\n")
+
+    @property
+    def machine(self) -> Machine:
+        """Where the last session measured."""
+        return machine_of(self._meta.sessions[-1:])
 
     def begin_session(self, **facts: Any) -> int:
         """Note in ``meta.json`` that tuning begins: date, machine, versions and ``facts``; its number, from 0."""

@@ -17,9 +17,11 @@ import numpy as np
 
 from tvm_na.problems.registry import Problem, problem_from_json
 from tvm_na.records.files import MALFORMED, in_short
+from tvm_na.records.maintain import target_of
 from tvm_na.records.meta import read_meta
-from tvm_na.records.read import Record, records_in
-from tvm_na.targets.target import NATarget, parse_target
+from tvm_na.records.read import records_in
+from tvm_na.records.record import Record
+from tvm_na.targets.target import NATarget
 from tvm_na.tune.tasks import formulations_of
 from tvm_na.tune.trial_log import TRIAL_LOG, Trial, point, trials_in
 
@@ -162,8 +164,10 @@ class ReportData:
 
     @property
     def cpus(self) -> tuple[str, ...]:
-        """The CPUs on which its sessions ran."""
-        return tuple(dict.fromkeys(str(session.get("cpu") or "an unknown CPU") for session in self.sessions))
+        """The CPUs on which its sessions ran, or compact records were measured."""
+        compact = [record for task in self.tasks for record in task.records if record.is_compact]
+        named = [session.get("cpu") for session in self.sessions] + [record.machine.cpu for record in compact]
+        return tuple(dict.fromkeys(str(cpu or "an unknown CPU") for cpu in named))
 
     @property
     def gain(self) -> float | None:
@@ -180,9 +184,9 @@ def load(folder: Path) -> ReportData:
     """
     meta = read_meta(folder)
     records, trials = records_in(folder), _trials(folder)
-    if meta is None or not (records or trials):
+    if not (records or (trials and meta is not None)):
         raise ValueError(f"records: required a folder with tuning records, got {folder} without any")
-    target = parse_target(meta.target)
+    target = target_of(folder)
     problems = list(dict.fromkeys([*(problem for problem, _ in trials), *(r.problem for r in records)]))
     names, common = short_names(problems)
     tasks = []
@@ -193,11 +197,13 @@ def load(folder: Path) -> ReportData:
         conditions = {(t.threads, t.batch) for t in own_trials} | {(r.threads, r.batch) for r in own_records}
         for threads, batch in sorted(conditions):
             tried = tuple(t for t in own_trials if (t.threads, t.batch) == (threads, batch))
-            seconds = [t.seconds for t in tried if t.seconds is not None and t.point == default]
             measured = tuple(r for r in own_records if (r.threads, r.batch) == (threads, batch))
+            seconds = [t.seconds for t in tried if t.seconds is not None and t.point == default]
+            seconds += [record.default_seconds for record in measured if record.default_seconds is not None]
             full = name if batch == 1 else f"{name}, batch {batch}"
             tasks.append(Task(problem, threads, full, measured, tried, min(seconds, default=None), batch))
-    return ReportData(folder, target, tuple(tasks), common, tuple(meta.sessions), (folder / TRIAL_LOG).exists())
+    sessions = () if meta is None else tuple(meta.sessions)
+    return ReportData(folder, target, tuple(tasks), common, sessions, (folder / TRIAL_LOG).exists())
 
 
 def _trials(folder: Path) -> list[tuple[Problem, Trial]]:

@@ -11,18 +11,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
+from tvm_na import fingerprint, settings
 from tvm_na.jit import build
 from tvm_na.measure.clocks import clock_of
 from tvm_na.measure.local import Conditions, Kernel, Measured, checked_call
 from tvm_na.measure.timing import measure
 from tvm_na.problems.registry import Problem
 from tvm_na.records.files import writing
-from tvm_na.records.maintain import best_of, meta_of, rewrite
-from tvm_na.records.read import Record, grouped, records_in
+from tvm_na.records.maintain import keep_compact
+from tvm_na.records.read import records_in
+from tvm_na.records.record import Machine, Record, best_of, grouped
 from tvm_na.records.rejections import InapplicableError
+from tvm_na.records.replay import noted
 from tvm_na.records.select import Selection
+from tvm_na.records.write import now
 from tvm_na.reference.case import WrongNumbers
-from tvm_na.targets.target import NATarget, parse_target
+from tvm_na.targets.target import NATarget, cpu_name, parse_target
 from tvm_na.tune.tasks import formulations_of
 from tvm_na.tune.verify import check_measurable, running_on
 
@@ -110,13 +114,29 @@ def _call(kernel: build.Kernel, batch: int, conditions: Conditions, formulation:
         raise ValueError(f"wrong numbers: {error}") from error
 
 
-def keep(folder: Path, outcomes: Sequence[Outcome], count: int) -> None:
-    """Leave only the ``count`` fastest records of each outcome in ``folder``, with these times.
+def keep(folder: Path, outcomes: Sequence[Outcome], count: int) -> int:
+    """Leave only the ``count`` fastest records of each outcome in ``folder``, compact, with these times.
+
+    Returns:
+        How many there are now.
 
     Raises:
-        ValueError: there is no meta.json, or another process writes to the folder.
+        ValueError: another process writes to the folder.
     """
-    meta = meta_of(folder)
+    machine = Machine(cpu_name(), settings.available_cores(), "", tuple(fingerprint.versions().items()))
+    tvm = (fingerprint.versions()["apache-tvm"],)
+    kept = [
+        replace(
+            noted(record),
+            run_secs=seconds,
+            default_seconds=median(outcome.default),
+            date=now(),
+            tvm=tvm,
+            machine=replace(machine, gpu=record.machine.gpu),
+        )
+        for outcome in outcomes
+        for record, seconds in outcome.records[:count]
+    ]
     with writing(folder):
-        fastest = [pair for outcome in outcomes for pair in outcome.records[:count]]
-        rewrite(folder, [replace(record, run_secs=seconds) for record, seconds in fastest], meta)
+        keep_compact(folder, kept)
+    return len(kept)

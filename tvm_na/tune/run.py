@@ -21,8 +21,9 @@ from tvm_na.cuda import toolchain
 from tvm_na.measure import worker_pool as workers
 from tvm_na.measure.devices import Device, LocalDevice
 from tvm_na.measure.local import Conditions
-from tvm_na.records.files import RECORDS, user_folder
-from tvm_na.records.read import Record, grouped, records_in
+from tvm_na.records.files import user_folder
+from tvm_na.records.read import records_in
+from tvm_na.records.record import Record
 from tvm_na.records.rejections import InapplicableError
 from tvm_na.records.replay import recorded
 from tvm_na.records.write import TuningDatabase, structural_hash
@@ -216,9 +217,11 @@ def _recall(session: Session, slots: Sequence[Slot], records: Sequence[Record], 
         session.known[(problem, *trial.point)] = trial.seconds
         note(slot.problem, slot.state, trial.seconds, trial.failure)
     conditions = session.options.threads, slots[0].problem.batch
-    own = grouped((r for r in records if (r.threads, r.batch) == conditions), lambda record: record.workload)
+    own = [r for r in records if r.problem == problem and (r.threads, r.batch) == conditions]
     for slot in slots:
-        for record in sorted(own.get(slot.hash, ()), key=lambda record: record.seconds)[:_RECALLED]:
+        # A trace is of one expression; names are of any.
+        usable = [r for r in own if r.formulation == slot.state.text and (r.is_compact or r.workload == slot.hash)]
+        for record in sorted(usable, key=lambda record: record.seconds)[:_RECALLED]:
             _recall_record(session, slot, record)
         default = candidate_of(slot, slot.formulation.default.schedule)
         slot.state.default = session.known.get((problem, *default.point))
@@ -230,7 +233,7 @@ def _recall_record(session: Session, slot: Slot, record: Record) -> None:
     try:
         scheduled = recorded(record, formulation.space, formulation.func, session.database.target)
     except InapplicableError as error:
-        _log.warning("%s, line %d: skipped, %s", record.folder / RECORDS, record.line, error)
+        _log.warning("%s: skipped, %s", record.place, error)
         return
     candidate = candidate_of(slot, scheduled.schedule)
     session.remember(slot, scheduled.schedule.trace, record.seconds, candidate.args_info)

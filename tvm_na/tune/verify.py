@@ -14,24 +14,29 @@ from tvm_na.jit import build
 from tvm_na.measure.devices import LocalDevice
 from tvm_na.measure.timing import require_extra
 from tvm_na.measure.worker_pool import Last
-from tvm_na.records.maintain import best_of
-from tvm_na.records.read import Record
+from tvm_na.records.record import Record, best_of
 from tvm_na.records.rejections import InapplicableError
+from tvm_na.records.replay import change_since
 from tvm_na.records.select import Selection
 from tvm_na.targets.target import NATarget, parse_target
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What became of a record: the median of its repeats now, or why it could not be measured."""
+    """What became of a record: the median of its repeats now, or why it could not be measured.
+
+    Attributes:
+        change: Why its kernel is not the one that was recorded; None where it is.
+    """
 
     record: Record
     seconds: float | None
     failure: str = ""
+    change: str | None = None
 
     def is_bad(self, threshold: float) -> bool:
-        """Whether it failed, or takes more than ``threshold`` times as long as was recorded."""
-        return self.seconds is None or self.seconds > threshold * self.record.seconds
+        """Whether it failed, is of another kernel, or takes more than ``threshold`` times as long as was recorded."""
+        return self.seconds is None or self.change is not None or self.seconds > threshold * self.record.seconds
 
 
 def draw(records: Sequence[Record], target: NATarget, count: int, seed: int) -> tuple[list[Record], int]:
@@ -87,7 +92,7 @@ def verify(record: Record) -> Verified:
         measured = measured.value
     if measured.failure is not None:
         return Verified(record, None, f"{measured.failure}: {measured.message}")
-    return Verified(record, statistics.median(measured.run_secs))
+    return Verified(record, statistics.median(measured.run_secs), change=change_since(record))
 
 
 @contextmanager
