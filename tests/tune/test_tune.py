@@ -23,6 +23,7 @@ from tests.tune.runs import FakeBuilder, FakeDevice, run
 from tvm_na.measure.local import Kernel, Measured
 from tvm_na.measure.worker_pool import Outcome
 from tvm_na.problems.attention import NAProblem
+from tvm_na.records import meta as records_meta
 from tvm_na.records import write as records_write
 from tvm_na.records.files import META
 from tvm_na.records.meta import read_meta
@@ -333,7 +334,7 @@ def test_an_error_of_ours_comes_through_the_search(tmp_path: Path, invented: Any
 
 
 @pytest.mark.parametrize(
-    ("owner", "name"), [(records_write, "append"), (records_write, "write_atomically"), (TrialLog, "write")]
+    ("owner", "name"), [(records_write, "append"), (records_meta, "write_atomically"), (TrialLog, "write")]
 )
 def test_a_full_disk_is_a_sentence(
     tmp_path: Path, invented: Any, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str

@@ -65,8 +65,9 @@ def machine_of(sessions: Sequence[Mapping[str, Any]]) -> Machine:
         first, *others = [session.get(name, nothing) for session in sessions] or [nothing]
         return first if all(other == first for other in others) else nothing
 
-    versions = {str(name): str(version) for name, version in same("versions", {}).items()}
-    return Machine(same("cpu", ""), same("cores", 0), same("gpu", ""), tuple(versions.items()))
+    versions: dict[str, Any] = same("versions", {})
+    as_texts = tuple((name, str(version)) for name, version in versions.items())
+    return Machine(same("cpu", ""), same("cores", 0), same("gpu", ""), as_texts)
 
 
 def _check_kinds(given: Any, **kinds: type) -> None:
