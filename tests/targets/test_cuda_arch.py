@@ -264,7 +264,7 @@ def test_info_lists_devices_and_the_compiler(devices: Devices, monkeypatch: pyte
 
 def test_threads_play_no_role_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(select, "_near", lambda problem, folders, threads: asked.append(threads) or [])
+    monkeypatch.setattr(select, "_near", lambda *arguments: asked.append(arguments[-1]) or [])
     select.select(PROBLEM, parse_target("cuda-sm_90"), threads=7)
     select.select(PROBLEM, detect_target(), threads=7)
     assert asked == [1, 7]

@@ -44,7 +44,7 @@ class Rejections:
     """The records that do not apply to one problem on one target."""
 
     def __init__(self, problem: Problem, target: NATarget) -> None:
-        self.problem = problem
+        self.problem, self._target = problem, target.name
         self._context = fingerprint.context_digest(target)[:16]
         self._pair = fingerprint.digest_of(problem.to_json(), self._context)[:16]
         try:
@@ -57,7 +57,8 @@ class Rejections:
             return f"{self._pair}-{ref.digest}"
         if scope == "workload":
             return f"{self._context}-{ref.workload}"
-        return f"{self._pair}-{hashlib.sha256(ref.formulation.encode()).hexdigest()[:17]}"
+        # What another level calls so may still have its like here.
+        return f"{self._pair}-{hashlib.sha256(f'{ref.target} {ref.formulation}'.encode()).hexdigest()[:17]}"
 
     def reason(self, ref: RecordRef) -> str | None:
         """Why a record does not apply; None where nothing is known against it."""
@@ -74,7 +75,7 @@ class Rejections:
 
         Logs that, as a warning where it is a record of the problem itself.
         """
-        own = ref.problem == self.problem
+        own = (ref.problem, ref.target) == (self.problem, self._target)
         _log.log(
             logging.WARNING if own else logging.INFO,
             "tuning record %s (%s, %s) does not apply to %s: %s",

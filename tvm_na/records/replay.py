@@ -9,8 +9,10 @@ that both have the same values.
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from math import log2
 from typing import Any
 
 from tvm_na.problems.registry import Problem
@@ -55,14 +57,17 @@ def at_point(point: Point, problem: Problem, target: NATarget) -> Any:
 
 
 def transferred(record: Record, problem: Problem, target: NATarget) -> Any:
-    """The IRModule of ``problem``, scheduled with the parameters of the record of another one.
+    """The IRModule of ``problem``, scheduled with the parameters of the record of another one, or of another level.
 
     Raises:
         InapplicableError: its formulation or sketch is none of those of ``problem``, or it does not apply to
             its own problem.
     """
-    space, func = with_formulation(record.formulation, problem, target, None)
-    point = point_of(record, target)
+    if record.target == target.name:
+        space, func = with_formulation(record.formulation, problem, target, None)
+    else:
+        space, func = _nearest_formulation(record.formulation, problem, target)
+    point = point_of(record, parse_target(record.target))
     if point.sketch not in space.sketches(func, target):
         raise InapplicableError(f"{problem} has no sketch {point.sketch!r}")
     return _applied(space, func, target, Plan(point.sketch, like=point.parameters)).schedule.mod
@@ -163,6 +168,34 @@ def with_formulation(
             if formulation_of(func) == formulation:
                 return space, func
     raise InapplicableError(f"{problem} has no formulation {formulation}", scope)
+
+
+def _nearest_formulation(formulation: str, problem: Problem, target: NATarget) -> tuple[SearchSpace, Any]:
+    """The PrimFunc of ``problem`` whose formulation is the most like one of another level, and its space.
+
+    Its vectors count first, which another level may have longer or shorter, then the other fields.
+
+    Raises:
+        InapplicableError: none has its name.
+    """
+    wanted: dict[str, Any] = _tried(lambda: dict(json.loads(formulation)))
+
+    def distance(found: tuple[SearchSpace, Any]) -> tuple[float, float]:
+        fields = json.loads(formulation_of(found[1]))
+        numbers = [(name, value) for name, value in fields.items() if name != "formulation"]
+        far = {name: abs(log2((1 + value) / (1 + wanted.get(name, 0)))) for name, value in numbers}
+        return far.pop("vector", 0.0), sum(far.values())
+
+    same = [
+        (space, func)
+        for space in spaces_for(problem, target)
+        for func in _formulations(space, problem, target, None)
+        if json.loads(formulation_of(func))["formulation"] == wanted.get("formulation")
+    ]
+    if not same:
+        raise InapplicableError(f"{problem} has no formulation {formulation}", "formulation")
+    nearest: tuple[SearchSpace, Any] = _tried(lambda: min(same, key=distance))
+    return nearest
 
 
 def _measured(record: Record, problem: Problem, target: NATarget) -> tuple[SearchSpace, Any]:

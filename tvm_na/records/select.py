@@ -14,13 +14,17 @@ from tvm_na.problems.registry import Problem, problem_from_json
 from tvm_na.records.files import shipped_folder, user_folder
 from tvm_na.records.index import FolderIndex, RecordRef, ref_of
 from tvm_na.records.rejections import InapplicableError, Rejections
-from tvm_na.targets.target import NATarget
+from tvm_na.targets.target import NATarget, other_levels, parse_target
 
 if TYPE_CHECKING:
     from tvm_na.records.record import Record
 
 #: The largest :meth:`tvm_na.problems.base.Problem.distance` at which a record is transferred.
 FARTHEST = 6.0
+
+#: By how much a record of another level of the instruction set is further away: its vectors are as long or shorter
+#: (which the target has too), or longer.
+OTHER_LEVEL, WIDER_LEVEL = 1.0, 2.0
 
 # From how many problems records are transferred at most, the nearest first.
 _NEIGHBORS = 8
@@ -32,7 +36,8 @@ class Selection(NamedTuple):
     """A schedule for a problem.
 
     Attributes:
-        kind: ``record`` of the problem itself, record of the ``nearest`` problem, or the ``default``.
+        kind: ``record`` of the problem itself, record of the ``nearest`` problem or of this one on another level of the
+            instruction set, or the ``default``.
         record: Which one; None for the default.
         reason: Why, in words.
         skipped: Which of the problem's records were rejected before, and why, in words.
@@ -89,7 +94,8 @@ def candidates(
 ) -> Iterator[Selection]:
     """Schedules for a problem, the preferred first: records of it, of near problems, and last the default.
 
-    The user's records come before the shipped ones, records of as many threads before others, then the fastest.
+    The user's records come before the shipped ones, records of as many threads before others, then the fastest. Those
+    of other levels of the instruction set are among the near ones, at a distance of their own.
     """
     mode = settings.records_mode() if mode is None else settings.check_records_mode("records", mode)
     if target.kind == "cuda":
@@ -99,8 +105,10 @@ def candidates(
     for folder in folders:
         for ref in _preferred(folder.refs(problem.to_json()), threads):
             yield Selection("record", ref, _reason(ref, threads, target))
-    for far, ref in _near(problem, folders, threads):
-        yield Selection("nearest", ref, f"no usable record for this problem; distance {far:.2g}")
+    others = [folder for level in other_levels(target) for folder in _folders(level, mode)]
+    for far, ref in _near(problem, target, [*folders, *others], threads):
+        whence = "" if ref.target == target.name else f"from {ref.target}, "
+        yield Selection("nearest", ref, f"{whence}no usable record for this problem; distance {far:.2g}")
     if mode == "off":
         reason = "tuning records are switched off"
     elif not any(folder.problems() for folder in folders):
@@ -143,20 +151,32 @@ def _folders(target: NATarget, mode: str) -> list[FolderIndex]:
     return folders
 
 
-def _near(problem: Problem, folders: list[FolderIndex], threads: int) -> Iterator[tuple[float, RecordRef]]:
+def _near(
+    problem: Problem, target: NATarget, folders: list[FolderIndex], threads: int
+) -> Iterator[tuple[float, RecordRef]]:
     """(distance, record) of problems that are near enough, the nearest first, each with its fastest records."""
     own, found = problem.to_json(), []
     for place, folder in enumerate(folders):
+        level = _level_distance(folder.target_name, target)
         for key in folder.problems():
-            far = None if key == own else problem.distance(problem_from_json(key))
+            if key == own and not level:  # its records came first
+                continue
+            far = problem.distance(problem_from_json(key))
             if far is not None and far <= FARTHEST:
-                found.append((far, place, key))
+                found.append((far + level, place, key))
     for far, place, key in sorted(found)[:_NEIGHBORS]:
         refs = _preferred(folders[place].refs(key), threads)
         best = {ref.threads: ref.seconds_per_sample for ref in reversed(refs)}
         for ref in refs:
             if ref.seconds_per_sample <= _NEARLY_BEST * best[ref.threads]:
                 yield far, ref
+
+
+def _level_distance(name: str, target: NATarget) -> float:
+    """How far the target of a record is from ``target``, of the same instruction set."""
+    if name == target.name:
+        return 0.0
+    return OTHER_LEVEL if parse_target(name).vector_bytes <= target.vector_bytes else WIDER_LEVEL
 
 
 def reject(selection: Selection, problem: Problem, target: NATarget, error: InapplicableError) -> None:

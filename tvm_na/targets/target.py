@@ -123,6 +123,11 @@ def name_of_spec(spec: Mapping[str, Any]) -> str | None:
     return None
 
 
+def other_levels(target: NATarget) -> list[NATarget]:
+    """The other levels of a CPU's instruction set; none of a GPU."""
+    return [t for t in _TARGETS.values() if target.triple and t.triple == target.triple and t != target]
+
+
 def list_targets() -> list[str]:
     """The names :func:`parse_target` knows."""
     return list(_TARGETS)

@@ -1,0 +1,130 @@
+"""A record of one level of an instruction set helps another: transferred by name, with vectors that this one has."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tvm_na.problems.attention import NAProblem
+from tvm_na.records import index, rejections, select
+from tvm_na.records.compact import write_compact
+from tvm_na.records.record import Record
+from tvm_na.records.rejections import InapplicableError
+from tvm_na.records.replay import transferred
+from tvm_na.schedules import spaces_for
+from tvm_na.schedules.base import Plan
+from tvm_na.targets.target import list_targets, other_levels, parse_target
+
+SSE4, AVX2, AVX512 = map(parse_target, ("llvm-x86-sse4", "llvm-x86-avx2", "llvm-x86-avx512"))
+NEON = parse_target("llvm-aarch64-neon")
+PROBLEM = NAProblem.make((14, 14), 7, 4, 32, bias=True)
+CLOSE, FURTHER = NAProblem.make((14, 14), 7, 4, 32), NAProblem.make((14, 14), 7, 4, 64, bias=True)
+
+
+@pytest.fixture(autouse=True)
+def _private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TVM_NA_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("TVM_NA_RECORDS_DIR", str(tmp_path / "user"))
+    monkeypatch.setattr(select, "shipped_folder", lambda name: tmp_path / "shipped" / name)
+    for owner, name in ((index, "_loaded"), (rejections, "_rejected")):
+        monkeypatch.setattr(owner, name, {})
+
+
+def record_of(problem: NAProblem, target: Any, number: int = 0, seconds: float = 1e-3) -> Record:
+    """The default point of a formulation, but for its first parameter, as if it had been measured."""
+    space = spaces_for(problem, target)[0]
+    func = space.formulations(problem, target)[number]
+    scheduled = space.apply(func, target, Plan("pack in task"))
+    assert scheduled is not None
+    values = {**scheduled.values, "rows per task": 7}
+    about = (str(func.attrs["tvm_na.formulation"]), "1", target.name, 2, (seconds,), Path(), 0)
+    return Record(problem, *about, sketch="pack in task", parameters=tuple(values.items()), kernel="0" * 16)
+
+
+def recorded(folder: Path, *records: Record) -> None:
+    for name in {record.target for record in records}:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        write_compact(folder / name, [record for record in records if record.target == name])
+
+
+def chosen(target: Any, problem: NAProblem = PROBLEM, mode: str = "all") -> str:
+    """The target and the problem of the record that is chosen, "" for the default."""
+    found = select.select(problem, target, 2, mode)
+    if found.record is None:
+        return ""
+    assert ("from " in found.reason) == (found.record.target != target.name)
+    return f"{found.kind} {found.record.target} {'same' if found.record.problem == problem else 'other'}"
+
+
+def test_levels_are_those_of_one_instruction_set() -> None:
+    assert {level.name for level in other_levels(AVX2)} == {SSE4.name, AVX512.name}
+    assert other_levels(NEON) == [] == other_levels(parse_target("cuda-sm_90"))
+    assert all(target not in other_levels(target) for target in map(parse_target, list_targets()))
+
+
+def test_where_a_target_has_none_others_help(tmp_path: Path) -> None:
+    recorded(tmp_path / "shipped", record_of(PROBLEM, AVX2))
+    assert chosen(AVX512) == chosen(SSE4) == "nearest llvm-x86-avx2 same"
+    assert chosen(AVX512, CLOSE) == "nearest llvm-x86-avx2 other"
+    assert chosen(NEON) == chosen(AVX512, mode="user") == chosen(AVX512, mode="off") == ""
+    reason = select.select(PROBLEM, AVX512, 2, "all").reason
+    assert reason == "from llvm-x86-avx2, no usable record for this problem; distance 1"
+    recorded(tmp_path / "user", record_of(PROBLEM, SSE4))  # shorter vectors, too
+    assert chosen(AVX512) == "nearest llvm-x86-avx2 same"
+    recorded(tmp_path / "user", record_of(PROBLEM, AVX512))
+    assert chosen(AVX2) == "record llvm-x86-avx2 same" and chosen(SSE4) == "record llvm-x86-sse4 same"
+
+
+@pytest.mark.parametrize(
+    ("own", "target", "wanted"),
+    [
+        (PROBLEM, AVX512, "record llvm-x86-avx512 same"),
+        (CLOSE, AVX512, "nearest llvm-x86-avx512 other"),  # a distance of 0.5
+        (FURTHER, AVX512, "nearest llvm-x86-avx2 same"),  # a distance of 4
+        (CLOSE, SSE4, "nearest llvm-x86-sse4 other"),
+        (FURTHER, SSE4, "nearest llvm-x86-avx2 same"),
+    ],
+)
+def test_the_same_problem_elsewhere_is_nearer_than_a_distant_one_here(
+    tmp_path: Path, own: NAProblem, target: Any, wanted: str
+) -> None:
+    recorded(tmp_path / "shipped", record_of(PROBLEM, AVX2), record_of(own, target))
+    assert chosen(target) == wanted
+
+
+@pytest.mark.parametrize("target", [SSE4, AVX2, AVX512], ids=lambda target: target.name)
+@pytest.mark.parametrize("source", [SSE4, AVX2, AVX512], ids=lambda target: target.name)
+def test_the_vectors_are_those_that_the_target_has(source: Any, target: Any) -> None:
+    """Of the record's length where there are such, else the nearest; the rest by name."""
+    record = record_of(PROBLEM, source)
+    func = transferred(record, PROBLEM, target)["main"]
+    wanted, found = json.loads(record.formulation), json.loads(str(func.attrs["tvm_na.formulation"]))
+    offered = {
+        json.loads(str(f.attrs["tvm_na.formulation"]))["vector"]
+        for f in spaces_for(PROBLEM, target)[0].formulations(PROBLEM, target)
+    }
+    assert found["vector"] == min(offered, key=lambda vector: abs(vector.bit_length() - wanted["vector"].bit_length()))
+    assert (found["formulation"], found["exact_values"]) == (wanted["formulation"], wanted["exact_values"])
+
+
+def test_what_the_target_has_in_no_form_is_refused() -> None:
+    record = record_of(PROBLEM, AVX2)
+    changes = {'{"formulation": "gone"}': "has no formulation", "[": "Error", "7": "Error"}
+    changes['{"formulation": "lanes", "vector": "8"}'] = "TypeError"
+    for formulation, says in changes.items():
+        with pytest.raises(InapplicableError, match=says):
+            transferred(replace(record, formulation=formulation), PROBLEM, AVX512)
+
+
+def test_that_another_levels_record_does_not_apply_is_nothing_to_warn_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorded(tmp_path / "shipped", replace(record_of(PROBLEM, AVX2), formulation='{"formulation": "gone"}'))
+    selection = select.select(PROBLEM, AVX512, 2, "all")
+    assert selection.record is not None
+    select.reject(selection, PROBLEM, AVX512, InapplicableError("gone", "formulation"))
+    assert chosen(AVX512) == "" and not caplog.messages
