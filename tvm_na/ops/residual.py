@@ -41,14 +41,15 @@ def block_of(problem: DenseProblem) -> int:
     Raises:
         As :func:`tvm_na.jit.build.kernel_for`.
     """
-    from tvm_na.jit.build import kernel_for
-    from tvm_na.schedules.cpu.dense import tiles
-    from tvm_na.te.dense.product import DenseTile
+    from tvm_na.jit.build import kernel_for, scheduled_module
+    from tvm_na.te import ENTRY
+    from tvm_na.te.dense.product import DenseTile, tile_of
 
     kernel = kernel_for(problem)
     record = kernel.schedule.record
-    if record is None:
-        return tiles(problem, kernel.target)[0].block
+    if record is None or record.target != kernel.target.name:  # of another level it is taken with other vectors
+        module, _ = scheduled_module(problem, kernel.target, kernel.schedule)
+        return tile_of(module[ENTRY]).block
     fields = json.loads(record.formulation)
     del fields["formulation"]
     return DenseTile(**fields).block
