@@ -214,6 +214,27 @@ FAULTS = (
         ("tests/records/test_damage.py",),
     ),
     Fault(
+        "a damaged compact record read",
+        "tvm_na/records/compact.py",
+        "if not as_it_is and (",
+        "if as_it_is and (",
+        ("tests/records/test_damage.py",),
+    ),
+    Fault(
+        "another kernel than the measured one unnoticed",
+        "tvm_na/records/replay.py",
+        "kernel_name(module) != record.kernel",
+        'kernel_name(module) == ""',
+        ("tests/records/test_compact.py",),
+    ),
+    Fault(
+        "records of another level before near ones of this",
+        "tvm_na/records/select.py",
+        "found.append((far + level, place, key))",
+        "found.append((far - level, place, key))",
+        ("tests/records/test_levels.py",),
+    ),
+    Fault(
         "records of another target used",
         "tvm_na/records/index.py",
         "record.target ",
