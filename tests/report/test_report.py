@@ -18,10 +18,12 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("jinja2")
 
 from tests.cli.invoking import error_of, invoke
-from tests.records.tuned import commit_drawn, drawn, edit_meta
+from tests.records.tuned import commit_drawn, drawn, edit_compact, edit_meta
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.backward import BackwardProblem
 from tvm_na.problems.unfused import UnfusedProblem
+from tvm_na.records.files import META
+from tvm_na.records.maintain import prune
 from tvm_na.records.replay import describe_record
 from tvm_na.records.write import TuningDatabase
 from tvm_na.report import page as report
@@ -352,6 +354,17 @@ def test_a_killed_session_and_a_folder_without_a_trial_log(folder: Path, out: Pa
 
 
 @pytest.mark.usefixtures("no_pictures")
+def test_compact_records_need_nothing_beside_them(tmp_path: Path) -> None:
+    commit_drawn(tmp_path, ONE, (2, 1))
+    prune(tmp_path, 1)
+    (tmp_path / META).unlink()
+    edit_compact(tmp_path, 1, lambda record: record.update(default_seconds=3e-3, cpu="an EPYC"))
+    found = load(tmp_path)
+    (task,) = found.tasks
+    assert (task.problem, task.default, task.gain, found.gain) == (ONE, 3e-3, pytest.approx(3), pytest.approx(3))
+    assert (found.target, found.cpus, found.sessions) == (detect_target(), ("an EPYC",), ())
+
+
 def test_the_command_takes_the_users_records(folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TVM_NA_RECORDS_DIR", str(folder.parent))
     assert "records: required an existing folder" in error_of("report", "-o", out, "--no-measure")

@@ -26,6 +26,7 @@ from tvm_na.problems.attention import NAProblem
 from tvm_na.records import meta as records_meta
 from tvm_na.records import write as records_write
 from tvm_na.records.files import META
+from tvm_na.records.maintain import prune
 from tvm_na.records.meta import read_meta
 from tvm_na.records.read import records_in
 from tvm_na.records.write import TuningDatabase
@@ -154,6 +155,18 @@ def test_a_record_that_says_more_than_its_space_is_not_learnt_from(real: TuneRes
     again = run(PROBLEM, TARGET, trials=1, output=folder, threads=1)
     assert again.state.measured == 0
     assert "line 1: skipped, its trace has Parallel" in (folder / "tune.log").read_text()
+
+
+def test_what_was_made_compact_is_learnt_from(
+    real: TuneResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(real.folder, tmp_path / "compact"))
+    prune(folder, 2)
+    known: list[float] = []
+    monkeypatch.setattr(Session, "remember", lambda self, slot, trace, seconds, about: known.append(seconds))
+    again = run(PROBLEM, TARGET, trials=1, output=folder, threads=1)
+    assert again.state.measured == 0
+    assert sorted(known) == sorted(record.seconds for record in records_in(folder)) and len(known) == 2
 
 
 # --- with invented times
