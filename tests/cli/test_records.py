@@ -197,6 +197,15 @@ def test_verify_draws_and_finds_what_does_not_apply(user: Path, monkeypatch: pyt
     assert "warning: 1 records with more threads" in result.stderr
 
 
+def test_verify_finds_another_kernel_than_the_measured_one(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(monkeypatch, 1e-6)
+    records("prune", "--keep", 1, "--yes")
+    assert "2 measured, 0 wrong" in records("verify")
+    edit_compact(user, 1, lambda record: record.update(kernel="0" * 16))
+    out = " ".join(records("verify", code=1).replace("│", " ").split())
+    assert "2 measured, 1 wrong, changed" in out and "remeasure" in out
+
+
 def test_verify_refuses_another_target(user: Path) -> None:
     from tvm_na.targets.target import parse_target
 
