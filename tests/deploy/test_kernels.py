@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,12 @@ from tests.helpers import random_inputs, reference64, relative_error
 from tvm_na.deploy.aoti import operators as kernels
 from tvm_na.deploy.artifact import load_operators
 from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.base import Problem
+from tvm_na.problems.dense import DenseProblem
+from tvm_na.reference.case import draw
+from tvm_na.reference.dense_case import reference
 from tvm_na.targets.target import cpu_features, detect_target
+from tvm_na.te.dense.product import pack_weight
 
 PROBLEMS = [
     NAProblem.make((9, 11), (3, 5), 4, 12, stride=(1, 2), dilation=(3, 1), heads_kv=2, bias=True, return_lse=True),
@@ -26,19 +32,43 @@ PROBLEMS = [
 SAMPLES = 2
 
 
+#: Channels that are no multiple of a vector; a layer of one row; what a product takes along.
+PRODUCTS = [
+    DenseProblem.make(77, 12, 21, activation="gelu", residual=True),
+    DenseProblem.make(1, 31, 7, bias=False),
+    DenseProblem.make(30, 8, 16, residual=True, dtype="float64"),
+    DenseProblem.make(400, 64, 96, activation="gelu"),  # more than one thread
+]
+
+
+@dataclass
+class Linked:
+    """The namespace of a library with the kernels of PROBLEMS and PRODUCTS, and the kernels of the latter."""
+
+    operators: Any
+    products: list[kernels.Kernel]
+
+
 @pytest.fixture(scope="module")
-def operators(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The namespace of a library with the kernels of PROBLEMS."""
+def linked(tmp_path_factory: pytest.TempPathFactory) -> Linked:
     folder = tmp_path_factory.mktemp("kernels")
     target = detect_target()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(NAProblem, "largest_batch", lambda problem, kind: SAMPLES)
-        selections = kernels.compile_objects(PROBLEMS, target, folder)
+        patch.setattr(Problem, "largest_batch", lambda problem, kind: SAMPLES)
+        compiled = kernels.compile_objects([*PRODUCTS[:2], *PROBLEMS, *PRODUCTS[2:]], target, folder, "off")
         library = folder / "operators.so"
-        namespace = kernels.link_operators(PROBLEMS, target, cpu_features(target), folder, library)
-    assert [c.kind for c in selections] == ["default"] * len(PROBLEMS)
+        namespace = kernels.link_operators(compiled, cpu_features(target), folder, library)
+    assert [kernel.selection.kind for kernel in compiled] == ["default"] * len(PROBLEMS + PRODUCTS)
+    products = [kernel for kernel in compiled if kernel.problem in PRODUCTS]
+    assert [kernel.number for kernel in products] == list(range(len(PRODUCTS)))
     load_operators(library, namespace)
-    return getattr(torch.ops, namespace)
+    return Linked(getattr(torch.ops, namespace), products)
+
+
+@pytest.fixture
+def operators(linked: Linked) -> Any:
+    """The namespace of a library with the kernels of PROBLEMS and PRODUCTS."""
+    return linked.operators
 
 
 def call(operators: Any, number: int, inputs: Any, scale: float) -> tuple[torch.Tensor, ...]:
@@ -89,6 +119,48 @@ def test_wrong_tensors_are_errors(operators, change, says: str) -> None:
     assert "40x40" in str(caught.value)
 
 
+def layer(kernel: kernels.Kernel, batch: int, *tokens: int) -> tuple[list[Any], torch.Tensor]:
+    """Random arguments of a product's operator, with the tokens on these axes, and what is right in float64."""
+    problem, generator = kernel.problem, torch.Generator().manual_seed(batch)
+    inputs = [a for a in problem.arguments() if a.role == "input"]
+    drawn = {a.name: t for a, t in zip(inputs, draw(inputs, batch, "cpu", generator), strict=True)}
+    right = reference(problem, drawn["x"], drawn["weight"], drawn.get("bias"), drawn.get("residual"))
+    packed = torch.from_numpy(pack_weight(drawn["weight"].numpy(), problem, kernel.tile))
+    x, residual = (t if t is None else t.reshape(batch, *tokens, -1) for t in (drawn["x"], drawn.get("residual")))
+    return [x, packed, drawn.get("bias"), residual, kernel.number], right.reshape(batch, *tokens, -1)
+
+
+@pytest.mark.parametrize("batch", [0, 1, 3, 5])
+@pytest.mark.parametrize(("number", "tokens"), [(0, (7, 11)), (0, (77,)), (1, ()), (2, (2, 3, 5)), (3, (20, 20))])
+def test_products(linked, number: int, tokens: tuple[int, ...], batch: int) -> None:
+    """Tokens on any number of axes; batches that are computed in parts."""
+    arguments, right = layer(linked.products[number], max(batch, 1), *tokens)
+    if batch == 0:
+        arguments = [a[:0] if i in (0, 3) and a is not None else a for i, a in enumerate(arguments)]
+        right = right[:0]
+    out = linked.operators.dense(*arguments)
+    assert out.shape == right.shape and out.dtype == arguments[0].dtype
+    assert batch == 0 or relative_error(out, right) <= TOLERANCE[PRODUCTS[number].dtype]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda x, w, b, r, k: (x.double(), w, b, r, k), "x, weight, bias, residual: required Float"),
+        (lambda x, w, b, r, k: (x, w, b.double(), r, k), "x, weight, bias, residual: required Float"),
+        (lambda x, w, b, r, k: (x[..., 1:], w, b, r, k), r"required \[batch, ...\] with 77 tokens of 12 channels"),
+        (lambda x, w, b, r, k: (x[:, 1:], w, b, r, k), r"required \[batch, ...\] with 77 tokens of 12 channels"),
+        (lambda x, w, b, r, k: (x, w, b, r[:1], k), r"residual: required \[2, 77, 21\]"),
+        (lambda x, w, b, r, k: (x, w[:, :, :-1], b, r, k), "failed: "),
+        (lambda x, w, b, r, k: (x, w, None, r, k), "failed: "),
+        (lambda x, w, b, r, k: (x, w, b, r, 4), "kernel: required 0 to 3, got 4"),
+    ],
+)
+def test_wrong_tensors_of_products_are_errors(linked, change, says: str) -> None:
+    with pytest.raises(RuntimeError, match=says):
+        linked.operators.dense(*change(*layer(linked.products[0], 2, 77)[0]))
+
+
 def test_kernels_that_are_not_there(operators) -> None:
     inputs = random_inputs(PROBLEMS[2], 1, seed=0)
     for number in (-1, len(PROBLEMS)):
@@ -104,6 +176,7 @@ def test_too_large_a_sample(tmp_path: Path) -> None:
 
 def test_what_the_compiler_says_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "sh -c 'echo no such symbol; exit 1'")
-    (tmp_path / "kernel_0.o").write_bytes(b"")
+    kernel = kernels.Kernel(PROBLEMS[0], 0, None, None, tmp_path / "kernel.o")
+    kernel.file.write_bytes(b"")
     with pytest.raises(RuntimeError, match=r"the C\+\+ compiler failed:\nno such symbol\n"):
-        kernels.link_operators(PROBLEMS[:1], detect_target(), ("avx2",), tmp_path, tmp_path / "x.so")
+        kernels.link_operators([kernel], ("avx2",), tmp_path, tmp_path / "x.so")

@@ -11,9 +11,9 @@ from torch.export import Dim, export
 from torch.nn import functional as F
 
 from tests.helpers import Function, relative_error
-from tvm_na.deploy.relax.kernels import dense_problem
+from tvm_na.deploy.products import dense_problem
 from tvm_na.deploy.relax.problems import problems_of_whole
-from tvm_na.deploy.relax.rewrite import dense, layered, norm
+from tvm_na.deploy.rewrite import dense, layered, norm
 from tvm_na.models import NAT
 from tvm_na.models.dinat_s import PatchMerging
 from tvm_na.problems.attention import NAProblem

@@ -24,6 +24,7 @@ from tvm_na.deploy.request import (
     Report,
     Request,
     check_format,
+    checked_autotune,
     checked_batch,
     checked_model,
     checked_runtime,
@@ -31,7 +32,6 @@ from tvm_na.deploy.request import (
 )
 from tvm_na.images.preprocessing import Preprocessing
 from tvm_na.measure.timing import versions
-from tvm_na.problems.checks import check_bool
 from tvm_na.targets.target import cpu_features
 
 _ROUTES = {"aoti": route_aoti.build, "tvm": route_tvm.build}
@@ -106,7 +106,7 @@ def compile(
         batch=checked_batch(batch),
         format=format,
         records=records,
-        autotune=check_bool("autotune", autotune),
+        autotune=checked_autotune(autotune, chosen),
         folder=checked_output(output, overwrite),
         runtime=checked_runtime(runtime, chosen, format),
         report=report or (lambda line: None),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,10 +37,14 @@ def export_model(model: nn.Module, example: Tensor, batch: int | None) -> Export
         NotImplementedError: it attends in a way for which there is no compiled kernel.
         Others: PyTorch's, for a model that cannot be exported, or not for any batch.
     """
-    images = images_like(example, batch)
+    return exported(with_backend(model, Backend.COMPILED), example, batch)
+
+
+def exported(module: nn.Module, example: Tensor, batch: int | None) -> ExportedProgram:
+    """The program of a module as it is, for a batch of ``batch``, or for any (None), of inputs like ``example``."""
     dynamic = None if batch else ({0: Dim("batch", min=1)},)
     with torch.no_grad():
-        return export(with_backend(model, Backend.COMPILED), (images,), dynamic_shapes=dynamic, strict=False)
+        return export(module, (images_like(example, batch),), dynamic_shapes=dynamic, strict=False)
 
 
 def images_like(example: Tensor, batch: int | None) -> Tensor:
@@ -68,20 +72,6 @@ def attentions_of(program: ExportedProgram) -> dict[Any, NAProblem]:
     return found
 
 
-def call_kernels(
-    program: ExportedProgram, attentions: Mapping[Any, NAProblem], problems: Sequence[NAProblem], namespace: str
-) -> None:
-    """Let a program call the kernels of an artifact: kernel i computes the i-th of ``problems``.
-
-    Its operators are looked up in PyTorch's ``namespace``, where :func:`known_operators` must have put them.
-    """
-    space = getattr(torch.ops, namespace)
-    for node, problem in attentions.items():
-        node.target = (space.attend_lse if problem.return_lse else space.attend).default
-        node.args = (*node.args[:4], node.args[8], problems.index(problem))
-    program.graph_module.recompile()
-
-
 @contextmanager
 def known_operators(
     namespace: str, fakes: dict[str, Callable[..., Any]], schemas: Sequence[str] = ()
@@ -99,15 +89,3 @@ def known_operators(
         yield
     finally:
         library._destroy()
-
-
-def fakes_of(problems: list[NAProblem]) -> dict[str, Callable[..., Any]]:
-    """For :func:`known_operators`: the operators of an artifact, which its library defines."""
-
-    def attend(query: Tensor, key: Tensor, value: Tensor, rpb: Tensor | None, scale: float, kernel: int) -> Tensor:
-        return query.new_empty((*query.shape[:-1], problems[kernel].head_dim_v))
-
-    def attend_lse(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-        return attend(query, *others), query.new_empty(query.shape[:-1])
-
-    return {"attend": attend, "attend_lse": attend_lse}

@@ -23,7 +23,8 @@ from tvm_na.deploy.export import attentions_of, export_model
 from tvm_na.deploy.manifest import torch_interface
 from tvm_na.jit.runtime import runtime_library
 from tvm_na.problems.attention import NAProblem
-from tvm_na.targets.target import NATarget, check_runs_here, parse_target
+from tvm_na.problems.checks import check_bool
+from tvm_na.targets.target import NATarget, check_runs_here, detect_target, parse_target
 
 Report = Callable[[str], None]
 Format = Literal["aoti", "tvm"]
@@ -39,6 +40,7 @@ class Request:
     Attributes:
         runs_here: Whether this machine can run code for the target.
         batch: The only batch that the artifact is to take; None for any.
+        autotune: Whether alternatives are measured: it was wanted, and the target is this machine's own.
         folder: The folder to make.
         runtime: TVM's runtime library for the target, to go into it; None for none.
     """
@@ -120,6 +122,11 @@ def checked_target(name: Any, format: Format) -> tuple[NATarget, bool]:
             raise
         return target, False
     return target, True
+
+
+def checked_autotune(autotune: Any, target: NATarget) -> bool:
+    """Whether alternatives are measured: for another CPU they would be other ones' times."""
+    return check_bool("autotune", autotune) and target.name == detect_target().name
 
 
 def checked_runtime(file: Any, target: NATarget, format: Format) -> Path | None:

@@ -14,16 +14,18 @@
 #include <cstdlib>
 #include <string>
 #include <tuple>
+#include <vector>
 
-#include "kernels.inc"  // generated: TVM_NA_KERNELS, TVM_NA_REQUIRED_FEATURES, kFlopsPerThread
+#include "kernels.inc"  // generated: TVM_NA_ATTENTIONS, TVM_NA_PRODUCTS, TVM_NA_REQUIRED_FEATURES, kFlopsPerThread
 
 extern "C" {
 void tvm_na_use_openmp(void* gomp_parallel, void* omp_in_parallel);
 void tvm_na_set_threads(int threads);
 int tvm_na_parallel_launch(int (*lambda)(int, void*, void*), void* data, int num_task);
 
-#define DECLARE(index, ...) int __tvm_ffi_na_##index(void*, const TVMFFIAny*, int32_t, TVMFFIAny*);
-TVM_NA_KERNELS(DECLARE)
+#define DECLARE(name, ...) int __tvm_ffi_##name(void*, const TVMFFIAny*, int32_t, TVMFFIAny*);
+TVM_NA_ATTENTIONS(DECLARE)
+TVM_NA_PRODUCTS(DECLARE)
 #undef DECLARE
 }
 
@@ -35,18 +37,35 @@ constexpr size_t kAlignment = 64;  // bytes; kernels assume it and do not check
 
 struct Kernel {
   TVMFFISafeCallType function;
-  int64_t dims;  // of query: batch, spatial axes, heads, head_dim
-  int64_t head_dim_v;
   at::ScalarType dtype;
   int64_t flops;    // per sample
   int64_t samples;  // the largest batch of one call: kernels count elements in 32 bits
   const char* problem;
 };
 
-#define ENTRY(index, ...) Kernel{__tvm_ffi_na_##index, __VA_ARGS__},
-const Kernel kKernels[] = {TVM_NA_KERNELS(ENTRY)};
+struct Attention : Kernel {
+  int64_t dims;  // of query: batch, spatial axes, heads, head_dim
+  int64_t head_dim_v;
+};
+
+struct Product : Kernel {
+  int64_t tokens;  // of a sample, on any number of axes
+  int64_t in_channels;
+  int64_t out_channels;
+};
+
+#define ENTRY(name, dtype, flops, samples, problem, ...) \
+  {{__tvm_ffi_##name, dtype, flops, samples, problem}, __VA_ARGS__},
+const std::vector<Attention> kAttentions = {TVM_NA_ATTENTIONS(ENTRY)};
+const std::vector<Product> kProducts = {TVM_NA_PRODUCTS(ENTRY)};
 #undef ENTRY
-constexpr int64_t kCount = sizeof(kKernels) / sizeof(Kernel);
+
+template <typename T>
+const T& numbered(const std::vector<T>& kernels, int64_t number) {
+  int64_t count = kernels.size();
+  TORCH_CHECK(0 <= number && number < count, "kernel: required 0 to ", count - 1, ", got ", number);
+  return kernels[number];
+}
 
 void* allocate_workspace(int, int, uint64_t bytes, int, int) {
   void* memory = nullptr;
@@ -107,8 +126,7 @@ using Outputs = std::tuple<at::Tensor, at::Tensor>;
 
 Outputs run(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
             const std::optional<at::Tensor>& rpb, double scale, int64_t index, bool with_lse) {
-  TORCH_CHECK(0 <= index && index < kCount, "kernel: required 0 to ", kCount - 1, ", got ", index);
-  const Kernel& kernel = kKernels[index];
+  const Attention& kernel = numbered(kAttentions, index);
   for (const auto* t : {&query, &key, &value}) {
     TORCH_CHECK(t->scalar_type() == kernel.dtype, "query, key, value: required ", kernel.dtype, " for ",
                 kernel.problem, ", got ", t->scalar_type());
@@ -164,6 +182,46 @@ Outputs attend_lse(const at::Tensor& query, const at::Tensor& key, const at::Ten
   return run(query, key, value, rpb, scale, kernel, true);
 }
 
+at::Tensor dense(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+                 const std::optional<at::Tensor>& residual, int64_t number) {
+  const Product& kernel = numbered(kProducts, number);
+  for (const auto& t : {std::optional(x), std::optional(weight), bias, residual}) {
+    TORCH_CHECK(!t || t->scalar_type() == kernel.dtype, "x, weight, bias, residual: required ", kernel.dtype, " for ",
+                kernel.problem, ", got ", t->scalar_type());
+  }
+  bool fits = x.dim() >= 2 && x.size(-1) == kernel.in_channels;
+  TORCH_CHECK(fits && x.numel() == x.size(0) * kernel.tokens * kernel.in_channels, "x: required [batch, ...] with ",
+              kernel.tokens, " tokens of ", kernel.in_channels, " channels for ", kernel.problem, ", got ", x.sizes());
+  auto sizes = x.sizes().vec();
+  int64_t batch = sizes[0];
+  sizes.back() = kernel.out_channels;
+  TORCH_CHECK(!residual || residual->sizes() == sizes, "residual: required ", at::IntArrayRef(sizes), " for ",
+              kernel.problem, ", got ", residual->sizes());
+  at::Tensor out = at::empty(sizes, x.options());
+  if (batch > kernel.samples) {
+    for (int64_t first = 0; first < batch; first += kernel.samples) {
+      auto part = [&](const at::Tensor& t) { return t.narrow(0, first, std::min(kernel.samples, batch - first)); };
+      part(out).copy_(dense(part(x), weight, bias, residual ? std::optional(part(*residual)) : residual, number));
+    }
+    return out;
+  }
+  if (batch == 0) return out;
+  auto samples = [&](const at::Tensor& t, int64_t channels) { return t.view({batch, kernel.tokens, channels}); };
+  // As in `run`, these must outlive the call.
+  at::Tensor in = samples(ready(x), kernel.in_channels), packed = ready(weight), to = samples(out, kernel.out_channels);
+  at::Tensor shift = bias ? ready(*bias) : at::Tensor();
+  at::Tensor addend = residual ? samples(ready(*residual), kernel.out_channels) : at::Tensor();
+  std::array<DLTensor, 5> views;
+  c10::SmallVector<DLTensor*, 5> arguments;
+  for (const at::Tensor* t : {&in, &packed, &shift, &addend, &to}) {
+    if (!t->defined()) continue;
+    views[arguments.size()] = view(*t);
+    arguments.push_back(&views[arguments.size()]);
+  }
+  call(kernel, arguments, batch);
+  return out;
+}
+
 }  // namespace
 
 extern "C" {
@@ -198,4 +256,6 @@ REGISTER(TVM_NA_NAMESPACE, library) {
   library.impl("attend", torch::dispatch(at::kCPU, TORCH_FN(attend)));
   library.impl("attend_lse", torch::dispatch(at::kCPU, TORCH_FN(attend_lse)));
 #undef ARGUMENTS
+  library.def("dense(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int kernel) -> Tensor");
+  library.impl("dense", torch::dispatch(at::kCPU, TORCH_FN(dense)));
 }

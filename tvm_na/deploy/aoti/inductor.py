@@ -21,8 +21,8 @@ def compile_program(
     """Compile a program for ``target`` into ``folder``, in the form that PyTorch's AOTIModelPackageLoader takes.
 
     Its operators must be known to PyTorch (:func:`tvm_na.deploy.export.known_operators`). Takes from half a minute to
-    minutes. With ``autotune``, for this machine's own target, linear layers may be Inductor's own C++ where that is
-    faster than the library.
+    minutes. With ``autotune``, which is for this machine's own target, linear layers may be Inductor's own C++ where
+    that is faster than the library.
 
     Raises:
         RuntimeError: Inductor or the C++ compiler fails.
@@ -30,7 +30,7 @@ def compile_program(
     package = scratch / "model.pt2"
     without_tables = patch.object(select_algorithm, "PRINT_AUTOTUNE", False)  # there is one for each layer
     with torch.no_grad(), without_tables:
-        options = _options(target, scratch) | (_AUTOTUNE if autotune and target.name == detect_target().name else {})
+        options = _options(target, scratch) | (_AUTOTUNE if autotune else {})
         torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=options)
     _unpack(package, folder)
 

@@ -1,12 +1,13 @@
-"""The attention of an artifact: a kernel per problem, linked into a library of operators that needs PyTorch alone."""
+"""The kernels of an artifact, one per problem, linked into a library of operators that needs PyTorch alone."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tvm_na.compilers import cxx
 from tvm_na.compilers.run import run
@@ -14,10 +15,14 @@ from tvm_na.deploy.kernels import require_a_sample, with_schedule
 from tvm_na.jit import build, openmp, runtime
 from tvm_na.jit.library import write_object
 from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.dense import DenseProblem
 from tvm_na.records.rejections import InapplicableError
 from tvm_na.records.select import Selection
 from tvm_na.targets.target import NATarget
 from tvm_na.te import ENTRY
+from tvm_na.te.dense.product import DenseTile, tile_of
+
+P = TypeVar("P", NAProblem, DenseProblem)
 
 _NATIVE = Path(openmp.__file__).parent
 _SOURCES = (_NATIVE / "artifact.cc", _NATIVE / "parallel.cc")
@@ -28,14 +33,40 @@ _CPP_DTYPES = {"float32": "at::kFloat", "float64": "at::kDouble"}
 _BUILTIN_NAMES = {"bmi1": "bmi", "sse4_2": "sse4.2", "cx16": None, "movbe": None, "f16c": None, "asimd": None}
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel of an artifact, compiled.
+
+    Attributes:
+        number: By which its operator calls it: that of attention, or ``dense``, which number theirs apart.
+        tile: How the weights of a product are packed; None for attention.
+        file: The object, with a function :attr:`name`.
+    """
+
+    problem: NAProblem | DenseProblem
+    number: int
+    selection: Selection
+    tile: DenseTile | None
+    file: Path
+
+    @property
+    def name(self) -> str:
+        """Of its function, unique in the library."""
+        return _name_of(self.problem, self.number)
+
+
+def _name_of(problem: NAProblem | DenseProblem, number: int) -> str:
+    return f"{'dense' if isinstance(problem, DenseProblem) else 'na'}_{number}"
+
+
 def compile_objects(
-    problems: list[NAProblem],
+    problems: Sequence[NAProblem | DenseProblem],
     target: NATarget,
     folder: Path,
     records: str | None = None,
     report: Callable[[str], None] = lambda line: None,
-) -> list[Selection]:
-    """Compile the kernel of each problem into ``folder`` as ``kernel_<number>.o``, in their order; their schedules.
+) -> list[Kernel]:
+    """Compile the kernel of each problem, an attention or a linear layer, into an object in ``folder``; in their order.
 
     ``records`` says which tuning records count, as for :func:`tvm_na.jit.build.kernel_for`; ``report`` is called with a
     line before each kernel.
@@ -44,24 +75,30 @@ def compile_objects(
         NotImplementedError: a problem has no kernel on the target.
         ValueError: a sample of a problem is too large.
     """
-    selections = []
-    for number, problem in enumerate(problems):
+    kernels: list[Kernel] = []
+    for problem in problems:
         report(f"compiling the kernel of {problem}")
+        number = sum(type(kernel.problem) is type(problem) for kernel in kernels)
         compile_object = functools.partial(_compile_object, problem, target, number, folder)
-        selections.append(with_schedule(problem, target, records, compile_object))
-    return selections
+        kernels.append(with_schedule(problem, target, records, compile_object))
+    return kernels
 
 
-def _compile_object(problem: NAProblem, target: NATarget, number: int, folder: Path, selection: Selection) -> Selection:
+def _compile_object(
+    problem: NAProblem | DenseProblem, target: NATarget, number: int, folder: Path, selection: Selection
+) -> Kernel:
     require_a_sample(problem.largest_batch(target.kind), problem)
     module, _ = build.scheduled_module(problem, target, selection)
+    tile = tile_of(module[ENTRY]) if isinstance(problem, DenseProblem) else None
+    name = _name_of(problem, number)
+    kernel = Kernel(problem, number, selection, tile, folder / f"{name}.o")
     try:
-        _write_object(module, target, f"na_{number}", folder / f"kernel_{number}.o")
+        _write_object(module, target, name, kernel.file)
     except Exception as error:  # TVM's errors have no class in common
         if selection.record is None:
             raise
         raise InapplicableError(f"TVM cannot compile it: {type(error).__name__}: {error}") from error
-    return selection
+    return kernel
 
 
 def _write_object(module: Any, target: NATarget, name: str, file: Path) -> None:
@@ -75,18 +112,16 @@ def _write_object(module: Any, target: NATarget, name: str, file: Path) -> None:
     write_object(compiled, file)
 
 
-def link_operators(
-    problems: list[NAProblem], target: NATarget, features: tuple[str, ...], folder: Path, library: Path
-) -> str:
-    """Link the objects in ``folder`` (see :func:`compile_objects`) into a library of operators; their namespace.
+def link_operators(kernels: Sequence[Kernel], features: tuple[str, ...], folder: Path, library: Path) -> str:
+    """Link kernels into a library of operators, with intermediate files in ``folder``; their namespace.
 
     Libraries of other code have another namespace.
 
     Raises:
         RuntimeError: there is no C++ compiler, or it fails.
     """
-    (folder / "kernels.inc").write_text(_table(problems, features), encoding="utf-8")
-    objects = [folder / f"kernel_{number}.o" for number in range(len(problems))]
+    (folder / "kernels.inc").write_text(_table(kernels, features), encoding="utf-8")
+    objects = [kernel.file for kernel in kernels]
     digest = hashlib.sha256()
     for file in (*_SOURCES, folder / "kernels.inc", *objects):
         digest.update(file.read_bytes())
@@ -116,20 +151,30 @@ def _compile_command(folder: Path, namespace: str, inputs: list[Path], library: 
     return [*cxx.command(), *flags, *macros, *paths, *map(str, inputs), "-o", str(library), *libraries]
 
 
-def _table(problems: list[NAProblem], features: tuple[str, ...]) -> str:
+def _table(kernels: Sequence[Kernel], features: tuple[str, ...]) -> str:
     """The C++ that says which kernels there are, and what CPU they need."""
-    kernels = (
-        f"X({number}, {p.rank + 3}, {p.head_dim_v}, {_CPP_DTYPES[p.dtype]}, {p.useful_flops}, "
-        f'{p.largest_batch("llvm")}, "{p}")'
-        for number, p in enumerate(problems)
-    )
+    attentions = [f"X({k.name}, {_common(k)}, {p.rank + 3}, {p.head_dim_v})" for k, p in _of_kind(kernels, NAProblem)]
+    products = [
+        f"X({k.name}, {_common(k)}, {p.spatial[0]}, {p.in_channels}, {p.out_channels})"
+        for k, p in _of_kind(kernels, DenseProblem)
+    ]
     names = (_BUILTIN_NAMES.get(feature, feature) for feature in features)
     checks = (f'X("{name}")' for name in names if name is not None)
     return "\n".join(
         [
             f"constexpr int64_t kFlopsPerThread = {runtime.FLOPS_PER_THREAD};",
-            f"#define TVM_NA_KERNELS(X) {' '.join(kernels)}",
+            f"#define TVM_NA_ATTENTIONS(X) {' '.join(attentions)}",
+            f"#define TVM_NA_PRODUCTS(X) {' '.join(products)}",
             f"#define TVM_NA_REQUIRED_FEATURES(X) {' '.join(checks)}",
             "",
         ]
     )
+
+
+def _of_kind(kernels: Sequence[Kernel], kind: type[P]) -> list[tuple[Kernel, P]]:
+    return [(kernel, kernel.problem) for kernel in kernels if isinstance(kernel.problem, kind)]
+
+
+def _common(kernel: Kernel) -> str:
+    p = kernel.problem
+    return f'{_CPP_DTYPES[p.dtype]}, {p.useful_flops}, {p.largest_batch("llvm")}, "{p}"'

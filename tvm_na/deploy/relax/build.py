@@ -8,13 +8,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from tvm_na.deploy.export import images_like
 from tvm_na.deploy.manifest import LIBRARY, RUNTIME, WEIGHTS, describe_kernel
 from tvm_na.deploy.relax.kernels import Kernels
 from tvm_na.deploy.relax.library import compile_graph
 from tvm_na.deploy.relax.linker import linker_for
-from tvm_na.deploy.relax.rewrite import layered
 from tvm_na.deploy.request import Request, traced
+from tvm_na.deploy.rewrite import layered
 from tvm_na.deploy.weights import write_weights
 
 
@@ -27,8 +26,7 @@ def build(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
     with kernels.known():
         kernels.call_in(graph)
         request.report("compiling the library")
-        images = images_like(request.example, request.batch)
-        library = compile_graph(graph, kernels.all, images, request.batch, request.target)
+        library = compile_graph(graph, kernels.all, request.example, request.batch, request.target)
     library.write(folder / LIBRARY, link)
     write_weights(folder / WEIGHTS, library.weights)
     requires = {"apache-tvm-ffi": metadata.version("apache-tvm-ffi")}

@@ -15,13 +15,15 @@ from torch import Tensor, fx
 from tvm_na.deploy.check import name_of
 from tvm_na.deploy.export import ATTENTION, attention_of, known_operators
 from tvm_na.deploy.kernels import require_a_sample, with_schedule
-from tvm_na.deploy.relax.rewrite import Node, constant_of, dense, new_constant, norm
+from tvm_na.deploy.products import PackedWeights, dense_problem, drop_unused
+from tvm_na.deploy.rewrite import Node, dense, new_constant, norm
 from tvm_na.jit import build
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.dense import DenseProblem
 from tvm_na.records.select import Selection
 from tvm_na.targets.target import NATarget
 from tvm_na.te import ENTRY
+from tvm_na.te.dense.product import tile_of
 
 _NAMESPACE = "tvm_na_kernels"
 
@@ -76,7 +78,6 @@ class Kernels:
         self.all: list[Kernel] = []
         self._target, self._records, self._report = target, records, report
         self._numbers: dict[Hashable, int] = {}
-        self._packed: dict[tuple[str, int], str] = {}
 
     def known(self) -> AbstractContextManager[None]:
         """While it is used, PyTorch can export graphs with ``call(inputs, number) -> outputs``."""
@@ -87,45 +88,30 @@ class Kernels:
         return self.all[kernel].outputs(inputs[0])
 
     def call_in(self, module: fx.GraphModule) -> None:
-        """Let a graph of :func:`tvm_na.deploy.relax.rewrite.layered` call kernels for all that there are kernels for.
+        """Let a graph of :func:`tvm_na.deploy.rewrite.layered` call kernels for all that there are kernels for.
 
         Raises:
             NotImplementedError: a layer has no kernel on the target.
             ValueError: a sample of it is too large.
         """
+        weights = PackedWeights(module)
         for node in list(module.graph.nodes):
             if node.target is dense:
-                self._call_dense(module, node)
+                self._call_dense(module, node, weights)
             elif node.target is norm:
                 self._call_norm(module, node)
             elif node.target in ATTENTION:
                 self._call_attention(module, node)
         module.graph.eliminate_dead_code()
-        _drop_unused(module)
+        drop_unused(module)
         module.recompile()
 
-    def _call_dense(self, module: fx.GraphModule, node: Node) -> None:
-        x, weight, bias, residual, *_ = node.args
+    def _call_dense(self, module: fx.GraphModule, node: Node, weights: PackedWeights) -> None:
+        x, _, bias, residual, *_ = node.args
         problem = dense_problem(module, node)
         number = self._number(problem, lambda: self._scheduled(problem))
-        packed = self._packed_weight(module, node, weight, number)
+        packed = weights.of(node, tile_of(self.all[number].func))
         self._replace(module, node, [x, packed, bias, residual], number)
-
-    def _packed_weight(self, module: fx.GraphModule, node: Node, weight: Node, number: int) -> Node:
-        """The weights of a product as its kernel wants them; shared by equal kernels."""
-        from tvm_na.te.dense.product import pack_weight, tile_of
-
-        key = str(weight.target), number
-        with module.graph.inserting_before(node):
-            if key in self._packed:
-                return module.graph.get_attr(self._packed[key])
-            kernel, matrix = self.all[number], constant_of(module, weight)
-            assert isinstance(kernel.problem, DenseProblem)
-            plain = matrix.movedim(1, -1).reshape(kernel.problem.weight_shape).numpy()
-            packed = pack_weight(plain, kernel.problem, tile_of(kernel.func))
-            new = new_constant(module, f"{weight.name}_for_{number}", torch.from_numpy(packed))
-        self._packed[key] = str(new.target)
-        return new
 
     def _call_norm(self, module: fx.GraphModule, node: Node) -> None:
         x, weight, bias, eps = node.args
@@ -183,31 +169,3 @@ class Kernels:
         new.meta["val"] = node.meta["val"]
         node.replace_all_uses_with(new)
         module.graph.erase_node(node)
-
-
-def dense_problem(module: fx.GraphModule, node: Node) -> DenseProblem:
-    """The problem of a :func:`.rewrite.dense` in a graph; linear layers have their tokens on one axis."""
-    x, weight, bias, residual, activation, stride, padding = node.args
-    value, matrix = x.meta["val"], constant_of(module, weight)
-    window = tuple(matrix.shape[2:])
-    return DenseProblem(
-        tuple(value.shape[1:-1]) if window else (math.prod(value.shape[1:-1]),),
-        matrix.shape[1],
-        matrix.shape[0],
-        window or (1,),
-        stride or (1,),
-        padding or (0,),
-        bias is not None,
-        activation,
-        residual is not None,
-        name_of(value.dtype),
-    )
-
-
-def _drop_unused(module: fx.GraphModule) -> None:
-    """Attributes that no node gets would be weights of what is exported."""
-    used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
-    for name in [name for name, _ in (*module.named_parameters(), *module.named_buffers())]:
-        if name not in used:
-            owner, _, leaf = name.rpartition(".")
-            delattr(module.get_submodule(owner), leaf)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx
-from torch.export import Dim, export
 
+from tvm_na.deploy.export import exported
 from tvm_na.deploy.relax.kernels import Kernel
-from tvm_na.deploy.relax.rewrite import Node
+from tvm_na.deploy.rewrite import Node
 from tvm_na.jit.library import Link, write_library
 from tvm_na.schedules.cpu import elementwise as generic
 from tvm_na.targets.target import NATarget
@@ -48,7 +48,7 @@ def compile_graph(
 ) -> Library:
     """Compile a graph of kernel calls (:meth:`tvm_na.deploy.relax.kernels.Kernels.call_in`).
 
-    ``batch`` is the only one that it is to take; with None, for any, ``example`` must have more than one sample.
+    ``batch`` is the only one that it is to take, of inputs like ``example``; None for any.
 
     Raises:
         NotImplementedError: it has something left that Relax does not compile.
@@ -80,9 +80,7 @@ def _import(
     from tvm.relax.frontend import detach_params
     from tvm.relax.frontend.torch import from_exported_program
 
-    dynamic = None if batch else ({0: Dim("batch", min=1)},)
-    with torch.no_grad():
-        program = export(module, (example,), dynamic_shapes=dynamic, strict=False)
+    program = exported(module, example, batch)
     names = [program.graph_signature.inputs_to_parameters[str(name)] for name in _weight_inputs(program)]
     converters = {"call.default": lambda node, importer: _convert(node, importer, kernels)}
     relaxed = from_exported_program(

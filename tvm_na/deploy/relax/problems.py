@@ -7,8 +7,8 @@ from collections import Counter
 from torch import Tensor, nn
 
 from tvm_na.deploy.export import ATTENTION, attention_of, export_model
-from tvm_na.deploy.relax.kernels import dense_problem
-from tvm_na.deploy.relax.rewrite import dense, layered
+from tvm_na.deploy.products import dense_problem
+from tvm_na.deploy.rewrite import dense, layered
 from tvm_na.problems.registry import Problem
 
 

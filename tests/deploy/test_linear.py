@@ -1,0 +1,83 @@
+"""Whose kernels compute an artifact's linear layers: decided by times, or by records where nothing is measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tests.helpers import relative_error
+from tvm_na.deploy.aoti import linear
+from tvm_na.deploy.request import Request, checked_autotune
+from tvm_na.measure.timing import Timing
+from tvm_na.problems.dense import DenseProblem
+from tvm_na.records.select import Selection
+from tvm_na.targets.target import detect_target, parse_target
+
+FIRST, SECOND = DenseProblem.make(6, 12, 21, activation="gelu"), DenseProblem.make(6, 21, 12, residual=True)
+
+
+def request_for(autotune: bool, batch: int | None = None, **others: Any) -> Request:
+    unused = {"model": None, "example": None, "runs_here": True, "format": "aoti", "runtime": None, "folder": Path()}
+    fixed = {**unused, "target": detect_target(), "records": "off", "report": lambda line: None}
+    return Request(**{**fixed, **others}, batch=batch, autotune=autotune)
+
+
+def test_the_faster_one_is_taken(monkeypatch) -> None:
+    pretended = {FIRST: ((0.001, 0.003, 0.002), (0.002, 0.004, 0.001)), SECOND: ((0.002,), (0.0015,))}
+    monkeypatch.setattr(linear, "times", lambda problem, request: tuple(map(Timing, pretended[problem])))
+    said: list[str] = []
+    found = linear.decide(pretended, request_for(True, report=said.append))
+    assert found[FIRST] == linear.Decision(True, "2.00 ms, the library's 2.00 ms")  # in two rounds of three
+    assert found[SECOND] == linear.Decision(False, "2.00 ms, the library's 1.50 ms")
+    assert said == [f"measuring the linear layer {problem}" for problem in pretended]
+
+
+def test_where_nothing_is_measured_tuned_ones_are_taken(monkeypatch) -> None:
+    def selected(problem: DenseProblem, target: Any, mode: str) -> Selection:
+        assert mode == "user"
+        return Selection("record" if problem == FIRST else "nearest", None, "")
+
+    monkeypatch.setattr(linear, "select", selected)
+    found = linear.decide([FIRST, SECOND], request_for(False, records="user"))
+    assert found[FIRST] == linear.Decision(True, "not measured; a tuning record of it")
+    assert found[SECOND] == linear.Decision(False, "not measured; no tuning record of it")
+
+
+@pytest.mark.parametrize(
+    ("target", "wanted", "measured"),
+    [("native", True, True), ("native", False, False), ("llvm-aarch64-neon", True, False)],
+)
+def test_what_is_not_this_machine_is_not_measured(target: str, wanted: bool, measured: bool) -> None:
+    assert checked_autotune(wanted, parse_target(target)) is measured
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+def test_both_are_timed(monkeypatch, batch: int | None) -> None:
+    """In turns, and they compute the whole layer for the artifact's batch."""
+    seen: list[torch.Size] = []
+
+    def timed(functions: dict[str, Any], **options: Any) -> dict[str, Timing]:
+        seen.extend(function().shape for function in functions.values())
+        return {name: Timing((1.0,)) for name in functions}
+
+    monkeypatch.setattr(linear, "measure", timed)
+    linear.times(FIRST, request_for(True, batch))
+    assert seen == [(batch or 1, 6, 21), (6 * (batch or 1), 21)]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+def test_what_the_library_computes(monkeypatch, packed: bool, residual: bool, activation: str) -> None:
+    """It is the same layer: else its time would say nothing."""
+    monkeypatch.setattr(linear, "_is_packed", lambda dtype: packed)
+    x, weight, bias, addend = torch.randn(2, 5, 12), torch.randn(7, 12), torch.randn(7), torch.randn(2, 5, 7)
+    right = F.linear(x, weight, bias)
+    right = F.gelu(right) if activation == "gelu" else right
+    right = right + addend if residual else right
+    out = linear._library(activation, x, weight, bias, addend if residual else None)()
+    assert relative_error(out.view_as(right), right) <= 1e-5

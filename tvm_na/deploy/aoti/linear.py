@@ -1,0 +1,127 @@
+"""Whose kernels compute the linear layers of an artifact: ours, or the library's that AOTInductor calls for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tvm_na.deploy.kernels import with_schedule
+from tvm_na.deploy.request import Request
+from tvm_na.jit import build, runtime
+from tvm_na.measure.timing import Timing, format_time, interleaved_ratio, measure
+from tvm_na.problems.dense import DenseProblem
+from tvm_na.records.select import Selection, select
+from tvm_na.reference.case import draw
+from tvm_na.te import ENTRY
+from tvm_na.te.dense.product import DenseTile, packed_shape, tile_of
+
+#: How both are timed, in turns.
+ROUNDS, SAMPLE_TIME, WARMUP_TIME = 15, 0.004, 0.02  # seconds
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a linear layer gets a kernel of ours, and why, in words."""
+
+    ours: bool
+    reason: str
+
+
+def decide(problems: Iterable[DenseProblem], request: Request) -> dict[DenseProblem, Decision]:
+    """Whose kernels compute linear layers in an artifact.
+
+    Where alternatives are measured (``request.autotune``) it is the faster one's, elsewhere ours for those that were
+    tuned.
+    """
+    decisions = {}
+    for problem in problems:
+        if request.autotune:
+            request.report(f"measuring the linear layer {problem}")
+            decisions[problem] = _faster(*times(problem, request))
+        else:
+            tuned = select(problem, request.target, mode=request.records).kind == "record"
+            decisions[problem] = Decision(tuned, f"not measured; {'a' if tuned else 'no'} tuning record of it")
+    return decisions
+
+
+def _faster(ours: Timing, library: Timing) -> Decision:
+    reason = f"{format_time(ours.median)}, the library's {format_time(library.median)}"
+    return Decision(interleaved_ratio(ours, library) < 1, reason)
+
+
+def times(problem: DenseProblem, request: Request) -> tuple[Timing, Timing]:
+    """What our kernel and the library's take here for the batch of an artifact; for one that takes any, for one sample.
+
+    Raises:
+        NotImplementedError, RuntimeError: as :func:`tvm_na.jit.build.kernel_for`.
+    """
+    batch = min(request.batch or 1, problem.largest_batch(request.target.kind))
+    inputs = [a for a in problem.arguments() if a.role == "input"]
+    drawn = dict(
+        zip((a.name for a in inputs), draw(inputs, batch, "cpu", torch.Generator().manual_seed(0)), strict=True)
+    )
+    x, weight, bias, residual = (drawn.get(name) for name in ("x", "weight", "bias", "residual"))
+    assert x is not None and weight is not None
+    functions = {
+        "ours": _ours(problem, request, x, bias, residual),
+        "library": _library(problem.activation, x, weight.squeeze(1), bias, residual),
+    }
+    timings = measure(functions, rounds=ROUNDS, sample_time=SAMPLE_TIME, warmup_time=WARMUP_TIME)
+    return timings["ours"], timings["library"]
+
+
+def _ours(
+    problem: DenseProblem, request: Request, x: Tensor, bias: Tensor | None, residual: Tensor | None
+) -> Callable[[], Tensor]:
+    """A call of our kernel, with weights of any values."""
+
+    def built(selection: Selection) -> tuple[build.Kernel, DenseTile]:
+        module, _ = build.scheduled_module(problem, request.target, selection)
+        return build.kernel_with(selection, problem, request.target), tile_of(module[ENTRY])
+
+    kernel, tile = with_schedule(problem, request.target, request.records, built)
+    packed = torch.randn(packed_shape(problem, tile), dtype=x.dtype)
+    given = [t for t in (x, packed, bias, residual) if t is not None]
+
+    def call() -> Tensor:
+        out = x.new_empty((len(x), *problem.out_spatial, problem.out_channels))
+        runtime.use_threads(problem.useful_flops * len(x))
+        kernel.function(*given, out)
+        return out
+
+    return call
+
+
+def _library(
+    activation: str, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
+) -> Callable[[], Tensor]:
+    """A call of what Inductor calls where weights are constants; ``weight`` is ``[out, in]``."""
+    rows, addend = x.flatten(0, -2), None if residual is None else residual.flatten(0, -2)
+    if not _is_packed(x.dtype):
+
+        def plain() -> Tensor:
+            out = F.linear(rows, weight, bias)
+            out = F.gelu(out) if activation == "gelu" else out
+            return out if addend is None else out + addend
+
+        return plain
+    onednn = torch.ops.mkldnn
+    packed = onednn._reorder_linear_weight(weight, len(rows))
+    attributes = (activation, [], "none" if activation == "gelu" else "")
+
+    def with_packed_weight() -> Tensor:
+        if addend is not None and activation == "none":
+            return onednn._linear_pointwise.binary(rows, addend, packed, bias, "add")
+        out = onednn._linear_pointwise(rows, packed, bias, *attributes)
+        return out if addend is None else out + addend
+
+    return with_packed_weight
+
+
+def _is_packed(dtype: torch.dtype) -> bool:
+    """Whether AOTInductor has oneDNN compute linear layers, with weights that it laid out ahead."""
+    return dtype == torch.float32 and torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
