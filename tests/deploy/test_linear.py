@@ -31,8 +31,8 @@ def test_the_faster_one_is_taken(monkeypatch) -> None:
     monkeypatch.setattr(linear, "times", lambda problem, request: tuple(map(Timing, pretended[problem])))
     said: list[str] = []
     found = linear.decide(pretended, request_for(True, report=said.append))
-    assert found[FIRST] == linear.Decision(True, "2.00 ms, the library's 2.00 ms")  # in two rounds of three
-    assert found[SECOND] == linear.Decision(False, "2.00 ms, the library's 1.50 ms")
+    assert found[FIRST] == linear.Decision(True, "ours 2.00 ms, the library's 2.00 ms")  # in two rounds of three
+    assert found[SECOND] == linear.Decision(False, "ours 2.00 ms, the library's 1.50 ms")
     assert said == [f"measuring the linear layer {problem}" for problem in pretended]
 
 

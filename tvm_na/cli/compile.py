@@ -53,7 +53,7 @@ def compile_model(
         typer.Option(help="Data type of all tensors; the model's own if not given."),
     ] = None,
     autotune: Annotated[
-        bool, typer.Option(help="With aoti: measure Inductor's linear layers against the library's.")
+        bool, typer.Option(help="With aoti: measure whose kernel is the fastest for each linear layer.")
     ] = True,
     runtime: Annotated[
         Path | None, typer.Option(help="With tvm, for another architecture: its libtvm_runtime.so, to go into it.")
@@ -110,6 +110,8 @@ def _print_artifact(folder: Path, manifest: Manifest, seconds: float) -> None:
     error, budget = manifest.check.get("relative_error"), f"budget {manifest.check['budget']:.0e}"
     size = size_of(sum(file["bytes"] for file in manifest.files.values()))
     say(f"{folder.absolute()}: {size}, {seconds:.0f} s", style="bold green")
+    linear = manifest.code.get("linear", [])
+    reasons = {p["text"]: f"; {p['reason']}" for p in linear}
     rows = [
         ("model", f"{manifest.model['name']}, {manifest.model['parameters']:,} parameters"),
         ("weights", manifest.model["weights"] or "RANDOM"),
@@ -117,7 +119,8 @@ def _print_artifact(folder: Path, manifest: Manifest, seconds: float) -> None:
         ("output", ", ".join(map(str, manifest.outputs))),
         ("target", manifest.target["name"]),
         ("needs", ", ".join(f"{package} {version}" for package, version in manifest.requires.items())),
-        *((p["text"], f"{p['layers']} layers, {p['schedule']}") for p in manifest.problems),
+        *((p["text"], f"{p['layers']} layers, {p['schedule']}{reasons.get(p['text'], '')}") for p in manifest.problems),
+        *((p["text"], f"{p['layers']} layers, AOTInductor{reasons[p['text']]}") for p in linear if not p["ours"]),
         ("check", f"NOT CHECKED, {budget}" if error is None else f"relative error {error:.1e}, {budget}"),
     ]
     console().print(rows_of(rows), soft_wrap=True)

@@ -58,10 +58,11 @@ def compile(
     """Compile a model into an artifact: a folder that runs without the compiler and without tvm_na.
 
     The model is traced in evaluation mode and is not changed. Every attention of tvm_na in it becomes a kernel, made
-    from the best tuning record as for a call. The rest is compiled by AOTInductor, weights included, and the artifact
-    runs with PyTorch alone (``aoti``); or linear layers, convolutions and norms become kernels of ours too, the weights
-    lie beside the code, and it runs with TVM's runtime of 4 MB alone (``tvm``). The result is run on random inputs and
-    compared with the eager reference; only if they agree it is moved to ``output``. Takes minutes.
+    from the best tuning record as for a call. With ``aoti`` linear layers become kernels of ours where those are
+    faster, the rest is compiled by AOTInductor, weights included, and the artifact runs with PyTorch alone. With
+    ``tvm`` all linear layers, convolutions and norms become kernels of ours, the weights lie beside the code, and it
+    runs with TVM's runtime of 4 MB alone. The result is run on random inputs and compared with the eager reference;
+    only if they agree it is moved to ``output``. Takes minutes.
 
     Args:
         model: On the CPU; takes one tensor and gives one tensor, or a list of them, all ``[batch, ...]``.
@@ -77,8 +78,8 @@ def compile(
         weights: Where its weights come from, for the manifest; None says that they are random.
         preprocessing: How an image becomes an input, for the manifest.
         records: Which tuning records count: ``all``, ``user``, ``shipped`` or ``off``; None for TVM_NA_RECORDS.
-        autotune: With ``aoti``, for this machine's own target: whether Inductor measures its own C++ for linear layers
-            against the library, which takes as long again.
+        autotune: With ``aoti``, for this machine's own target: whether linear layers are measured, our kernels, the
+            library's and Inductor's own C++, which takes as long again. Else those that were tuned get our kernels.
         runtime: With ``tvm``, the ``libtvm_runtime.so`` that goes into the artifact; None for the installed one, or for
             none where the target has another architecture: then apache-tvm must be installed where it runs.
         overwrite: Whether an artifact at ``output`` may be replaced, with nothing else in its folder.

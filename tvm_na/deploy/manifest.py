@@ -95,7 +95,8 @@ class Manifest:
         returns_list: Whether the outputs come as a list rather than as one tensor.
         preprocessing: How an image becomes an input: the fields of ``models.registry.Preprocessing``; None if unknown.
         code: Of the format ``aoti``: ``namespace``, where its operators are registered in PyTorch; equal ones have
-            equal code. Of ``tvm``: ``weights``, their names in the order in which the library takes them,
+            equal code; ``linear``, of each distinct linear layer ``text``, ``layers``, whether its kernel is ``ours``,
+            and the ``reason``. Of ``tvm``: ``weights``, their names in the order in which the library takes them,
             ``largest_batch`` of one call, and ``untuned``, kernels without a tuning record.
         check: ``relative_error`` to the eager reference, ``budget`` and ``batches``, when it was made; of one that the
             machine that made it could not run, ``budget`` alone.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 from unittest.mock import patch
@@ -12,6 +15,8 @@ from torch._inductor import select_algorithm
 from torch.export import ExportedProgram
 
 from tvm_na.compilers import cxx
+from tvm_na.compilers.run import run
+from tvm_na.jit import openmp
 from tvm_na.targets.target import NATarget, detect_target
 
 
@@ -29,17 +34,30 @@ def compile_program(
     """
     package = scratch / "model.pt2"
     without_tables = patch.object(select_algorithm, "PRINT_AUTOTUNE", False)  # there is one for each layer
-    with torch.no_grad(), without_tables:
+    with torch.no_grad(), without_tables, _aligned_memory(scratch):
         options = _options(target, scratch) | (_AUTOTUNE if autotune else {})
         torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=options)
     _unpack(package, folder)
 
 
+_SOURCE = Path(openmp.__file__).parent / "aligned.cc"
+_ALIGNED = "tvm_na_aligned"
 _AUTOTUNE = {
     "max_autotune": True,
     "max_autotune_gemm_backends": "CPP,ATEN",
     "max_autotune_report_choices_stats": False,
 }
+
+
+@contextmanager
+def _aligned_memory(scratch: Path) -> Iterator[None]:
+    """While it is used, compilers find the library :data:`_ALIGNED`, a linker's script that names one object."""
+    compiled = scratch / "aligned.o"
+    run([*cxx.command(), "-std=c++17", "-O2", "-fPIC", "-c", "-o", str(compiled), str(_SOURCE)], compiled)
+    (scratch / f"lib{_ALIGNED}.a").write_text(f'INPUT("{compiled}")\n', encoding="utf-8")
+    places = [str(scratch), *filter(None, [os.environ.get("LIBRARY_PATH")])]
+    with patch.dict(os.environ, {"LIBRARY_PATH": os.pathsep.join(places)}):
+        yield
 
 
 def _options(target: NATarget, scratch: Path) -> dict[str, Any]:
@@ -52,6 +70,7 @@ def _options(target: NATarget, scratch: Path) -> dict[str, Any]:
         "cpp.dynamic_threads": True,
         # Else a batch of one is refused where inputs are checked (AOTI_RUNTIME_CHECK_INPUTS=1).
         "aot_inductor.check_lowerbound": False,
+        "aot_inductor.custom_op_libs": [_ALIGNED],
         # oneDNN lays weights out for the instructions that it finds here, which the target may lack.
         "cpp.weight_prepack": target.name == detect_target().name,
     }

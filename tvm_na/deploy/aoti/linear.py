@@ -49,7 +49,7 @@ def decide(problems: Iterable[DenseProblem], request: Request) -> dict[DenseProb
 
 
 def _faster(ours: Timing, library: Timing) -> Decision:
-    reason = f"{format_time(ours.median)}, the library's {format_time(library.median)}"
+    reason = f"ours {format_time(ours.median)}, the library's {format_time(library.median)}"
     return Decision(interleaved_ratio(ours, library) < 1, reason)
 
 
