@@ -48,6 +48,7 @@ def call_kernels(
             node.target = (space.attend_lse if problem.return_lse else space.attend).default
             node.args = (*node.args[:4], node.args[8], kernel.number)
         else:
+            assert kernel.tile is not None
             x, _, bias, residual, *_ = node.args
             node.args = (x, weights.of(node, kernel.tile), bias, residual, kernel.number)
             node.target = space.dense.default

@@ -111,12 +111,12 @@ def _library(
         return plain
     onednn = torch.ops.mkldnn
     packed = onednn._reorder_linear_weight(weight, len(rows))
-    attributes = (activation, [], "none" if activation == "gelu" else "")
+    algorithm = "none" if activation == "gelu" else ""
 
     def with_packed_weight() -> Tensor:
         if addend is not None and activation == "none":
             return onednn._linear_pointwise.binary(rows, addend, packed, bias, "add")
-        out = onednn._linear_pointwise(rows, packed, bias, *attributes)
+        out = onednn._linear_pointwise(rows, packed, bias, activation, [], algorithm)
         return out if addend is None else out + addend
 
     return with_packed_weight
