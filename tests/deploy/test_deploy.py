@@ -287,9 +287,10 @@ def test_inductor_measures_linear_layers_if_asked_to(tmp_path: Path, monkeypatch
             archive.writestr("model/data/model.so", b"")
 
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile_and_package)
-    for autotune in (True, False):
-        inductor.compile_program(None, detect_target(), tmp_path, tmp_path, autotune)
+    for dtype, autotune in ((torch.float32, True), (torch.float64, False)):
+        inductor.compile_program(None, detect_target(), tmp_path, tmp_path, dtype, autotune)
     assert ["max_autotune" in options for options in asked] == [True, False]
+    assert [options["cpp.weight_prepack"] for options in asked] == [True, False]  # oneDNN does not compute in float64
     assert all(options["freezing"] for options in asked)
 
 

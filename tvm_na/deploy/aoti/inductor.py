@@ -21,13 +21,18 @@ from tvm_na.targets.target import NATarget, detect_target
 
 
 def compile_program(
-    program: ExportedProgram, target: NATarget, folder: Path, scratch: Path, autotune: bool = False
+    program: ExportedProgram,
+    target: NATarget,
+    folder: Path,
+    scratch: Path,
+    dtype: torch.dtype = torch.float32,
+    autotune: bool = False,
 ) -> None:
     """Compile a program for ``target`` into ``folder``, in the form that PyTorch's AOTIModelPackageLoader takes.
 
-    Its operators must be known to PyTorch (:func:`tvm_na.deploy.export.known_operators`). Takes from half a minute to
-    minutes. With ``autotune``, which is for this machine's own target, linear layers may be Inductor's own C++ where
-    that is faster than the library.
+    Its tensors are of ``dtype``, and its operators must be known to PyTorch
+    (:func:`tvm_na.deploy.export.known_operators`). Takes from half a minute to minutes. With ``autotune``, which is for
+    this machine's own target, linear layers may be Inductor's own C++ where that is faster than the library.
 
     Raises:
         RuntimeError: Inductor or the C++ compiler fails.
@@ -35,7 +40,7 @@ def compile_program(
     package = scratch / "model.pt2"
     without_tables = patch.object(select_algorithm, "PRINT_AUTOTUNE", False)  # there is one for each layer
     with torch.no_grad(), without_tables, _aligned_memory(scratch):
-        options = _options(target, scratch) | (_AUTOTUNE if autotune else {})
+        options = _options(target, scratch, dtype) | (_AUTOTUNE if autotune else {})
         torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=options)
     _unpack(package, folder)
 
@@ -60,7 +65,7 @@ def _aligned_memory(scratch: Path) -> Iterator[None]:
         yield
 
 
-def _options(target: NATarget, scratch: Path) -> dict[str, Any]:
+def _options(target: NATarget, scratch: Path, dtype: torch.dtype) -> dict[str, Any]:
     return {
         "freezing": True,
         "cpp.cxx": (None, cxx.as_program(scratch)),
@@ -71,8 +76,9 @@ def _options(target: NATarget, scratch: Path) -> dict[str, Any]:
         # Else a batch of one is refused where inputs are checked (AOTI_RUNTIME_CHECK_INPUTS=1).
         "aot_inductor.check_lowerbound": False,
         "aot_inductor.custom_op_libs": [_ALIGNED],
-        # oneDNN lays weights out for the instructions that it finds here, which the target may lack.
-        "cpp.weight_prepack": target.name == detect_target().name,
+        # oneDNN lays weights out for the instructions that it finds here, which the target may lack. In float64
+        # Inductor would call it for convolutions, which it then refuses.
+        "cpp.weight_prepack": target.name == detect_target().name and dtype == torch.float32,
     }
 
 
