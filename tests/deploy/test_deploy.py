@@ -162,32 +162,6 @@ def test_the_manifest_says_what_it_is(aoti, model) -> None:
     }
 
 
-def test_linear_layers_with_kernels_of_ours(aoti, model) -> None:
-    """The manifest and the command say which and why; the model has the weights that kernels read, those alone."""
-    found = manifest.read_manifest(aoti.path)
-    ours = {p["text"]: p["layers"] for p in found.problems if "heads" not in p["problem"]}
-    assert ours == {about["text"]: about["layers"] for about in found.code["linear"] if about["ours"]}
-    assert ours["64 channels 16->32 float32 bias gelu"] == ours[f"1 channels 32->{CLASSES} float32 bias"] == 1
-    left = {about["text"]: about["layers"] for about in found.code["linear"] if not about["ours"]}
-    assert all(text in aoti.said[0] for text in (*ours, "3 layers, AOTInductor; as the test wants it"))
-    assert left == {"64 channels 16->16 float32 bias": 3, "16 channels 32->32 float32 bias": 3}
-    content = b"".join(file.read_bytes() for file in (aoti.path / "model").rglob("*") if file.is_file())
-    weight = model.levels[0].blocks[0].mlp.fc1.weight.detach()
-    assert content.count(weight[:4, 0].numpy().tobytes()) == 1  # a few channels of a block
-    assert content.count(weight[0, :4].numpy().tobytes()) == 0
-
-
-def test_weights_are_read_where_they_lie(aoti) -> None:
-    """Aligned for kernels of ours: operators copy no tensor of a model."""
-    artifact, images = tvm_na.load(aoti.path), torch.randn(1, 3, SIZE, SIZE)
-    with torch.profiler.profile() as profile:
-        artifact(images)
-    counts = {event.key: event.count for event in profile.key_averages()}
-    namespace = artifact.manifest.code["namespace"]
-    assert counts[f"{namespace}::dense"] == 7 and counts[f"{namespace}::attend"] == 2
-    assert "aten::clone" not in counts and "aten::copy_" not in counts
-
-
 def test_the_library_needs_pytorch_alone(aoti) -> None:
     readelf = shutil.which("readelf")
     if readelf is None:

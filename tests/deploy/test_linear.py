@@ -1,4 +1,4 @@
-"""Whose kernels compute an artifact's linear layers: decided by times, or by records where nothing is measured."""
+"""Linear layers of artifacts that run with PyTorch: whose kernels compute them, and with which weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import tvm_na
+from tests.deploy.artifacts import CLASSES, SIZE
 from tests.helpers import relative_error
+from tvm_na.deploy import manifest
 from tvm_na.deploy.aoti import linear
 from tvm_na.deploy.request import Request, checked_autotune
 from tvm_na.measure.timing import Timing
@@ -81,3 +84,29 @@ def test_what_the_library_computes(monkeypatch, packed: bool, residual: bool, ac
     right = right + addend if residual else right
     out = linear._library(activation, x, weight, bias, addend if residual else None)()
     assert relative_error(out.view_as(right), right) <= 1e-5
+
+
+def test_linear_layers_with_kernels_of_ours(aoti, model) -> None:
+    """The manifest and the command say which and why; the model has the weights that kernels read, those alone."""
+    found = manifest.read_manifest(aoti.path)
+    ours = {p["text"]: p["layers"] for p in found.problems if "heads" not in p["problem"]}
+    assert ours == {about["text"]: about["layers"] for about in found.code["linear"] if about["ours"]}
+    assert ours["64 channels 16->32 float32 bias gelu"] == ours[f"1 channels 32->{CLASSES} float32 bias"] == 1
+    left = {about["text"]: about["layers"] for about in found.code["linear"] if not about["ours"]}
+    assert all(text in aoti.said[0] for text in (*ours, "3 layers, AOTInductor; as the test wants it"))
+    assert left == {"64 channels 16->16 float32 bias": 3, "16 channels 32->32 float32 bias": 3}
+    content = b"".join(file.read_bytes() for file in (aoti.path / "model").rglob("*") if file.is_file())
+    weight = model.levels[0].blocks[0].mlp.fc1.weight.detach()
+    assert content.count(weight[:4, 0].numpy().tobytes()) == 1  # a few channels of a block
+    assert content.count(weight[0, :4].numpy().tobytes()) == 0
+
+
+def test_weights_are_read_where_they_lie(aoti) -> None:
+    """Aligned for kernels of ours: operators copy no tensor of a model."""
+    artifact, images = tvm_na.load(aoti.path), torch.randn(1, 3, SIZE, SIZE)
+    with torch.profiler.profile() as profile:
+        artifact(images)
+    counts = {event.key: event.count for event in profile.key_averages()}
+    namespace = artifact.manifest.code["namespace"]
+    assert counts[f"{namespace}::dense"] == 7 and counts[f"{namespace}::attend"] == 2
+    assert "aten::clone" not in counts and "aten::copy_" not in counts
