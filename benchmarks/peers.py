@@ -6,7 +6,8 @@ layout that a peer likes (mostly ``[batch, heads, tokens, head_dim]``, contiguou
 
 from __future__ import annotations
 
-import importlib.util
+import functools
+import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,44 +58,65 @@ def _axes(problem: NAProblem) -> list[tuple[Tensor, Tensor, Tensor]]:
 
 
 def _require_plain(problem: NAProblem) -> None:
-    if problem.rank != 2 or any(problem.is_causal) or problem.heads != problem.heads_kv:
-        raise NotImplementedError(f"required a 2D problem without causal masking and GQA, got {problem}")
+    if any(problem.is_causal) or problem.heads != problem.heads_kv:
+        raise NotImplementedError(f"required a problem without causal masking and GQA, got {problem}")
+
+
+def _flat(of_axes: list[Tensor], join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """One matrix ``[a0 * a1 * ..., b0 * b1 * ...]`` of those of the axes ``[..., ai, bi]``, joined pair by pair."""
+    found = of_axes[0]
+    for axis in of_axes[1:]:
+        rows, columns = found.shape[-2] * axis.shape[-2], found.shape[-1] * axis.shape[-1]
+        joined = join(found[..., :, None, :, None], axis[..., None, :, None, :])
+        found = joined.reshape(*joined.shape[:-4], rows, columns)
+    return found
 
 
 def dense_mask(problem: NAProblem) -> Tensor:
-    """Which key a query sees: bool ``[tokens, tokens]``, of a 2D problem."""
+    """Which key a query sees: bool ``[tokens, tokens]``."""
     allowed = []
     for positions, _, exists in _axes(problem):
         axis = torch.zeros(positions.shape[0], positions.shape[0], dtype=torch.uint8)
         # scatter_reduce, since a missing neighbor is named as position 0, which may be a neighbor as well.
         axis.scatter_reduce_(1, positions, exists.to(torch.uint8), reduce="amax")
         allowed.append(axis.bool())
-    rows, columns = allowed
-    tokens = math.prod(problem.spatial)
-    return (rows[:, None, :, None] & columns[None, :, None, :]).reshape(tokens, tokens)
+    return _flat(allowed, torch.logical_and)
+
+
+def _of_bias(rpb: Tensor, problem: NAProblem, of_axes: list[Tensor]) -> Tensor:
+    """The bias ``[heads, rows, columns]`` at indices ``[rows, columns]`` of each axis."""
+    widths = iter([2 * k - 1 for k in problem.kernel_size[1:]])
+    index = _flat(of_axes, lambda a, b: a * next(widths) + b)
+    return rpb.flatten(1)[:, index.to(rpb.device)]
 
 
 def dense_bias(rpb: Tensor, problem: NAProblem) -> Tensor:
     """The bias of every pair of tokens ``[heads, tokens, tokens]``; meaningless where there is no neighbor."""
     relative = []
     for n, k, d in zip(problem.spatial, problem.kernel_size, problem.dilation, strict=True):
-        i = torch.arange(n, device=rpb.device)
+        i = torch.arange(n)
         relative.append(((i - i[:, None]) // d + k - 1).clamp(0, 2 * k - 2))
-    rows, columns = relative
-    tokens = math.prod(problem.spatial)
-    return rpb[:, rows[:, None, :, None], columns[None, :, None, :]].reshape(-1, tokens, tokens)
+    return _of_bias(rpb, problem, relative)
+
+
+def _coordinates(problem: NAProblem, token: Tensor) -> list[Tensor]:
+    """Where a token lies along each axis."""
+    found = []
+    for size in reversed(problem.spatial[1:]):
+        found.append(token % size)
+        token = token // size
+    return [token, *reversed(found)]
 
 
 def bias_mod(rpb: Tensor, problem: NAProblem) -> Callable[..., Tensor]:
     """flex_attention's ``score_mod`` that adds the bias; where there is no neighbor, any other."""
-    width = problem.spatial[1]
 
     def biased(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        positions = zip((q // width, q % width), (k // width, k % width), strict=True)
+        pairs = zip(_coordinates(problem, q), _coordinates(problem, k), strict=True)
         index = []
-        for (a, b), d, size in zip(positions, problem.dilation, problem.kernel_size, strict=True):
+        for (a, b), d, size in zip(pairs, problem.dilation, problem.kernel_size, strict=True):
             index.append(torch.clamp(b // d - a // d + (size - 1), 0, 2 * size - 2))
-        return score + rpb[head, index[0], index[1]]
+        return score + rpb[(head, *index)]
 
     return biased
 
@@ -102,11 +124,9 @@ def bias_mod(rpb: Tensor, problem: NAProblem) -> Callable[..., Tensor]:
 def gather_einsum(problem: NAProblem, device: str, rpb: Tensor | None = None) -> Call:
     """Gather every window of keys and values, then two einsums around a softmax."""
     _require_plain(problem)
-    (rows, down, _), (columns, right, _) = _axes(problem)
-    window = math.prod(problem.kernel_size)
-    neighbors = (rows[:, None, :, None] * problem.spatial[1] + columns[None, :, None, :]).reshape(-1, window).to(device)
-    scale = problem.head_dim**-0.5
-    bias = 0.0 if rpb is None else rpb[:, down[:, None, :, None], right[None, :, None, :]].reshape(-1, *neighbors.shape)
+    axes, scale, sizes = _axes(problem), problem.head_dim**-0.5, iter(problem.spatial[1:])
+    neighbors = _flat([positions for positions, _, _ in axes], lambda a, b: a * next(sizes) + b).to(device)
+    bias = 0.0 if rpb is None else _of_bias(rpb, problem, [relative for _, relative, _ in axes])
 
     def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         scores = torch.einsum("bhnd,bhnkd->bhnk", query * scale, key[:, :, neighbors]) + bias
@@ -134,7 +154,6 @@ def window_mask_mod(problem: NAProblem) -> Callable[..., Tensor]:
     _require_plain(problem)
     if set(problem.stride) != {1}:
         raise NotImplementedError(f"required stride 1, got {problem}")
-    (height, width), (kh, kw), (dh, dw) = problem.spatial, problem.kernel_size, problem.dilation
 
     def sees(q: Tensor, k: Tensor, n: int, kernel: int, dilation: int) -> Tensor:
         residue = q % dilation
@@ -144,9 +163,14 @@ def window_mask_mod(problem: NAProblem) -> Callable[..., Tensor]:
         return (k % dilation == residue) & (offset >= 0) & (offset < kernel)
 
     def mask_mod(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return sees(q // width, k // width, height, kh, dh) & sees(q % width, k % width, width, kw, dw)
+        pairs = zip(_coordinates(problem, q), _coordinates(problem, k), strict=True)
+        axes = zip(pairs, problem.spatial, problem.kernel_size, problem.dilation, strict=True)
+        return functools.reduce(torch.logical_and, [sees(*pair, *axis) for pair, *axis in axes])
 
     return mask_mod
+
+
+_MANY = 16384  # tokens
 
 
 def _compiled_flex(
@@ -155,7 +179,9 @@ def _compiled_flex(
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     tokens = math.prod(problem.spatial)
-    mask = create_block_mask(mask_mod, None, None, tokens, tokens, device=device)
+    # Eager, it makes the dense mask on the way; PyTorch's advice for many tokens is to compile it.
+    make: Any = create_block_mask if tokens <= _MANY else torch.compile(create_block_mask)
+    mask = make(mask_mod, None, None, tokens, tokens, device=device)
     compiled: Any = torch.compile(flex_attention, dynamic=False, fullgraph=True)
     return lambda query, key, value: compiled(query, key, value, score_mod=score_mod, block_mask=mask)
 
@@ -204,27 +230,54 @@ def _tiles_back(out: Tensor, problem: NAProblem) -> Tensor:
     return tokens_first(out[:, :, tile_order(problem).argsort().to(out.device)], problem)
 
 
-def natten(problem: NAProblem, device: str, rpb: Tensor | None = None) -> Call:
-    """NATTEN, the reference library, where it is installed; it has no bias since 0.20."""
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise NotImplementedError(f"{error.name} is not installed") from None
+
+
+def _of_library(library: Any, problem: NAProblem, rpb: Tensor | None) -> Call:
     if rpb is not None:
         raise NotImplementedError("required a problem without a bias")
-    if importlib.util.find_spec("natten") is None:
-        raise NotImplementedError("natten is not installed")
-    import natten as library
+    function = getattr(library, f"na{problem.rank}d")
+    window = (problem.kernel_size, problem.stride, problem.dilation, problem.is_causal)
+    return lambda query, key, value: function(query, key, value, *window)
 
-    return lambda query, key, value: library.na2d(query, key, value, problem.kernel_size, dilation=problem.dilation)
+
+def natten(problem: NAProblem, device: str, rpb: Tensor | None = None) -> Call:
+    """NATTEN, the reference library, where it is installed; it has no bias since 0.20, and on CPUs flex_attention."""
+    return _of_library(_library("natten"), problem, rpb)
+
+
+def natten_mps(problem: NAProblem, device: str, rpb: Tensor | None = None) -> Call:
+    """natten-mps where it is installed: on CPUs its backend of PyTorch's operators."""
+    library = _library("natten_mps")
+    library.set_backend("pure")
+    return _of_library(library, problem, rpb)
+
+
+def _as_it_is(t: Tensor, problem: NAProblem | None = None) -> Tensor:
+    return t
 
 
 _SDPA = Peer("SDPA", "scaled_dot_product_attention with a dense mask", masked_sdpa)
 _FLEX = Peer("flex", "torch.compile(flex_attention) with a block mask", flex)
+_NATTEN = Peer("natten", "the reference library", natten, _as_it_is, _as_it_is)
 #: What is compared with, by device.
 PEERS = {
-    "cpu": (Peer("gather", "gathered windows and einsum", gather_einsum), _SDPA, _FLEX),
+    "cpu": (
+        Peer("gather", "gathered windows and einsum", gather_einsum),
+        _SDPA,
+        _FLEX,
+        _NATTEN,
+        Peer("natten-mps", "another library's backend of PyTorch's operators", natten_mps, _as_it_is, _as_it_is),
+    ),
     "cuda": (
         _FLEX,
         Peer("flex, tiled", "the same over tokens in 8x8 tiles", tiled_flex, _in_tiles, _tiles_back),
         _SDPA,
-        Peer("natten", "the reference library", natten, lambda t: t, lambda out, _: out),
+        _NATTEN,
     ),
 }
 
