@@ -40,7 +40,7 @@ def _status(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
-def _peak_of_call(call: Callable[[], R]) -> tuple[R, int]:
+def peak_of_call(call: Callable[[], R]) -> tuple[R, int]:
     """What ``call`` gives, and the bytes at most in use at a time during it, beyond what was in use before.
 
     Linux counts them to some hundred kilobytes.
@@ -106,7 +106,7 @@ def _measured_pass(problem: NAProblem, build: bool) -> tuple[int, int]:
     k, d = problem.kernel_size[0], problem.dilation[0]
     # Everything that is loaded on first use is loaded by a smaller problem.
     _pass(NAProblem.make((k * d + 1, k * d + 1), k, 1, 8, dilation=d, bias=problem.bias))
-    return (_pass(problem), 0) if build else _peak_of_call(partial(_pass, problem))
+    return (_pass(problem), 0) if build else peak_of_call(partial(_pass, problem))
 
 
 def peak_of(problem: NAProblem) -> Peak:
@@ -148,7 +148,7 @@ def _measured_attention(name: str, size: int) -> int:
     small, large = (drawn(problem_of(n), (n, n), 1, 0)[:3] for n in (KERNEL_SIZE + 1, size))
     # What is loaded on first use is loaded by a small map, and kernels are on disk since a call in another process.
     call_of(name, *small)()
-    out, peak = _peak_of_call(call_of(name, *large))
+    out, peak = peak_of_call(call_of(name, *large))
     return max(0, peak - out.numel() * out.element_size())
 
 

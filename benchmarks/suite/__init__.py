@@ -1,0 +1,1 @@
+"""Every number of docs/BENCHMARKS.md: ``python -m benchmarks.suite``."""

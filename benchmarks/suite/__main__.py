@@ -1,0 +1,62 @@
+"""Every number of docs/BENCHMARKS.md: ``python -m benchmarks.suite [--quick]``, and ``... report FOLDER``.
+
+Each case runs in a process of its own and is written as it ends: the same command with the same folder goes on where it
+was. Peers are what PyTorch has, NATTEN and natten-mps where they are installed, Swin-T and ConvNeXt-T of timm where it
+can be imported, else of transformers.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks.common import Device, start
+from benchmarks.suite.cases import Setting
+from benchmarks.suite.parts import PARTS
+from benchmarks.suite.runner import carry_out
+from benchmarks.suite.store import Store, described_machine
+
+app = typer.Typer(help=__doc__, pretty_exceptions_enable=False, add_completion=False)
+FOLDER = Path("build/bench")
+
+
+@app.callback(invoke_without_command=True)
+def run(
+    context: typer.Context,
+    device: Device = "cpu",
+    only: Annotated[list[str] | None, typer.Option(help=f"A part, may be repeated: {', '.join(PARTS)}.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A rehearsal of tiny sizes, under a minute.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Where results are kept; build/bench if none.")] = None,
+) -> None:
+    """Measure what is not in the folder yet. Exits with 1 if a case failed."""
+    if context.invoked_subcommand is not None:
+        return
+    unknown = [name for name in only or () if name not in PARTS]
+    if unknown:
+        raise typer.BadParameter(f"only: required one of {', '.join(PARTS)}, got {', '.join(unknown)}")
+    console = Console()
+    start(device, console)
+    folder = output or FOLDER.with_name(
+        f"bench-{device}{'-quick' if quick else ''}" if quick or device != "cpu" else "bench"
+    )
+    setting = Setting(device, quick, folder)
+    begun = time.perf_counter()
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("")
+        show = lambda name, done, total: progress.update(bar, description=name, completed=done, total=total)  # noqa: E731
+        parts = [PARTS[name] for name in (only or PARTS)]
+        failed = carry_out(parts, setting, Store(folder, described_machine(device), quick), show)
+    for failure in failed:
+        console.print(failure, style="yellow", markup=False)
+    console.print(f"results: {folder}, after {time.perf_counter() - begun:.0f} s", markup=False)
+    raise typer.Exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,154 @@
+"""Whole models: eager, through ``torch.compile`` with freezing, as packages of AOTInductor, and as our artifacts."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+import tvm_na
+from benchmarks.suite.cases import Case, Part, Setting
+from benchmarks.suite.networks import NAMES, NAT, Network, network
+from benchmarks.suite.turns import Call, Candidates, rounded
+from tvm_na.functional import Backend
+from tvm_na.models.base import NAModel
+from tvm_na.reference.accuracy import LOGITS_BUDGET, relative_error
+
+#: Of logits, relative to the largest; float16 throughout some twenty layers.
+BUDGET = {"cpu": LOGITS_BUDGET, "cuda": 2e-2}
+EAGER, COMPILED, PACKAGE, ARTIFACTS = "eager", "torch.compile", "AOTInductor", ("aoti", "tvm")
+#: What Inductor is told of a package, as ``tvm_na.deploy`` tells it.
+PACKAGE_OPTIONS = {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN", "freezing": True}
+_ON_GPU = {"max_autotune": True, "freezing": True}
+#: Seconds that one package, and the compilation of all models, may take.
+_TO_PACKAGE, _TO_COMPILE = 900.0, 900.0
+
+
+def _cases(setting: Setting) -> list[Case]:
+    names = NAMES[:2] if setting.quick else NAMES
+    ways = [(PACKAGE, name) for name in names if name != NAT] + [(way, NAT) for way in ARTIFACTS]
+    if setting.quick:
+        ways = ways[-1:]  # the fastest to make
+    packages = [Case(f"making {way}, {name}", {"way": way, "network": name}, _TO_PACKAGE) for way, name in ways]
+    seconds = 1.0 if setting.quick else 25.0
+    batches = [2] if setting.quick else [1, 16]
+    eager = [{"batch": batch, "ways": [EAGER], "seconds": seconds} for batch in batches]
+    once = {"batch": 1, "seconds": seconds, "networks": list(names)}
+    compiled = [] if setting.quick else [{**once, "ways": [COMPILED]}]
+    compiled.append({**once, "ways": [PACKAGE, *ARTIFACTS]})
+    timed = [{"networks": list(names), **about} for about in (*eager, *compiled)]
+    return [*packages, *(Case(_named(about), about, _TO_COMPILE) for about in timed)]
+
+
+def _named(about: dict[str, Any]) -> str:
+    ways = "packages" if PACKAGE in about["ways"] else about["ways"][0]
+    return f"{ways}, batch {about['batch']}"
+
+
+def run(case: Case, setting: Setting) -> dict[str, Any]:
+    """Make a package that others measure, or measure."""
+    with torch.inference_mode() if "ways" in case.about else torch.no_grad():
+        return _measured(case, setting) if "ways" in case.about else _made(case, setting)
+
+
+def _images(found: Network, batch: int, setting: Setting) -> Tensor:
+    torch.manual_seed(1)
+    x = torch.randn(batch, 3, found.size, found.size)
+    return x if setting.device == "cpu" else x.to(setting.device, torch.half)
+
+
+def _placed(found: Network, setting: Setting) -> nn.Module:
+    return found.model if setting.device == "cpu" else found.model.to(setting.device, torch.half)
+
+
+def package_of(way: str, name: str, setting: Setting) -> Path:
+    """Where a package lies that is made once."""
+    return setting.folder / "packages" / f"{way} {name}".replace(" ", "-").lower()
+
+
+def _made(case: Case, setting: Setting) -> dict[str, Any]:
+    way, name = case.about["way"], case.about["network"]
+    found, path = network(name, setting.quick), package_of(way, name, setting)
+    if way in ARTIFACTS and setting.device != "cpu":
+        return {"refused": "artifacts of whole models are for CPUs"}
+    model, x = _placed(found, setting), _images(found, 1, setting)
+    shutil.rmtree(path, ignore_errors=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    if way in ARTIFACTS:
+        tvm_na.compile(model, x, batch=1, output=path, format=way)  # type: ignore[arg-type]
+    else:
+        path.mkdir()
+        options = PACKAGE_OPTIONS if setting.device == "cpu" else _ON_GPU
+        program = torch.export.export(model, (x,))
+        file = str(path / "model.pt2")
+        torch._inductor.aoti_compile_and_package(program, package_path=file, inductor_configs=options)
+    seconds = time.perf_counter() - start
+    return {"seconds": rounded(seconds), "bytes": sum(f.stat().st_size for f in path.rglob("*") if f.is_file())}
+
+
+def _loaded(way: str, name: str, setting: Setting) -> Callable[[Tensor], Tensor]:
+    path = package_of(way, name, setting)
+    if not path.is_dir():
+        raise FileNotFoundError("it was not made")
+    if way in ARTIFACTS:
+        return tvm_na.load(path)
+    package: Any = torch._inductor.aoti_load_package(str(path / "model.pt2"))
+
+    def call(x: Tensor) -> Tensor:
+        return package(x)  # type: ignore[no-any-return]
+
+    return call
+
+
+def _exact(model: nn.Module) -> nn.Module:
+    exact = copy.deepcopy(model).cpu().double()
+    if isinstance(exact, NAModel):
+        exact.set_backend(Backend.REFERENCE)
+    return exact
+
+
+def _measured(case: Case, setting: Setting) -> dict[str, Any]:
+    """Every network in every way of the case, in turns."""
+    found, sources = Candidates(BUDGET[setting.device]), {}
+    for name in case.about["networks"]:
+        try:
+            one = network(name, setting.quick)
+        except RuntimeError as error:
+            found.refused |= {f"{name}, {way}": str(error) for way in case.about["ways"] if way not in ARTIFACTS}
+            continue
+        sources[name] = one.source
+        x = _images(one, case.about["batch"], setting)
+        expected = _exact(one.model)(x[:1].cpu().double())
+        model = _placed(one, setting)
+        for way in case.about["ways"]:
+            if (way in ARTIFACTS and name != NAT) or (way == PACKAGE and name == NAT):
+                continue  # NAT's package of AOTInductor is our artifact
+            found.add(f"{name}, {way}", partial(_prepared, way, name, model, x, expected, setting))
+    about = {"batch": case.about["batch"], "sources": sources, "dtype": str(x.dtype).removeprefix("torch.")}
+    return {**about, **found.timed(case.about["seconds"], setting.device)}
+
+
+def _prepared(
+    way: str, name: str, model: nn.Module, x: Tensor, expected: Tensor, setting: Setting
+) -> tuple[Call, float]:
+    if way == EAGER:
+        call: Any = model
+    elif way == COMPILED:
+        call = torch.compile(model, dynamic=False)
+    else:
+        call = _loaded(way, name, setting)
+    with patch.object(torch._inductor.config, "freezing", True):  # read when it compiles: at its first call
+        out = call(x)
+    return partial(call, x), relative_error(out[:1].cpu(), expected)
+
+
+MODELS = Part("models", _cases, run)

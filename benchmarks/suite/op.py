@@ -1,0 +1,158 @@
+"""The operator: forward, and forward with backward, beside its peers, its default schedule and ``torch.mm``."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from benchmarks.peers import PEERS, Peer
+from benchmarks.problems import Workload, growing, workloads
+from benchmarks.suite.cases import Case, Part, Setting
+from benchmarks.suite.right import Right, sampled_right
+from benchmarks.suite.turns import Call, Candidates, with_limited_memory
+from tvm_na.functional import Backend, na1d, na2d, na3d
+from tvm_na.jit.build import explain, target_for
+from tvm_na.measure.cuda import copies_for, rotating
+from tvm_na.ops.launch import forget
+from tvm_na.problems.attention import NAProblem
+
+OURS, DEFAULT, MATMUL = "tvm_na", "tvm_na, default", "torch.mm"
+MATMUL_SIZE = 1024
+#: The largest relative error that is right, of an output and of gradients; a wrong window has 1e-2 and more.
+BUDGET = {"float32": (1e-5, 2e-5), "float16": (4e-3, 1e-2)}
+#: Samples of a batch on a GPU, for what does not fill it.
+GPU_BATCH = 128
+
+_FUNCTIONS: dict[int, Callable[..., Tensor]] = {1: na1d, 2: na2d, 3: na3d}
+Operator = Callable[..., Tensor]
+
+
+def _case(workload: Workload, setting: Setting, seconds: float, backward: bool = True) -> Case:
+    on_gpu = setting.device == "cuda"
+    workload = workload.of_dtype("float16") if on_gpu else workload
+    about = {"problem": workload.problem.to_json(), "note": workload.note, "seconds": seconds, "backward": backward}
+    return Case(workload.name, {**about, "batch": GPU_BATCH if on_gpu and not workload.large else 1})
+
+
+def _cases(setting: Setting) -> list[Case]:
+    if setting.quick:
+        tiny = (
+            Workload("2D", NAProblem.make((12, 12), 3, 2, 16, bias=True)),
+            Workload("1D", NAProblem.make((40,), 9, 1, 16)),
+        )
+        return [_case(workload, setting, 0.3) for workload in tiny]
+    return [_case(workload, setting, 6.0) for workload in workloads()]
+
+
+def _growing_cases(setting: Setting) -> list[Case]:
+    sizes = (8, 12) if setting.quick else (14, 28, 56, 112, 224)
+    return [_case(workload, setting, 0.2 if setting.quick else 4.0, backward=False) for workload in growing(sizes)]
+
+
+def run(case: Case, setting: Setting) -> dict[str, Any]:
+    """Measure one problem."""
+    problem = NAProblem.from_json(case.about["problem"])
+    bench = _Bench(problem, case.about["batch"], setting.device, case.about["seconds"])
+    passes: dict[str, Callable[[], dict[str, Any]]] = {"forward": bench.forward}
+    if case.about["backward"]:
+        passes["training"] = bench.training
+    measured = lambda: {name: one() for name, one in passes.items()}  # noqa: E731
+    found = with_limited_memory(measured) if setting.device == "cpu" else measured()
+    target = target_for("cuda", 0) if setting.device == "cuda" else None
+    about = {"problem": str(problem), "note": case.about["note"], "batch": bench.batch, "useful": problem.useful_flops}
+    return {**about, "schedule": explain(problem, target), **found}
+
+
+class _Bench:
+    """A problem with its inputs, and the candidates of its two passes."""
+
+    def __init__(self, problem: NAProblem, batch: int, device: str, seconds: float) -> None:
+        torch.manual_seed(0)
+        self.problem, self.batch, self.device, self.seconds = problem, batch, device, seconds
+        dtype, shape = getattr(torch, problem.dtype), (batch, *problem.spatial, problem.heads, problem.head_dim)
+        bytes_moved = 4 * math.prod(shape) * dtype.itemsize
+        count = 1 if device == "cpu" else copies_for(bytes_moved)
+        self.sets = [tuple(torch.randn(shape, dtype=dtype, device=device) for _ in range(4)) for _ in range(count)]
+        self.rpb = torch.randn(problem.bias_shape, dtype=dtype, device=device) if problem.bias else None
+        # Without a bias, for peers that take none: less to do than ours has.
+        self.plain = NAProblem(**{**vars(problem), "bias": False})
+
+    def _ours(self, stride: int | tuple[int, ...] = 1) -> Operator:
+        """Our operator; a call keeps the kernel that it got first, so another way to say the stride is another call."""
+        window = {"kernel_size": self.problem.kernel_size, "stride": stride, "dilation": self.problem.dilation}
+        options = {"rpb": self.rpb, "backend": Backend.COMPILED}
+        return partial(_FUNCTIONS[self.problem.rank], **window, **options)
+
+    def forward(self) -> dict[str, Any]:
+        """The forward pass, of ours also with the default schedule."""
+        with torch.inference_mode():
+            found = Candidates(BUDGET[self.problem.dtype][0])
+            right = sampled_right(self.problem, *self.sets[0][:3], rpb=self.rpb)
+            strides: dict[str, Any] = {OURS: 1, DEFAULT: self.problem.stride}
+            for name, stride in strides.items():
+                forget()  # there they are one call
+                with patch.dict(os.environ, {"TVM_NA_RECORDS": "off"} if name == DEFAULT else {}):
+                    found.add(name, partial(self._forward_of, self._ours(stride), None, right))
+            self._add_peers(found, lambda call, peer, right: self._forward_of(call, peer, right))
+            return self._timed(found)
+
+    def training(self) -> dict[str, Any]:
+        """Forward and backward, to gradients of query, key and value."""
+        found = Candidates(BUDGET[self.problem.dtype][1])
+        right = sampled_right(self.problem, *self.sets[0], rpb=self.rpb)
+        found.add(OURS, partial(self._training_of, self._ours(), None, right))
+        self._add_peers(found, lambda call, peer, right: self._training_of(call, peer, right), gradients=True)
+        return self._timed(found)
+
+    def _add_peers(
+        self,
+        found: Candidates,
+        of: Callable[[Operator, Peer, Right], tuple[Call, float]],
+        gradients: bool = False,
+    ) -> None:
+        for peer in PEERS[self.device]:
+
+            def prepare(problem: NAProblem, rpb: Tensor | None, peer: Peer = peer) -> tuple[Call, float]:
+                tensors = self.sets[0] if gradients else self.sets[0][:3]
+                return of(peer.prepare(problem, self.device, rpb), peer, sampled_right(problem, *tensors, rpb=rpb))
+
+            takes_bias = peer.name not in ("natten", "natten-mps")
+            if self.rpb is None or takes_bias:
+                found.add(peer.name, partial(prepare, self.problem, self.rpb))
+            else:
+                found.add(f"{peer.name}, no bias", partial(prepare, self.plain, None))
+
+    def _forward_of(self, call: Operator, peer: Peer | None, right: Right) -> tuple[Call, float]:
+        sets = [tuple(peer.layout(t) if peer else t for t in tensors[:3]) for tensors in self.sets]
+        out = call(*sets[0])
+        error = right.error_of_output(peer.back(out, self.problem) if peer else out)
+        return rotating(call, sets), error
+
+    def _training_of(self, call: Operator, peer: Peer | None, right: Right) -> tuple[Call, float]:
+        def gradients(query: Tensor, key: Tensor, value: Tensor, d_out: Tensor) -> tuple[Tensor, ...]:
+            return torch.autograd.grad(call(query, key, value), (query, key, value), d_out)
+
+        def leaves(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            laid = [peer.layout(t) if peer else t for t in tensors]
+            return tuple(t.detach().requires_grad_(n < 3) for n, t in enumerate(laid))
+
+        assert right.d_out is not None
+        found = gradients(*leaves((*self.sets[0][:3], right.d_out)))
+        error = right.error_of_gradients([peer.back(t, self.problem) if peer else t for t in found])
+        return rotating(gradients, [leaves(tensors) for tensors in self.sets]), error
+
+    def _timed(self, found: Candidates) -> dict[str, Any]:
+        dtype = getattr(torch, self.problem.dtype)
+        a, b = torch.randn(2, MATMUL_SIZE, MATMUL_SIZE, device=self.device).to(dtype)
+        return found.timed(self.seconds, self.device, {MATMUL: lambda: torch.mm(a, b)})
+
+
+OP = Part("op", _cases, run)
+GROWTH = Part("growth", _growing_cases, run)
