@@ -16,7 +16,7 @@ from benchmarks.peers import PEERS, Peer
 from benchmarks.problems import Workload, growing, workloads
 from benchmarks.suite.cases import Case, Part, Setting
 from benchmarks.suite.right import Right, sampled_right
-from benchmarks.suite.turns import Call, Candidates, with_limited_memory
+from benchmarks.suite.turns import SLOW, Call, Candidates, with_limited_memory
 from tvm_na.functional import Backend, na1d, na2d, na3d
 from tvm_na.jit.build import explain, target_for
 from tvm_na.measure.cuda import copies_for, rotating
@@ -27,6 +27,8 @@ OURS, DEFAULT, MATMUL = "tvm_na", "tvm_na, default", "torch.mm"
 MATMUL_SIZE = 1024
 #: The largest relative error that is right, of an output and of gradients; a wrong window has 1e-2 and more.
 BUDGET = {"float32": (1e-5, 2e-5), "float16": (4e-3, 1e-2)}
+#: Peers that take no bias.
+WITHOUT_BIAS = ("natten", "natten-mps")
 #: Samples of a batch on a GPU, for what does not fill it.
 GPU_BATCH = 128
 
@@ -83,6 +85,14 @@ class _Bench:
         self.rpb = torch.randn(problem.bias_shape, dtype=dtype, device=device) if problem.bias else None
         # Without a bias, for peers that take none: less to do than ours has.
         self.plain = NAProblem(**{**vars(problem), "bias": False})
+        self._right: dict[bool, Right] = {}
+        self._too_slow: dict[str, float] = {}
+
+    def _right_of(self, problem: NAProblem) -> Right:
+        """What is right with or without the bias, evaluated once."""
+        if problem.bias not in self._right:
+            self._right[problem.bias] = sampled_right(problem, *self.sets[0], rpb=self.rpb if problem.bias else None)
+        return self._right[problem.bias]
 
     def _ours(self, stride: int | tuple[int, ...] = 1) -> Operator:
         """Our operator; a call keeps the kernel that it got first, so another way to say the stride is another call."""
@@ -94,40 +104,42 @@ class _Bench:
         """The forward pass, of ours also with the default schedule."""
         with torch.inference_mode():
             found = Candidates(BUDGET[self.problem.dtype][0])
-            right = sampled_right(self.problem, *self.sets[0][:3], rpb=self.rpb)
+            right = self._right_of(self.problem)
             strides: dict[str, Any] = {OURS: 1, DEFAULT: self.problem.stride}
             for name, stride in strides.items():
                 forget()  # there they are one call
                 with patch.dict(os.environ, {"TVM_NA_RECORDS": "off"} if name == DEFAULT else {}):
                     found.add(name, partial(self._forward_of, self._ours(stride), None, right))
             self._add_peers(found, lambda call, peer, right: self._forward_of(call, peer, right))
-            return self._timed(found)
+            timed = self._timed(found)
+        seconds = {name: min(one["samples"]) for name, one in timed["candidates"].items()}
+        self._too_slow = {name: taken for name, taken in seconds.items() if taken > SLOW}
+        return timed
 
     def training(self) -> dict[str, Any]:
         """Forward and backward, to gradients of query, key and value."""
         found = Candidates(BUDGET[self.problem.dtype][1])
-        right = sampled_right(self.problem, *self.sets[0], rpb=self.rpb)
+        right = self._right_of(self.problem)
         found.add(OURS, partial(self._training_of, self._ours(), None, right))
-        self._add_peers(found, lambda call, peer, right: self._training_of(call, peer, right), gradients=True)
+        self._add_peers(found, lambda call, peer, right: self._training_of(call, peer, right))
         return self._timed(found)
 
     def _add_peers(
         self,
         found: Candidates,
         of: Callable[[Operator, Peer, Right], tuple[Call, float]],
-        gradients: bool = False,
     ) -> None:
         for peer in PEERS[self.device]:
 
             def prepare(problem: NAProblem, rpb: Tensor | None, peer: Peer = peer) -> tuple[Call, float]:
-                tensors = self.sets[0] if gradients else self.sets[0][:3]
-                return of(peer.prepare(problem, self.device, rpb), peer, sampled_right(problem, *tensors, rpb=rpb))
+                return of(peer.prepare(problem, self.device, rpb), peer, self._right_of(problem))
 
-            takes_bias = peer.name not in ("natten", "natten-mps")
-            if self.rpb is None or takes_bias:
-                found.add(peer.name, partial(prepare, self.problem, self.rpb))
+            takes_bias = self.rpb is None or peer.name not in WITHOUT_BIAS
+            name = peer.name if takes_bias else f"{peer.name}, no bias"
+            if name in self._too_slow:
+                found.refused[name] = f"its forward pass alone takes {self._too_slow[name]:.1f} s"
             else:
-                found.add(f"{peer.name}, no bias", partial(prepare, self.plain, None))
+                found.add(name, partial(prepare, *((self.problem, self.rpb) if takes_bias else (self.plain, None))))
 
     def _forward_of(self, call: Operator, peer: Peer | None, right: Right) -> tuple[Call, float]:
         sets = [tuple(peer.layout(t) if peer else t for t in tensors[:3]) for tensors in self.sets]

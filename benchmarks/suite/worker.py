@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any
 from benchmarks.suite.cases import Case, Setting
 from benchmarks.suite.parts import PARTS
 
+_DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
+
 
 def main(told: str, answer: str) -> None:
     """Measure the case that ``told`` describes, and write what was found."""
@@ -18,6 +22,7 @@ def main(told: str, answer: str) -> None:
 
     from tvm_na import settings
 
+    ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, signal.SIGKILL)
     content: dict[str, Any] = json.loads(told)
     case, setting = Case(**content["case"]), Setting(**content["setting"])
     torch.set_num_threads(settings.num_threads())
