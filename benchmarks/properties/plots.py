@@ -21,7 +21,7 @@ LEAST_ERROR = 1e-8
 
 
 @contextmanager
-def _picture(path: Path, columns: int, width: float, height: float) -> Iterator[tuple[Figure, Sequence[Axes]]]:
+def picture(path: Path, columns: int, width: float, height: float) -> Iterator[tuple[Figure, Sequence[Axes]]]:
     """A row of axes, which are written to ``path``; the same numbers give the same file."""
     import matplotlib
 
@@ -35,7 +35,8 @@ def _picture(path: Path, columns: int, width: float, height: float) -> Iterator[
     plt.close(figure)
 
 
-def _finish(axes: Axes) -> None:
+def finish(axes: Axes) -> None:
+    """Take away what says nothing."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
 
@@ -54,7 +55,7 @@ def plot_cost(
         ("time, ms", seconds, lambda s: s * 1e3),
         ("memory beside inputs and output, MB", footprints, lambda n: n / 1e6),
     ]
-    with _picture(path, 3, 11, 3.6) as (figure, row):
+    with picture(path, 3, 11, 3.6) as (figure, row):
         for axes, (label, series, scaled) in zip(row, panels, strict=True):
             for name, values in series.items():
                 shown = [(n, scaled(v)) for n, v in zip(tokens, values, strict=True) if v]
@@ -63,25 +64,25 @@ def plot_cost(
             axes.set_xticks(tokens, [f"{size}²" for size in sizes])
             axes.minorticks_off()
             axes.legend(frameon=False, fontsize=8)
-            _finish(axes)
+            finish(axes)
         figure.suptitle("window 7x7, 2 heads of 32 channels, float32, batch 1", fontsize=10)
 
 
 def plot_window(size: int, distances: Mapping[int, float], path: Path) -> None:
     """How far the output is from self-attention's, over the window's length."""
-    with _picture(path, 1, 6, 3.6) as (_, (axes,)):
+    with picture(path, 1, 6, 3.6) as (_, (axes,)):
         axes.plot(list(distances), list(distances.values()), "o-", markersize=4)
         axes.set(yscale="log", xlabel=f"kernel_size on a map of {size}x{size}", ylabel="relative RMS difference")
         axes.set_title("difference to self-attention, float32", fontsize=10)
         axes.set_xticks(list(distances))
-        _finish(axes)
+        finish(axes)
 
 
 def plot_shift(errors: Mapping[str, Tensor], path: Path) -> None:
     """Where the output of a shifted map is not the shifted output, by kind of attention."""
     from matplotlib.colors import LogNorm
 
-    with _picture(path, len(errors), 4.2 * len(errors), 3.9) as (figure, row):
+    with picture(path, len(errors), 4.2 * len(errors), 3.9) as (figure, row):
         for axes, (title, error) in zip(row, errors.items(), strict=True):
             image = axes.imshow(error.clamp(min=LEAST_ERROR).numpy(), norm=LogNorm(LEAST_ERROR, 1.0), cmap="magma")
             axes.set_title(title, fontsize=10)

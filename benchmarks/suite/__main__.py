@@ -7,6 +7,7 @@ can be imported, else of transformers.
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.common import Device, start
+from benchmarks.common import RESULTS, Device, start
 from benchmarks.suite.cases import Setting
 from benchmarks.suite.parts import PARTS
 from benchmarks.suite.runner import carry_out
@@ -23,6 +24,8 @@ from benchmarks.suite.store import Store, described_machine
 
 app = typer.Typer(help=__doc__, pretty_exceptions_enable=False, add_completion=False)
 FOLDER = Path("build/bench")
+ROOT = Path(__file__).parents[2]
+PUBLISHED = RESULTS / "suite"
 
 
 @app.callback(invoke_without_command=True)
@@ -56,6 +59,34 @@ def run(
         console.print(failure, style="yellow", markup=False)
     console.print(f"results: {folder}, after {time.perf_counter() - begun:.0f} s", markup=False)
     raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="Where results are.")] = PUBLISHED,
+    publish: Annotated[bool, typer.Option("--publish", help="Keep them, and renew docs and README.")] = False,
+) -> None:
+    """Write report.md with tables, and pictures; with --publish those of the repository, and a copy of the results."""
+    from benchmarks.suite.report.pictures import draw
+    from benchmarks.suite.report.render import page, with_numbers
+    from benchmarks.suite.report.results import Results
+
+    results = Results.read(folder)
+    if not results.parts:
+        raise typer.BadParameter(f"folder: required results of the suite, got none in {folder}")
+    if any(content["quick"] for content in results.parts.values()) and publish:
+        raise typer.BadParameter(f"folder: required no rehearsal to publish, got {folder}")
+    draw(results, ROOT / "docs" / "pictures" if publish else folder / "pictures")
+    file = ROOT / "docs" / "BENCHMARKS.md" if publish else folder / "report.md"
+    file.write_text(page(results), encoding="utf-8")
+    if publish:
+        readme = ROOT / "README.md"
+        readme.write_text(with_numbers(readme.read_text(encoding="utf-8"), results), encoding="utf-8")
+        PUBLISHED.mkdir(parents=True, exist_ok=True)
+        for name in results.parts:
+            if folder.resolve() != PUBLISHED.resolve():
+                shutil.copyfile(folder / f"{name}.json", PUBLISHED / f"{name}.json")
+    typer.echo(file)
 
 
 if __name__ == "__main__":

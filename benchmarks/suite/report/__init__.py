@@ -1,0 +1,1 @@
+"""What was measured, as tables, pictures and docs/BENCHMARKS.md."""

@@ -1,0 +1,75 @@
+"""docs/BENCHMARKS.md and README's numbers, from results."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.suite.report import tables, verdicts
+from benchmarks.suite.report.results import Measured, Results, mean, stages
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+_HERE = Path(__file__).parent
+BEGIN, END = "<!-- numbers: make bench -->", "<!-- end of numbers -->"
+
+
+def page(results: Results) -> str:
+    """docs/BENCHMARKS.md."""
+    op = results.operator()
+    sources = {f"{name}: {s}" for c in results.cases("models").values() for name, s in c.get("sources", {}).items()}
+    others = sorted(source for source in sources if not source.startswith("NAT"))
+    return _render(
+        "benchmarks.md.j2",
+        results=results,
+        machine=results.machine if results.parts else None,
+        dtype="float32" if results.parts and results.machine["device"] == "cpu" else "float16",
+        sources=", ".join(others) or "no library that is installed",
+        mean_of=partial(_mean_of, op),
+        goals_table=verdicts.goals_table,
+        losses=verdicts.losses,
+        losses_table=verdicts.losses_table,
+    )
+
+
+def with_numbers(readme: str, results: Results) -> str:
+    """README with its numbers in place of those between the two comments; as it is, where no operator was measured.
+
+    Raises:
+        ValueError: the comments are not there.
+    """
+    found = stages(results.operator())
+    if not found:
+        return readme
+    block = _render(
+        "readme.md.j2",
+        machine=results.machine,
+        stages=found,
+        mean_of=partial(_mean_of, found),
+        compiled=results.comparison("models", tables.CASES["torch.compile"]),
+        packages=results.comparison("models", tables.CASES["AOTInductor"]),
+    )
+    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    if not pattern.search(readme):
+        raise ValueError(f"readme: required {BEGIN} and {END}, got neither or one")
+    return pattern.sub(lambda _: f"{BEGIN}\n\n{block}\n{END}", readme)
+
+
+def _mean_of(found: Sequence[Measured], attribute: str) -> float | None:
+    return mean([getattr(one, attribute) for one in stages(found)])
+
+
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(_HERE)
+    return Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
+def _render(template: str, **names: object) -> str:
+    text = _environment().get_template(template).render(tables=tables, ms=tables.ms, times=tables.times, **names)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
