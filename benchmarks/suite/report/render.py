@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 _HERE = Path(__file__).parent
-BEGIN, END = "<!-- numbers: make bench -->", "<!-- end of numbers -->"
 
 
 def page(results: Results) -> str:
@@ -37,7 +36,7 @@ def page(results: Results) -> str:
 
 
 def with_numbers(readme: str, results: Results) -> str:
-    """README with its numbers in place of those between the two comments; as it is, where no operator was measured.
+    """README with its numbers in place of those between two comments each; as it is, where no operator was measured.
 
     Raises:
         ValueError: the comments are not there.
@@ -53,10 +52,18 @@ def with_numbers(readme: str, results: Results) -> str:
         compiled=results.comparison("models", tables.CASES["torch.compile"]),
         packages=results.comparison("models", tables.CASES["AOTInductor"]),
     )
-    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    if not pattern.search(readme):
-        raise ValueError(f"readme: required {BEGIN} and {END}, got neither or one")
-    return pattern.sub(lambda _: f"{BEGIN}\n\n{block}\n{END}", readme)
+    over_peer = [one.over_peer for one in found if one.over_peer is not None]
+    headline = f"{tables.times(min(over_peer), 1)} to {tables.times(max(over_peer), 1)}"
+    return _replaced(_replaced(readme, "headline", headline), "numbers", f"\n\n{block}\n")
+
+
+def _replaced(readme: str, name: str, text: str) -> str:
+    begin, end = f"<!-- {name}: make bench -->", f"<!-- end of {name} -->"
+    before, found, rest = readme.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"readme: required {begin} and {end}, got neither or one")
+    return f"{before}{begin}{text}{end}{after}"
 
 
 def _mean_of(found: Sequence[Measured], attribute: str) -> float | None:

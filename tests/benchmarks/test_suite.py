@@ -1,0 +1,220 @@
+"""The benchmark suite: who gets a time, what is kept, and what a case that fails does to the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import problems
+from benchmarks.peers import PEERS, Peer, gather_einsum
+from benchmarks.suite import op, store, turns
+from benchmarks.suite.cases import Case, Part, Setting
+from benchmarks.suite.networks import FLOOR, NAT, network
+from benchmarks.suite.parts import PARTS
+from benchmarks.suite.right import sampled_right
+from benchmarks.suite.runner import carry_out, in_process
+from benchmarks.suite.store import Store
+from benchmarks.suite.training import error_of_gradients
+from benchmarks.suite.turns import Candidates, in_turns
+from tvm_na import na2d
+from tvm_na.problems.attention import NAProblem
+from tvm_na.reference import attention as reference
+
+SMALL = NAProblem.make((9, 8), 3, 2, 8, dilation=2, bias=True)
+
+
+def setting_in(folder: Path, quick: bool = True) -> Setting:
+    return Setting("cpu", quick, folder)
+
+
+class Ticks:
+    """A clock by which each call takes what it returns."""
+
+    def seconds(self, call: Any, count: int) -> float:
+        return float(call())
+
+    def flush(self) -> None:
+        raise AssertionError
+
+
+# --- who gets a time
+
+
+def test_a_candidate_that_is_wrong_or_fails_has_no_time_but_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "clock_of", lambda device: Ticks())
+    found = Candidates(1e-5)
+
+    def fails() -> Any:
+        raise RuntimeError("can't allocate memory: 34359738368 bytes\nand more") from None
+
+    found.add("right", lambda: (lambda: 0.5, 1e-6))
+    found.add("wrong", lambda: (lambda: 0.1, 1e-2))
+    found.add("no number", lambda: (lambda: 0.1, math.nan))
+    found.add("large", fails)
+    told = found.timed(3.0, "cpu", {"bound": lambda: 0.2})
+    assert told["candidates"].keys() == {"right", "bound"} and told["candidates"]["right"]["error"] == 1e-6
+    assert told["refused"] == {
+        "wrong": "wrong numbers: relative error 1.0e-02",
+        "no number": "wrong numbers: relative error nan",
+        "large": "RuntimeError: can't allocate memory: 34359738368 bytes",
+    }
+
+
+def test_what_is_slow_is_called_once_and_takes_no_round_from_others() -> None:
+    seconds = {"fast": 0.1, "slow": turns.SLOW + 1, "faster": 0.05}
+    timings = in_turns({name: (lambda s=s: s) for name, s in seconds.items()}, 3.1, "cpu", Ticks())
+    assert [len(t.samples) for t in timings.values()] == [10, 1, 10] and list(timings) == list(seconds)
+
+
+@pytest.mark.parametrize("most", [2**24, 2 * 9 * 16])
+def test_what_is_right_of_some_queries_is_the_definition(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.suite.right._MOST", most)
+    tensors = [torch.randn(2, *SMALL.spatial, SMALL.heads, SMALL.head_dim).requires_grad_() for _ in range(4)]
+    rpb, scale = torch.randn(SMALL.bias_shape), SMALL.head_dim**-0.5
+    right = sampled_right(SMALL, *tensors, rpb=rpb)
+    assert len(right.queries) == 72 if most > 2**20 else 2 <= len(right.queries) <= 4
+    assert {0, 71} <= set(right.queries.tolist()) and right.d_out is not None
+    out = reference.neighborhood_attention(SMALL, *tensors[:3], scale, rpb)[0]
+    gradients = torch.autograd.grad(out, tensors[:3], right.d_out)
+    assert right.error_of_output(out) < 1e-6 and right.error_of_gradients(gradients) < 1e-6
+    other = reference.neighborhood_attention(SMALL, *tensors[:3], scale, rpb.roll(1, -1))[0]
+    wrong = torch.autograd.grad(other, tensors[:3], right.d_out)
+    assert right.error_of_output(other) > 1e-2 and right.error_of_gradients(wrong) > 1e-2
+    other[1, 0, 0, 0, 0] = math.nan  # of a sample that is not compared
+    assert right.error_of_output(other) == math.inf
+
+
+def wrong_peer(problem: NAProblem, device: str, rpb: Any = None) -> Any:
+    call = gather_einsum(problem, device, rpb)
+    return lambda query, key, value: call(query, key, value) * 1.01
+
+
+def test_an_operator_is_compared_with_its_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peers = (PEERS["cpu"][0], Peer("wrong", "", wrong_peer), *PEERS["cpu"][3:])
+    monkeypatch.setitem(PEERS, "cpu", peers)
+    monkeypatch.setattr(op, "MATMUL_SIZE", 16)
+    about = {"problem": SMALL.to_json(), "note": "small", "seconds": 0.01, "backward": True, "batch": 1}
+    found = op.run(Case("small", about), setting_in(tmp_path))
+    assert found["useful"] == SMALL.useful_flops and found["note"] == "small"
+    assert {op.OURS, op.DEFAULT, op.MATMUL, "gather"} <= found["forward"]["candidates"].keys()
+    assert {op.OURS, op.MATMUL, "gather"} <= found["training"]["candidates"].keys()
+    for which in ("forward", "training"):
+        assert found[which]["refused"]["wrong"].startswith("wrong numbers")
+        told = {*found[which]["refused"], *found[which]["candidates"]}
+        assert told >= {"natten, no bias", "natten-mps, no bias"}, "what takes no bias is told"
+        assert all(one.get("error", 0) < 1e-5 for one in found[which]["candidates"].values())
+
+
+def test_ours_and_the_default_are_different_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tvm_na import settings
+    from tvm_na.jit import build
+
+    asked, kernel_for = [], build.kernel_for
+    monkeypatch.setenv("TVM_NA_RECORDS", "shipped")
+    monkeypatch.setattr(build, "kernel_for", lambda *p: asked.append(settings.records_mode()) or kernel_for(*p))
+    monkeypatch.setitem(PEERS, "cpu", ())
+    monkeypatch.setattr(op, "MATMUL_SIZE", 16)
+    op._Bench(NAProblem.make((10, 9), 3, 1, 8), 1, "cpu", 0.001).forward()
+    assert asked == ["shipped", "off"]
+
+
+def test_workloads_are_those_that_are_promised() -> None:
+    found = {workload.name: workload.problem for workload in problems.workloads()}
+    assert [p.spatial[0] for n, p in found.items() if n.startswith("NAT-Tiny") and p.bias] == [56, 28, 14, 7]
+    assert [p.dilation[0] for n, p in found.items() if n.startswith("DiNAT")] == [8, 4, 2]
+    assert {p.rank for p in found.values()} == {1, 2, 3} and found["1D 32768"].kernel_size == (2048,)
+    assert found["HDiT 64²"].head_dim == 64 and found["StyleNAT 256²"].spatial == (256, 256)
+
+
+def test_the_floor_attends_to_nothing_and_drops_no_projection() -> None:
+    nat, floor = (network(name, quick=True).model for name in (NAT, FLOOR))
+    assert [n for n, _ in nat.named_parameters()] == [n for n, _ in floor.named_parameters()]
+    x, target = torch.randn(1, 3, 64, 64), torch.tensor([3])
+    floor.set_backend("reference")  # type: ignore[operator]
+    torch.nn.functional.cross_entropy(floor(x), target).backward()
+    unused = {n.rpartition(".")[2] for n, p in floor.named_parameters() if p.grad is None}
+    assert unused == {"rpb"}
+    assert (
+        error_of_gradients(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64 * 64, 5)), x, target) < 1e-6
+    )
+
+
+def test_what_wants_more_than_the_free_memory_fails_alone() -> None:
+    def wants() -> torch.Tensor:
+        return torch.empty(2**50, dtype=torch.uint8)
+
+    with pytest.raises(RuntimeError, match="allocate memory|bytes"):
+        turns.with_limited_memory(wants)
+    assert turns.with_limited_memory(lambda: torch.ones(10).sum().item()) == 10
+
+
+# --- what is kept
+
+
+def part_of(found: list[str], *names: str, **about: Any) -> Part:
+    def run(case: Case, setting: Setting) -> dict[str, Any]:
+        raise AssertionError
+
+    return Part("op", lambda setting: [Case(name, about) for name in names], run)
+
+
+def test_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    ran: list[str] = []
+
+    def run(part: Part, case: Case, setting: Setting) -> dict[str, Any]:
+        ran.append(case.name)
+        if len(ran) == 2:
+            raise KeyboardInterrupt
+        return {"failed": "crashed"} if case.name == "c" else {"samples": [1.0]}
+
+    def carried(machine: dict[str, Any], **about: Any) -> list[str]:
+        kept = Store(tmp_path / "new", machine, quick=True)
+        ran.append("|")
+        return carry_out([part_of(ran, "a", "b", "c", **about)], setting_in(tmp_path), kept, lambda *_: None, run)
+
+    machine = {"cpu": "one", "date": "2026-01-01", "versions": {"torch": "2"}}
+    with pytest.raises(KeyboardInterrupt):
+        carried(machine)
+    assert carried({**machine, "date": "2026-01-02"}) == ["op: c: crashed"]
+    carried(machine)  # what failed is tried again
+    carried(machine, size=3)  # cases changed
+    carried({**machine, "versions": {"torch": "3"}}, size=3)
+    told = " ".join(ran)
+    assert told == "| a | a b c | c | a b c | a b c"
+    assert Store(tmp_path / "new", machine).found("op") == {}, "another machine, and no rehearsal"
+
+
+def test_sources_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "schedules" / "__pycache__").mkdir(parents=True)
+    first = store.digest_of_sources(tmp_path)
+    (tmp_path / "schedules" / "__pycache__" / "a.pyc").write_text("1")
+    assert store.digest_of_sources(tmp_path) == first
+    (tmp_path / "schedules" / "a.py").write_text("1")
+    assert store.digest_of_sources(tmp_path) != first
+
+
+def test_a_process_that_hangs_or_crashes_is_told(tmp_path: Path) -> None:
+    case = Case("none", {"problem": "{}", "batch": 1, "seconds": 1, "backward": False})
+    assert in_process(PARTS["op"], case, setting_in(tmp_path))["failed"].startswith("ended with 1: ")
+    slow = dataclasses.replace(case, limit=0.05)
+    assert in_process(PARTS["op"], slow, setting_in(tmp_path)) == {"failed": "took longer than 0.05 s"}
+
+
+def test_cases_of_every_part_are_named_once_and_json(tmp_path: Path) -> None:
+    for quick in (True, False):
+        for part in PARTS.values():
+            cases = part.cases(setting_in(tmp_path, quick))
+            assert cases and len({case.name for case in cases}) == len(cases)
+            kept = Store(tmp_path / part.name, {}, quick)
+            kept.put(part.name, cases[0], {"load_before": 0.0})
+            assert kept.is_done(part.name, cases[0])
+
+
+def test_an_operator_takes_its_stride_in_both_ways() -> None:
+    q = torch.randn(1, 9, 9, 1, 8)
+    assert torch.equal(na2d(q, q, q, 3, 1), na2d(q, q, q, 3, (1, 1)))
