@@ -50,7 +50,7 @@ typecheck: install
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../mypy-cache -p tvm_na
 
 bench: install
-	$(BIN)/python -m benchmarks.suite --output build/bench
+	-$(BIN)/python -m benchmarks.suite --output build/bench # what fails in it is told by the page
 	$(BIN)/python -m benchmarks.suite report build/bench --publish
 
 # On a machine with a GPU and a CUDA compiler. Where there is no compiler, or little time: docs/guide/benchmarks.md.

@@ -42,25 +42,13 @@ def load_before(console: Console) -> float:
     return load
 
 
-def start(device: str, console: Console, **only_on_cpu: object) -> float:
-    """Make ready to measure on ``cpu`` or ``cuda``; the load of the machine. Exits with 2 if there is no such device.
-
-    Options ``only_on_cpu`` are refused on a GPU, if they are given.
-    """
-    if device == "cuda":
-        if not torch.cuda.is_available():
-            console.print("required a CUDA device, got none", style="red")
-            raise typer.Exit(2)
-        for name, given in only_on_cpu.items():
-            if given:
-                raise typer.BadParameter(f"{name}: required --device cpu with it, got cuda")
+def start(device: str, console: Console) -> float:
+    """Make ready to measure on ``cpu`` or ``cuda``; the machine's load. Exits with 2 if there is no such device."""
+    if device == "cuda" and not torch.cuda.is_available():
+        console.print("required a CUDA device, got none", style="red")
+        raise typer.Exit(2)
     use_all_cores()
     return load_before(console)
-
-
-def result_file(name: str, device: str) -> Path:
-    """Where a result goes if nothing else is said."""
-    return RESULTS / (f"{name}.json" if device == "cpu" else f"{name}_{device}.json")
 
 
 def write_json(path: Path, content: dict[str, Any], device: str = "cpu") -> None:
@@ -87,8 +75,3 @@ def numbers_table(*columns: str, title: str = "") -> Table:
 def milliseconds(seconds: float) -> str:
     """Seconds in milliseconds, without the unit."""
     return format_time(seconds).removesuffix(" ms")
-
-
-def ratio_text(ratio: float | None) -> str:
-    """``"3.10x"``, or ``"refused"`` where the numbers of one of the two are wrong."""
-    return "refused" if ratio is None else f"{ratio:.2f}x"

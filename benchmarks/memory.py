@@ -1,18 +1,14 @@
 """Peak memory, measured in fresh processes: what has been loaded and freed in another one would count.
 
-``python -m benchmarks.memory pass PROBLEM STEP``, of which the step is build or measure, prints the bytes of the
-tensors of a forward and backward pass and of its peak. ``python -m benchmarks.memory attention CANDIDATE SIZE`` prints
-the bytes that one attention takes beside its inputs and output.
+``python -m benchmarks.memory CANDIDATE SIZE`` prints the bytes that one attention takes beside its inputs and output.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -67,58 +63,6 @@ def _last_line_of(*arguments: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
-# --- a forward and backward pass
-
-
-@dataclass(frozen=True)
-class Peak:
-    """What one pass takes.
-
-    Attributes:
-        tensors: Bytes of query, key, value and output and of the gradients of all four.
-        peak: Bytes at most in use at a time, beyond what was there before, those tensors included.
-    """
-
-    problem: NAProblem
-    tensors: int
-    peak: int
-
-    @property
-    def ratio(self) -> float:
-        """Peak memory over that of the tensors."""
-        return self.peak / self.tensors
-
-
-def _pass(problem: NAProblem) -> int:
-    """Run it forward and backward with a batch of one; the bytes of its tensors."""
-    from tvm_na import na2d
-
-    tokens = (1, *problem.spatial)
-    query, key, value = (torch.randn(*tokens, problem.heads, problem.head_dim).requires_grad_() for _ in range(3))
-    rpb = torch.randn(problem.bias_shape).requires_grad_() if problem.bias else None
-    out = na2d(query, key, value, problem.kernel_size, dilation=problem.dilation, rpb=rpb, backend="compiled")
-    out.backward(torch.ones_like(out))
-    return 8 * query.numel() * query.element_size()
-
-
-def _measured_pass(problem: NAProblem, build: bool) -> tuple[int, int]:
-    """Bytes of the tensors and of the peak, in this process (``build``: only that its kernels are there)."""
-    k, d = problem.kernel_size[0], problem.dilation[0]
-    # Everything that is loaded on first use is loaded by a smaller problem.
-    _pass(NAProblem.make((k * d + 1, k * d + 1), k, 1, 8, dilation=d, bias=problem.bias))
-    return (_pass(problem), 0) if build else peak_of_call(partial(_pass, problem))
-
-
-def peak_of(problem: NAProblem) -> Peak:
-    """The peak of a two-dimensional problem in float32, each of whose axes has one window."""
-    # Kernels are built by a process of their own.
-    found = [_last_line_of("pass", problem.to_json(), step) for step in ("build", "measure")]
-    return Peak(problem, *json.loads(found[-1]))
-
-
-# --- one attention, beside self-attention
-
-
 def problem_of(size: int) -> NAProblem:
     """Neighborhood attention on a square map, as in NAT-Tiny's first stage but for the size."""
     return NAProblem.make((size, size), KERNEL_SIZE, HEADS, HEAD_DIM)
@@ -155,12 +99,9 @@ def _measured_attention(name: str, size: int) -> int:
 def footprint_of(name: str, size: int) -> int:
     """Bytes that a candidate takes beside its inputs and output on a map of ``size`` by ``size``."""
     # The first one builds the kernels.
-    found = [_last_line_of("attention", name, str(size)) for _ in range(2 if name == OURS else 1)]
+    found = [_last_line_of(name, str(size)) for _ in range(2 if name == OURS else 1)]
     return int(found[-1])
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "pass":
-        print(json.dumps(_measured_pass(NAProblem.from_json(sys.argv[2]), sys.argv[3] == "build")))
-    else:
-        print(_measured_attention(sys.argv[2], int(sys.argv[3])))
+    print(_measured_attention(sys.argv[1], int(sys.argv[2])))

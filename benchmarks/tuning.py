@@ -25,7 +25,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from benchmarks.common import RESULTS, end, milliseconds, numbers_table, start, write_json
-from benchmarks.op_case import Goal
 from tvm_na import fingerprint
 from tvm_na.jit import build, runtime
 from tvm_na.measure.timing import Timing, interleaved_ratio, measure
@@ -52,6 +51,19 @@ MAX_SECONDS_TO_FIRST, MIN_PRODUCTIVE = 20.0, 0.6
 _FINISHED = ("all trials are done", "nothing is left to try")
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Something that is to be reached: how much is required, how much it is (in words), and whether it is reached."""
+
+    name: str
+    required: str
+    got: str
+    met: bool
+
+    def __str__(self) -> str:
+        return f"goal {'met' if self.met else 'missed'}: {self.name}: required {self.required}, got {self.got}"
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.case import stages_of
 from benchmarks.peers import PEERS
+from benchmarks.problems import stages_of
 from tvm_na.problems.attention import TF32, NAProblem
 from tvm_na.problems.backward import BackwardProblem
 from tvm_na.problems.registry import Problem

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from benchmarks.problems import growing
 from benchmarks.suite.cases import Case, Part, Setting
 from benchmarks.suite.networks import NAT, SWIN, network
 from benchmarks.suite.op import OURS
+from benchmarks.suite.turns import in_short
 from tvm_na.functional import Backend, na2d
 from tvm_na.problems.attention import NAProblem
 
@@ -29,27 +31,31 @@ def _cases(setting: Setting) -> list[Case]:
     peers = [OURS] if setting.quick else [OURS, *(peer.name for peer in PEERS[setting.device])]
     passes = [Case(f"{name}, batch {batch}", {"network": name, "batch": batch}, environment=_MALLOC) for name in models]
     operator = [
-        Case(f"{size}², {name}", {"operator": name, "size": size, "batch": 1}, environment=_MALLOC) for name in peers
+        Case(
+            f"{size}², {name}{', backward' if backward else ''}",
+            {"operator": name, "size": size, "backward": backward},
+            environment=_MALLOC,
+        )
+        for backward in (False, True)
+        for name in peers
     ]
     return [*passes, *operator]
 
 
 def run(case: Case, setting: Setting) -> dict[str, Any]:
     """Bytes at most in use at a time beyond those before, outputs included, inputs not."""
-    with torch.inference_mode():
-        if "network" not in case.about:
-            call, inputs = _operator(case.about["operator"], case.about["size"], setting)
-        else:
-            one = network(case.about["network"], setting.quick)
-            model, size = one.model.to(setting.device), one.size
-            call = lambda x: model(x)  # noqa: E731
-            inputs = [(torch.randn(n, 3, size, size).to(setting.device),) for n in (1, case.about["batch"])]
-        if isinstance(call, dict):
-            return call
-        call(*inputs[0])  # what is loaded on first use is loaded
-        call(*inputs[0])
-        _, peak = _peak(lambda: call(*inputs[-1]), setting)
-    return {"peak": peak, "inputs": sum(t.numel() * t.element_size() for t in inputs[-1])}
+    prepare = _network if "network" in case.about else _operator
+    with torch.set_grad_enabled(case.about.get("backward", False)):
+        try:
+            call, small, large = prepare(case.about, setting)
+            call(*small)  # what is loaded on first use is loaded
+            call(*small)
+        except Exception as error:  # a compiler's failure has no type of its own
+            if case.about.get("operator", OURS) == OURS:
+                raise
+            return {"refused": in_short(error)}
+        _, peak = _peak(lambda: call(*large), setting)
+    return {"peak": peak, "inputs": sum(t.numel() * t.element_size() for t in large)}
 
 
 def _peak(call: Callable[[], R], setting: Setting) -> tuple[R, int]:
@@ -62,18 +68,30 @@ def _peak(call: Callable[[], R], setting: Setting) -> tuple[R, int]:
     return result, torch.cuda.max_memory_allocated() - before
 
 
-def _operator(name: str, size: int, setting: Setting) -> tuple[Any, list[tuple[Tensor, ...]]]:
-    """A call of the operator or of a peer, with inputs; in place of the call why there is none."""
-    problem: NAProblem = growing((size,))[0].problem
-    tensors = [torch.randn(1, size, size, problem.heads, problem.head_dim, device=setting.device) for _ in range(3)]
-    if name == OURS:
-        return lambda q, k, v: na2d(q, k, v, problem.kernel_size, backend=Backend.COMPILED), [tuple(tensors)]
-    (peer,) = [peer for peer in PEERS[setting.device] if peer.name == name]
-    try:
-        call = peer.prepare(problem, setting.device, None)
-    except NotImplementedError as error:
-        return {"refused": str(error)}, []
-    return call, [tuple(peer.layout(t) for t in tensors)]
+Prepared = tuple[Callable[..., object], tuple[Tensor, ...], tuple[Tensor, ...]]
+
+
+def _network(about: Mapping[str, Any], setting: Setting) -> Prepared:
+    """A model with one image, and with a batch."""
+    one = network(about["network"], setting.quick)
+    images = [torch.randn(n, 3, one.size, one.size).to(setting.device) for n in (1, about["batch"])]
+    return one.model.to(setting.device), (images[0],), (images[1],)
+
+
+def _operator(about: Mapping[str, Any], setting: Setting) -> Prepared:
+    """The operator or a peer, forward or with gradients: the same tensors twice, as masks are of one size."""
+    problem: NAProblem = growing((about["size"],))[0].problem
+    shape = (1, *problem.spatial, problem.heads, problem.head_dim)
+    tensors = [torch.randn(shape, device=setting.device) for _ in range(3)]
+    if about["operator"] == OURS:
+        call: Callable[..., Tensor] = partial(na2d, kernel_size=problem.kernel_size, backend=Backend.COMPILED)
+    else:
+        (peer,) = [peer for peer in PEERS[setting.device] if peer.name == about["operator"]]
+        call, tensors = peer.prepare(problem, setting.device, None), [peer.layout(t) for t in tensors]
+    leaves = tuple(t.requires_grad_(about["backward"]) for t in tensors)
+    if not about["backward"]:
+        return call, leaves, leaves
+    return lambda *inputs: torch.autograd.grad(call(*inputs).sum(), inputs), leaves, leaves
 
 
 MEMORY = Part("memory", _cases, run)

@@ -8,15 +8,17 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 import tvm_na
+from benchmarks.peer_modules import DenseMaskAttention, FlexAttention, replaced
 from benchmarks.suite.cases import Case, Part, Setting
 from benchmarks.suite.networks import NAMES, NAT, Network, network
+from benchmarks.suite.op import OURS
 from benchmarks.suite.turns import Call, Candidates, rounded
 from tvm_na.functional import Backend
 from tvm_na.models.base import NAModel
@@ -24,6 +26,8 @@ from tvm_na.reference.accuracy import LOGITS_BUDGET, relative_error
 
 #: Of logits, relative to the largest; float16 throughout some twenty layers.
 BUDGET = {"cpu": LOGITS_BUDGET, "cuda": 2e-2}
+#: The case of NAT-Tiny with attention of others.
+OTHERS = "attention of others, eager, batch 1"
 EAGER, COMPILED, PACKAGE, ARTIFACTS = "eager", "torch.compile", "AOTInductor", ("aoti", "tvm")
 #: What Inductor is told of a package, as ``tvm_na.deploy`` tells it.
 PACKAGE_OPTIONS = {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN", "freezing": True}
@@ -45,7 +49,8 @@ def _cases(setting: Setting) -> list[Case]:
     compiled = [] if setting.quick else [{**once, "ways": [COMPILED]}]
     compiled.append({**once, "ways": [PACKAGE, *ARTIFACTS]})
     timed = [{"networks": list(names), **about} for about in (*eager, *compiled)]
-    return [*packages, *(Case(_named(about), about, _TO_COMPILE) for about in timed)]
+    others = [] if setting.quick else [Case(OTHERS, {"batch": 1, "seconds": 10.0}, _TO_COMPILE)]
+    return [*packages, *(Case(_named(about), about, _TO_COMPILE) for about in timed), *others]
 
 
 def _named(about: dict[str, Any]) -> str:
@@ -55,8 +60,11 @@ def _named(about: dict[str, Any]) -> str:
 
 def run(case: Case, setting: Setting) -> dict[str, Any]:
     """Make a package that others measure, or measure."""
-    with torch.inference_mode() if "ways" in case.about else torch.no_grad():
-        return _measured(case, setting) if "ways" in case.about else _made(case, setting)
+    if "way" in case.about:
+        with torch.no_grad():
+            return _made(case, setting)
+    with torch.inference_mode():
+        return _attentions(case, setting) if case.name == OTHERS else _measured(case, setting)
 
 
 def _images(found: Network, batch: int, setting: Setting) -> Tensor:
@@ -135,6 +143,24 @@ def _measured(case: Case, setting: Setting) -> dict[str, Any]:
             found.add(f"{name}, {way}", partial(_prepared, way, name, model, x, expected, setting))
     about = {"batch": case.about["batch"], "sources": sources, "dtype": str(x.dtype).removeprefix("torch.")}
     return {**about, **found.timed(case.about["seconds"], setting.device)}
+
+
+def _attentions(case: Case, setting: Setting) -> dict[str, Any]:
+    """NAT-Tiny, eager, with its attention and with those of others."""
+    one, found = network(NAT, setting.quick), Candidates(BUDGET[setting.device])
+    x = _images(one, case.about["batch"], setting)
+    expected, model = _exact(one.model)(x[:1].cpu().double()), _placed(one, setting)
+    gathers = copy.deepcopy(model)
+    cast(NAModel, gathers).set_backend(Backend.REFERENCE)
+    makers: dict[str, Callable[[], nn.Module]] = {
+        OURS: lambda: model,
+        "reference backend": lambda: gathers,
+        "SDPA": lambda: replaced(gathers, x, DenseMaskAttention),
+        "flex": lambda: replaced(gathers, x, FlexAttention),
+    }
+    for name, make in makers.items():
+        found.add(name, lambda make=make: _prepared(EAGER, NAT, make(), x, expected, setting))  # type: ignore[misc]
+    return {"batch": case.about["batch"], **found.timed(case.about["seconds"], setting.device)}
 
 
 def _prepared(

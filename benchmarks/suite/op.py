@@ -45,16 +45,13 @@ def _case(workload: Workload, setting: Setting, seconds: float, backward: bool =
 
 def _cases(setting: Setting) -> list[Case]:
     if setting.quick:
-        tiny = (
-            Workload("2D", NAProblem.make((12, 12), 3, 2, 16, bias=True)),
-            Workload("1D", NAProblem.make((40,), 9, 1, 16)),
-        )
+        tiny = (Workload("2D", NAProblem.make((12, 12), 3, 2, 16, bias=True)),)
         return [_case(workload, setting, 0.3) for workload in tiny]
     return [_case(workload, setting, 6.0) for workload in workloads()]
 
 
 def _growing_cases(setting: Setting) -> list[Case]:
-    sizes = (8, 12) if setting.quick else (14, 28, 56, 112, 224)
+    sizes = (12,) if setting.quick else (14, 28, 56, 112, 224)
     return [_case(workload, setting, 0.2 if setting.quick else 4.0, backward=False) for workload in growing(sizes)]
 
 

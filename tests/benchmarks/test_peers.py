@@ -9,7 +9,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
-from benchmarks import peers
+from benchmarks import peer_modules, peers
 from tests.brute import dense
 from tvm_na.models.problems import problem_of_module
 from tvm_na.nn import NeighborhoodAttention2D
@@ -67,7 +67,7 @@ def test_model_with_dense_masks_is_the_model(dilation, bias):
     torch.manual_seed(0)
     module = NeighborhoodAttention2D(16, 2, 3, dilation=dilation, rel_pos_bias=bias, backend="reference").eval()
     x = torch.randn(2, 7, 9, 16)
-    peer = peers.DenseMaskAttention(module, problem_of_module(module, x.shape))
+    peer = peer_modules.DenseMaskAttention(module, problem_of_module(module, x.shape))
     with torch.no_grad():
         assert relative_error(peer(x), module(x)) <= 1e-5
 
@@ -107,5 +107,5 @@ def test_flex_in_a_model_computes_the_same(bias: bool, dilation: int) -> None:
     with torch.inference_mode():
         if module.rpb is not None:
             module.rpb.normal_()
-        peer = peers.FlexAttention(module, problem_of_module(module, x.shape), compiled=False)
+        peer = peer_modules.FlexAttention(module, problem_of_module(module, x.shape), compiled=False)
         assert relative_error(peer(x), module(x)) < 1e-5

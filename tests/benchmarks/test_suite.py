@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import problems
 from benchmarks.peers import PEERS, Peer, gather_einsum
-from benchmarks.suite import op, store, turns
+from benchmarks.suite import memory, models, op, store, turns
 from benchmarks.suite.cases import Case, Part, Setting
 from benchmarks.suite.networks import FLOOR, NAT, network
 from benchmarks.suite.parts import PARTS
@@ -198,7 +198,9 @@ def test_sources_are_told_apart(tmp_path: Path) -> None:
     assert store.digest_of_sources(tmp_path) != first
 
 
-def test_a_process_that_hangs_or_crashes_is_told(tmp_path: Path) -> None:
+def test_a_case_has_a_process_of_its_own_and_one_that_hangs_or_crashes_is_told(tmp_path: Path) -> None:
+    (rehearsed,) = [case for case in PARTS["memory"].cases(setting_in(tmp_path)) if case.name == "16², tvm_na"]
+    assert in_process(PARTS["memory"], rehearsed, setting_in(tmp_path))["inputs"] == 3 * 16 * 16 * 2 * 32 * 4
     case = Case("none", {"problem": "{}", "batch": 1, "seconds": 1, "backward": False})
     assert in_process(PARTS["op"], case, setting_in(tmp_path))["failed"].startswith("ended with 1: ")
     slow = dataclasses.replace(case, limit=0.05)
@@ -218,3 +220,18 @@ def test_cases_of_every_part_are_named_once_and_json(tmp_path: Path) -> None:
 def test_an_operator_takes_its_stride_in_both_ways() -> None:
     q = torch.randn(1, 9, 9, 1, 8)
     assert torch.equal(na2d(q, q, q, 3, 1), na2d(q, q, q, 3, (1, 1)))
+
+
+def test_nat_has_the_attention_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "FlexAttention", models.DenseMaskAttention)  # which takes long to compile
+    found = models.run(Case(models.OTHERS, {"batch": 2, "seconds": 0.01}), setting_in(tmp_path))
+    assert found["candidates"].keys() == {"tvm_na", "reference backend", "SDPA", "flex"} and not found["refused"]
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_memory_is_what_a_call_takes(backward: bool, tmp_path: Path) -> None:
+    about = {"operator": "SDPA", "size": 32, "backward": backward}
+    found = memory.run(Case("SDPA", about), setting_in(tmp_path))
+    assert found["inputs"] == 3 * 32 * 32 * 2 * 32 * 4 and found["peak"] >= 0
+    refused = memory.run(Case("natten", {**about, "operator": "natten"}), setting_in(tmp_path))
+    assert {*refused} <= {"peak", "inputs"} or "natten is not installed" in refused["refused"]

@@ -81,6 +81,8 @@ def folder(tmp_path: Path) -> Path:
             "NAT-Tiny, batch 32": case(peak=10**8),
             "Swin-T, batch 32": case(peak=2 * 10**8),
             "112², natten": case(refused="no"),
+            "112², tvm_na": case(peak=3 * 10**6),
+            "112², SDPA": case(peak=2 * 10**6),
         },
         "training": {"eager, batch 8": case(batch=8, sources={}, **compared(**{"NAT-Tiny": 1.5, "Swin-T": 1.0}))},
         "start": {
@@ -126,6 +128,7 @@ def test_where_others_are_ahead_is_told_the_worst_first(folder: Path) -> None:
     assert found == [
         ("training, NAT-Tiny 56²", "gather", 2.0),
         ("training step, eager, batch 8", "Swin-T", 1.5),
+        ("peak memory of the operator, 112², SDPA", "SDPA", 1.5),
         ("NAT-Tiny, tvm", "Swin-T", 1.2),
         ("NAT-Tiny, tvm", "ConvNeXt-T", 1.2),
         ("NAT-Tiny, torch.compile", "Swin-T", 1.11),
@@ -183,8 +186,11 @@ def test_a_report_is_written_and_a_rehearsal_is_not_published(
     assert CliRunner().invoke(suite.app, ["report", str(tmp_path / "root")]).exit_code == 2
 
 
-def test_parts_are_known_by_name() -> None:
+def test_parts_are_known_by_name_and_devices_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert CliRunner().invoke(suite.app, ["--only", "speed"]).exit_code == 2
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    told = CliRunner().invoke(suite.app, ["--device", "cuda"])
+    assert told.exit_code == 2 and "required a CUDA device, got none" in told.output
 
 
 def test_the_pages_are_what_the_committed_results_give() -> None:

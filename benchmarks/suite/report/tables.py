@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.suite.models import ARTIFACTS, COMPILED, EAGER, PACKAGE
+from benchmarks.suite.models import ARTIFACTS, COMPILED, EAGER, OTHERS, PACKAGE
 from benchmarks.suite.networks import FLOOR, NAMES, NAT, SWIN
 from benchmarks.suite.op import DEFAULT, MATMUL, OURS, WITHOUT_BIAS
 from benchmarks.suite.report.results import Measured, Results
@@ -138,6 +138,12 @@ def model_ratios(results: Results) -> Table:
             found, way = results.comparison("models", case), case.split(",")[0]
             rows.append([case, *(times(found.ratio(f"{NAT}, {way}", f"{other}, {way}")) for other in NAMES[1:])])
     return Table(["NAT-Tiny's time over that of", *NAMES[1:]], rows)
+
+
+def attentions(results: Results) -> Table:
+    """NAT-Tiny with attention of others: ms."""
+    found = results.comparison("models", OTHERS)
+    return Table(list(found.timings), [[ms(timing.median) for timing in found.timings.values()]])
 
 
 def packages(results: Results) -> Table:

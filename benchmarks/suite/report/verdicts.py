@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 from benchmarks.suite.models import ARTIFACTS, COMPILED, EAGER, PACKAGE
 from benchmarks.suite.networks import FLOOR, NAMES, NAT, SWIN
+from benchmarks.suite.op import OURS
 from benchmarks.suite.report.results import Results, mean, stages
 from benchmarks.suite.report.tables import CASES, Table, times
 
@@ -115,6 +117,13 @@ def _others(results: Results) -> list[Loss]:
         if ratio is not None and ratio > 1:
             found.append(
                 Loss(f"training step, {case}", SWIN, ratio, "the step of everything: see the operator's own above")
+            )
+    peaks = {name: case["peak"] for name, case in results.cases("memory").items() if "peak" in case}
+    for name, peak in peaks.items():
+        ours = peaks.get(re.sub(r"(?<=², )[^,]+", OURS, name))
+        if ours is not None and 0 < peak < ours:
+            found.append(
+                Loss(f"peak memory of the operator, {name}", name.split(", ")[1], ours / peak, "not looked into")
             )
     memory = _memory(results)
     if memory is not None and memory > 1:
