@@ -47,7 +47,7 @@ def _cases(setting: Setting) -> list[Case]:
     if setting.quick:
         tiny = (Workload("2D", NAProblem.make((12, 12), 3, 2, 16, bias=True)),)
         return [_case(workload, setting, 0.3) for workload in tiny]
-    return [_case(workload, setting, 6.0) for workload in workloads()]
+    return [_case(workload, setting, 5.0) for workload in workloads()]
 
 
 def _growing_cases(setting: Setting) -> list[Case]:

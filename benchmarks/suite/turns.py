@@ -14,6 +14,7 @@ from tvm_na.measure.timing import Timing, measure
 
 #: What takes longer for a call is called once more, by itself, and is in no round.
 SLOW = 2.0
+_ROUNDS = 21  # of what is fast
 _SAMPLE = {"cpu": 0.02, "cuda": 2e-3}
 
 Call = Callable[[], object]
@@ -69,23 +70,25 @@ def in_short(error: BaseException) -> str:
 
 
 def in_turns(calls: Mapping[str, Call], seconds: float, device: str, clock: Clock | None = None) -> dict[str, Timing]:
-    """Time calls in turns, 3 to 31 rounds of them, as many as so many seconds hold.
+    """Time calls in turns: the fast ones, of which so many seconds hold 21 rounds, and then the rest in fewer rounds.
 
-    Those slower than :data:`SLOW` have one sample: it would be all that is measured otherwise.
+    Those slower than :data:`SLOW`, and than an eighth of the seconds, have one sample.
     """
-    clock = clock or clock_of(device)
-    sample = _SAMPLE[device]
+    clock, sample = clock or clock_of(device), _SAMPLE[device]
     once = {name: clock.seconds(call, 1) for name, call in calls.items()}
-    fast = {name: taken for name, taken in once.items() if taken <= SLOW}
-    found = {}
-    if fast:
-        # A sample is of whole calls, after one that is not timed.
-        of_round = sum(taken + max(taken, sample) for taken in fast.values())
-        rounds = max(3, min(31, int(seconds / of_round)))
-        found = measure(
-            {n: calls[n] for n in fast}, rounds=rounds, sample_time=sample, warmup_time=5 * sample, clock=clock
-        )
-    return {name: found[name] if name in found else Timing((once[name],)) for name in calls}
+    # A sample is of whole calls, after one that is not timed.
+    costs = {n: t + max(t, sample) for n, t in once.items() if t <= max(SLOW, seconds / 8)}
+    near: dict[str, float] = {}
+    for name in sorted(costs, key=lambda name: costs[name]):
+        if _ROUNDS * (sum(near.values()) + costs[name]) <= seconds:
+            near[name] = costs[name]
+    found = {name: Timing((taken,)) for name, taken in once.items()}
+    for group in (near, {name: cost for name, cost in costs.items() if name not in near}):
+        if group:
+            rounds = max(3, min(31, int(seconds / sum(group.values()))))
+            times = {"sample_time": sample, "warmup_time": 5 * sample, "clock": clock}
+            found |= measure({name: calls[name] for name in calls if name in group}, rounds=rounds, **times)
+    return found
 
 
 def sampled(timing: Timing, error: float | None = None) -> dict[str, Any]:

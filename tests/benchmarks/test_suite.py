@@ -65,10 +65,12 @@ def test_a_candidate_that_is_wrong_or_fails_has_no_time_but_a_reason(monkeypatch
     }
 
 
-def test_what_is_slow_is_called_once_and_takes_no_round_from_others() -> None:
-    seconds = {"fast": 0.1, "slow": turns.SLOW + 1, "faster": 0.05}
-    timings = in_turns({name: (lambda s=s: s) for name, s in seconds.items()}, 3.1, "cpu", Ticks())
-    assert [len(t.samples) for t in timings.values()] == [10, 1, 10] and list(timings) == list(seconds)
+def test_what_is_slow_takes_no_rounds_from_others() -> None:
+    seconds = {"fast": 0.05, "once": turns.SLOW + 1, "slow": 0.5, "faster": 0.025}
+    timings = in_turns({name: (lambda s=s: s) for name, s in seconds.items()}, 4.1, "cpu", Ticks())  # type: ignore[misc]
+    assert [len(t.samples) for t in timings.values()] == [27, 1, 4, 27] and list(timings) == list(seconds)
+    (only,) = in_turns({"step": lambda: 3.0}, 30.0, "cpu", Ticks()).values()
+    assert len(only.samples) == 5
 
 
 @pytest.mark.parametrize("most", [2**24, 2 * 9 * 16])

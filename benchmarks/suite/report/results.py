@@ -131,6 +131,11 @@ class Results:
         found = self.cases(part).get(case)
         return Comparison({}, {}) if found is None else Comparison.of(found)
 
+    def minutes(self, of_packages: bool = False) -> float:
+        """What making packages took, or all other cases."""
+        cases = [item for content in self.parts.values() for item in content["cases"].items()]
+        return sum(case["took"] for name, case in cases if name.startswith("making ") == of_packages) / 60
+
     def load(self) -> float:
         """The largest load that a case was begun with; above 1 or so cases waited for others."""
         cases = [case for content in self.parts.values() for case in content["cases"].values()]
