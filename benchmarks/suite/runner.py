@@ -83,6 +83,7 @@ def carry_out(
         took = rounded(time.perf_counter() - start)
         if "failed" in result:
             failed.append(f"{part.name}: {case.name}: {result['failed']}")
-        store.put(part.name, case, {"load_before": rounded(load), "took": took, **result})
+        names = [other.name for of, other in planned if of is part]
+        store.put(part.name, case, {"load_before": rounded(load), "took": took, **result}, names)
     report("", len(planned), len(planned))
     return failed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,9 +76,10 @@ class Store:
         known = self.found(part).get(case.name, {"failed": "it was not begun"})
         return "failed" not in known and known["about"] == json.loads(json.dumps(dict(case.about)))
 
-    def put(self, part: str, case: Case, result: Mapping[str, Any]) -> None:
-        """Keep a result, with everything before; the file is there whole at any time."""
-        cases = {**self.found(part), case.name: {"about": dict(case.about), **result}}
+    def put(self, part: str, case: Case, result: Mapping[str, Any], planned: Sequence[str]) -> None:
+        """Keep a result with those before, of cases that are planned, in that order; the file is whole at any time."""
+        found = {**self.found(part), case.name: {"about": dict(case.about), **result}}
+        cases = {name: found[name] for name in planned if name in found}
         content = {"part": part, "quick": self.quick, "machine": self.machine, "cases": cases}
         self.folder.mkdir(parents=True, exist_ok=True)
         new = self._file(part).with_suffix(".new")

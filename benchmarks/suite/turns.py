@@ -72,12 +72,13 @@ def in_short(error: BaseException) -> str:
 def in_turns(calls: Mapping[str, Call], seconds: float, device: str, clock: Clock | None = None) -> dict[str, Timing]:
     """Time calls in turns: the fast ones, of which so many seconds hold 21 rounds, and then the rest in fewer rounds.
 
-    Those slower than :data:`SLOW`, and than an eighth of the seconds, have one sample.
+    Those slower than :data:`SLOW`, than an eighth of the seconds, and than four of the fastest, have one sample.
     """
     clock, sample = clock or clock_of(device), _SAMPLE[device]
     once = {name: clock.seconds(call, 1) for name, call in calls.items()}
     # A sample is of whole calls, after one that is not timed.
-    costs = {n: t + max(t, sample) for n, t in once.items() if t <= max(SLOW, seconds / 8)}
+    most = max(SLOW, seconds / 8, 4 * min(once.values(), default=0.0))
+    costs = {n: t + max(t, sample) for n, t in once.items() if t <= most}
     near: dict[str, float] = {}
     for name in sorted(costs, key=lambda name: costs[name]):
         if _ROUNDS * (sum(near.values()) + costs[name]) <= seconds:
