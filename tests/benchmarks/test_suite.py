@@ -22,10 +22,17 @@ from benchmarks.suite.store import Store
 from benchmarks.suite.training import error_of_gradients
 from benchmarks.suite.turns import Candidates, in_turns
 from tvm_na import na2d
+from tvm_na.measure.timing import Timing
 from tvm_na.problems.attention import NAProblem
 from tvm_na.reference import attention as reference
 
 SMALL = NAProblem.make((9, 8), 3, 2, 8, dilation=2, bias=True)
+
+
+@pytest.fixture
+def without_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times are invented: what is tested is who gets one."""
+    monkeypatch.setattr(turns, "in_turns", lambda calls, *_: {name: Timing((1.0,)) for name in calls})
 
 
 def setting_in(folder: Path, quick: bool = True) -> Setting:
@@ -96,10 +103,11 @@ def wrong_peer(problem: NAProblem, device: str, rpb: Any = None) -> Any:
     return lambda query, key, value: call(query, key, value) * 1.01
 
 
-def test_an_operator_is_compared_with_its_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_operator_is_compared_with_its_peers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_times: None
+) -> None:
     peers = (PEERS["cpu"][0], Peer("wrong", "", wrong_peer), *PEERS["cpu"][3:])
     monkeypatch.setitem(PEERS, "cpu", peers)
-    monkeypatch.setattr(op, "MATMUL_SIZE", 16)
     about = {"problem": SMALL.to_json(), "note": "small", "seconds": 0.01, "backward": True, "batch": 1}
     found = op.run(Case("small", about), setting_in(tmp_path))
     assert found["useful"] == SMALL.useful_flops and found["note"] == "small"
@@ -112,7 +120,7 @@ def test_an_operator_is_compared_with_its_peers(tmp_path: Path, monkeypatch: pyt
         assert all(one.get("error", 0) < 1e-5 for one in found[which]["candidates"].values())
 
 
-def test_ours_and_the_default_are_different_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ours_and_the_default_are_different_kernels(monkeypatch: pytest.MonkeyPatch, without_times: None) -> None:
     from tvm_na import settings
     from tvm_na.jit import build
 
@@ -120,7 +128,6 @@ def test_ours_and_the_default_are_different_kernels(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("TVM_NA_RECORDS", "shipped")
     monkeypatch.setattr(build, "kernel_for", lambda *p: asked.append(settings.records_mode()) or kernel_for(*p))
     monkeypatch.setitem(PEERS, "cpu", ())
-    monkeypatch.setattr(op, "MATMUL_SIZE", 16)
     op._Bench(NAProblem.make((10, 9), 3, 1, 8), 1, "cpu", 0.001).forward()
     assert asked == ["shipped", "off"]
 
@@ -225,7 +232,7 @@ def test_an_operator_takes_its_stride_in_both_ways() -> None:
     assert torch.equal(na2d(q, q, q, 3, 1), na2d(q, q, q, 3, (1, 1)))
 
 
-def test_nat_has_the_attention_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nat_has_the_attention_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_times: None) -> None:
     monkeypatch.setattr(models, "FlexAttention", models.DenseMaskAttention)  # which takes long to compile
     found = models.run(Case(models.OTHERS, {"batch": 1, "seconds": 0.01}), setting_in(tmp_path))
     assert found["candidates"].keys() == {"tvm_na", "reference backend", "SDPA", "flex"} and not found["refused"]
