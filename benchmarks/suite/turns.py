@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import resource
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,9 +53,12 @@ class Candidates:
                 self.refused[name] = f"wrong numbers: relative error {self.errors[name]:.1e}"
         gc.collect()
 
-    def timed(self, seconds: float, device: str, baselines: Mapping[str, Call] | None = None) -> dict[str, Any]:
-        """Time all in turns for about so many seconds, with baselines; for JSON."""
-        timings = in_turns({**self.calls, **(baselines or {})}, seconds, device)
+    def timed(
+        self, seconds: float, device: str, baselines: Mapping[str, Call] | None = None, ours: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Time all in turns for about so many seconds, with baselines, and ``ours`` in most rounds; for JSON."""
+        baselines = baselines or {}
+        timings = in_turns({**self.calls, **baselines}, seconds, device, {*ours, *baselines})
         return {
             "candidates": {name: sampled(timing, self.errors.get(name)) for name, timing in timings.items()},
             "refused": self.refused,
@@ -69,8 +72,11 @@ def in_short(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200].rstrip(": ")
 
 
-def in_turns(calls: Mapping[str, Call], seconds: float, device: str, clock: Clock | None = None) -> dict[str, Timing]:
-    """Time calls in turns: the fast ones, of which so many seconds hold 21 rounds, and then the rest in fewer rounds.
+def in_turns(
+    calls: Mapping[str, Call], seconds: float, device: str, first: Collection[str] = (), clock: Clock | None = None
+) -> dict[str, Timing]:
+    """Time calls in turns: those that come ``first`` and as many of the fast ones as so many seconds hold 21 rounds of;
+    then the rest, in fewer rounds.
 
     Those slower than :data:`SLOW`, than an eighth of the seconds, and than four of the fastest, have one sample.
     """
@@ -80,8 +86,8 @@ def in_turns(calls: Mapping[str, Call], seconds: float, device: str, clock: Cloc
     most = max(SLOW, seconds / 8, 4 * min(once.values(), default=0.0))
     costs = {n: t + max(t, sample) for n, t in once.items() if t <= most}
     near: dict[str, float] = {}
-    for name in sorted(costs, key=lambda name: costs[name]):
-        if _ROUNDS * (sum(near.values()) + costs[name]) <= seconds:
+    for name in sorted(costs, key=lambda name: (name not in first, costs[name])):
+        if name in first or _ROUNDS * (sum(near.values()) + costs[name]) <= seconds:
             near[name] = costs[name]
     found = {name: Timing((taken,)) for name, taken in once.items()}
     for group in (near, {name: cost for name, cost in costs.items() if name not in near}):

@@ -74,9 +74,11 @@ def test_a_candidate_that_is_wrong_or_fails_has_no_time_but_a_reason(monkeypatch
 
 def test_what_is_slow_takes_no_rounds_from_others() -> None:
     seconds = {"fast": 0.05, "once": turns.SLOW + 1, "slow": 0.5, "faster": 0.025}
-    timings = in_turns({name: (lambda s=s: s) for name, s in seconds.items()}, 4.1, "cpu", Ticks())  # type: ignore[misc]
+    timings = in_turns({name: (lambda s=s: s) for name, s in seconds.items()}, 4.1, "cpu", clock=Ticks())  # type: ignore[misc]
     assert [len(t.samples) for t in timings.values()] == [27, 1, 4, 27] and list(timings) == list(seconds)
-    both = in_turns({"step": lambda: 13.0, "other": lambda: 12.0}, 60.0, "cpu", Ticks()).values()
+    chosen = in_turns({"slow": lambda: 0.5, "fast": lambda: 0.05}, 4.1, "cpu", ["slow"], Ticks())
+    assert [len(timing.samples) for timing in chosen.values()] == [4, 31]
+    both = in_turns({"step": lambda: 13.0, "other": lambda: 12.0}, 60.0, "cpu", clock=Ticks()).values()
     assert [len(timing.samples) for timing in both] == [3, 3], "nothing is faster than they are"
 
 
