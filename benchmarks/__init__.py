@@ -1,1 +1,1 @@
-"""Benchmarks against peers; run each as a module, such as ``python -m benchmarks.op``."""
+"""Benchmarks against peers; run each as a module, such as ``python -m benchmarks.suite``."""

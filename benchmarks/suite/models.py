@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import copy
-import shutil
-import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
-import tvm_na
 from benchmarks.peer_modules import DenseMaskAttention, FlexAttention, replaced
 from benchmarks.suite.cases import Case, Part, Setting
-from benchmarks.suite.networks import NAMES, NAT, Network, network
+from benchmarks.suite.networks import NAMES, NAT, network
 from benchmarks.suite.op import OURS
-from benchmarks.suite.turns import Call, Candidates, rounded
+from benchmarks.suite.packages import ARTIFACTS, PACKAGE, images, loaded, made, placed
+from benchmarks.suite.turns import Call, Candidates
 from tvm_na.functional import Backend
 from tvm_na.models.base import NAModel
 from tvm_na.reference.accuracy import LOGITS_BUDGET, relative_error
@@ -28,10 +25,7 @@ from tvm_na.reference.accuracy import LOGITS_BUDGET, relative_error
 BUDGET = {"cpu": LOGITS_BUDGET, "cuda": 2e-2}
 #: The case of NAT-Tiny with attention of others.
 OTHERS = "attention of others, eager, batch 1"
-EAGER, COMPILED, PACKAGE, ARTIFACTS = "eager", "torch.compile", "AOTInductor", ("aoti", "tvm")
-#: What Inductor is told of a package, as ``tvm_na.deploy`` tells it.
-PACKAGE_OPTIONS = {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN", "freezing": True}
-_ON_GPU = {"max_autotune": True, "freezing": True}
+EAGER, COMPILED = "eager", "torch.compile"
 #: Seconds that one package, and the compilation of all models, may take.
 _TO_PACKAGE, _TO_COMPILE = 900.0, 900.0
 
@@ -62,59 +56,9 @@ def run(case: Case, setting: Setting) -> dict[str, Any]:
     """Make a package that others measure, or measure."""
     if "way" in case.about:
         with torch.no_grad():
-            return _made(case, setting)
+            return made(case.about["way"], case.about["network"], setting)
     with torch.inference_mode():
         return _attentions(case, setting) if case.name == OTHERS else _measured(case, setting)
-
-
-def _images(found: Network, batch: int, setting: Setting) -> Tensor:
-    torch.manual_seed(1)
-    x = torch.randn(batch, 3, found.size, found.size)
-    return x if setting.device == "cpu" else x.to(setting.device, torch.half)
-
-
-def _placed(found: Network, setting: Setting) -> nn.Module:
-    return found.model if setting.device == "cpu" else found.model.to(setting.device, torch.half)
-
-
-def package_of(way: str, name: str, setting: Setting) -> Path:
-    """Where a package lies that is made once."""
-    return setting.folder / "packages" / f"{way} {name}".replace(" ", "-").lower()
-
-
-def _made(case: Case, setting: Setting) -> dict[str, Any]:
-    way, name = case.about["way"], case.about["network"]
-    found, path = network(name, setting.quick), package_of(way, name, setting)
-    if way in ARTIFACTS and setting.device != "cpu":
-        return {"refused": "artifacts of whole models are for CPUs"}
-    model, x = _placed(found, setting), _images(found, 1, setting)
-    shutil.rmtree(path, ignore_errors=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    start = time.perf_counter()
-    if way in ARTIFACTS:
-        tvm_na.compile(model, x, batch=1, output=path, format=way)  # type: ignore[arg-type]
-    else:
-        path.mkdir()
-        options = PACKAGE_OPTIONS if setting.device == "cpu" else _ON_GPU
-        program = torch.export.export(model, (x,))
-        file = str(path / "model.pt2")
-        torch._inductor.aoti_compile_and_package(program, package_path=file, inductor_configs=options)
-    seconds = time.perf_counter() - start
-    return {"seconds": rounded(seconds), "bytes": sum(f.stat().st_size for f in path.rglob("*") if f.is_file())}
-
-
-def _loaded(way: str, name: str, setting: Setting) -> Callable[[Tensor], Tensor]:
-    path = package_of(way, name, setting)
-    if not path.is_dir():
-        raise FileNotFoundError("it was not made")
-    if way in ARTIFACTS:
-        return tvm_na.load(path)
-    package: Any = torch._inductor.aoti_load_package(str(path / "model.pt2"))
-
-    def call(x: Tensor) -> Tensor:
-        return package(x)  # type: ignore[no-any-return]
-
-    return call
 
 
 def _exact(model: nn.Module) -> nn.Module:
@@ -134,9 +78,9 @@ def _measured(case: Case, setting: Setting) -> dict[str, Any]:
             found.refused |= {f"{name}, {way}": str(error) for way in case.about["ways"] if way not in ARTIFACTS}
             continue
         sources[name] = one.source
-        x = _images(one, case.about["batch"], setting)
+        x = images(one, case.about["batch"], setting)
         expected = _exact(one.model)(x[:1].cpu().double())
-        model = _placed(one, setting)
+        model = placed(one, setting)
         for way in case.about["ways"]:
             if (way in ARTIFACTS and name != NAT) or (way == PACKAGE and name == NAT):
                 continue  # NAT's package of AOTInductor is our artifact
@@ -148,8 +92,8 @@ def _measured(case: Case, setting: Setting) -> dict[str, Any]:
 def _attentions(case: Case, setting: Setting) -> dict[str, Any]:
     """NAT-Tiny, eager, with its attention and with those of others."""
     one, found = network(NAT, setting.quick), Candidates(BUDGET[setting.device])
-    x = _images(one, case.about["batch"], setting)
-    expected, model = _exact(one.model)(x[:1].cpu().double()), _placed(one, setting)
+    x = images(one, case.about["batch"], setting)
+    expected, model = _exact(one.model)(x[:1].cpu().double()), placed(one, setting)
     gathers = copy.deepcopy(model)
     cast(NAModel, gathers).set_backend(Backend.REFERENCE)
     makers: dict[str, Callable[[], nn.Module]] = {
@@ -171,7 +115,7 @@ def _prepared(
     elif way == COMPILED:
         call = torch.compile(model, dynamic=False)
     else:
-        call = _loaded(way, name, setting)
+        call = loaded(way, name, setting)
     with patch.object(torch._inductor.config, "freezing", True):  # read when it compiles: at its first call
         out = call(x)
     return partial(call, x), relative_error(out[:1].cpu(), expected)

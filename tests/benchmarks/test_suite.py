@@ -12,9 +12,9 @@ import torch
 
 from benchmarks import problems
 from benchmarks.peers import PEERS, Peer, gather_einsum
-from benchmarks.suite import memory, models, op, store, turns
+from benchmarks.suite import memory, models, op, packages, store, turns
 from benchmarks.suite.cases import Case, Part, Setting
-from benchmarks.suite.networks import FLOOR, NAT, network
+from benchmarks.suite.networks import FLOOR, NAT, SWIN, Network, network
 from benchmarks.suite.parts import PARTS
 from benchmarks.suite.right import sampled_right
 from benchmarks.suite.runner import carry_out, in_process
@@ -247,3 +247,24 @@ def test_memory_is_what_a_call_takes(backward: bool, tmp_path: Path) -> None:
     assert found["inputs"] == 3 * 32 * 32 * 2 * 32 * 4 and found["peak"] >= 0
     refused = memory.run(Case("natten", {**about, "operator": "natten"}), setting_in(tmp_path))
     assert {*refused} <= {"peak", "inputs"} or "natten is not installed" in refused["refused"]
+
+
+def test_a_package_of_another_library_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def make(way: str, model: torch.nn.Module, x: torch.Tensor, path: Path, device: str) -> None:
+        made.append(way)
+        path.mkdir()
+        (path / "model.pt2").write_bytes(b"12345")
+
+    monkeypatch.setattr(packages, "_make", make)
+    monkeypatch.setattr(packages, "network", lambda name, quick: Network(torch.nn.Identity(), "timm", 8))
+    results = [packages.made("AOTInductor", SWIN, setting_in(tmp_path)) for _ in range(2)]
+    assert results[0] == results[1] and results[0]["bytes"] == 5 and len(made) == 1
+    monkeypatch.setattr(packages, "version_of", lambda name: "another")
+    packages.made("AOTInductor", SWIN, setting_in(tmp_path))
+    for _ in range(2):
+        packages.made("AOTInductor", FLOOR, setting_in(tmp_path))
+    assert len(made) == 4, "ours is made of sources that may have changed"
+    with pytest.raises(FileNotFoundError, match="not made"):
+        packages.loaded("tvm", NAT, setting_in(tmp_path))

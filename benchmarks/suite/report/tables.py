@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.suite.models import ARTIFACTS, COMPILED, EAGER, OTHERS, PACKAGE
+from benchmarks.suite.models import COMPILED, EAGER, OTHERS
 from benchmarks.suite.networks import FLOOR, NAMES, NAT, SWIN
 from benchmarks.suite.op import DEFAULT, MATMUL, OURS, WITHOUT_BIAS
+from benchmarks.suite.packages import ARTIFACTS, PACKAGE
 from benchmarks.suite.report.results import Measured, Results
 from benchmarks.suite.turns import rounded
 

@@ -6,9 +6,10 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from benchmarks.suite.models import ARTIFACTS, COMPILED, EAGER, PACKAGE
+from benchmarks.suite.models import COMPILED, EAGER
 from benchmarks.suite.networks import FLOOR, NAMES, NAT, SWIN
 from benchmarks.suite.op import OURS
+from benchmarks.suite.packages import ARTIFACTS, PACKAGE
 from benchmarks.suite.report.results import Results, mean, stages
 from benchmarks.suite.report.tables import CASES, Table, times
 
