@@ -142,7 +142,7 @@ def test_the_page_has_every_part_and_what_has_no_time(folder: Path) -> None:
         assert f"\n## {heading}" in text or f"\n## The {heading}" in text
     assert "| natten | NAT-Tiny 56² | not \\| there |" in text
     assert "- op, gone: took longer than 180 s" in text and "- StyleNAT 256²: half." in text
-    assert "Swin-T: timm" in text and "| exponent | 0.50 | 1.00 |" in text
+    assert "are of timm (Swin-T); tvm_na.models (NAT-Tiny)." in text and "| exponent | 0.50 | 1.00 |" in text
     assert "torch.compile: attention is 20 % of NAT-Tiny's time" in text
     assert "Nothing is measured yet" in page(Results({}))
 

@@ -39,14 +39,15 @@ def _seconds(one: Measured, name: str) -> float | None:
 
 def _bars(axes: Axes, groups: Sequence[str], bars: dict[str, list[float | None]]) -> None:
     """Groups of labeled bars, ms."""
-    width = 0.8 / max(1, len(bars))
+    bars = {label: seconds for label, seconds in bars.items() if any(s is not None for s in seconds)}
+    width = 0.8 / len(bars)
     for i, (label, seconds) in enumerate(bars.items()):
         shown = [(x + (i - (len(bars) - 1) / 2) * width, s * 1e3) for x, s in enumerate(seconds) if s is not None]
         drawn = axes.bar([x for x, _ in shown], [y for _, y in shown], width * 0.95, label=label, color=f"C{i}")
         axes.bar_label(drawn, fmt="{:.3g}", fontsize=7, padding=1)
     axes.set_xticks(range(len(groups)), groups)
     axes.set_ylabel("median time, ms")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     finish(axes)
 
 

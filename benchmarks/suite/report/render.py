@@ -20,19 +20,26 @@ _HERE = Path(__file__).parent
 def page(results: Results) -> str:
     """docs/BENCHMARKS.md."""
     op = results.operator()
-    sources = {f"{name}: {s}" for c in results.cases("models").values() for name, s in c.get("sources", {}).items()}
-    others = sorted(source for source in sources if not source.startswith("NAT"))
     return _render(
         "benchmarks.md.j2",
         results=results,
         machine=results.machine if results.parts else None,
         dtype="float32" if results.parts and results.machine["device"] == "cpu" else "float16",
-        sources=", ".join(others) or "no library that is installed",
+        sources=_sources(results),
         mean_of=partial(_mean_of, op),
         goals_table=verdicts.goals_table,
         losses=verdicts.losses,
         losses_table=verdicts.losses_table,
     )
+
+
+def _sources(results: Results) -> str:
+    """Whose models they are, in words."""
+    names: dict[str, set[str]] = {}
+    for case in results.cases("models").values():
+        for name, source in case.get("sources", {}).items():
+            names.setdefault(source, set()).add(name)
+    return "; ".join(f"{source} ({', '.join(sorted(names[source]))})" for source in sorted(names))
 
 
 def with_numbers(readme: str, results: Results) -> str:
