@@ -22,7 +22,7 @@ from tvm_na.targets.target import cpu_name
 
 PACKAGE, ARTIFACTS = "AOTInductor", ("aoti", "tvm")
 #: What Inductor is told of a package, as ``tvm_na.deploy`` tells it.
-_OPTIONS = {
+_OPTIONS: dict[str, dict[str, Any]] = {
     "cpu": {"max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN", "freezing": True},
     "cuda": {"max_autotune": True, "freezing": True},
 }
@@ -81,8 +81,8 @@ def _make(way: str, model: nn.Module, x: Tensor, path: Path, device: str) -> Non
         return
     path.mkdir()
     program = torch.export.export(model, (x,))
-    options: dict[str, Any] = _OPTIONS[device]
-    torch._inductor.aoti_compile_and_package(program, package_path=str(path / "model.pt2"), inductor_configs=options)
+    file = str(path / "model.pt2")
+    torch._inductor.aoti_compile_and_package(program, package_path=file, inductor_configs=_OPTIONS[device])
 
 
 def loaded(way: str, name: str, setting: Setting) -> Callable[[Tensor], Tensor]:
@@ -92,9 +92,5 @@ def loaded(way: str, name: str, setting: Setting) -> Callable[[Tensor], Tensor]:
         raise FileNotFoundError("it was not made")
     if way in ARTIFACTS:
         return tvm_na.load(path)
-    package: Any = torch._inductor.aoti_load_package(str(path / "model.pt2"))
-
-    def call(x: Tensor) -> Tensor:
-        return package(x)  # type: ignore[no-any-return]
-
-    return call
+    package: Callable[[Tensor], Tensor] = torch._inductor.aoti_load_package(str(path / "model.pt2"))
+    return package

@@ -73,12 +73,12 @@ def carry_out(
     ``report`` is told each case as it begins, its number and how many there are, and ``""`` at the end.
     """
     planned = [(part, case) for part in parts for case in part.cases(setting)]
-    failed = []
+    failed, load = [], os.getloadavg()[0]  # later it is that of the cases before
     for number, (part, case) in enumerate(planned):
         if store.is_done(part.name, case):
             continue
         report(f"{part.name}: {case.name}", number, len(planned))
-        load, start = os.getloadavg()[0], time.perf_counter()
+        start = time.perf_counter()
         result = run(part, case, setting)
         took = rounded(time.perf_counter() - start)
         if "failed" in result:

@@ -59,7 +59,7 @@ def _first_call(what: str, device: str) -> dict[str, float]:
     marks.append(time.perf_counter())
     problem = stages_of()[0]
     tensors = torch.randn(3, 1, *problem.spatial, problem.heads, problem.head_dim).to(device)
-    call: Callable[[], Any] = lambda: na2d(*tensors, problem.kernel_size)  # noqa: E731
+    call: Callable[[], Any] = lambda: na2d(*tensors.unbind(), kernel_size=problem.kernel_size)  # noqa: E731
     if what == FLEX:
         from benchmarks.peers import flex, heads_first
 

@@ -93,8 +93,8 @@ def in_turns(
     for group in (near, {name: cost for name, cost in costs.items() if name not in near}):
         if group:
             rounds = max(3, min(31, int(seconds / sum(group.values()))))
-            times = {"sample_time": sample, "warmup_time": 5 * sample, "clock": clock}
-            found |= measure({name: calls[name] for name in calls if name in group}, rounds=rounds, **times)
+            timed = {name: calls[name] for name in calls if name in group}
+            found |= measure(timed, rounds=rounds, sample_time=sample, warmup_time=5 * sample, clock=clock)
     return found
 
 

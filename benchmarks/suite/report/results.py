@@ -137,7 +137,7 @@ class Results:
         return sum(case["took"] for name, case in cases if name.startswith("making ") == of_packages) / 60
 
     def load(self) -> float:
-        """The largest load that a case was begun with; above 1 or so cases waited for others."""
+        """The largest load that a run was begun with; above 1 or so it waited for others."""
         cases = [case for content in self.parts.values() for case in content["cases"].values()]
         return max((case["load_before"] for case in cases), default=0.0)
 
