@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import problems
 from benchmarks.peers import PEERS, Peer, gather_einsum
-from benchmarks.suite import memory, models, op, packages, store, turns
+from benchmarks.suite import memory, models, networks, op, packages, store, turns
 from benchmarks.suite.cases import Case, Part, Setting
 from benchmarks.suite.networks import FLOOR, NAT, SWIN, Network, network
 from benchmarks.suite.parts import PARTS
@@ -268,3 +268,15 @@ def test_a_package_of_another_library_is_made_once(tmp_path: Path, monkeypatch: 
     assert len(made) == 4, "ours is made of sources that may have changed"
     with pytest.raises(FileNotFoundError, match="not made"):
         packages.loaded("tvm", NAT, setting_in(tmp_path))
+
+
+def test_swin_is_of_whoever_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(name: str) -> torch.nn.Module:
+        raise ImportError("torchvision is of another PyTorch")
+
+    monkeypatch.setattr(networks, "_of_timm", fails)
+    monkeypatch.setattr(networks, "_of_transformers", lambda name: torch.nn.Identity())
+    assert network(SWIN).source == "transformers"
+    monkeypatch.setattr(networks, "_of_transformers", fails)
+    with pytest.raises(RuntimeError, match="timm: ImportError: torchvision is .*; transformers: ImportError"):
+        network(SWIN)
