@@ -6,12 +6,19 @@ measured.
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
+from typing import Any
+
 from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.registry import problem_from_json
 from tvm_na.schedules.base import Formulations, SearchSpace
+from tvm_na.schedules.cpu.estimate import row_cycles
 from tvm_na.schedules.cpu.lanes import SKETCHES, LanesSchedule
+from tvm_na.schedules.cpu.tasks import packs_in_tasks
 from tvm_na.schedules.cpu.vectors import vector_length
 from tvm_na.targets.target import NATarget
-from tvm_na.te.attention.lanes_tile import LanesTile, lanes_of
+from tvm_na.te.attention.lanes_tile import LanesTile
 
 #: The elements between neighboring values of one head from which on values are packed: further apart than
 #: this, the values of a window fall into few sets of the first cache.
@@ -21,26 +28,22 @@ PACK_VALUES_FROM = 256
 _TILES = 2
 
 
-def tiles(problem: NAProblem, target: NATarget, vector: int | None = None) -> list[LanesTile]:
+def tiles(problem: NAProblem, target: NATarget) -> list[LanesTile]:
     """Tiles of the lanes formulation, the one expected to be the fastest first.
 
-    Args:
-        problem: The problem.
-        target: The machine.
-        vector: Lanes per vector, by default those of a register.
+    Vectors are those of a register; where these have 16 elements and more also half as long, which are what a window
+    of 7 fits into.
     """
-    vector = vector or vector_length(problem.accum_dtype, target)
+    longest = vector_length(problem.accum_dtype, target)
+    lengths = [longest, longest // 2] if longest >= 16 else [longest]
     columns = -(-problem.spatial[-1] // problem.dilation[-1])
     pack = problem.dilation[-1] * problem.heads_kv * problem.head_dim_v >= PACK_VALUES_FROM
+    sizes = itertools.product(range(1, min(columns, target.vector_registers // 2) + 1), lengths)
 
     def cost(tile: LanesTile) -> tuple[float, int]:
-        # Vector operations: products, and what loading keys and queries costs beside them.
-        vectors = lanes_of(problem, tile) // tile.vector
-        count = -(-columns // tile.queries)
-        return count * (vectors * tile.queries + 0.5 * vectors + 0.3 * tile.queries), -tile.queries
+        return row_cycles(problem, tile, target), -tile.queries
 
-    limit = min(columns, target.vector_registers // 2)
-    return sorted((LanesTile(q, vector, pack_values=pack) for q in range(1, limit + 1)), key=cost)
+    return sorted((LanesTile(q, vector, pack_values=pack) for q, vector in sizes), key=cost)
 
 
 class CpuLanes(SearchSpace):
@@ -50,27 +53,28 @@ class CpuLanes(SearchSpace):
     problems = NAProblem
     tile_types = (LanesTile,)
     schedule = LanesSchedule
-    all_sketches = SKETCHES
 
     def serves(self, problem: NAProblem, target: NATarget) -> bool:
         """Float32 and float64 alone."""
         return target.kind == "llvm" and problem.dtype in ("float32", "float64")
 
     def formulations(self, problem: NAProblem, target: NATarget, batch: int | None = None) -> Formulations:
-        """Some sizes of the tile, with long vectors also one of vectors half as long; values of each query's window or
-        of the whole box; for the first of them, also with values packed where they are not by default, or the other
-        way round.
+        """Some sizes of the tile, of each length of vectors one; values of each query's window or of the whole box; for
+        the first of them, also with values packed where they are not by default, or the other way round.
         """
         from tvm_na.te.attention.lanes import forward
 
-        vector = vector_length(problem.accum_dtype, target)
-        chosen = tiles(problem, target)[:_TILES]
-        if vector >= 16:
-            chosen += tiles(problem, target, vector // 2)[:1]
-        found = [LanesTile(t.queries, t.vector, exact, t.pack_values) for t in chosen for exact in (True, False)]
-        first = found[0]
-        found += [LanesTile(first.queries, vector, exact, not first.pack_values) for exact in (True, False)]
+        every = tiles(problem, target)
+        chosen = every[:_TILES]
+        chosen += [tile for tile in every if tile.vector not in {t.vector for t in chosen}][:1]
+        found = [replace(tile, exact_values=exact) for tile in chosen for exact in (True, False)]
+        found += [replace(tile, pack_values=not tile.pack_values) for tile in found[:2]]
         return Formulations(lambda tile: forward(problem, tile, batch), found)
+
+    def sketches(self, func: Any, target: NATarget) -> tuple[str, ...]:
+        """Keys packed where they are expected to cost less first."""
+        in_task = packs_in_tasks(problem_from_json(str(func.attrs["tvm_na.problem"])))
+        return tuple(sorted(SKETCHES, key=lambda name: ("pack in task" in name) != in_task))
 
 
 SPACE = CpuLanes()

@@ -151,7 +151,7 @@ class BackwardSchedule(BoxSchedule):
         n, a, l, x = self.inner_loops(name, 4)
         x, lane = self.vector_of(x, dim)
         vectors = dim // channel_vector(dim, self.tile.vector)
-        at_once = largest_divisor(vectors, max(1, self.accumulators // (self.tile.queries + 1)))
+        at_once = largest_divisor(vectors, max(1, self.registers * 3 // 4 // (self.tile.queries + 1)))
         x_outer, x_inner = self.tune.split(f"{name} vectors at once", x, vectors, at_once)
         sch.reorder(x_outer, *((a, n) if self.rows_outside else (n, a)), l, x_inner, lane)
         self.unroll(x_inner)

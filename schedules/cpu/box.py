@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tvm_na.schedules.base import largest_divisor
+from tvm_na.schedules.cpu.blocks import MOST_AT_ONCE, value_block
+from tvm_na.schedules.cpu.estimate import scores_of
 from tvm_na.schedules.cpu.vectors import channel_vector
 from tvm_na.schedules.helpers import FuncSchedule
 from tvm_na.te.attention.lanes_tile import lanes_of
@@ -20,8 +21,7 @@ class BoxSchedule(FuncSchedule):
         rows = Rows(self.problem)
         self.map_rows, self.rows = rows.count, rows.keys
         self.vectors = lanes_of(self.problem, self.tile) // self.tile.vector
-        # Accumulators that fit beside the operands of a multiply-add.
-        self.accumulators = self.target.vector_registers * 3 // 4
+        self.registers = self.target.vector_registers
 
     def inner_loops(self, name: str, n: int) -> list[Any]:
         """The last loops around a stage."""
@@ -52,12 +52,11 @@ class BoxSchedule(FuncSchedule):
             u, a, l, d = self.inner_loops(name, 4)
             v, lane = self.lanes_of(l)
             if split is None:
-                vectors_inner = largest_divisor(self.vectors, max(1, self.accumulators // tile.queries))
-                vector_factors = self.tune.factors("score vectors at once", v, self.vectors, vectors_inner)
-                queries_inner = largest_divisor(tile.queries, self.accumulators)
-                query_factors = self.tune.factors("score queries at once", u, tile.queries, queries_inner)
-                rows = self.even_block(self.rows, self.accumulators // (queries_inner * vectors_inner))
-                row_block = self.tune.one_of("score rows at once", range(1, min(self.rows, 8) + 1), default=rows)
+                block = scores_of(self.problem, tile, self.target)
+                vector_factors = self.tune.factors("score vectors at once", v, self.vectors, block.vectors)
+                query_factors = self.tune.factors("score queries at once", u, tile.queries, block.queries)
+                options = range(1, min(self.rows, MOST_AT_ONCE) + 1)
+                row_block = self.tune.one_of("score rows at once", options, default=block.rows)
                 split = (vector_factors, query_factors, row_block)
             v_outer, v_inner = self.split(v, split[0])
             u_outer, u_inner = self.split(u, split[1])
@@ -71,12 +70,6 @@ class BoxSchedule(FuncSchedule):
             self.unroll(a_outer, d_inner, a_inner, v_inner, u_inner)
             sch.vectorize(lane)
             sch.vectorize(self.split_off_init(name, d_outer, unrolled=3))
-
-    @staticmethod
-    def even_block(n: int, limit: int) -> int:
-        """The block size, at most ``limit`` and 8, that cuts ``n`` into few blocks of about the same size."""
-        limit = max(1, min(limit, 8, n))
-        return -(-n // -(-n // limit))
 
     def softmax_row_factors(self, name: str) -> list[Any]:
         """How many rows of a box are unrolled."""
@@ -108,20 +101,23 @@ class BoxSchedule(FuncSchedule):
             self.unroll(v)
         return outer
 
-    def window_products(self, name: str, dim: int, rows_outside: bool = False) -> None:
+    def window_products(self, name: str, dim: int, rows_outside: bool = False, shared: bool = True) -> None:
         """queries x vectors of ``dim`` channels as accumulators, over the keys of the window.
 
-        With ``rows_outside``, a block of tiles meets one row of the window after the other.
+        Args:
+            name: The stage.
+            dim: Its channels.
+            rows_outside: Whether a block of tiles meets one row of the window after the other.
+            shared: Whether all queries of a tile meet the same keys.
         """
         sch = self.sch
         *tile, u, x, a, l = self.inner_loops(name, 5)
         x, lane = self.vector_of(x, dim)
         vectors = dim // channel_vector(dim, self.tile.vector)
-        vectors_inner = largest_divisor(vectors, self.accumulators)
-        x_outer, x_inner = self.tune.split("value vectors at once", x, vectors, vectors_inner)
-        queries = self.even_block(self.tile.queries, self.accumulators // vectors_inner)
-        options = range(1, min(self.tile.queries, 8) + 1)
-        query_block = self.tune.one_of("value queries at once", options, default=queries)
+        block = value_block(self.tile.queries, vectors, shared, self.registers)
+        x_outer, x_inner = self.tune.split("value vectors at once", x, vectors, block.vectors)
+        options = range(1, min(self.tile.queries, MOST_AT_ONCE) + 1)
+        query_block = self.tune.one_of("value queries at once", options, default=block.queries)
         u_outer, u_inner = self.split(u, [None, query_block])
         if rows_outside:
             sch.reorder(a, *tile, u_outer, x_outer, l, u_inner, x_inner, lane)

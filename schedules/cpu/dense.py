@@ -11,7 +11,7 @@ from typing import Any
 
 from tvm_na.problems.dense import DenseProblem
 from tvm_na.schedules.base import Formulations, SearchSpace, divisors, largest_divisor
-from tvm_na.schedules.cpu.vectors import IN_FLIGHT, STACK_BYTES, vector_length
+from tvm_na.schedules.cpu.vectors import STACK_BYTES, step_cycles, vector_length
 from tvm_na.schedules.helpers import FuncSchedule
 from tvm_na.targets.target import NATarget
 from tvm_na.te.dense.product import DenseTile, positions_of, tiles_of
@@ -33,12 +33,9 @@ def tiles(problem: DenseProblem, target: NATarget) -> list[DenseTile]:
     positions = positions_of(problem)
 
     def cost(tile: DenseTile) -> tuple[float, int]:
-        # Cycles of a step: two multiply-adds or two loads in each; what loads cost beside them, of weights the more
-        # since they come from further away.
-        products, loads = tile.rows * tile.vectors, tile.rows + tile.vectors
-        step = max(products, loads, IN_FLIGHT) / 2 + 0.1 * tile.rows + 0.2 * tile.vectors
+        products = tile.rows * tile.vectors
         count = -(-positions // tile.rows) * -(-problem.out_channels // tile.block)
-        return count * step, -products
+        return count * step_cycles(products, tile.rows, tile.vectors), -products
 
     def fits(tile: DenseTile) -> bool:
         sums = tile.rows * tile.vectors

@@ -10,12 +10,14 @@ from typing import Any
 
 from tvm_na.schedules.base import largest_divisor
 from tvm_na.schedules.cpu.box import BoxSchedule
+from tvm_na.schedules.cpu.estimate import values_are_shared
+from tvm_na.schedules.cpu.tasks import heads_per_task, rows_per_task
 from tvm_na.te.attention.lanes_tile import dots_blocks
 
 # The stages of a tile, last first.
 _TILE_STAGES = ("attended", "inverse", "total", "total_lanes", "weights", "maximum", "maximum_lanes", "scores")
 
-#: How loops are nested, the default first. Keys (and values) are packed before all tasks, or each task packs those that
+#: How loops are nested. Keys (and values) are packed before all tasks, or each task packs those that
 #: it reads: one parallel region less, but rows that two tasks read are packed twice. A block of tiles meets one row of
 #: values after the other, or each tile all of its rows: values are read while they are near, sums written once per row.
 SKETCHES = (
@@ -25,9 +27,9 @@ SKETCHES = (
     "pack in task, value rows outside",
 )
 
-# Where the sketches that only the tuner looks at start from: as many rows as are worth packing again at the edges
-# of a task, and as many queries as the first cache holds the scores of.
-_ROWS_PER_TASK, _QUERIES_AT_ONCE = 14, 64
+# Queries, and elements of their scores, that pass through a stage together: the chains of dependent operations of
+# several overlap, and the scores stay in the first two caches.
+_QUERIES_AT_ONCE, _ELEMENTS_AT_ONCE = 64, 16384
 
 
 class LanesSchedule(BoxSchedule):
@@ -44,7 +46,8 @@ class LanesSchedule(BoxSchedule):
         self.pack()
         self.box_products(dots_blocks(self.problem))
         self.softmax()
-        self.window_products("attended", self.problem.head_dim_v, self.value_rows_outside)
+        shared = values_are_shared(self.problem, self.tile)
+        self.window_products("attended", self.problem.head_dim_v, self.value_rows_outside, shared)
 
     def place_in_tasks(self) -> None:
         """Loops of the outputs: batch, heads, rows (parallel); then a task's heads, and their rows."""
@@ -54,9 +57,10 @@ class LanesSchedule(BoxSchedule):
         for name in ("out", "lse") if p.return_lse else ("out",):
             batch, i, j, head, *rest = self.loops(name)
             if not row_factors:
-                rows_per_task = largest_divisor(self.map_rows, _ROWS_PER_TASK if self.pack_in_task else 1)
-                row_factors = self.tune.factors("rows per task", i, self.map_rows, rows_per_task)
-                head_factors = self.tune.factors("heads per task", head, p.heads, 1)
+                task_rows = rows_per_task(p) if self.pack_in_task else 1
+                task_heads = heads_per_task(p, task_rows) if self.pack_in_task else 1
+                row_factors = self.tune.factors("rows per task", i, self.map_rows, task_rows)
+                head_factors = self.tune.factors("heads per task", head, p.heads, task_heads)
             row_task, row = self.split(i, row_factors)
             head_task, head = self.split(head, head_factors)
             sch.reorder(batch, head_task, row_task, head, row, j, *rest)
@@ -73,9 +77,9 @@ class LanesSchedule(BoxSchedule):
         tiles = [self.loops(name)[9] for name in names]
         extent, factors = self.extent(tiles[0]), [None, 1]
         if extent is not None:  # else from uneven groups
-            at_once = largest_divisor(
-                extent, 1 if self.sketch == SKETCHES[0] else _QUERIES_AT_ONCE // self.tile.queries
-            )
+            elements = self.rows * self.vectors * self.tile.vector
+            queries = min(_QUERIES_AT_ONCE, _ELEMENTS_AT_ONCE // elements)
+            at_once = largest_divisor(extent, queries // self.tile.queries)
             factors = self.tune.factors("tiles at once", tiles[0], extent, at_once)
         block = self.merge([self.split(tile, factors)[0] for tile in tiles])
         for name in (*_TILE_STAGES, *dots_blocks(self.problem)):

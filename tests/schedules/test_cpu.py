@@ -136,7 +136,7 @@ def test_plans() -> None:
     draws = [values(Plan(sample=True, seed=seed)) for seed in (1, 1, 2, 3)]
     assert draws[0] == draws[1]
     assert len({tuple(draw.items()) for draw in draws}) == 3
-    with pytest.raises(ValueError, match="sketch: required one of pack first"):
+    with pytest.raises(ValueError, match="sketch: required one of pack in task"):
         values(Plan(sketch="none"))
     assert values(Plan(exact=draws[2])) == values(Plan(exact=list(draws[2].values()))) == draws[2]
     some = dict(list(default.items())[:-1])
@@ -216,12 +216,74 @@ def test_the_space_refuses_what_it_does_not_serve() -> None:
     assert spaces_for(NAProblem.make((5, 5), 3, 1, 4, dtype="float16"), target) == []
 
 
+def chosen(problem: NAProblem, name: str) -> tuple[LanesTile | None, base.Scheduled]:
+    """The default of a problem on a target."""
+    target = parse_target(name)
+    func = cpu.SPACE.formulations(problem, target)[0]
+    scheduled = cpu.SPACE.apply(func, target)
+    assert scheduled is not None
+    return LanesTile.of(func), scheduled
+
+
+AVX2, AVX512 = "llvm-x86-avx2", "llvm-x86-avx512"
+
+
+@pytest.mark.parametrize(
+    ("problem", "target", "queries", "vector"),
+    [
+        (NAProblem.make((56, 56), 7, 2, 32), AVX512, 2, 8),  # eight columns hold the windows of two queries
+        (NAProblem.make((28, 28), 7, 4, 32, dilation=4), AVX512, 7, 8),  # one window for all of a group
+        (NAProblem.make((64, 64), 13, 2, 32), AVX512, 4, 16),
+        (NAProblem.make((56, 56), 7, 2, 32), AVX2, 2, 8),
+        (NAProblem.make((4096,), 63, 4, 32), AVX2, 8, 8),  # keys come from the second cache
+    ],
+)
+def test_the_default_tile_has_vectors_that_its_windows_fill(
+    problem: NAProblem, target: str, queries: int, vector: int
+) -> None:
+    tile, _ = chosen(problem, target)
+    assert tile is not None
+    assert (tile.queries, tile.vector, tile.exact_values) == (queries, vector, True)
+
+
+@pytest.mark.parametrize("name", [AVX2, AVX512])
+@pytest.mark.parametrize("kernel_size", [3, 5, 7, 13])
+def test_default_blocks_of_accumulators_spill_no_register(kernel_size: int, name: str) -> None:
+    problem = NAProblem.make((32, 32), kernel_size, 2, 32)
+    registers = parse_target(name).vector_registers
+    values = chosen(problem, name)[1].values
+    queries, vectors, rows = (values[f"score {what} at once"] for what in ("queries", "vectors", "rows"))
+    sums = queries * vectors * rows
+    assert min(8, registers // 2) <= sums <= registers - queries - 1
+    assert values["value queries at once"] * values["value vectors at once"] <= registers - 2
+
+
+@pytest.mark.parametrize(
+    ("problem", "sketch", "tasks"),
+    [
+        (NAProblem.make((56, 56), 7, 2, 32), "pack in task", 16),
+        (NAProblem.make((28, 28), 7, 4, 32), "pack in task", 8),
+        (NAProblem.make((7, 7), 7, 16, 32), "pack in task", 4),  # worth two threads
+        (NAProblem.make((56, 56), 7, 2, 32, dilation=8), "pack first", 112),  # neighboring rows read others' keys
+        (NAProblem.make((32, 32), 7, 8, 32, heads_kv=1), "pack first", 256),
+    ],
+)
+def test_tasks_are_as_many_as_threads_are_worth_where_they_pack_keys(
+    problem: NAProblem, sketch: str, tasks: int
+) -> None:
+    _, scheduled = chosen(problem, AVX2)
+    values = scheduled.values
+    rows, heads = values["rows per task"], values["heads per task"]
+    assert scheduled.sketch == sketch
+    assert problem.spatial[0] // rows * (problem.heads // heads) == tasks
+
+
 @pytest.mark.parametrize("name", [n for n in list_targets() if "x86" in n])
 def test_kernels_for_other_cpus_use_their_vectors(name: str) -> None:
     import tvm
 
     target = parse_target(name)
-    problem = NAProblem.make((14, 14), 7, 2, 32)
+    problem = NAProblem.make((14, 14), 13, 2, 32)  # wide enough for the longest
     module = build.scheduled_module(problem, target)[0]
     assembly = tvm.compile(module, target=target.tvm_target()).mod.inspect_source("s")
     register = {"llvm-x86-avx512": "%zmm", "llvm-x86-avx2": "%ymm", "llvm-x86-sse4": "%xmm"}[name]

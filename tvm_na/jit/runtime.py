@@ -21,6 +21,7 @@ import tvm_na
 from tvm_na import settings
 from tvm_na.jit import openmp
 from tvm_na.process import forking
+from tvm_na.targets.threads import FLOPS_PER_THREAD, threads_for
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,6 @@ LIBRARY, CUDA_LIBRARY = "libtvm_runtime.so", "libtvm_runtime_cuda.so"
 
 _pools = threading.local()
 _pool_of_artifacts: Callable[[int], None] | None = None
-#: About 40 microseconds of one core's work. At 5 MFLOP (7x7, 16 heads) a second thread still nearly halves the time.
-FLOPS_PER_THREAD = 2_000_000
 
 
 def runtime_library(name: str = LIBRARY) -> Path:
@@ -132,11 +131,6 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)  # after that of forking, which says that it is a child
-
-
-def threads_for(flops: int, limit: int) -> int:
-    """The threads, at most ``limit``, that a kernel that computes ``flops`` is worth."""
-    return max(1, min(limit, flops // FLOPS_PER_THREAD))
 
 
 def use_threads(flops: int) -> None:

@@ -30,6 +30,7 @@ from tvm_na.measure.timing import interleaved, measure
 from tvm_na.problems.registry import Problem
 from tvm_na.reference.case import WrongNumbers
 from tvm_na.reference.cases import budget_of, case_of
+from tvm_na.targets.threads import threads_for
 
 _GPU_REPEATS = 60  # which fewer others use than cores of a CPU
 _USES = 500  # measurements after which the process is replaced
@@ -164,14 +165,11 @@ def run_kernel(kernel: Kernel, conditions: Conditions) -> Measured | workers.Las
     Returns:
         What became of it; as the last that this process says, where it has lost its GPU by that.
     """
-    from tvm_na.jit import runtime
 
     try:
         calls = [checked_call(file, kernel, conditions) for file, _ in kernel.libraries]
         if not conditions.on_gpu:
-            _patience.wait_until_idle(
-                runtime.threads_for(kernel.problem.useful_flops * kernel.batch, conditions.threads)
-            )
+            _patience.wait_until_idle(threads_for(kernel.problem.useful_flops * kernel.batch, conditions.threads))
         run_secs, *reference_secs = repeats_of(calls, conditions, clock_of(conditions.device))
         return Measured(run_secs, reference_secs=reference_secs[0] if reference_secs else ())
     except WrongNumbers as error:

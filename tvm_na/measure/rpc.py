@@ -34,7 +34,7 @@ def measured_in(session: Any, kernel: Kernel, conditions: Conditions) -> Measure
         WrongNumbers: it, or the one that it is interleaved with, computes something else than the reference.
         Exception: whatever TVM throws where a kernel fails or the connection is lost.
     """
-    from tvm_na.jit.runtime import threads_for
+    from tvm_na.targets.threads import threads_for
 
     if not conditions.on_gpu:
         threads = threads_for(kernel.problem.useful_flops * kernel.batch, conditions.threads)

@@ -12,13 +12,14 @@ from typing import Any, TypeVar
 from tvm_na.compilers import cxx
 from tvm_na.compilers.run import run
 from tvm_na.deploy.kernels import require_a_sample, with_schedule
-from tvm_na.jit import build, openmp, runtime
+from tvm_na.jit import build, openmp
 from tvm_na.jit.library import write_object
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.dense import DenseProblem
 from tvm_na.records.rejections import InapplicableError
 from tvm_na.records.select import Selection
 from tvm_na.targets.target import NATarget
+from tvm_na.targets.threads import FLOPS_PER_THREAD
 from tvm_na.te import ENTRY
 from tvm_na.te.dense.product import DenseTile, tile_of
 
@@ -162,7 +163,7 @@ def _table(kernels: Sequence[Kernel], features: tuple[str, ...]) -> str:
     checks = (f'X("{name}")' for name in names if name is not None)
     return "\n".join(
         [
-            f"constexpr int64_t kFlopsPerThread = {runtime.FLOPS_PER_THREAD};",
+            f"constexpr int64_t kFlopsPerThread = {FLOPS_PER_THREAD};",
             f"#define TVM_NA_ATTENTIONS(X) {' '.join(attentions)}",
             f"#define TVM_NA_PRODUCTS(X) {' '.join(products)}",
             f"#define TVM_NA_REQUIRED_FEATURES(X) {' '.join(checks)}",
