@@ -101,6 +101,8 @@ def test_info_shows_the_schedules_of_a_model(user: Path, cache: Path) -> None:
     for other in others:
         assert str(other) in out
     assert out.count("kernel not built yet") == 2
+    missing = rf"tuning +1 of 2 problems have no record of their own +tvm-na tune {TINY.name} --input-size 36 --target "
+    assert re.search(missing, out)
     assert "machine" not in out
     assert invoke("info", "--model", "nat_min", code=2).stderr.startswith("error: ")
 

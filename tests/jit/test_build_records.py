@@ -235,6 +235,17 @@ def break_trace(record: list[Any]) -> None:
     instructions.append(["Annotate", [next(i for i in instructions if i[0] == "GetLoops")[3][0], '"code"'], [LLVM], []])
 
 
+def test_the_first_kernel_without_a_record_tells_once_of_tuning(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "_told", set())
+    with caplog.at_level("INFO", logger="tvm_na.jit.build"):
+        build.kernel_for(PROBLEM)
+        build.kernel_for(NEAR)
+    (message,) = caplog.messages
+    assert str(PROBLEM) in message and NATIVE.name in message and "tvm-na tune" in message
+
+
 def test_a_trace_that_fails_is_named_and_the_next_best_taken(
     user: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

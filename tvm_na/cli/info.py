@@ -114,13 +114,14 @@ def _records() -> Rows:
 
 
 def _schedules(name: str, input_size: int, training: bool) -> Rows:
-    """A row for each problem: the layers that pose it, the problem, its schedule."""
+    """A row for each problem: the layers that pose it, the problem, its schedule; then what could be tuned, and how."""
     import torch
 
     from tvm_na.jit.build import current_target, explain, is_supported
     from tvm_na.models import create_model, problems_of, training_problems_of
+    from tvm_na.records.select import select
 
-    target = current_target()
+    target, untuned = current_target(), 0
     rows: Rows = []
     with torch.device("meta"):  # weights play no part
         model = create_model(name)
@@ -129,4 +130,8 @@ def _schedules(name: str, input_size: int, training: bool) -> Rows:
         supported = is_supported(problem, target)
         schedule = explain(problem, target) if supported else f"no kernel: {problem.unsupported(target.kind)}"
         rows.append((f"{layers} layer{'s' * (layers != 1)}", problem, schedule))
+        untuned += supported and select(problem, target).kind != "record"
+    if untuned:
+        command = f"tvm-na tune {name} --input-size {input_size}{' --training' * training} --target {target.name}"
+        rows.append(("tuning", f"{untuned} of {len(problems)} problems have no record of their own", command))
     return rows

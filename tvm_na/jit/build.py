@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,16 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
+_log = logging.getLogger(__name__)
+
 #: Requests whose kernels stay loaded in a process, and as many that were wanted before them.
 MOST_KERNELS = 512
 
 _kernels: Remembered[str, Kernel] = Remembered(MOST_KERNELS)
 _building = forking.Lock("building a kernel")
 _importing = forking.Lock("importing TVM")
+# Targets for which it was told that a kernel was built without a record.
+_told: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -248,6 +253,17 @@ def _compiled(module: Any, target: NATarget, selection: Selection) -> Callable[[
         raise InapplicableError(f"TVM cannot compile it: {type(error).__name__}: {error}") from error
 
 
+def _tell_of_tuning(problem: Problem, target: NATarget, selection: Selection) -> None:
+    """Say once per process and target that tuning would help."""
+    if selection.kind == "default" and target.name not in _told:
+        _told.add(target.name)
+        _log.info(
+            "%s is built for %s with its %s; tvm-na tune searches for faster ones, tvm-na info --model MODEL tells for "
+            "which problems of a model",
+            *(problem, target.name, selection),
+        )
+
+
 def _build(request: str, problem: Problem, target: NATarget, selection: Selection) -> Path:
     from tvm_na.compilers import cxx
 
@@ -265,5 +281,6 @@ def _build(request: str, problem: Problem, target: NATarget, selection: Selectio
         name = fingerprint.digest_of(module.script(), repr(target), fingerprint.kernel_versions(target), compiler)
         return name, _compiled(module, target, selection)
 
+    _tell_of_tuning(problem, target, selection)
     description = {"problem": str(problem), "target": target.name, "schedule": str(selection)}
     return cache.get_or_build(request, description, compile_)
