@@ -73,7 +73,8 @@ class CpuLanes(SearchSpace):
 
     def sketches(self, func: Any, target: NATarget) -> tuple[str, ...]:
         """Keys packed where they are expected to cost less first."""
-        in_task = packs_in_tasks(problem_from_json(str(func.attrs["tvm_na.problem"])))
+        problem: Any = problem_from_json(str(func.attrs["tvm_na.problem"]))
+        in_task = packs_in_tasks(problem)
         return tuple(sorted(SKETCHES, key=lambda name: ("pack in task" in name) != in_task))
 
 
