@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from math import ceil
 from typing import NamedTuple
 
 from tvm_na.schedules.base import divisors
@@ -11,6 +12,9 @@ from tvm_na.schedules.cpu.vectors import NEAR, step_cycles
 
 #: The most rows of a window, or queries, in a block: they are unrolled.
 MOST_AT_ONCE = 8
+# Up to so many times the fewest cycles, what is read again for each block decides: keys for each block of queries,
+# weights for each block of vectors of channels. Then few blocks, about as large as each other.
+_EQUAL = 1.01
 
 
 class Block(NamedTuple):
@@ -48,7 +52,7 @@ def score_block(queries: int, vectors: int, rows: int, registers: int, load: flo
                 if a * u * v + (u if a * v > 1 else 1) + 1 <= registers:
                     step = sum(count * step_cycles(part * u * v, u, part * v, load) for count, part in _parts(rows, a))
                     found.append(Block(queries // u * (vectors // v) * step, u, v, a))
-    return _best(found)
+    return max(_fast(found), key=lambda block: (block.queries, block.vectors))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -65,9 +69,10 @@ def value_block(queries: int, vectors: int, shared: bool, registers: int) -> Blo
                     count * step_cycles(part * v, part, v if shared else part * v) for count, part in _parts(queries, u)
                 )
                 found.append(Block(vectors // v * step, u, v))
-    return _best(found)
+    return max(_fast(found), key=lambda block: (block.vectors, -ceil(queries / block.queries), -block.queries))
 
 
-def _best(blocks: list[Block]) -> Block:
-    """The one of the fewest cycles; of equals, that of most queries."""
-    return min(blocks, key=lambda block: (round(block.cycles, 6), -block.queries, -block.vectors))
+def _fast(blocks: list[Block]) -> list[Block]:
+    """Those that take the fewest cycles, or hardly more."""
+    enough = _EQUAL * min(block.cycles for block in blocks)
+    return [block for block in blocks if block.cycles <= enough]

@@ -17,6 +17,7 @@ from tvm_na.problems.attention import NAProblem
 from tvm_na.schedules import base, spaces_for
 from tvm_na.schedules.base import Plan
 from tvm_na.schedules.cpu import attention as cpu
+from tvm_na.schedules.cpu import blocks
 from tvm_na.targets.target import NATarget, detect_target, list_targets, parse_target
 from tvm_na.te.attention.lanes import forward
 from tvm_na.te.attention.lanes_tile import LanesTile, lanes_of, spanned_columns
@@ -244,6 +245,23 @@ def test_the_default_tile_has_vectors_that_its_windows_fill(
     tile, _ = chosen(problem, target)
     assert tile is not None
     assert (tile.queries, tile.vector, tile.exact_values) == (queries, vector, True)
+
+
+@pytest.mark.parametrize(
+    ("registers", "tile", "scores", "values"),
+    [  # two queries, each with a window of its own; seven with the same one
+        (16, (2, False), (2, 1, 4), (2, 4)),
+        (32, (2, False), (2, 1, 7), (2, 4)),
+        (16, (7, True), (7, 1, 1), (4, 2)),
+        (32, (7, True), (7, 1, 3), (4, 4)),
+    ],
+)
+def test_default_blocks_are_those_that_tuning_found(
+    registers: int, tile: tuple[int, bool], scores: tuple[int, ...], values: tuple[int, ...]
+) -> None:
+    queries, shared = tile
+    assert blocks.score_block(queries, 1, 7, registers)[1:] == scores
+    assert blocks.value_block(queries, 4, shared, registers)[1:3] == values
 
 
 @pytest.mark.parametrize("name", [AVX2, AVX512])
