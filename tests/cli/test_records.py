@@ -14,6 +14,7 @@ import pytest
 from tests.cli.invoking import TINY, error_of, invoke
 from tests.records.tuned import commit_drawn, edit_compact, edit_line, edit_meta
 from tvm_na.measure import local as measure
+from tvm_na.measure.timing import Timing
 from tvm_na.problems.attention import NAProblem
 from tvm_na.records.checksums import begin_checksums
 from tvm_na.records.files import META
@@ -247,11 +248,31 @@ def test_remeasure_keeps_the_winners_with_their_times(user: Path, tmp_path: Path
     assert all(record.is_compact and record.machine.cpu and record.default_seconds for record in after)
     assert re.search(r"rpb +│ 1 +│ 1 +│ .* │ \d+\.\d\dx +│ 20\d\d-", records("ls"))
     outcomes = json.loads(report.read_text(encoding="utf-8"))
-    # The fastest two and the first: (1 ms, 2 ms), of which one is the first, and the only one there is.
-    assert sorted(len(outcome["records"]) for outcome in outcomes) == [1, 2]
-    best = {record["record"]: record["median"] for outcome in outcomes for record in outcome["records"][:1]}
-    assert set(best) <= before
-    assert sorted(best.values()) == pytest.approx(sorted(record.seconds for record in after), rel=1e-3)
+    # The fastest two and the first: (1 ms, 2 ms), of which one is the first, and the only one there is. And the default.
+    own = [[record["record"] for record in outcome["records"] if record["record"] in before] for outcome in outcomes]
+    assert sorted(map(len, own)) == [1, 2]
+    assert all(len(outcome["records"]) <= len(of_it) + 1 for outcome, of_it in zip(outcomes, own, strict=True))
+    best = [outcome["records"][0]["median"] for outcome in outcomes]
+    assert sorted(best) == pytest.approx(sorted(record.seconds for record in after), rel=1e-3)
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_a_default_that_is_faster_is_kept(user: Path, monkeypatch: pytest.MonkeyPatch, faster: bool) -> None:
+    from tvm_na.records.replay import point_of
+    from tvm_na.tune import remeasure
+    from tvm_na.tune.tasks import formulations_of
+
+    target = detect_target()
+    times = {"default": Timing((1.0 if faster else 3.0,) * 3)}
+    monkeypatch.setattr(remeasure, "measure", lambda calls, **_: {name: Timing((2.0,) * 3) for name in calls} | times)
+    records("remeasure", "--count", "1", "--rounds", "3", "--yes")
+    for record in records_in(user):
+        formulation = formulations_of(record.problem, target)[0]
+        point = point_of(record, target)
+        is_default = (point.formulation, point.sketch) == (formulation.text, formulation.default.sketch)
+        is_default &= dict(point.parameters) == formulation.default.values
+        assert is_default == faster
+        assert record.seconds == (1.0 if faster else 2.0)
 
 
 def test_remeasure_asks_and_leaves_wrong_numbers_out(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,4 +289,4 @@ def test_remeasure_asks_and_leaves_wrong_numbers_out(user: Path, monkeypatch: py
     monkeypatch.setattr(case.Case, "check", check)
     result = invoke("records", "remeasure", "--count", "1", "--rounds", "3", "--yes")
     assert "wrong numbers: out: off" in result.stderr
-    assert len(records_in(user)) == (1 if "1 records kept" in result.stdout else 2)
+    assert len(records_in(user)) == 2  # of the one that is wrong the default is kept

@@ -22,7 +22,7 @@ from tvm_na.records.maintain import keep_compact
 from tvm_na.records.read import records_in
 from tvm_na.records.record import Machine, Record, best_of, grouped
 from tvm_na.records.rejections import InapplicableError
-from tvm_na.records.replay import noted
+from tvm_na.records.replay import noted, point_of
 from tvm_na.records.select import Selection
 from tvm_na.records.write import now
 from tvm_na.reference.case import WrongNumbers
@@ -40,7 +40,7 @@ class Outcome:
     Attributes:
         default: Seconds per call of every sample of the default schedule.
         records: The records that took part, each with its samples, converted to the speed of the machine at which the
-            default takes its median; the fastest first.
+            default takes its median; the fastest first. The default itself is one of them where none was of its point.
         failures: What those that could not be measured failed at.
     """
 
@@ -84,9 +84,8 @@ def _measured(records: Sequence[Record], target: NATarget, conditions: Condition
 
     problem, batch = records[0].problem, records[0].batch
     runtime.use_threads(problem.useful_flops * batch)
-    default = build.kernel_for(problem, target, records="off")
-    formulation = formulations_of(problem, target)[0].text
-    calls, failures = {"default": _call(default, batch, conditions, formulation)}, []
+    default, of_default = build.kernel_for(problem, target, records="off"), _default_of(records[0], target)
+    calls, failures = {"default": _call(default, batch, conditions, of_default.formulation)}, []
     for record in records:
         try:
             kernel = build.kernel_with(Selection.of(record, "to be measured again"), problem, target)
@@ -101,8 +100,18 @@ def _measured(records: Sequence[Record], target: NATarget, conditions: Condition
         if record.digest in timings:
             measured = Measured(timings[record.digest].samples, reference_secs=default_secs)
             found.append((record, measured.beside(median(default_secs))))
+    if point_of(of_default, target) not in [point_of(record, target) for record, _ in found]:
+        found.append((of_default, default_secs))
     found.sort(key=lambda pair: median(pair[1]))
     return Outcome(problem, records[0].threads, batch, default_secs, tuple(found), tuple(failures))
+
+
+def _default_of(record: Record, target: NATarget) -> Record:
+    """The default schedule as a record like another one of its problem: what to keep where nothing is faster."""
+    formulation = formulations_of(record.problem, target)[0]
+    point = formulation.default
+    names = {"sketch": point.sketch, "parameters": tuple(point.values.items()), "trace_json": ""}
+    return replace(record, formulation=formulation.text, **names)
 
 
 def _call(kernel: build.Kernel, batch: int, conditions: Conditions, formulation: str) -> Callable[[], object]:
