@@ -9,7 +9,7 @@ gradients, hooks, autocast, other modules, sizes that are not known), it is trac
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +26,8 @@ if TYPE_CHECKING:
 _WORTH = 0.97
 
 
-class Blocks(NamedTuple):
-    """How the weights of a block are packed: output channels per block of each of its products."""
-
-    qkv: int
-    proj: int
-    fc1: int
-    fc2: int
+#: How the weights of a block are packed: output channels per block of its products, of qkv, proj, fc1 and fc2.
+Blocks = tuple[int, int, int, int]
 
 
 def run(block: NABlock, x: Tensor) -> Tensor | None:
@@ -51,7 +46,7 @@ def run(block: NABlock, x: Tensor) -> Tensor | None:
     return _second_half(block, _first_half(block, x, blocks), blocks)
 
 
-def _first_half(block: NABlock, x: Tensor, blocks: tuple[int, ...]) -> Tensor:
+def _first_half(block: NABlock, x: Tensor, blocks: Blocks) -> Tensor:
     attn, norm = block.attn, block.norm1
     weight, bias = _scaled(attn.proj, block.gamma1)
     weights = [residual.packed(w, blocks[0]) for w in attn.qkv.weight.chunk(3)] + [residual.packed(weight, blocks[1])]
@@ -63,7 +58,7 @@ def _first_half(block: NABlock, x: Tensor, blocks: tuple[int, ...]) -> Tensor:
     return out
 
 
-def _second_half(block: NABlock, x: Tensor, blocks: tuple[int, ...]) -> Tensor:
+def _second_half(block: NABlock, x: Tensor, blocks: Blocks) -> Tensor:
     mlp, norm = block.mlp, block.norm2
     weight, bias = _scaled(mlp.fc2, block.gamma2)
     weights = [residual.packed(mlp.fc1.weight, blocks[2]), residual.packed(weight, blocks[3])]
@@ -132,4 +127,7 @@ def _choose(problems: tuple[DenseProblem, ...]) -> Blocks | None:
     products = (problems[0],) * 3 + problems[1:]
     times = [compare_linear(problem) for problem in products]
     ours, library = (sum(found[name].median for found in times) for name in (OURS, LIBRARY))
-    return Blocks(*map(residual.block_of, problems)) if ours <= _WORTH * library else None
+    if ours > _WORTH * library:
+        return None
+    qkv, proj, fc1, fc2 = map(residual.block_of, problems)
+    return qkv, proj, fc1, fc2
