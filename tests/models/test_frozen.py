@@ -14,7 +14,7 @@ from tests.conftest import GRADIENT_TOLERANCE
 from tests.helpers import relative_error
 from tvm_na.measure.linear import LIBRARY, OURS
 from tvm_na.measure.timing import Timing
-from tvm_na.models import create_model, frozen
+from tvm_na.models import frozen
 from tvm_na.models.layers import NABlock
 from tvm_na.nn import NeighborhoodAttention2D
 
@@ -159,18 +159,16 @@ def test_the_library_is_left_where_ours_wins(monkeypatch: pytest.MonkeyPatch, ou
     frozen._choose.cache_clear()
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("always")
 def test_inductor_folds_what_packs_the_weights() -> None:
-    model, x = create_model("nat_mini", kernel_size=3, num_classes=10).eval(), torch.randn(1, 3, 96, 96)
+    model, x = nn.Sequential(block(dim=32), block(dim=32)), torch.randn(1, 9, 7, 32)  # each bias where kernels may read
     torch._dynamo.reset()
     with torch.no_grad(), freezing():
         wanted = model.double()(x.double())
-        model = model.float()
-        compiled = torch.compile(model)
-        assert relative_error(compiled(x), wanted) <= 1e-4
+        compiled = torch.compile(model.float())
+        assert relative_error(compiled(x), wanted) <= 2 * GRADIENT_TOLERANCE["float32"]
         with torch.profiler.profile() as profile:
             compiled(x)
     calls = {event.key: event.count for event in profile.key_averages()}
-    assert calls["tvm_na::residual_attention"] == calls["tvm_na::residual_mlp"] == sum(model.depths)
+    assert calls["tvm_na::residual_attention"] == calls["tvm_na::residual_mlp"] == 2
     assert not {"aten::constant_pad_nd", "aten::transpose", "aten::clone"} & calls.keys()

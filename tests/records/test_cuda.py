@@ -130,7 +130,7 @@ def test_measuring_again_is_of_one_batch_and_interleaved(folder: Path, monkeypat
     monkeypatch.setattr("tvm_na.jit.build.kernel_for", lambda *_, records: kernel("default"))
     monkeypatch.setattr("tvm_na.jit.build.kernel_with", lambda *_: kernel("record"))
     (outcome,) = remeasure.remeasure(folder, count=2, rounds=4)
-    assert (outcome.batch, outcome.gain, len(outcome.records)) == (64, 2.0, 1)
+    assert (outcome.batch, outcome.gain, len(outcome.records)) == (64, 2.0, 2)  # one record, and the default
     # Warmed up for 10 ms; then each round one call that is not timed and one that is, another candidate first.
     rounds = ["default", "default", "record", "record", "record", "record", "default", "default"]
     assert called == ["default"] * 6 + ["record"] * 11 + rounds * 2
