@@ -248,7 +248,7 @@ def test_remeasure_keeps_the_winners_with_their_times(user: Path, tmp_path: Path
     assert all(record.is_compact and record.machine.cpu and record.default_seconds for record in after)
     assert re.search(r"rpb +│ 1 +│ 1 +│ .* │ \d+\.\d\dx +│ 20\d\d-", records("ls"))
     outcomes = json.loads(report.read_text(encoding="utf-8"))
-    # The fastest two and the first: (1 ms, 2 ms), of which one is the first, and the only one there is; and the default.
+    # The fastest two and the first, (1 ms, 2 ms) of which one is the first, and the only one there is; and the default.
     own = [[record["record"] for record in outcome["records"] if record["record"] in before] for outcome in outcomes]
     assert sorted(map(len, own)) == [1, 2]
     assert all(len(outcome["records"]) <= len(of_it) + 1 for outcome, of_it in zip(outcomes, own, strict=True))

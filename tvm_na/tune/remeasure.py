@@ -110,8 +110,8 @@ def _default_of(record: Record, target: NATarget) -> Record:
     """The default schedule as a record like another one of its problem: what to keep where nothing is faster."""
     formulation = formulations_of(record.problem, target)[0]
     point = formulation.default
-    names = {"sketch": point.sketch, "parameters": tuple(point.values.items()), "trace_json": ""}
-    return replace(record, formulation=formulation.text, **names)
+    parameters = tuple(point.values.items())
+    return replace(record, formulation=formulation.text, sketch=point.sketch, parameters=parameters, trace_json="")
 
 
 def _call(kernel: build.Kernel, batch: int, conditions: Conditions, formulation: str) -> Callable[[], object]:
