@@ -31,7 +31,10 @@ Blocks = tuple[int, int, int, int]
 
 
 def run(block: NABlock, x: Tensor) -> Tensor | None:
-    """What ``block`` gives for ``x`` ``[batch, height, width, channels]``, if it is frozen while this is traced."""
+    """What ``block`` gives for ``x`` ``[batch, height, width, channels]``, if it is frozen while this is traced.
+
+    Its MLP is that of :mod:`tvm_na.models.layers`, as who calls this knows.
+    """
     if not torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting() or torch.is_grad_enabled():
         return None
     if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or x.ndim != 4:
@@ -95,21 +98,20 @@ _blocks._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def _is_plain(block: NABlock, height: int, width: int) -> bool:
     """Whether a block is nothing but what :mod:`tvm_na.ops.residual` computes, at this size of a map."""
-    attn, mlp = block.attn, block.mlp
-    inner = [m for m in block.modules() if m is not block]
-    fits = all(k * d <= n for k, d, n in zip(attn.kernel_size, attn.dilation, (height, width), strict=True))
+    attn, mlp, norms = block.attn, block.mlp, (block.norm1, block.norm2)
+    if type(attn) is not NeighborhoodAttention2D or type(mlp.act) is not nn.GELU:
+        return False
     linear = (attn.qkv, attn.proj, mlp.fc1, mlp.fc2)
+    sizes = zip(attn.kernel_size, attn.dilation, (height, width), strict=True)
     return (
-        not block.training
-        and not any(m.training or has_hooks(m) for m in inner)
-        and type(attn) is NeighborhoodAttention2D
+        not any(m.training or (m is not block and has_hooks(m)) for m in block.modules())
         and attn.backend is not Backend.REFERENCE
-        and all(type(layer) is nn.Linear for layer in linear)
-        and all(type(norm) is nn.LayerNorm for norm in (block.norm1, block.norm2))
-        and type(mlp.act) is nn.GELU
         and mlp.act.approximate == "none"
+        and all(type(layer) is nn.Linear for layer in linear)
         and all(layer.bias is not None for layer in linear[1:])
-        and fits
+        and all(type(norm) is nn.LayerNorm and norm.bias is not None for norm in norms)
+        and all(norm.normalized_shape == (attn.embed_dim,) for norm in norms)
+        and all(k * d <= n for k, d, n in sizes)
     )
 
 

@@ -175,7 +175,7 @@ class NABlock(nn.Module):
             self.register_parameter(name, gamma)
 
     def forward(self, x: Tensor) -> Tensor:
-        known = frozen.run(self, x)
+        known = frozen.run(self, x) if type(self.mlp) is Mlp else None
         if known is not None:
             return known
         y = self.attn(self.norm1(x))

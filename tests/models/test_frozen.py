@@ -15,7 +15,7 @@ from tests.helpers import relative_error
 from tvm_na.measure.linear import LIBRARY, OURS
 from tvm_na.measure.timing import Timing
 from tvm_na.models import frozen
-from tvm_na.models.layers import NABlock
+from tvm_na.models.layers import Mlp, NABlock
 from tvm_na.nn import NeighborhoodAttention2D
 
 inductor = pytest.importorskip("torch._inductor.config")
@@ -91,6 +91,11 @@ def _with(change: Callable[[NABlock], object], **options: Any) -> NABlock:
     return module
 
 
+class Gated(Mlp):
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * super().forward(x)
+
+
 def _watch(module: nn.Module) -> None:
     module.register_forward_hook(lambda *_: None)
 
@@ -104,6 +109,8 @@ def _watch(module: nn.Module) -> None:
         pytest.param(_with(lambda b: _watch(b.attn)), id="a hook"),
         pytest.param(_with(lambda b: _watch(b.mlp.fc1)), id="a hook inside"),
         pytest.param(block(attention=Halved), id="another attention"),
+        pytest.param(_with(lambda b: setattr(b, "mlp", Gated(24, 48).eval())), id="another MLP"),
+        pytest.param(_with(lambda b: setattr(b, "norm2", nn.LayerNorm(24, bias=False).eval())), id="another norm"),
         pytest.param(block(backend="reference"), id="the reference"),
         pytest.param(block(kernel_size=9), id="a small map"),
         pytest.param(_with(lambda b: setattr(b.mlp, "act", nn.GELU("tanh"))), id="another activation"),

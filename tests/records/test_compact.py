@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +12,11 @@ import pytest
 import tvm
 
 from tests.helpers import run_python
-from tests.records.tuned import commit_drawn, edit_compact
+from tests.records.tuned import as_users, commit_drawn, edit_compact
 from tvm_na import fingerprint
 from tvm_na.jit import build
 from tvm_na.problems.attention import NAProblem
-from tvm_na.records import index, maintain, rejections, select
+from tvm_na.records import maintain, select
 from tvm_na.records.compact import line_of_record, record_of_line
 from tvm_na.records.files import COMPACT, lines_of
 from tvm_na.records.read import records_in
@@ -49,12 +48,7 @@ def original(tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def user(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """These as the user's, of a process that knows nothing yet."""
-    for name, folder in (("CACHE", "cache"), ("RECORDS", "user")):
-        monkeypatch.setenv(f"TVM_NA_{name}_DIR", str(tmp_path / folder))
-    monkeypatch.setenv("TVM_NA_RECORDS", "user")
-    for owner, name in ((build, "_kernels"), (index, "_loaded"), (rejections, "_rejected")):
-        monkeypatch.setattr(owner, name, {})
-    return Path(shutil.copytree(original, tmp_path / "user" / NATIVE.name))
+    return as_users(original, tmp_path, monkeypatch)
 
 
 def test_names_say_what_the_trace_did(tuned: Path, original: Path) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from tests.cli.invoking import invoke
-from tests.records.tuned import commit_drawn, edit_compact, edit_line, edit_meta
+from tests.records.tuned import as_users, commit_drawn, edit_compact, edit_line, edit_meta, forget
 from tvm_na.problems.attention import NAProblem
-from tvm_na.records import index, maintain, rejections, select
+from tvm_na.records import maintain, select
 from tvm_na.records.checksums import CHECKSUMS, begin_checksums
 from tvm_na.records.files import COMPACT, META, RECORDS, WORKLOADS, indexes_dir, rejections_dir
 from tvm_na.records.read import records_in
@@ -38,17 +38,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def user(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The same as the user's, of a process that knows nothing yet."""
-    for name, folder in (("CACHE", "cache"), ("RECORDS", "user")):
-        monkeypatch.setenv(f"TVM_NA_{name}_DIR", str(tmp_path / folder))
-    monkeypatch.setenv("TVM_NA_RECORDS", "user")
-    forget(monkeypatch)
-    return Path(shutil.copytree(original, tmp_path / "user" / NATIVE.name))
-
-
-def forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    for owner, name in ((index, "_loaded"), (rejections, "_rejected")):
-        monkeypatch.setattr(owner, name, {})
-    monkeypatch.setattr(index, "_warned", set())
+    return as_users(original, tmp_path, monkeypatch)
 
 
 def replace(name: str, text: str) -> Callable[[Path], None]:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from tvm_na.jit import build
 from tvm_na.problems.registry import Problem
+from tvm_na.records import index, rejections
 from tvm_na.records.checksums import begin_checksums
 from tvm_na.records.compact import with_checksum
 from tvm_na.records.files import COMPACT, META, RECORDS
@@ -73,3 +78,18 @@ def edit_compact(folder: Path, number: int, change: Callable[[dict[str, Any]], A
     del record["checksum"]
     lines[number - 1] = with_checksum(json.dumps(record).encode())
     (folder / COMPACT).write_bytes(b"".join(line + b"\n" for line in lines))
+
+
+def as_users(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a folder of records of this machine's target as the user's, of a process that knows nothing yet."""
+    for name, place in (("CACHE", "cache"), ("RECORDS", "user")):
+        monkeypatch.setenv(f"TVM_NA_{name}_DIR", str(tmp_path / place))
+    monkeypatch.setenv("TVM_NA_RECORDS", "user")
+    forget(monkeypatch)
+    return Path(shutil.copytree(folder, tmp_path / "user" / detect_target().name))
+
+
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Be as a process that has read no records and built no kernel."""
+    for owner, name in ((build, "_kernels"), (index, "_loaded"), (rejections, "_rejected")):
+        monkeypatch.setattr(owner, name, {})

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
 from tvm_na.problems.registry import Problem, problem_from_json
+from tvm_na.records.checks import text as _text
 from tvm_na.schedules.base import Point
 
 #: Names of files in a package: those of a manifest from elsewhere lead nowhere else.
@@ -164,12 +165,6 @@ def _point_of(row: Any, workloads: Sequence[PackagedWorkload]) -> tuple[Packaged
     if len(values) != len(options):
         raise ValueError(f"parameters: required each once, got {row['parameters']}")
     return workload, Point(workload.formulation, _text(row["sketch"]), values), options
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"required a text, got {value!r}")
-    return value
 
 
 def _flag(value: Any) -> bool:
