@@ -10,7 +10,8 @@ import itertools
 from dataclasses import replace
 from typing import Any
 
-from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.attention import DTYPES, NAProblem
+from tvm_na.problems.base import HALVES
 from tvm_na.problems.registry import problem_from_json
 from tvm_na.schedules.base import Formulations, SearchSpace
 from tvm_na.schedules.cpu.estimate import row_cycles
@@ -37,7 +38,8 @@ def tiles(problem: NAProblem, target: NATarget) -> list[LanesTile]:
     longest = vector_length(problem.accum_dtype, target)
     lengths = [longest, longest // 2] if longest >= 16 else [longest]
     columns = -(-problem.spatial[-1] // problem.dilation[-1])
-    pack = problem.dilation[-1] * problem.heads_kv * problem.head_dim_v >= PACK_VALUES_FROM
+    far = problem.dilation[-1] * problem.heads_kv * problem.head_dim_v >= PACK_VALUES_FROM
+    pack = far or problem.dtype in HALVES  # packed, each is converted once
     sizes = itertools.product(range(1, min(columns, target.vector_registers // 2) + 1), lengths)
 
     def cost(tile: LanesTile) -> tuple[float, int]:
@@ -55,8 +57,8 @@ class CpuLanes(SearchSpace):
     schedule = LanesSchedule
 
     def serves(self, problem: NAProblem, target: NATarget) -> bool:
-        """Float32 and float64 alone."""
-        return target.kind == "llvm" and problem.dtype in ("float32", "float64")
+        """Every dtype of tensors."""
+        return target.kind == "llvm" and problem.dtype in DTYPES
 
     def formulations(self, problem: NAProblem, target: NATarget, batch: int | None = None) -> Formulations:
         """Some sizes of the tile, of each length of vectors one; values of each query's window or of the whole box; for
@@ -69,7 +71,7 @@ class CpuLanes(SearchSpace):
         chosen += [tile for tile in every if tile.vector not in {t.vector for t in chosen}][:1]
         found = [replace(tile, exact_values=exact) for tile in chosen for exact in (True, False)]
         found += [replace(tile, pack_values=not tile.pack_values) for tile in found[:2]]
-        return Formulations(lambda tile: forward(problem, tile, batch), found)
+        return Formulations(lambda tile: forward(problem, tile, batch, target.converts_float16), found)
 
     def sketches(self, func: Any, target: NATarget) -> tuple[str, ...]:
         """Keys packed where they are expected to cost less first."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from tvm_na.problems.base import HALVES
 from tvm_na.schedules.base import largest_divisor
 from tvm_na.schedules.cpu.box import BoxSchedule
 from tvm_na.schedules.cpu.estimate import values_are_shared
@@ -82,8 +83,11 @@ class LanesSchedule(BoxSchedule):
             at_once = largest_divisor(extent, queries // self.tile.queries)
             factors = self.tune.factors("tiles at once", tiles[0], extent, at_once)
         block = self.merge([self.split(tile, factors)[0] for tile in tiles])
-        for name in (*_TILE_STAGES, *dots_blocks(self.problem)):
+        converted = ("tile_query",) if self.problem.dtype in HALVES else ()
+        for name in (*_TILE_STAGES, *dots_blocks(self.problem), *converted):
             sch.compute_at(self.block(name), block, preserve_unit_loops=True)
+        for name in converted:
+            self.vectorize_channels(name, self.problem.head_dim)
         for name in ("out", "normalised"):
             self.vectorize_channels(name, self.problem.head_dim_v)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from tests.helpers import HEAD_DIMS, Inputs, random_inputs, random_problem, refe
 from tests.jit.compiling import compile_all
 from tests.te.expressions import assert_local, call
 from tvm_na.jit import build
-from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.attention import DTYPES, NAProblem
+from tvm_na.problems.base import HALVES
 from tvm_na.schedules import base, spaces_for
 from tvm_na.schedules.base import Plan
 from tvm_na.schedules.cpu import attention as cpu
@@ -36,9 +38,10 @@ def compile_(problem: NAProblem, tile: LanesTile | None = None) -> Any:
 def run(problem: NAProblem, kernel: Any, inputs: Inputs, scale: float) -> tuple[torch.Tensor, torch.Tensor | None]:
     """A kernel's outputs, which are NaN before the call."""
     query, key, value, rpb = inputs
+    accum = getattr(torch, problem.accum_dtype)
     out = torch.full((*query.shape[:-1], problem.head_dim_v), torch.nan, dtype=query.dtype)
-    lse = torch.full(query.shape[:-1], torch.nan, dtype=query.dtype) if problem.return_lse else None
-    call(kernel, [query, key, value, torch.tensor([scale], dtype=query.dtype), rpb], [out, lse])
+    lse = torch.full(query.shape[:-1], torch.nan, dtype=accum) if problem.return_lse else None
+    call(kernel, [query, key, value, torch.tensor([scale], dtype=accum), rpb], [out, lse])
     return out, lse
 
 
@@ -53,7 +56,7 @@ def drawn(seed: int) -> NAProblem:
     rng = random.Random(seed)
     dim = rng.choice(HEAD_DIMS)
     dim_v = rng.choice([dim, dim, rng.choice([1, 5, 20, 48])])
-    dtype = rng.choice(["float32", "float64"])
+    dtype = rng.choice(DTYPES)
     rank = rng.choice([1, 2, 2, 2, 3])
     sizes = (3, 9) if rank == 3 else (5, 40)
     return random_problem(rng, rank=rank, sizes=sizes, head_dim=dim, head_dim_v=dim_v, dtype=dtype)
@@ -214,7 +217,7 @@ def test_the_space_refuses_what_it_does_not_serve() -> None:
     assert cpu.SPACE.apply(natural(problem), target) is None
     cuda = NATarget("cuda-sm_90", "cuda", "", "", (), 16, 255)
     assert cpu.SPACE.apply(forward(problem, LanesTile(1, 8)), cuda) is None
-    assert spaces_for(NAProblem.make((5, 5), 3, 1, 4, dtype="float16"), target) == []
+    assert spaces_for(NAProblem.make((5, 5), 3, 1, 4, dtype="tf32"), target) == []
 
 
 def chosen(problem: NAProblem, name: str) -> tuple[LanesTile | None, base.Scheduled]:
@@ -296,20 +299,32 @@ def test_tasks_are_as_many_as_threads_are_worth_where_they_pack_keys(
     assert problem.spatial[0] // rows * (problem.heads // heads) == tasks
 
 
-@pytest.mark.parametrize("name", [n for n in list_targets() if "x86" in n])
-def test_kernels_for_other_cpus_use_their_vectors(name: str) -> None:
+def assembly_of(module: Any, target: NATarget) -> str:
     import tvm
 
+    return str(tvm.compile(module, target=target.tvm_target()).mod.inspect_source("s"))
+
+
+@pytest.mark.parametrize("name", [n for n in list_targets() if "x86" in n])
+def test_kernels_for_other_cpus_use_their_vectors(name: str) -> None:
     target = parse_target(name)
     problem = NAProblem.make((14, 14), 13, 2, 32)  # wide enough for the longest
-    module = build.scheduled_module(problem, target)[0]
-    assembly = tvm.compile(module, target=target.tvm_target()).mod.inspect_source("s")
+    assembly = assembly_of(build.scheduled_module(problem, target)[0], target)
     register = {"llvm-x86-avx512": "%zmm", "llvm-x86-avx2": "%ymm", "llvm-x86-sse4": "%xmm"}[name]
     assert register in assembly
     if name != "llvm-x86-sse4":
         products = [line for line in assembly.splitlines() if "vfmadd" in line and register in line]
         assert len(products) > 20
     assert "expf" not in assembly
+
+
+@pytest.mark.parametrize("name", [n for n in list_targets() if n.startswith("llvm")])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_kernels_of_halves_call_no_conversion(dtype: str, name: str) -> None:
+    target = parse_target(name)
+    module = build.scheduled_module(NAProblem.make((9, 9), 5, 2, 32, dtype=dtype, bias=True), target)[0]
+    calls = set(re.findall(r"\b(?:callq?|bl)[ \t]+(\w+)", assembly_of(module, target)))
+    assert all(called.startswith(("__tvm", "TVM", "main", "memset")) for called in calls), calls
 
 
 def test_divisors() -> None:

@@ -18,11 +18,10 @@ from tvm_na.jit import runtime
 from tvm_na.jit.remembered import Remembered
 from tvm_na.jit.runtime import LaunchSpec
 from tvm_na.problems.attention import NAProblem
-from tvm_na.problems.base import Argument, Problem
+from tvm_na.problems.base import HALVES, Argument, Problem
 from tvm_na.problems.unfused import UnfusedProblem
 
 _ALIGNMENT = 64  # bytes; TVM's kernels for CPUs assume it and do not check
-HALVES = ("float16", "bfloat16")
 
 #: ``launcher(tensors, scale)`` gives the outputs of the kernel in their order. Tensors are its inputs but the scale;
 #: None stands for one that the problem does not have.
@@ -212,7 +211,11 @@ def _bias_sums_in_parts(problem: UnfusedProblem, device: torch.device) -> Launch
 def launcher_of(problem: Problem, device: torch.device) -> Launcher:
     """A new launcher, as :func:`launcher_for` keeps it."""
     if device.type == "cpu":
-        return _in_float32(problem, device) if problem.dtype in HALVES else _as_posed(problem, device)
+        return (
+            _in_float32(problem, device)
+            if problem.dtype in HALVES and not isinstance(problem, NAProblem)
+            else _as_posed(problem, device)
+        )
     if device.type != "cuda":
         raise NotImplementedError(f"no kernel for {problem}: there are none for the device {device.type} yet")
     if isinstance(problem, UnfusedProblem) and problem.kind == "bias_sums":

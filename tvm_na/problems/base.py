@@ -21,6 +21,9 @@ MAX_ELEMENTS = 2**31 - 1
 #: Bytes of a number.
 ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
+#: Dtypes of half precision, whose sums are float32.
+HALVES = ("float16", "bfloat16")
+
 Role = Literal["input", "scale", "output", "scratch"]
 
 

@@ -47,6 +47,11 @@ class NATarget:
     max_shared_bytes: int = 0
     registers_per_block: int = 0
 
+    @property
+    def converts_float16(self) -> bool:
+        """Whether there are instructions from float16 to float32 and back: F16C or NEON."""
+        return self.kind != "llvm" or self.cpu != "x86-64-v2"
+
     def to_dict(self) -> dict[str, Any]:
         """What is known of it: every attribute that its kind of target has."""
         fields = ((field, getattr(self, field.name)) for field in dataclasses.fields(self))

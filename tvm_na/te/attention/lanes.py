@@ -18,18 +18,22 @@ from tvm import te, tirx
 
 from tvm_na.problems.attention import NAProblem
 from tvm_na.te.attention.lanes_tile import Geometry, LanesTile, dots_blocks
+from tvm_na.te.common.halves import Conversions
 from tvm_na.te.common.layout import with_output_layout
 from tvm_na.te.common.math import LN_2, LOG2_E, exp2_nonpositive, nonzero
 from tvm_na.te.common.operands import Operands
 
 
-def forward(problem: NAProblem, tile: LanesTile, batch_size: int | None = None) -> Any:
+def forward(
+    problem: NAProblem, tile: LanesTile, batch_size: int | None = None, float16_instructions: bool = True
+) -> Any:
     """The lanes formulation of ``problem`` as an unscheduled PrimFunc.
 
     Arguments as in :mod:`tvm_na.te.common.operands`; the batch is symbolic unless ``batch_size`` is given. Scores are
-    kept in powers of two (``math.py``).
+    kept in powers of two (``math.py``); halves are converted as ``halves.py`` says.
     """
     ops, geo = Operands.of(problem, batch_size), Geometry(problem, tile)
+    convert = Conversions(problem.dtype, problem.accum_dtype, float16_instructions)
     accum, vector, lanes = problem.accum_dtype, tile.vector, geo.lanes
     batch, dilation = ops.batch, geo.dilation
     rows, columns = geo.rows.keys, problem.kernel_size[-1]
@@ -41,8 +45,8 @@ def forward(problem: NAProblem, tile: LanesTile, batch_size: int | None = None) 
     def packed(source: Any, y_group: Any, y: Any, x_group: Any, x: Any, at: Any) -> Any:
         """``source`` at a place of a dilation group; zero behind the end of the map."""
         on_map, row, column = geo.on_map(y_group, y, x_group, x)
-        value = source[at(row, column)]
-        return tirx.if_then_else(tirx.all(*on_map), value, tirx.const(0, problem.dtype)) if on_map else value
+        value = convert.widened(source[at(row, column)])
+        return tirx.if_then_else(tirx.all(*on_map), value, tirx.const(0, accum)) if on_map else value
 
     groups = (batch, problem.heads_kv, *geo.rows.groups, dilation)
     packed_key = te.compute(
@@ -63,16 +67,24 @@ def forward(problem: NAProblem, tile: LanesTile, batch_size: int | None = None) 
         x = group + dilation * column
         if not tile.exact_values:
             x = tirx.min(x, geo.width - 1)
-        return ops.value[(b, *geo.rows.place(geo.rows.packed_row(*row)), x, h, c)]
+        return convert.widened(ops.value[(b, *geo.rows.place(geo.rows.packed_row(*row)), x, h, c)])
 
     tiled = (batch, problem.heads, geo.rows.count, dilation, geo.tiles, tile.queries)
     box = (*tiled, rows, lanes)
+
+    def query_at(b: Any, h: Any, i: Any, r: Any, t: Any, u: Any, d: Any) -> Any:
+        column = r + dilation * geo.query_column(r, t, u)
+        return convert.widened(ops.query[(b, *geo.rows.place(i), column, h, d)])
+
+    if convert.needed:  # each number meets many keys, and is converted once
+        tile_query = te.compute((*tiled, problem.head_dim), query_at, name="tile_query")
+        query_at = lambda *index: tile_query[index]  # noqa: E731
 
     def products(name: str, first: int, channels: int) -> Any:
         d = te.reduce_axis((0, channels), name="d")
 
         def product(b: Any, h: Any, i: Any, r: Any, t: Any, u: Any, a: Any, l: Any) -> Any:
-            query = ops.query[(b, *geo.rows.place(i), r + dilation * geo.query_column(r, t, u), h, first + d)]
+            query = query_at(b, h, i, r, t, u, first + d)
             return query * packed_key[(b, kv_head(h), *geo.rows.key(i, a), r, first + d, geo.first_lane(r, t) + l)]
 
         return te.compute(box, lambda *q: te.sum(product(*q), axis=d), name=name)
@@ -82,11 +94,12 @@ def forward(problem: NAProblem, tile: LanesTile, batch_size: int | None = None) 
     if ops.rpb is not None:
         # Padded by what lanes outside a window reach for, so that whole vectors can be read.
         margin = lanes - columns
+        bias_at = lambda h, y, e: convert.widened(ops.rpb[(h, *geo.rows.bias_place(y), e)])  # noqa: E731
         padded_bias = te.compute(
             (problem.heads, geo.rows.bias_rows, 2 * lanes - 1),
             lambda h, y, e: tirx.if_then_else(
                 tirx.all(e >= margin, e < margin + 2 * columns - 1),
-                ops.rpb[(h, *geo.rows.bias_place(y), tirx.min(tirx.max(e - margin, 0), 2 * columns - 2))] * log2_e,
+                bias_at(h, y, tirx.min(tirx.max(e - margin, 0), 2 * columns - 2)) * log2_e,
                 tirx.const(0, accum),
             ),
             name="padded_bias",
@@ -142,7 +155,9 @@ def forward(problem: NAProblem, tile: LanesTile, batch_size: int | None = None) 
 
     tokens = (batch, geo.rows.count, geo.width, problem.heads)
     out = te.compute(
-        (*tokens, problem.head_dim_v), lambda b, i, j, h, x: normalised[(b, h, *place(i, j), x)], name="out"
+        (*tokens, problem.head_dim_v),
+        lambda b, i, j, h, x: convert.rounded(normalised[(b, h, *place(i, j), x)]),
+        name="out",
     )
     outputs = [out]
     if problem.return_lse:
