@@ -105,7 +105,7 @@ def na2d(
             index is (key - query) / dilation + kernel_size - 1 along each axis.
         return_lse: Whether the log-sum-exp is returned too.
         backend: ``compiled``, ``reference``, or ``auto``: compiled where it serves the call, else the
-            reference with one warning. CPUs compute half precision in float32.
+            reference with one warning. Sums of half precision are float32.
 
     Returns:
         The output ``[batch, height, width, heads, head_dim_v]`` in the inputs' dtype; with return_lse also the

@@ -128,3 +128,18 @@ def test_that_another_levels_record_does_not_apply_is_nothing_to_warn_of(
     assert selection.record is not None
     select.reject(selection, PROBLEM, AVX512, InapplicableError("gone", "formulation"))
     assert chosen(AVX512) == "" and not caplog.messages
+
+
+def test_on_cpus_a_record_of_another_dtype_helps_halves(tmp_path: Path) -> None:
+    """Of the other half rather than of float32, of the problem's own rather than either; float64 has its own alone."""
+    of_dtype = {dtype: PROBLEM.with_dtype(dtype) for dtype in ("float32", "float16", "bfloat16", "float64")}
+    taken = []
+    for dtype in ("float32", "bfloat16", "float16"):
+        recorded(tmp_path / "user", *(record_of(of_dtype[d], AVX2) for d in (*taken, dtype)))
+        taken.append(dtype)
+        found = select.select(of_dtype["float16"], AVX2, 2)
+        assert found.record is not None and found.record.problem == of_dtype[dtype]
+        assert found.kind == ("record" if dtype == "float16" else "nearest")
+        assert transferred(found.record.load(), of_dtype["float16"], AVX2)["main"] is not None
+    assert chosen(AVX2, of_dtype["float64"]) == ""
+    assert chosen(parse_target("cuda-sm_90"), of_dtype["float16"]) == ""

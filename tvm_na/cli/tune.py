@@ -149,7 +149,7 @@ def tune(
     backward: Annotated[bool, typer.Option("--backward", help="The gradients of the problem spelled out.")] = False,
     dtype: Annotated[
         Literal["float32", "float64", "float16", "bfloat16", "tf32"],
-        typer.Option(help="Data type of all tensors, of MODEL's too; the last three are for GPUs."),
+        typer.Option(help="Data type of all tensors, of MODEL's too; tf32 is for GPUs."),
     ] = "float32",
     target: Annotated[
         str | None, typer.Option(help="Target, such as cuda; default: TVM_NA_TARGET, or this machine's CPU.")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tvm_na import fingerprint, settings
+from tvm_na.problems.base import HALVES
 from tvm_na.problems.registry import Problem, problem_from_json
 from tvm_na.records.files import shipped_folder, user_folder
 from tvm_na.records.index import FolderIndex, RecordRef, ref_of
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 #: The largest :meth:`tvm_na.problems.base.Problem.distance` at which a record is transferred.
 FARTHEST = 6.0
+# How much further a record is of the other half precision, and of float32 for a half.
+OTHER_HALF, OTHER_DTYPE = 0.1, 0.3
 
 #: By how much a record of another level of the instruction set is further away: its vectors are as long or shorter
 #: (which the target has too), or longer.
@@ -161,7 +164,7 @@ def _near(
         for key in folder.problems():
             if key == own and not level:  # its records came first
                 continue
-            far = problem.distance(problem_from_json(key))
+            far = _distance(problem, problem_from_json(key), target)
             if far is not None and far <= FARTHEST:
                 found.append((far + level, place, key))
     for far, place, key in sorted(found)[:_NEIGHBORS]:
@@ -170,6 +173,17 @@ def _near(
         for ref in refs:
             if ref.seconds_per_sample <= _NEARLY_BEST * best[ref.threads]:
                 yield far, ref
+
+
+def _distance(problem: Problem, other: Problem, target: NATarget) -> float | None:
+    """How far a record's problem is; on CPUs, which compute halves in float32, also of another dtype."""
+    if type(problem) is not type(other):
+        return None
+    dtypes = {problem.dtype, other.dtype}
+    if target.kind == "cuda" or len(dtypes) == 1 or not dtypes <= {"float32", *HALVES}:
+        return problem.distance(other)
+    far = problem.distance(other.with_dtype(problem.dtype))
+    return None if far is None else far + (OTHER_HALF if dtypes == set(HALVES) else OTHER_DTYPE)
 
 
 def _level_distance(name: str, target: NATarget) -> float:
