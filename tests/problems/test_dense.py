@@ -63,6 +63,7 @@ GOOD: dict[str, Any] = {"spatial": (14, 14), "in_channels": 8, "out_channels": 1
         bad("residual", None, TypeError, "bool", "None"),
         bad("activation", "relu", ValueError, "one of none, gelu", "'relu'"),
         bad("dtype", "float16", ValueError, "one of float32, float64", "'float16'"),
+        bad("weight_dtype", "int4", ValueError, "one of None, int8", "'int4'"),
     ],
 )
 def test_bad_arguments(argument: str, arguments: dict[str, Any], error: type[Exception], says: Any) -> None:
@@ -78,6 +79,19 @@ def test_arguments_and_their_sizes() -> None:
     assert [a.has_batch for a in attention.arguments()] == [True, True, True, False, False, True, True]
     elements, outputs = {a.name: a.elements for a in LINEAR.arguments()}, 49 * 192
     assert elements == {"x": 49 * 64, "weight": 64 * 192, "bias": 192, "residual": outputs, "out": outputs}
+
+
+def test_narrow_weights_are_told_where_there_are_some() -> None:
+    """Records of other problems name those without the field."""
+    narrow = dataclasses.replace(CONV, weight_dtype="int8")
+    assert "weight_dtype" not in CONV.to_json() and '"weight_dtype":"int8"' in narrow.to_json()
+    for problem in (CONV, narrow):
+        assert DenseProblem.from_json(problem.to_json()) == problem
+    assert str(narrow) == "14x15 channels 3->10 k 3 stride 2x1 pad 1x0 float32 int8 weights bias gelu"
+    arguments = {a.name: (a.shape, a.dtype) for a in narrow.arguments()}
+    assert arguments["weight"] == ((10, 3, 3, 3), "int8") and arguments["weight_scale"] == ((10,), "float32")
+    assert CONV.bytes - narrow.bytes == 3 * 10 * 27 - 4 * 10
+    assert CONV.distance(narrow) == narrow.distance(CONV) == 1
 
 
 def test_the_distance() -> None:

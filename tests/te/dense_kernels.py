@@ -11,6 +11,7 @@ import torch
 from tests.helpers import relative_error
 from tvm_na import settings
 from tvm_na.problems.dense import DenseProblem
+from tvm_na.reference.case import draw
 from tvm_na.reference.dense_case import reference
 from tvm_na.schedules.base import Plan, Scheduled
 from tvm_na.schedules.cpu import dense as cpu_dense
@@ -20,7 +21,7 @@ from tvm_na.te.dense.product import DenseTile, pack_weight
 _CHANNELS = (1, 3, 8, 10, 16, 24, 31, 48, 64, 100)
 
 
-def random_problem(rng: random.Random, dtype: str = "float32") -> DenseProblem:
+def random_problem(rng: random.Random, dtype: str = "float32", weight_dtype: str | None = None) -> DenseProblem:
     """A linear layer or a convolution with any options."""
     rank = rng.choice([1, 1, 2, 2, 2, 3])
     kernel = tuple(rng.choice([1, 2, 3, 3, 5, 7]) for _ in range(rank)) if rank > 1 else (rng.choice([1, 1, 1, 3]),)
@@ -36,6 +37,7 @@ def random_problem(rng: random.Random, dtype: str = "float32") -> DenseProblem:
         rng.choice(["none", "gelu"]),
         rng.random() < 0.5,
         dtype,
+        weight_dtype,
     )
 
 
@@ -58,16 +60,10 @@ def compile_all(points: list[Scheduled]) -> list[Any]:
 
 def error_of(problem: DenseProblem, tile: DenseTile, kernel: Any, batch: int, seed: int = 0) -> float:
     """The relative error of a kernel, whose output is NaN before the call."""
-    generator = torch.Generator().manual_seed(seed)
-    dtype = getattr(torch, problem.dtype)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator, dtype=dtype)
-
-    x, weight = draw(batch, *problem.spatial, problem.in_channels), draw(*problem.weight_shape)
-    bias = draw(problem.out_channels) if problem.bias else None
-    residual = draw(batch, *problem.out_spatial, problem.out_channels) if problem.residual else None
-    out = torch.full((batch, *problem.out_spatial, problem.out_channels), torch.nan, dtype=dtype)
-    packed = torch.from_numpy(pack_weight(weight.numpy(), problem, tile)).clone()
-    kernel(*(t for t in (x, packed, bias, residual, out) if t is not None))
-    return relative_error(out, reference(problem, x, weight, bias, residual))
+    inputs = [a for a in problem.arguments() if a.role == "input"]
+    tensors = draw(inputs, batch, "cpu", torch.Generator().manual_seed(seed))
+    drawn = {a.name: tensor for a, tensor in zip(inputs, tensors, strict=True)}
+    (out,) = (torch.full(a.shape_for(batch), torch.nan, dtype=getattr(torch, a.dtype)) for a in problem.outputs())
+    packed = torch.from_numpy(pack_weight(drawn["weight"].numpy(), problem, tile)).clone()
+    kernel(*(drawn | {"weight": packed}).values(), out)
+    return relative_error(out, reference(problem, **drawn))

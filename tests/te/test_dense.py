@@ -26,7 +26,9 @@ from tvm_na.te.dense.product import DenseTile, forward, pack_weight, packed_shap
 @pytest.mark.parametrize("block", range(2))
 def test_40_random_problems_agree_with_pytorch(block: int) -> None:
     rng = random.Random(block)
-    problems = [random_problem(rng, "float64" if n % 5 == 4 else "float32") for n in range(20)]
+    problems = [
+        random_problem(rng, "float64" if n % 5 == 4 else "float32", "int8" if n % 3 == 2 else None) for n in range(20)
+    ]
     points = [scheduled(problem) for problem in problems]
     kernels = compile_all([point for _, point in points])
     for n, (problem, (tile, _), kernel) in enumerate(zip(problems, points, kernels, strict=True)):
@@ -123,6 +125,23 @@ def test_every_target_compiles_with_sums_in_registers(name: str, dtype: str) -> 
     assert len([line for line in products if register in line]) > 40
     assert "erf" not in assembly
     assert "AllocWorkspace" not in assembly  # sums fit on the stack, and nothing is padded
+
+
+@pytest.mark.parametrize(
+    ("name", "widen"),
+    [("llvm-x86-avx2", "vpmovsxbd"), ("llvm-x86-avx512", "vpmovsxbd"), ("llvm-aarch64-neon", "scvtf")],
+)
+def test_every_row_of_a_tile_uses_a_widened_weight(name: str, widen: str) -> None:
+    import tvm
+
+    target = parse_target(name)
+    problem = DenseProblem.make(196, 256, 768, weight_dtype="int8")
+    rows = cpu_dense.tiles(problem, target)[0].rows
+    module = build.scheduled_module(problem, target)[0]
+    assembly = tvm.compile(module, target=target.tvm_target()).mod.inspect_source("s").splitlines()
+    widened = sum(widen in line for line in assembly)
+    products = sum("vfmadd" in line or "fmla" in line for line in assembly)
+    assert rows > 1 and 0 < widened * rows <= products
 
 
 def test_gelu_is_accurate_where_it_bends_and_far_out() -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MAX_ELEMENTS = 2**31 - 1
 
 #: Bytes of a number.
-ITEM_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+ITEM_BYTES = {"int8": 1, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 #: Dtypes of half precision, whose sums are float32.
 HALVES = ("float16", "bfloat16")

@@ -18,6 +18,8 @@ from tvm_na.problems.checks import check_bool, check_int, per_axis_ints
 
 DTYPES = ("float32", "float64")
 ACTIVATIONS = ("none", "gelu")
+#: Of weights; None for that of the other tensors.
+WEIGHT_DTYPES = (None, "int8")
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,9 @@ class DenseProblem(Problem):
         bias: Whether a bias ``[out_channels]`` is added to the sums.
         activation: One of :data:`ACTIVATIONS`; ``gelu`` is the exact one, ``x / 2 * (1 + erf(x / sqrt(2)))``.
         residual: Whether a tensor of the output's shape is added last.
-        dtype: One of :data:`DTYPES`, of every tensor.
+        dtype: One of :data:`DTYPES`, of every tensor but narrower weights.
+        weight_dtype: One of :data:`WEIGHT_DTYPES`. The sums over ``int8`` weights are multiplied by a scale for each
+            output channel, ``weight_scale [out_channels]``, before the bias is added.
 
     Raises:
         TypeError, ValueError: name the argument, what was required and what came.
@@ -55,6 +59,7 @@ class DenseProblem(Problem):
     activation: str = "none"
     residual: bool = False
     dtype: str = "float32"
+    weight_dtype: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.spatial, (tuple, list)) or not 1 <= len(self.spatial) <= MAX_RANK:
@@ -66,9 +71,9 @@ class DenseProblem(Problem):
             check_int(name, getattr(self, name), 1)
         for name in ("bias", "residual"):
             check_bool(name, getattr(self, name))
-        for name, known in (("activation", ACTIVATIONS), ("dtype", DTYPES)):
+        for name, known in (("activation", ACTIVATIONS), ("dtype", DTYPES), ("weight_dtype", WEIGHT_DTYPES)):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name}: required one of {', '.join(known)}, got {getattr(self, name)!r}")
+                raise ValueError(f"{name}: required one of {', '.join(map(str, known))}, got {getattr(self, name)!r}")
         self._check_windows()
 
     def _check_windows(self) -> None:
@@ -93,11 +98,19 @@ class DenseProblem(Problem):
         activation: str = "none",
         residual: bool = False,
         dtype: str = "float32",
+        weight_dtype: str | None = None,
     ) -> DenseProblem:
         """A problem; integers count for every axis of ``spatial``."""
         sizes = tuple(spatial) if isinstance(spatial, (tuple, list)) else (spatial,)
         window: tuple[Any, Any, Any] = (kernel_size, stride, padding)
-        return cls(sizes, in_channels, out_channels, *window, bias, activation, residual, dtype)
+        return cls(sizes, in_channels, out_channels, *window, bias, activation, residual, dtype, weight_dtype)
+
+    def fields(self) -> dict[str, Any]:
+        """See :meth:`Problem.fields`. Records name problems by them: one without narrower weights has no such field."""
+        found = super().fields()
+        if self.weight_dtype is None:
+            del found["weight_dtype"]
+        return found
 
     @property
     def out_spatial(self) -> tuple[int, ...]:
@@ -121,12 +134,14 @@ class DenseProblem(Problem):
         return (self.out_channels, *self.kernel_size, self.in_channels)
 
     def arguments(self) -> tuple[Argument, ...]:
-        """x, weight, bias and residual where it has them; out."""
+        """x, weight; weight_scale, bias and residual where it has them; out."""
         out = Argument("out", (*self.out_spatial, self.out_channels), self.dtype, "output")
         found = [
             Argument("x", (*self.spatial, self.in_channels), self.dtype),
-            Argument("weight", self.weight_shape, self.dtype, has_batch=False),
+            Argument("weight", self.weight_shape, self.weight_dtype or self.dtype, has_batch=False),
         ]
+        if self.weight_dtype is not None:
+            found.append(Argument("weight_scale", (self.out_channels,), self.accum_dtype, has_batch=False))
         if self.bias:
             found.append(Argument("bias", (self.out_channels,), self.dtype, has_batch=False))
         if self.residual:
@@ -143,6 +158,7 @@ class DenseProblem(Problem):
         far += ratio(math.prod(self.kernel_size), math.prod(other.kernel_size))
         far += 0.5 * ratio(math.prod(self.stride), math.prod(other.stride))
         far += 0.5 * (any(self.padding) != any(other.padding)) + (self.activation != other.activation)
+        far += self.weight_dtype != other.weight_dtype
         return far + 0.25 * (self.bias != other.bias) + 0.25 * (self.residual != other.residual)
 
     def unsupported(self, kind: str) -> str:
@@ -154,6 +170,7 @@ class DenseProblem(Problem):
         parts += [f"k {axes_text(self.kernel_size)}"] if set(self.kernel_size) != {1} else []
         parts += [f"stride {axes_text(self.stride)}"] if set(self.stride) != {1} else []
         parts += [f"pad {axes_text(self.padding)}"] if set(self.padding) != {0} else []
-        parts += [self.dtype, *(["bias"] if self.bias else [])]
+        parts += [self.dtype] if self.weight_dtype is None else [self.dtype, f"{self.weight_dtype} weights"]
+        parts += ["bias"] if self.bias else []
         parts += [self.activation] if self.activation != "none" else []
         return " ".join([*parts, *(["residual"] if self.residual else [])])

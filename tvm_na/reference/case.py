@@ -72,10 +72,13 @@ def draw(arguments: Iterable[Argument], batch: int, device: str, generator: torc
     """Random tensors for arguments, drawn on the CPU one after the other."""
     import torch
 
-    return [
-        torch.randn(a.shape_for(batch), generator=generator, dtype=getattr(torch, a.dtype)).to(device)
-        for a in arguments
-    ]
+    def drawn(a: Argument) -> Tensor:
+        shape = a.shape_for(batch)
+        if a.dtype == "int8":
+            return torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8)
+        return torch.randn(shape, generator=generator, dtype=getattr(torch, a.dtype))
+
+    return [drawn(a).to(device) for a in arguments]
 
 
 def draw_inputs(problem: NAProblem, batch: int, device: str, generator: torch.Generator) -> tuple[Tensor, ...]:

@@ -25,29 +25,38 @@ def make_dense_case(problem: DenseProblem, batch: int, device: str, formulation:
 
     fields = json.loads(formulation)
     del fields["formulation"]
-    x, weight, bias, residual, expected = _drawn(problem, min(batch, DISTINCT))
-    packed = torch.from_numpy(pack_weight(weight.numpy(), problem, DenseTile(**fields)))
-    samples = torch.arange(batch) % len(x)
-    inputs = [x[samples], packed.clone()]  # clones start where kernels want tensors to
-    inputs += [] if bias is None else [bias]
-    inputs += [] if residual is None else [residual[samples]]
-    return Case(problem, tuple(inputs), (expected,))
+    drawn, expected = _drawn(problem, min(batch, DISTINCT))
+    packed = torch.from_numpy(pack_weight(drawn["weight"].numpy(), problem, DenseTile(**fields)))
+    samples = torch.arange(batch) % len(expected)
+    inputs = {**drawn, "weight": packed.clone()}  # clones start where kernels want tensors to
+    with_batch = {a.name for a in problem.arguments() if a.has_batch}
+    return Case(problem, tuple(t[samples] if name in with_batch else t for name, t in inputs.items()), (expected,))
 
 
 @functools.lru_cache(maxsize=2)
-def _drawn(problem: DenseProblem, batch: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor]:
-    """Input, weight, bias and residual of a batch, and the output in float64."""
+def _drawn(problem: DenseProblem, batch: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Inputs of a batch by name, and the output in float64, whose numbers are about as large as the input's."""
     import torch
 
-    inputs = (a for a in problem.arguments() if a.role == "input")
-    x, weight, *others = draw(inputs, batch, "cpu", torch.Generator().manual_seed(0))
-    weight = weight * math.prod(problem.weight_shape[1:]) ** -0.5
-    bias = others.pop(0) if problem.bias else None
-    residual = others.pop(0) if problem.residual else None
-    return x, weight, bias, residual, reference(problem, x, weight, bias, residual)
+    inputs = [a for a in problem.arguments() if a.role == "input"]
+    tensors = draw(inputs, batch, "cpu", torch.Generator().manual_seed(0))
+    drawn = {a.name: tensor for a, tensor in zip(inputs, tensors, strict=True)}
+    small = math.prod(problem.weight_shape[1:]) ** -0.5
+    if problem.weight_dtype is None:
+        drawn["weight"] = drawn["weight"] * small
+    else:
+        drawn["weight_scale"] = drawn["weight_scale"] * (small / 127)
+    return drawn, reference(problem, **drawn)
 
 
-def reference(problem: DenseProblem, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+def reference(
+    problem: DenseProblem,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    weight_scale: Tensor | None = None,
+) -> Tensor:
     """The output, by PyTorch in float64.
 
     Args:
@@ -56,15 +65,19 @@ def reference(problem: DenseProblem, x: Tensor, weight: Tensor, bias: Tensor | N
         weight: ``[out, *kernel, in]``.
         bias: ``[out]`` or None.
         residual: ``[batch, *out_spatial, out]`` or None.
+        weight_scale: ``[out]`` or None.
     """
     import torch
     from torch.nn import functional
 
     convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[problem.rank - 1]
     with torch.inference_mode():
+        wide = weight.double().movedim(-1, 1)
+        if weight_scale is not None:
+            wide = wide * weight_scale.double().view(-1, *(1,) * (wide.ndim - 1))
         sums = convolve(
             x.double().movedim(-1, 1),
-            weight.double().movedim(-1, 1),
+            wide,
             None if bias is None else bias.double(),
             problem.stride,
             problem.padding,

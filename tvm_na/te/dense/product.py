@@ -65,7 +65,7 @@ def pack_weight(weight: np.ndarray, problem: DenseProblem, tile: DenseTile) -> n
     """``weight`` as kernels of this tile read it, a new array of :func:`packed_shape`; missing channels are 0.
 
     Args:
-        weight: ``[out_channels, *kernel_size, in_channels]`` in the problem's dtype.
+        weight: ``[out_channels, *kernel_size, in_channels]`` in the dtype that the problem has for weights.
         problem: What the kernel computes.
         tile: Of the kernel's formulation.
 
@@ -74,8 +74,8 @@ def pack_weight(weight: np.ndarray, problem: DenseProblem, tile: DenseTile) -> n
     """
     import numpy as np
 
-    if str(weight.dtype) != problem.dtype:
-        raise TypeError(f"weight: required dtype {problem.dtype}, got {weight.dtype}")
+    if str(weight.dtype) != (problem.weight_dtype or problem.dtype):
+        raise TypeError(f"weight: required dtype {problem.weight_dtype or problem.dtype}, got {weight.dtype}")
     if tuple(weight.shape) != problem.weight_shape:
         raise ValueError(f"weight: required shape {problem.weight_shape}, got {tuple(weight.shape)}")
     blocks, *inner, block = packed_shape(problem, tile)
@@ -119,8 +119,9 @@ def _padded(problem: DenseProblem, x: Any, batch: Any) -> Any:
 def forward(problem: DenseProblem, tile: DenseTile, batch_size: int | None = None) -> Any:
     """``problem`` with ``tile`` as an unscheduled PrimFunc.
 
-    Arguments: x ``[batch, *spatial, in]``, the packed weights, with a bias that ``[out]``, with a residual that
-    ``[batch, *out_spatial, out]``, and the output of that shape; the batch is symbolic unless ``batch_size`` is given.
+    Arguments: x ``[batch, *spatial, in]``, the packed weights, with narrower weights their scale ``[out]``, with a bias
+    that ``[out]``, with a residual that ``[batch, *out_spatial, out]``, and the output of that shape; the batch is
+    symbolic unless ``batch_size`` is given.
     """
     from tvm import te, tirx
 
@@ -128,10 +129,10 @@ def forward(problem: DenseProblem, tile: DenseTile, batch_size: int | None = Non
 
     dtype, out_spatial = problem.dtype, problem.out_spatial
     batch = batch_axis(batch_size)
-    shapes = {a.name: a.shape_for(batch) for a in problem.arguments() if a.role == "input"}
-    shapes["weight"] = packed_shape(problem, tile)
-    inputs = {name: te.placeholder(shape, dtype, name=name) for name, shape in shapes.items()}
-    x, weight, bias, residual = inputs["x"], inputs["weight"], inputs.get("bias"), inputs.get("residual")
+    given = {a.name: a for a in problem.arguments() if a.role == "input"}
+    shapes = {name: a.shape_for(batch) for name, a in given.items()} | {"weight": packed_shape(problem, tile)}
+    inputs = {name: te.placeholder(shape, given[name].dtype, name=name) for name, shape in shapes.items()}
+    x, weight, scale, bias, residual = map(inputs.get, ("x", "weight", "weight_scale", "bias", "residual"))
     source = _padded(problem, x, batch) if any(problem.padding) else x
 
     rows, positions = tile.rows, positions_of(problem)
@@ -144,12 +145,14 @@ def forward(problem: DenseProblem, tile: DenseTile, batch_size: int | None = Non
         p = t * rows + r if tiles * rows == positions else tirx.min(t * rows + r, positions - 1)
         corner = unravelled(p, out_spatial)
         place = [i * s + k for i, s, k in zip(corner, problem.stride, window, strict=True)]
-        return te.sum(source[(b, *place, channel)] * weight[(c, *window, channel, l)], axis=[*window, channel])
+        factor = weight[(c, *window, channel, l)].astype(dtype)
+        return te.sum(source[(b, *place, channel)] * factor, axis=[*window, channel])
 
     sums = te.compute((batch, tiles, weight.shape[0], rows, tile.block), product, name="sums")
 
     def finished(b: Any, p: Any, o: Any) -> Any:
         value = sums[b, p // rows, o // tile.block, p % rows, o % tile.block]
+        value = value if scale is None else value * scale[o]
         value = value if bias is None else value + bias[o]
         value = gelu(value, dtype) if problem.activation == "gelu" else value
         return value if residual is None else value + residual[(b, *unravelled(p, out_spatial), o)]
