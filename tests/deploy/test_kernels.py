@@ -38,6 +38,7 @@ PRODUCTS = [
     DenseProblem.make(1, 31, 7, bias=False),
     DenseProblem.make(30, 8, 16, residual=True, dtype="float64"),
     DenseProblem.make(400, 64, 96, activation="gelu"),  # more than one thread
+    DenseProblem.make(77, 12, 21, activation="gelu", residual=True, weight_dtype="int8"),
 ]
 
 
@@ -124,19 +125,23 @@ def layer(kernel: kernels.Kernel, batch: int, *tokens: int) -> tuple[list[Any], 
     problem, generator = kernel.problem, torch.Generator().manual_seed(batch)
     inputs = [a for a in problem.arguments() if a.role == "input"]
     drawn = {a.name: t for a, t in zip(inputs, draw(inputs, batch, "cpu", generator), strict=True)}
-    right = reference(problem, drawn["x"], drawn["weight"], drawn.get("bias"), drawn.get("residual"))
+    right = reference(problem, **drawn)
     packed = torch.from_numpy(pack_weight(drawn["weight"].numpy(), problem, kernel.tile))
     x, residual = (t if t is None else t.reshape(batch, *tokens, -1) for t in (drawn["x"], drawn.get("residual")))
-    return [x, packed, drawn.get("bias"), residual, kernel.number], right.reshape(batch, *tokens, -1)
+    return [x, packed, drawn.get("weight_scale"), drawn.get("bias"), residual, kernel.number], right.reshape(
+        batch, *tokens, -1
+    )
 
 
 @pytest.mark.parametrize("batch", [0, 1, 3, 5])
-@pytest.mark.parametrize(("number", "tokens"), [(0, (7, 11)), (0, (77,)), (1, ()), (2, (2, 3, 5)), (3, (20, 20))])
+@pytest.mark.parametrize(
+    ("number", "tokens"), [(0, (7, 11)), (0, (77,)), (1, ()), (2, (2, 3, 5)), (3, (20, 20)), (4, (77,))]
+)
 def test_products(linked, number: int, tokens: tuple[int, ...], batch: int) -> None:
     """Tokens on any number of axes; batches that are computed in parts."""
     arguments, right = layer(linked.products[number], max(batch, 1), *tokens)
     if batch == 0:
-        arguments = [a[:0] if i in (0, 3) and a is not None else a for i, a in enumerate(arguments)]
+        arguments = [a[:0] if i in (0, 4) and a is not None else a for i, a in enumerate(arguments)]
         right = right[:0]
     out = linked.operators.dense(*arguments)
     assert out.shape == right.shape and out.dtype == arguments[0].dtype
@@ -146,14 +151,19 @@ def test_products(linked, number: int, tokens: tuple[int, ...], batch: int) -> N
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda x, w, b, r, k: (x.double(), w, b, r, k), "x, weight, bias, residual: required Float"),
-        (lambda x, w, b, r, k: (x, w, b.double(), r, k), "x, weight, bias, residual: required Float"),
-        (lambda x, w, b, r, k: (x[..., 1:], w, b, r, k), r"required \[batch, ...\] with 77 tokens of 12 channels"),
-        (lambda x, w, b, r, k: (x[:, 1:], w, b, r, k), r"required \[batch, ...\] with 77 tokens of 12 channels"),
-        (lambda x, w, b, r, k: (x, w, b, r[:1], k), r"residual: required \[2, 77, 21\]"),
-        (lambda x, w, b, r, k: (x, w[:, :, :-1], b, r, k), "failed: "),
-        (lambda x, w, b, r, k: (x, w, None, r, k), "failed: "),
-        (lambda x, w, b, r, k: (x, w, b, r, 4), "kernel: required 0 to 3, got 4"),
+        (lambda x, w, s, b, r, k: (x.double(), w, s, b, r, k), "x, weight_scale, bias, residual: required Float"),
+        (lambda x, w, s, b, r, k: (x, w, s, b.double(), r, k), "x, weight_scale, bias, residual: required Float"),
+        (lambda x, w, s, b, r, k: (x, w.char(), s, b, r, k), "weight: required Float"),
+        (
+            lambda x, w, s, b, r, k: (x[..., 1:], w, s, b, r, k),
+            r"required \[batch, ...\] with 77 tokens of 12 channels",
+        ),
+        (lambda x, w, s, b, r, k: (x[:, 1:], w, s, b, r, k), r"required \[batch, ...\] with 77 tokens of 12 channels"),
+        (lambda x, w, s, b, r, k: (x, w, s, b, r[:1], k), r"residual: required \[2, 77, 21\]"),
+        (lambda x, w, s, b, r, k: (x, w[:, :, :-1], s, b, r, k), "failed: "),
+        (lambda x, w, s, b, r, k: (x, w, s, None, r, k), "failed: "),
+        (lambda x, w, s, b, r, k: (x, w, b, b, r, k), "failed: "),
+        (lambda x, w, s, b, r, k: (x, w, s, b, r, 5), "kernel: required 0 to 4, got 5"),
     ],
 )
 def test_wrong_tensors_of_products_are_errors(linked, change, says: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.deploy.artifacts import CLASSES, SIZE
 from tests.helpers import relative_error
 from tvm_na.deploy import manifest
 from tvm_na.deploy.aoti import linear
+from tvm_na.deploy.int8 import quantized
 from tvm_na.deploy.request import Request, checked_autotune
 from tvm_na.measure.timing import Timing
 from tvm_na.problems.dense import DenseProblem
@@ -24,7 +26,8 @@ FIRST, SECOND = DenseProblem.make(6, 12, 21, activation="gelu"), DenseProblem.ma
 
 
 def request_for(autotune: bool, batch: int | None = None, **others: Any) -> Request:
-    unused = {"model": None, "example": None, "runs_here": True, "format": "aoti", "runtime": None, "folder": Path()}
+    unused: dict[str, Any] = dict.fromkeys(("model", "example", "weights_dtype", "runtime"))
+    unused |= {"runs_here": True, "format": "aoti", "folder": Path()}
     fixed = {**unused, "target": detect_target(), "records": "off", "report": lambda line: None}
     return Request(**{**fixed, **others}, batch=batch, autotune=autotune)
 
@@ -58,8 +61,15 @@ def test_what_is_not_this_machine_is_not_measured(target: str, wanted: bool, mea
     assert checked_autotune(wanted, parse_target(target)) is measured
 
 
+def test_int8_weights_have_kernels_of_ours_where_nothing_is_measured() -> None:
+    narrow = dataclasses.replace(FIRST, weight_dtype="int8")
+    reason = "not measured; the library has no kernel for int8 weights"
+    assert linear.decide([narrow], request_for(False)) == {narrow: linear.Decision(True, reason)}
+
+
+@pytest.mark.parametrize("weight_dtype", [None, "int8"])
 @pytest.mark.parametrize("batch", [None, 3])
-def test_both_are_timed(monkeypatch, batch: int | None) -> None:
+def test_both_are_timed(monkeypatch, batch: int | None, weight_dtype: str | None) -> None:
     """In turns, and they compute the whole layer for the artifact's batch."""
     seen: list[torch.Size] = []
 
@@ -68,7 +78,7 @@ def test_both_are_timed(monkeypatch, batch: int | None) -> None:
         return {name: Timing((1.0,)) for name in functions}
 
     monkeypatch.setattr(linear, "measure", timed)
-    linear.times(FIRST, request_for(True, batch))
+    linear.times(dataclasses.replace(FIRST, weight_dtype=weight_dtype), request_for(True, batch))
     assert seen == [(batch or 1, 6, 21), (6 * (batch or 1), 21)]
 
 
@@ -82,8 +92,12 @@ def test_what_the_library_computes(monkeypatch, packed: bool, residual: bool, ac
     right = F.linear(x, weight, bias)
     right = F.gelu(right) if activation == "gelu" else right
     right = right + addend if residual else right
-    out = linear._library(activation, x, weight, bias, addend if residual else None)()
+    addend = addend if residual else None
+    out = linear._library(activation, x, weight[:, None], bias, addend)()
     assert relative_error(out.view_as(right), right) <= 1e-5
+    narrow, scale = quantized(weight)
+    out = linear._library(activation, x, narrow[:, None], bias, addend, scale)()
+    assert 1e-5 < relative_error(out.view_as(right), right) <= 2e-2
 
 
 def test_linear_layers_with_kernels_of_ours(aoti, model) -> None:

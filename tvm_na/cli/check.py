@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tvm_na.cli.common import console, fail, rows_of, size_of
+from tvm_na.cli.common import console, fail, rounding_rows, rows_of, size_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,6 +72,7 @@ def _checked(folder: Path) -> list[tuple[str, object]]:
         ("load", f"{seconds:.2f} s"),
         ("input", f"{case.words}, {manifest.input.dtype} {list(case.images.shape)}"),
         ("outputs", result),
+        *rounding_rows(manifest),
         ("second run", f"{1e3 * (time.perf_counter() - start):.1f} ms"),
     ]
 

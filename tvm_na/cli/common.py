@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from tvm_na.deploy.manifest import Manifest
     from tvm_na.problems.attention import NAProblem
 
 P = ParamSpec("P")
@@ -93,6 +94,16 @@ def rows_of(pairs: list[tuple[Any, ...]]) -> Any:
     for pair in pairs:
         table.add_row(*(Text(str(cell)) for cell in pair))
     return table
+
+
+def rounding_rows(manifest: Manifest) -> list[tuple[str, object]]:
+    """What an artifact's narrower weights change; no row where it has none."""
+    if (found := manifest.rounding) is None:
+        return []
+    error = f"relative error {found['relative_error']:.1e} to {manifest.input.dtype}, budget {found['budget']:.0e}"
+    same, inputs = found["same_class"], found["inputs"]
+    classes = "" if same is None else f"; the same class for {same} of {inputs} random inputs"
+    return [(f"{manifest.weights_dtype} weights", f"{error}{classes}")]
 
 
 def section(title: str, rows: list[tuple[Any, ...]]) -> None:

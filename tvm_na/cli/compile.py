@@ -11,7 +11,7 @@ import typer
 
 from tvm_na.cli import options
 from tvm_na.cli.classifiers import IMAGENET_CLASSES, load_model
-from tvm_na.cli.common import console, own_size, reports_errors, rows_of, say, size_of, warn
+from tvm_na.cli.common import console, own_size, reports_errors, rounding_rows, rows_of, say, size_of, warn
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,6 +51,10 @@ def compile_model(
     precision: Annotated[
         Literal["float32", "float64"] | None,
         typer.Option(help="Data type of all tensors; the model's own if not given."),
+    ] = None,
+    weights_dtype: Annotated[
+        Literal["int8"] | None,
+        typer.Option(help="Of linear layers' and convolutions' weights; as the others if not given."),
     ] = None,
     autotune: Annotated[
         bool, typer.Option(help="With aoti: measure whose kernel is the fastest for each linear layer.")
@@ -94,6 +98,7 @@ def compile_model(
             runtime=runtime,
             name=name,
             weights=None if weights is None else weights.name,
+            weights_dtype=weights_dtype,
             preprocessing=preprocessing,
             records=records,
             overwrite=overwrite,
@@ -122,5 +127,6 @@ def _print_artifact(folder: Path, manifest: Manifest, seconds: float) -> None:
         *((p["text"], f"{p['layers']} layers, {p['schedule']}{reasons.get(p['text'], '')}") for p in manifest.problems),
         *((p["text"], f"{p['layers']} layers, AOTInductor{reasons[p['text']]}") for p in linear if not p["ours"]),
         ("check", f"NOT CHECKED, {budget}" if error is None else f"relative error {error:.1e}, {budget}"),
+        *rounding_rows(manifest),
     ]
     console().print(rows_of(rows), soft_wrap=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tvm_na.deploy import int8
 from tvm_na.deploy import weights as weight_files
 from tvm_na.deploy.aoti import build as route_aoti
 from tvm_na.deploy.artifact import Artifact, load, made_of
@@ -24,6 +25,7 @@ from tvm_na.deploy.request import (
     Report,
     Request,
     check_format,
+    check_weights_dtype,
     checked_autotune,
     checked_batch,
     checked_model,
@@ -48,6 +50,7 @@ def compile(
     format: Format = "aoti",
     name: str | None = None,
     weights: str | None = None,
+    weights_dtype: str | None = None,
     preprocessing: Preprocessing | None = None,
     records: str | None = None,
     autotune: bool = True,
@@ -76,6 +79,8 @@ def compile(
         format: ``aoti`` or ``tvm``.
         name: What to call the model in the manifest; None for its class.
         weights: Where its weights come from, for the manifest; None says that they are random.
+        weights_dtype: ``int8`` for weights of linear layers and convolutions of one byte, with a scale for each output
+            channel, in a float32 model; None for weights in the model's precision.
         preprocessing: How an image becomes an input, for the manifest.
         records: Which tuning records count: ``all``, ``user``, ``shipped`` or ``off``; None for TVM_NA_RECORDS.
         autotune: With ``aoti``, for this machine's own target: whether linear layers are measured, our kernels, the
@@ -94,10 +99,12 @@ def compile(
     Raises:
         TypeError, ValueError: name the argument, what was required and what came.
         NotImplementedError: the model has no attention, or one for which there is no kernel.
-        RuntimeError: a compiler is missing or fails, or the artifact's numbers are wrong.
+        RuntimeError: a compiler is missing or fails, the artifact's numbers are wrong, or rounding the weights changes
+            them by more than :data:`tvm_na.deploy.int8.BUDGET`.
     """
     check_format(format)
     model, example = checked_model(model, example_input, precision)
+    check_weights_dtype(weights_dtype, example.dtype)
     chosen, runs_here = checked_target(target, format)
     request = Request(
         model=model,
@@ -105,6 +112,7 @@ def compile(
         target=chosen,
         runs_here=runs_here,
         batch=checked_batch(batch),
+        weights_dtype=weights_dtype,
         format=format,
         records=records,
         autotune=checked_autotune(autotune, chosen),
@@ -112,10 +120,16 @@ def compile(
         runtime=checked_runtime(runtime, chosen, format),
         report=report or (lambda line: None),
     )
+    rounding = None
+    if weights_dtype is not None:
+        request.report("rounding the weights")
+        request = replace(request, model=int8.rounded(model))
+        rounding = int8.rounding_of(model, request.model, example, request.batch)
     with in_place(request.folder, overwrite) as (folder, scratch):
         facts = _ROUTES[request.format](request, folder, scratch)
         identity = {"name": name or type(model).__name__, "parameters": sum(p.numel() for p in model.parameters())}
-        facts["model"] = {**identity, "weights": weights}
+        facts["model"] = {**identity, "weights": weights, "weights_dtype": weights_dtype}
+        facts["check"] = {} if rounding is None else {"rounding": asdict(rounding)}
         facts["preprocessing"] = None if preprocessing is None else asdict(preprocessing)
         _finish(request, folder, facts)
     return load(request.folder) if request.runs_here else None
@@ -138,9 +152,9 @@ def _finish(request: Request, folder: Path, facts: dict[str, Any]) -> None:
         input=TensorSpec((request.batch, *request.example.shape[1:]), dtype),
         outputs=[TensorSpec((request.batch, *out.shape[1:]), name_of(out.dtype)) for out in right.outputs[0]],
         returns_list=right.returns_list,
-        check={"budget": BUDGETS[dtype]},
         files={},
     )
+    manifest.check["budget"] = BUDGETS[dtype]
     if request.runs_here:
         error = right.error_of(made_of(folder, manifest))
         if not error <= BUDGETS[dtype]:

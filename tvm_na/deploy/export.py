@@ -20,10 +20,15 @@ from tvm_na.problems.attention import NAProblem, problem_of
 ATTENTION = {ops.na_forward: False, ops.na_forward_lse: True}
 
 
+def sharing_copy(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` that shares its parameters and buffers."""
+    shared: dict[int, Any] = {id(t): t for t in itertools.chain(model.parameters(), model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
 def with_backend(model: nn.Module, backend: Backend) -> nn.Module:
     """A copy of ``model`` in evaluation mode that shares its parameters and attends with ``backend``."""
-    shared: dict[int, Any] = {id(t): t for t in itertools.chain(model.parameters(), model.buffers())}
-    twin = copy.deepcopy(model, shared).eval()
+    twin = sharing_copy(model).eval()
     for module in twin.modules():
         if isinstance(getattr(module, "backend", None), Backend):
             vars(module)["backend"] = backend
@@ -62,14 +67,12 @@ def attention_of(node: Any) -> NAProblem:
     return problem_of(query, key, value, kernel_size, stride, dilation, is_causal, rpb, lse, rank)
 
 
-def attentions_of(program: ExportedProgram) -> dict[Any, NAProblem]:
-    """The problem of each call of attention in a program, by its node; NotImplementedError if there are none."""
-    found = {node: attention_of(node) for node in program.graph.nodes if node.target in ATTENTION}
-    if not found:
+def require_attention(program: ExportedProgram) -> None:
+    """NotImplementedError for a program without a call of attention."""
+    if not any(node.target in ATTENTION for node in program.graph.nodes):
         raise NotImplementedError(
             "model: required one that attends with tvm_na, got one without neighborhood attention"
         )
-    return found
 
 
 @contextmanager

@@ -52,6 +52,8 @@ _FIELDS = {
     "check": {"budget": _NUMBER},
     "files": {str: _FILE},
 }
+# Of fields that those of older artifacts lack.
+_ROUNDING = ({"relative_error": _NUMBER, "budget": _NUMBER, "same_class": (int, None), "inputs": is_size}, None)
 _FIELDS_BY_KIND: dict[str, dict[str, Any]] = {
     "aoti": {"code": {"namespace": str}, "requires": {"torch": str}, "files": {OPERATORS: _FILE}},
     "tvm": {
@@ -83,7 +85,8 @@ class Manifest:
     """What is known of an artifact.
 
     Attributes:
-        model: ``name``, ``parameters`` (their number), ``weights`` (a file's name; None for random ones).
+        model: ``name``, ``parameters`` (their number), ``weights`` (a file's name; None for random ones),
+            ``weights_dtype`` (``int8`` for those of linear layers and convolutions; None, or absent, for the model's).
         target: The target's ``name``, ``system``, ``architecture`` and ``cpu_features`` (as /proc/cpuinfo names them).
         kind: ``aoti`` (runs with PyTorch) or ``tvm`` (runs with TVM's runtime).
         requires: Versions of packages: ``torch`` whose C++ interface it uses, such as ``2.13``; or ``apache-tvm-ffi``,
@@ -99,7 +102,8 @@ class Manifest:
             and the ``reason``. Of ``tvm``: ``weights``, their names in the order in which the library takes them,
             ``largest_batch`` of one call, and ``untuned``, kernels without a tuning record.
         check: ``relative_error`` to the eager reference, ``budget`` and ``batches``, when it was made; of one that the
-            machine that made it could not run, ``budget`` alone.
+            machine that made it could not run, ``budget`` alone. With narrower weights the reference has the
+            rounded ones, and ``rounding`` has the fields of :class:`tvm_na.deploy.int8.Rounding`.
         files: ``sha256`` and ``bytes`` of every other file, by its path in the artifact.
     """
 
@@ -121,6 +125,17 @@ class Manifest:
     def batch(self) -> int | None:
         """The batch that it takes; None for any."""
         return self.input.shape[0]
+
+    @property
+    def weights_dtype(self) -> str:
+        """The dtype of linear layers' and convolutions' weights."""
+        return self.model.get("weights_dtype") or self.input.dtype
+
+    @property
+    def rounding(self) -> dict[str, Any] | None:
+        """What rounding the weights changed, the fields of :class:`tvm_na.deploy.int8.Rounding`; None without any."""
+        found: dict[str, Any] | None = self.check.get("rounding")
+        return found
 
     def check_input(self, shape: tuple[int, ...], dtype: str) -> None:
         """TypeError or ValueError if it takes no ``images`` of this shape and dtype."""
@@ -206,6 +221,8 @@ def _no_number(name: str) -> None:
 def _from_content(file: Path, content: dict[str, Any]) -> Manifest:
     fields = {name: value for name, value in content.items() if name not in ("format", "format_version")}
     wrong = mismatch(fields, _FIELDS) or mismatch(fields, _FIELDS_BY_KIND[fields["kind"]])
+    wrong = wrong or mismatch(fields["model"].get("weights_dtype"), (str, None), "model.weights_dtype")
+    wrong = wrong or mismatch(fields["check"].get("rounding"), _ROUNDING, "check.rounding")
     if wrong is None and (more := sorted(fields.keys() - _FIELDS)):
         wrong = f"also {_brief(more[0])}"
     if wrong is None and not fields["outputs"]:

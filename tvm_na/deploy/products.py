@@ -15,7 +15,7 @@ from tvm_na.te.dense.product import DenseTile, pack_weight
 
 def dense_problem(module: fx.GraphModule, node: Node) -> DenseProblem:
     """The problem of a :func:`.rewrite.dense` in a graph; linear layers have their tokens on one axis."""
-    x, weight, bias, residual, activation, stride, padding = node.args
+    x, weight, bias, residual, activation, stride, padding, *_ = node.args
     value, matrix = x.meta["val"], constant_of(module, weight)
     window = tuple(matrix.shape[2:])
     return DenseProblem(
@@ -29,7 +29,13 @@ def dense_problem(module: fx.GraphModule, node: Node) -> DenseProblem:
         activation,
         residual is not None,
         name_of(value.dtype),
+        "int8" if matrix.dtype == torch.int8 else None,
     )
+
+
+def scale_of(node: Node) -> Node | None:
+    """The scale of the weights of a :func:`.rewrite.dense`, if it has one."""
+    return node.args[7] if len(node.args) > 7 else None
 
 
 class PackedWeights:

@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
-from torch.export import ExportedProgram
+from torch import Tensor, fx, nn
 
 from tvm_na.compilers import cxx
+from tvm_na.deploy import int8
 from tvm_na.deploy.check import BUDGETS, name_of
-from tvm_na.deploy.export import attentions_of, export_model
+from tvm_na.deploy.export import export_model, require_attention
 from tvm_na.deploy.manifest import torch_interface
+from tvm_na.deploy.rewrite import layered
 from tvm_na.jit.runtime import runtime_library
-from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.checks import check_bool
+from tvm_na.problems.dense import WEIGHT_DTYPES
 from tvm_na.targets.target import NATarget, check_runs_here, detect_target, parse_target
 
 Report = Callable[[str], None]
@@ -40,6 +41,7 @@ class Request:
     Attributes:
         runs_here: Whether this machine can run code for the target.
         batch: The only batch that the artifact is to take; None for any.
+        weights_dtype: Of linear layers' and convolutions' weights, which the model's are rounded to; None for its own.
         autotune: Whether alternatives are measured: it was wanted, and the target is this machine's own.
         folder: The folder to make.
         runtime: TVM's runtime library for the target, to go into it; None for none.
@@ -50,6 +52,7 @@ class Request:
     target: NATarget
     runs_here: bool
     batch: int | None
+    weights_dtype: str | None
     format: Format
     records: str | None
     autotune: bool
@@ -80,6 +83,15 @@ def checked_model(model: Any, example: Any, precision: Any) -> tuple[nn.Module, 
     return copy.deepcopy(model).to(dtype), example.to(dtype)
 
 
+def check_weights_dtype(weights_dtype: Any, dtype: torch.dtype) -> None:
+    """ValueError for weights of an unknown kind, or of one that a model in ``dtype`` cannot have."""
+    if weights_dtype not in WEIGHT_DTYPES:
+        known = " or ".join(map(str, WEIGHT_DTYPES))
+        raise ValueError(f"weights_dtype: required {known}, got {weights_dtype!r}")
+    if weights_dtype is not None and dtype != torch.float32:
+        raise ValueError(f"weights_dtype: required None with the precision {name_of(dtype)}, got {weights_dtype}")
+
+
 def checked_batch(batch: Any) -> int | None:
     """The only batch that an artifact takes; None for any."""
     if batch == "dynamic":
@@ -89,11 +101,15 @@ def checked_batch(batch: Any) -> int | None:
     return batch
 
 
-def traced(request: Request) -> tuple[ExportedProgram, dict[Any, NAProblem]]:
-    """The exported program of a request's model, and its calls of attention, of which there are some."""
+def traced(request: Request) -> fx.GraphModule:
+    """The layers of a request's model, which attends: a graph of :func:`tvm_na.deploy.rewrite.layered`."""
     request.report("tracing the model")
     program = export_model(request.model, request.example, request.batch)
-    return program, attentions_of(program)
+    require_attention(program)
+    graph = layered(program.run_decompositions({}))
+    if request.weights_dtype is not None:
+        int8.narrow(graph)
+    return graph
 
 
 def check_format(format: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.ao.quantization.fx import _decomposed  # noqa: F401  (defines the operators quantized_decomposed)
 from torch.export import ExportedProgram
 from torch.nn import functional as F
 
@@ -32,6 +33,7 @@ def dense(
     activation: str,
     stride: tuple[int, ...],
     padding: tuple[int, ...],
+    weight_scale: Tensor | None = None,
 ) -> Tensor:
     """A linear layer or a convolution over channels-last maps, an activation, and a residual sum.
 
@@ -42,7 +44,10 @@ def dense(
         residual: ``[batch, *out_spatial, out]``, added last.
         activation: ``none`` or ``gelu``.
         stride, padding: Per kernel axis.
+        weight_scale: ``[out]``, what int8 weights are to be multiplied by.
     """
+    if weight_scale is not None:
+        weight = dequantized(weight, weight_scale)
     if weight.ndim == 2:
         out = F.linear(x, weight, bias)
     else:
@@ -50,6 +55,14 @@ def dense(
     if activation == "gelu":
         out = F.gelu(out)
     return out if residual is None else out + residual
+
+
+def dequantized(weight: Tensor, scale: Tensor) -> Tensor:
+    """int8 ``weight [out, ...]`` times ``scale [out]`` in float32, by the operator that Inductor does not fold."""
+    operator = torch.ops.quantized_decomposed.dequantize_per_channel.default
+    zeros = torch.zeros_like(scale, dtype=torch.int64)  # Inductor's lowering wants some
+    found: Tensor = operator(weight, scale, zeros, 0, -127, 127, torch.int8)
+    return found
 
 
 def norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

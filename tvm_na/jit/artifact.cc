@@ -52,6 +52,7 @@ struct Product : Kernel {
   int64_t tokens;  // of a sample, on any number of axes
   int64_t in_channels;
   int64_t out_channels;
+  at::ScalarType weight_dtype;
 };
 
 #define ENTRY(name, dtype, flops, samples, problem, ...) \
@@ -100,7 +101,8 @@ DLTensor view(const at::Tensor& tensor) {
   out.data = const_cast<void*>(tensor.const_data_ptr());
   out.device = {kDLCPU, 0};
   out.ndim = static_cast<int32_t>(tensor.dim());
-  out.dtype = {kDLFloat, static_cast<uint8_t>(tensor.element_size() * 8), 1};
+  uint8_t code = tensor.scalar_type() == at::kChar ? kDLInt : kDLFloat;
+  out.dtype = {code, static_cast<uint8_t>(tensor.element_size() * 8), 1};
   out.shape = const_cast<int64_t*>(tensor.sizes().data());
   out.strides = const_cast<int64_t*>(tensor.strides().data());
   return out;
@@ -182,12 +184,14 @@ Outputs attend_lse(const at::Tensor& query, const at::Tensor& key, const at::Ten
   return run(query, key, value, rpb, scale, kernel, true);
 }
 
-at::Tensor dense(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
-                 const std::optional<at::Tensor>& residual, int64_t number) {
+at::Tensor dense(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& weight_scale,
+                 const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& residual, int64_t number) {
   const Product& kernel = numbered(kProducts, number);
-  for (const auto& t : {std::optional(x), std::optional(weight), bias, residual}) {
-    TORCH_CHECK(!t || t->scalar_type() == kernel.dtype, "x, weight, bias, residual: required ", kernel.dtype, " for ",
-                kernel.problem, ", got ", t->scalar_type());
+  TORCH_CHECK(weight.scalar_type() == kernel.weight_dtype, "weight: required ", kernel.weight_dtype, " for ",
+              kernel.problem, ", got ", weight.scalar_type());
+  for (const auto& t : {std::optional(x), weight_scale, bias, residual}) {
+    TORCH_CHECK(!t || t->scalar_type() == kernel.dtype, "x, weight_scale, bias, residual: required ", kernel.dtype,
+                " for ", kernel.problem, ", got ", t->scalar_type());
   }
   bool fits = x.dim() >= 2 && x.size(-1) == kernel.in_channels;
   TORCH_CHECK(fits && x.numel() == x.size(0) * kernel.tokens * kernel.in_channels, "x: required [batch, ...] with ",
@@ -201,7 +205,8 @@ at::Tensor dense(const at::Tensor& x, const at::Tensor& weight, const std::optio
   if (batch > kernel.samples) {
     for (int64_t first = 0; first < batch; first += kernel.samples) {
       auto part = [&](const at::Tensor& t) { return t.narrow(0, first, std::min(kernel.samples, batch - first)); };
-      part(out).copy_(dense(part(x), weight, bias, residual ? std::optional(part(*residual)) : residual, number));
+      auto addend = residual ? std::optional(part(*residual)) : residual;
+      part(out).copy_(dense(part(x), weight, weight_scale, bias, addend, number));
     }
     return out;
   }
@@ -209,11 +214,12 @@ at::Tensor dense(const at::Tensor& x, const at::Tensor& weight, const std::optio
   auto samples = [&](const at::Tensor& t, int64_t channels) { return t.view({batch, kernel.tokens, channels}); };
   // As in `run`, these must outlive the call.
   at::Tensor in = samples(ready(x), kernel.in_channels), packed = ready(weight), to = samples(out, kernel.out_channels);
+  at::Tensor factor = weight_scale ? ready(*weight_scale) : at::Tensor();
   at::Tensor shift = bias ? ready(*bias) : at::Tensor();
   at::Tensor addend = residual ? samples(ready(*residual), kernel.out_channels) : at::Tensor();
-  std::array<DLTensor, 5> views;
-  c10::SmallVector<DLTensor*, 5> arguments;
-  for (const at::Tensor* t : {&in, &packed, &shift, &addend, &to}) {
+  std::array<DLTensor, 6> views;
+  c10::SmallVector<DLTensor*, 6> arguments;
+  for (const at::Tensor* t : {&in, &packed, &factor, &shift, &addend, &to}) {
     if (!t->defined()) continue;
     views[arguments.size()] = view(*t);
     arguments.push_back(&views[arguments.size()]);
@@ -256,6 +262,6 @@ REGISTER(TVM_NA_NAMESPACE, library) {
   library.impl("attend", torch::dispatch(at::kCPU, TORCH_FN(attend)));
   library.impl("attend_lse", torch::dispatch(at::kCPU, TORCH_FN(attend_lse)));
 #undef ARGUMENTS
-  library.def("dense(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, int kernel) -> Tensor");
+  library.def("dense(Tensor x, Tensor weight, Tensor? weight_scale, Tensor? bias, Tensor? residual, int kernel) -> Tensor");
   library.impl("dense", torch::dispatch(at::kCPU, TORCH_FN(dense)));
 }

@@ -14,15 +14,13 @@ from tvm_na.deploy.artifact import load_operators
 from tvm_na.deploy.export import exported, known_operators
 from tvm_na.deploy.manifest import MODEL, OPERATORS, describe_kernel, torch_interface
 from tvm_na.deploy.request import Request, traced
-from tvm_na.deploy.rewrite import layered
 from tvm_na.problems.dense import DenseProblem
 from tvm_na.targets.target import cpu_features
 
 
 def build(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
     """Make every file but the manifest; ``problems``, ``code`` and ``requires`` of the manifest are returned."""
-    program, _ = traced(request)
-    graph = layered(program.run_decompositions({}))
+    graph = traced(request)
     layers = layers_of(graph)
     calls = Counter(layers.values())
     decisions = linear.decide([p for p in calls if isinstance(p, DenseProblem)], request)

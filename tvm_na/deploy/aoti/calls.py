@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from tvm_na.deploy.aoti.operators import Kernel
 from tvm_na.deploy.export import ATTENTION, attention_of
-from tvm_na.deploy.products import PackedWeights, dense_problem, drop_unused
+from tvm_na.deploy.products import PackedWeights, dense_problem, drop_unused, scale_of
 from tvm_na.deploy.rewrite import Node, dense
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.dense import DenseProblem
@@ -50,7 +50,7 @@ def call_kernels(
         else:
             assert kernel.tile is not None
             x, _, bias, residual, *_ = node.args
-            node.args = (x, weights.of(node, kernel.tile), bias, residual, kernel.number)
+            node.args = (x, weights.of(node, kernel.tile), scale_of(node), bias, residual, kernel.number)
             node.target = space.dense.default
     module.graph.eliminate_dead_code()
     drop_unused(module)
@@ -68,7 +68,8 @@ def fakes_of(kernels: Sequence[Kernel]) -> dict[str, Callable[..., Any]]:
     def attend_lse(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
         return attend(query, *others), query.new_empty(query.shape[:-1])
 
-    def product(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, kernel: int) -> Tensor:
+    def product(x: Tensor, *others: Any) -> Tensor:
+        kernel = others[-1]
         return x.new_empty((*x.shape[:-1], products[kernel].out_channels))
 
     return {"attend": attend, "attend_lse": attend_lse, "dense": product}

@@ -17,7 +17,7 @@ from tvm_na.problems.dense import DenseProblem
 from tvm_na.records.select import Selection, select
 from tvm_na.reference.case import draw
 from tvm_na.te import ENTRY
-from tvm_na.te.dense.product import DenseTile, packed_shape, tile_of
+from tvm_na.te.dense.product import DenseTile, pack_weight, tile_of
 
 #: How both are timed, in turns.
 ROUNDS, SAMPLE_TIME, WARMUP_TIME = 15, 0.004, 0.02  # seconds
@@ -42,6 +42,9 @@ def decide(problems: Iterable[DenseProblem], request: Request) -> dict[DenseProb
         if request.autotune:
             request.report(f"measuring the linear layer {problem}")
             decisions[problem] = _faster(*times(problem, request))
+        elif problem.weight_dtype is not None:
+            reason = f"not measured; the library has no kernel for {problem.weight_dtype} weights"
+            decisions[problem] = Decision(True, reason)
         else:
             tuned = select(problem, request.target, mode=request.records).kind == "record"
             decisions[problem] = Decision(tuned, f"not measured; {'a' if tuned else 'no'} tuning record of it")
@@ -64,28 +67,21 @@ def times(problem: DenseProblem, request: Request) -> tuple[Timing, Timing]:
     drawn = dict(
         zip((a.name for a in inputs), draw(inputs, batch, "cpu", torch.Generator().manual_seed(0)), strict=True)
     )
-    x, weight, bias, residual = (drawn.get(name) for name in ("x", "weight", "bias", "residual"))
-    assert x is not None and weight is not None
-    functions = {
-        "ours": _ours(problem, request, x, bias, residual),
-        "library": _library(problem.activation, x, weight.squeeze(1), bias, residual),
-    }
+    functions = {"ours": _ours(problem, request, drawn), "library": _library(problem.activation, **drawn)}
     timings = measure(functions, rounds=ROUNDS, sample_time=SAMPLE_TIME, warmup_time=WARMUP_TIME)
     return timings["ours"], timings["library"]
 
 
-def _ours(
-    problem: DenseProblem, request: Request, x: Tensor, bias: Tensor | None, residual: Tensor | None
-) -> Callable[[], Tensor]:
-    """A call of our kernel, with weights of any values."""
+def _ours(problem: DenseProblem, request: Request, inputs: dict[str, Tensor]) -> Callable[[], Tensor]:
+    """A call of our kernel."""
 
     def built(selection: Selection) -> tuple[build.Kernel, DenseTile]:
         module, _ = build.scheduled_module(problem, request.target, selection)
         return build.kernel_with(selection, problem, request.target), tile_of(module[ENTRY])
 
     kernel, tile = with_schedule(problem, request.target, request.records, built)
-    packed = torch.randn(packed_shape(problem, tile), dtype=x.dtype)
-    given = [t for t in (x, packed, bias, residual) if t is not None]
+    packed = torch.from_numpy(pack_weight(inputs["weight"].numpy(), problem, tile)).clone()  # aligned
+    x, given = inputs["x"], list((inputs | {"weight": packed}).values())
 
     def call() -> Tensor:
         out = x.new_empty((len(x), *problem.out_spatial, problem.out_channels))
@@ -97,14 +93,25 @@ def _ours(
 
 
 def _library(
-    activation: str, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
+    activation: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    weight_scale: Tensor | None = None,
 ) -> Callable[[], Tensor]:
-    """A call of what Inductor calls where weights are constants; ``weight`` is ``[out, in]``."""
+    """A call of what Inductor calls where weights are constants; ``weight`` is ``[out, 1, in]``.
+
+    Of int8 weights it makes float32 ones at every call: ATen's ``_weight_int8pack_mm`` is for bfloat16 (in float32 it
+    took 40 times as long), and Inductor's patterns take that alone.
+    """
+    weight = weight.squeeze(1)
     rows, addend = x.flatten(0, -2), None if residual is None else residual.flatten(0, -2)
-    if not _is_packed(x.dtype):
+    if weight_scale is not None or not _is_packed(x.dtype):
 
         def plain() -> Tensor:
-            out = F.linear(rows, weight, bias)
+            wide = weight if weight_scale is None else weight.to(x.dtype) * weight_scale[:, None]
+            out = F.linear(rows, wide, bias)
             out = F.gelu(out) if activation == "gelu" else out
             return out if addend is None else out + addend
 

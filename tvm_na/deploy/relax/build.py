@@ -13,15 +13,13 @@ from tvm_na.deploy.relax.kernels import Kernels
 from tvm_na.deploy.relax.library import compile_graph
 from tvm_na.deploy.relax.linker import linker_for
 from tvm_na.deploy.request import Request, traced
-from tvm_na.deploy.rewrite import layered
 from tvm_na.deploy.weights import write_weights
 
 
 def build(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
     """Make every file but the manifest; ``problems``, ``code`` and ``requires`` of the manifest are returned."""
     link = linker_for(request.target)  # before anything that takes long
-    program, _ = traced(request)
-    graph = layered(program.run_decompositions({}))
+    graph = traced(request)
     kernels = Kernels(request.target, request.records, request.report)
     with kernels.known():
         kernels.call_in(graph)

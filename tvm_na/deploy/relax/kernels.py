@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from tvm_na.deploy.check import name_of
 from tvm_na.deploy.export import ATTENTION, attention_of, known_operators
 from tvm_na.deploy.kernels import require_a_sample, with_schedule
-from tvm_na.deploy.products import PackedWeights, dense_problem, drop_unused
+from tvm_na.deploy.products import PackedWeights, dense_problem, drop_unused, scale_of
 from tvm_na.deploy.rewrite import Node, dense, new_constant, norm
 from tvm_na.jit import build
 from tvm_na.problems.attention import NAProblem
@@ -111,7 +111,7 @@ class Kernels:
         problem = dense_problem(module, node)
         number = self._number(problem, lambda: self._scheduled(problem))
         packed = weights.of(node, tile_of(self.all[number].func))
-        self._replace(module, node, [x, packed, bias, residual], number)
+        self._replace(module, node, [x, packed, scale_of(node), bias, residual], number)
 
     def _call_norm(self, module: fx.GraphModule, node: Node) -> None:
         x, weight, bias, eps = node.args
