@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from tvm_na.models.base import NAModel
 from tvm_na.models.problems import problem_of_module
 from tvm_na.nn import NeighborhoodAttention2D
+from tvm_na.ops import autocast
 from tvm_na.problems.checks import per_axis_ints
 from tvm_na.reference.attention import accum_dtype, axis_neighbors
 
@@ -41,7 +42,8 @@ def attention_of_query(module: NeighborhoodAttention2D, x: Tensor, position: tup
     query, key, _ = module._project(x)
     accum = accum_dtype(x)
     query, keys = query[0, position[0], position[1]].to(accum), key[0, rows][:, columns].to(accum)
-    scores = torch.einsum("hd,rchd->hrc", query, keys) * module.scale
+    with autocast.off(x.device):  # as in the operator
+        scores = torch.einsum("hd,rchd->hrc", query, keys) * module.scale
     if module.rpb is not None:
         scores = scores + module.rpb.to(accum)[:, relative_rows][:, :, relative_columns]
     exists = (row_exists[:, None] & column_exists).to(scores.device)

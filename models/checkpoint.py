@@ -219,8 +219,9 @@ def _adapt_rpb(wanted: State, state: State, notes: _Notes) -> None:
         if came.ndim != 3 or target.ndim != 3 or came.shape[0] != target.shape[0] or 0 in came.shape:
             continue
         # The zero offset is the center of both tables, and half-pixel centers keep it there.
-        resized = F.interpolate(came[None].float(), size=target.shape[1:], mode="bicubic", align_corners=False)[0]
-        state[key] = resized.to(came.dtype)
+        # What comes out stays as exact as that: it is rounded once, to the model's dtype, when it is loaded.
+        exact = came[None].to(torch.promote_types(came.dtype, torch.float32))
+        state[key] = F.interpolate(exact, size=target.shape[1:], mode="bicubic", align_corners=False)[0]
         notes.add(key, f"resized from window {_window(came)} to {_window(target)} by bicubic interpolation")
 
 

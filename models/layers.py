@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from tvm_na.functional import Backend
 from tvm_na.models import frozen
 from tvm_na.nn import NeighborhoodAttention2D
+from tvm_na.problems.attention import DTYPES
 from tvm_na.problems.checks import check_int
 
 
@@ -36,6 +37,17 @@ def check_positive(argument: str, value: Any) -> float:
     if not 0.0 < _check_number(argument, value) < float("inf"):
         raise ValueError(f"{argument}: required a finite number > 0, got {value}")
     return float(value)
+
+
+def check_dtype(argument: str, value: Any) -> torch.dtype:
+    """A dtype that kernels compute in, by itself or by its name, such as ``bfloat16``."""
+    if not isinstance(value, (str, torch.dtype)):
+        raise TypeError(f"{argument}: required a torch.dtype or its name, got {type(value).__name__} {value!r}")
+    name = str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+    if name not in DTYPES:
+        raise ValueError(f"{argument}: required {', '.join(DTYPES)}, got {value!r}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def _check_number(argument: str, value: Any) -> float:
@@ -178,11 +190,16 @@ class NABlock(nn.Module):
         known = frozen.run(self, x) if type(self.mlp) is Mlp else None
         if known is not None:
             return known
-        y = self.attn(self.norm1(x))
-        x = x + self.drop_path(y if self.gamma1 is None else self.gamma1 * y)
-        y = self.mlp(self.norm2(x))
-        out: Tensor = x + self.drop_path(y if self.gamma2 is None else self.gamma2 * y)
+        x = x + self.drop_path(_scaled(self.attn(self.norm1(x)), self.gamma1))
+        out: Tensor = x + self.drop_path(_scaled(self.mlp(self.norm2(x)), self.gamma2))
         return out
+
+
+def _scaled(x: Tensor, gamma: Tensor | None) -> Tensor:
+    """What LayerScale gives, in the dtype of x: under autocast a float32 scale would widen whatever comes after it."""
+    if gamma is None:
+        return x
+    return (gamma if gamma.dtype == x.dtype else gamma.to(x.dtype)) * x
 
 
 class NALevel(nn.Module):

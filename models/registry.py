@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from tvm_na.functional import Backend
 from tvm_na.images.preprocessing import Preprocessing
 from tvm_na.models.base import NAModel
@@ -20,6 +22,7 @@ from tvm_na.models.checkpoint import load_checkpoint
 from tvm_na.models.dilations import alternating_dilations
 from tvm_na.models.dinat_s import DiNATs
 from tvm_na.models.isotropic import NATIsotropic, ViTRPB
+from tvm_na.models.layers import check_dtype
 from tvm_na.models.nat import NAT
 
 _logger = logging.getLogger(__name__)
@@ -163,6 +166,7 @@ def create_model(
     features_only: bool = False,
     out_indices: Sequence[int] | None = None,
     backend: Backend | str = Backend.AUTO,
+    dtype: torch.dtype | str | None = None,
     **overrides: Any,
 ) -> NAModel:
     """A model by name, in training mode, on the default device.
@@ -175,6 +179,9 @@ def create_model(
         features_only: Return a list of maps ``[B, C_i, H_i, W_i]`` in place of logits.
         out_indices: Stages (of an isotropic model: layers) whose maps ``features_only`` returns; None for all.
         backend: ``auto``, ``compiled`` or ``reference``, for every attention.
+        dtype: Of parameters and of buffers that are no integers: a ``torch.dtype`` or its name, one of float16,
+            bfloat16, float32 and float64. They are drawn in PyTorch's default dtype, which None leaves, and then
+            rounded.
         **overrides: Arguments of the model's class (:class:`NAT`, :class:`DiNATs`, :class:`NATIsotropic` or
             :class:`ViTRPB`) that differ from the named model, such as ``kernel_size``.
 
@@ -183,6 +190,7 @@ def create_model(
         FileNotFoundError: ``weights`` is no file.
     """
     spec = get_spec(name)
+    chosen = None if dtype is None else check_dtype("dtype", dtype)
     model = spec.architecture(
         num_classes=num_classes,
         features_only=features_only,
@@ -190,6 +198,8 @@ def create_model(
         backend=backend,
         **spec.arguments(**overrides),
     )
+    if chosen is not None:
+        model.to(chosen)
     if weights is not None:
         report = load_checkpoint(model, weights)
         if report.adapted:
