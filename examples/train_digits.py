@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import typer
@@ -36,6 +36,7 @@ CLASSES = 10
 TEST_IMAGES, SPLIT_SEED = 450, 0
 #: One is quick enough; more wait for each other most of the time where others use the cores too.
 THREADS = 1
+Precision = Literal["float32", "bfloat16"]
 #: How far an image is turned (radians), scaled (share) and shifted (share of half its side) in training, at most.
 TURN, SCALE, SHIFT = 0.2, 0.1, 0.15
 
@@ -50,6 +51,7 @@ class Settings:
         lr: The highest learning rate.
         seed: Of weights, order and augmentation.
         images: How many of the training images are used; None for all.
+        precision: What autocast computes in, ``float32`` for none; weights are float32 in any case.
     """
 
     epochs: int = 25
@@ -57,6 +59,7 @@ class Settings:
     lr: float = 3e-3
     seed: int = 0
     images: int | None = None
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ def train(
     steps = math.ceil(len(digits.labels) / settings.batch_size)
     with reproducible(settings.seed, threads), stopping(time_limit) as stop:
         model = create_model(MODEL, num_classes=CLASSES, backend=backend)
-        recipe = Recipe(settings.epochs, steps, settings.lr)
+        recipe = Recipe(settings.epochs, steps, settings.lr, amp=settings.precision == "bfloat16")
         learner, checkpoints = Learner(model, recipe, asdict(settings)), Checkpoints(folder)
         begin(learner, checkpoints, resume, out)
         build_for(model, get_spec(MODEL).preprocessing.input_size)
@@ -201,6 +204,7 @@ def main(
     lr: Annotated[float, typer.Option(help="The highest learning rate.")] = Settings.lr,
     seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = Settings.seed,
     images: Annotated[int | None, typer.Option(help="Training images to use; all if not given.")] = Settings.images,
+    precision: Annotated[Precision, typer.Option(help="What autocast computes in.")] = Settings.precision,
     backend: Annotated[BackendName, typer.Option(help="Who computes attention.")] = "auto",
     output: Annotated[Path, typer.Option(help="Folder for checkpoint, weights and labels.")] = Path("demo/digits"),
     resume: Annotated[bool, typer.Option(help="Go on with the run in that folder, if there is one.")] = True,
@@ -212,7 +216,7 @@ def main(
 ) -> None:
     """Train nat_pico on scikit-learn's digits. Ctrl-C loses nothing; the same command goes on."""
     out = console()
-    settings = Settings(epochs, batch_size, lr, seed, images)
+    settings = Settings(epochs, batch_size, lr, seed, images, precision)
     result = train(settings, output, out, backend=backend, resume=resume, time_limit=time_limit, threads=threads)
     if result.ended:
         kept = f"the run is kept in {output}: repeat the command to go on"
