@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from tests.conftest import TOLERANCE
 from tests.helpers import relative_error
 from tvm_na import NeighborhoodAttention1D, NeighborhoodAttention2D, NeighborhoodAttention3D
+from tvm_na.functional import Backend
 
 MODULES: dict[str, tuple[Any, tuple[int, ...], dict[str, Any]]] = {
     "1d": (NeighborhoodAttention1D, (9,), {"kernel_size": 4, "dilation": 2, "rel_pos_bias": True}),
@@ -83,12 +85,35 @@ def test_dropout_changes_no_name_and_no_position() -> None:
         NeighborhoodAttention2D(16, 2, 3, attn_drop=1.5)
 
 
-def test_half_precision_and_autocast() -> None:
+@pytest.mark.parametrize("in_steps", [False, True])
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("name", ["1d", "2d", "padded"])
+def test_in_bfloat16_and_under_autocast(name: str, mixed: bool, in_steps: bool) -> None:
+    kind, sizes, options = MODULES[name]
+    module, x = kind(16, 2, **options, backend="compiled"), torch.randn(2, *sizes, 16)
+    if not mixed:
+        module, x = module.bfloat16(), x.bfloat16()
+    exact = copy.deepcopy(module).double()
+    exact.backend = Backend.REFERENCE
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        out, *weights = module(x, return_attention=True) if in_steps else (module(x),)
+    right, *wanted = exact(x.double(), return_attention=True) if in_steps else (exact(x.double()),)
+    for one, other in zip([out, *weights], [right, *wanted], strict=True):
+        assert one.dtype == torch.bfloat16
+        assert relative_error(one, other) <= 2 * TOLERANCE["bfloat16"]
+    d_out = torch.randn_like(out)
+    out.backward(d_out)
+    right.backward(d_out.double())
+    for one, other in zip(module.parameters(), exact.parameters(), strict=True):
+        assert one.grad is not None and one.grad.dtype == one.dtype
+        assert relative_error(one.grad, other.grad) <= 4 * TOLERANCE["bfloat16"]
+
+
+def test_dropout_of_weights_under_autocast() -> None:
     module = NeighborhoodAttention2D(16, 2, 3, attn_drop=0.2)
-    x = torch.randn(1, 5, 5, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out, weights = module(x, return_attention=True)
-    assert out.dtype == torch.bfloat16
-    assert weights.isfinite().all()
+        out, weights = module(torch.randn(1, 5, 5, 16), return_attention=True)
+    assert out.dtype == weights.dtype == torch.bfloat16
     out.float().sum().backward()
     assert module.qkv.weight.grad is not None
+    assert module.qkv.weight.grad.dtype == torch.float32
