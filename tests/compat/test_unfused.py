@@ -59,6 +59,21 @@ def test_both_halves_are_the_reference_with_gradients(
     assert_close([out, *found], [first(wanted), *map(first, right[:3]), right[3]])
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+def test_both_halves_in_bfloat16_and_under_autocast(mixed: bool) -> None:
+    inputs = [torch.randn(2, 2, 7, 9, 8) for _ in range(3)] + [torch.randn(2, 5, 5)]
+    query, key, value, rpb = inputs if mixed else [t.bfloat16() for t in inputs]
+    exact = [t.bfloat16().double() for t in inputs]
+    right = theirs.natten2dqkrpb(exact[0], exact[1], exact[3], 3, 2)
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        scores = theirs.natten2dqkrpb(query, key, rpb, 3, 2)
+        weights = scores.softmax(dim=-1)
+        out = theirs.natten2dav(weights, value, 3, 2)
+    assert scores.dtype == weights.dtype == out.dtype == torch.bfloat16
+    assert relative_error(scores, right) <= TOLERANCE["bfloat16"]
+    assert relative_error(out, theirs.natten2dav(weights.double(), exact[2], 3, 2)) <= TOLERANCE["bfloat16"]
+
+
 @pytest.mark.parametrize(("spatial", "kernel_size", "dilation", "numbers"), WINDOWS)
 def test_scores_lie_in_the_order_of_the_window(
     spatial: Any, kernel_size: Any, dilation: Any, numbers: tuple[int, ...]
