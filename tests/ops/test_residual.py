@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from tests.helpers import relative_error
-from tvm_na.measure.linear import LIBRARY, OURS, compare_linear
 from tvm_na.ops import residual
 from tvm_na.problems.dense import DenseProblem
 from tvm_na.reference.dense_case import reference
@@ -79,9 +78,3 @@ def test_there_are_no_gradients() -> None:
         torch.ops.tvm_na.residual_mlp(**given)
     with torch.no_grad():
         torch.ops.tvm_na.residual_mlp(**given)
-
-
-def test_a_linear_layer_is_compared_with_the_librarys() -> None:
-    found = compare_linear(DenseProblem.make(9, 16, 24, activation="gelu", residual=True), rounds=3)
-    assert set(found) == {OURS, LIBRARY}
-    assert all(len(timing.samples) == 3 for timing in found.values())

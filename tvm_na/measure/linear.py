@@ -1,9 +1,14 @@
-"""A linear layer by a kernel of ours against the library's, as a compiler that freezes weights calls it."""
+"""A linear layer by a kernel of ours against the library's: one way of timing for whoever chooses between them.
+
+What PyTorch's compilers call for a linear layer whose weights are constants differs: ``torch.compile`` calls MKL
+(:func:`by_mkl`), AOTInductor oneDNN (:func:`by_onednn`), each with weights that it packed ahead.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,41 +18,115 @@ from tvm_na.measure.timing import Timing, measure
 from tvm_na.ops.launch import launcher_for
 from tvm_na.ops.residual import block_of, packed
 from tvm_na.problems.dense import DenseProblem
+from tvm_na.reference.case import draw
 
 OURS, LIBRARY = "ours", "library"
+#: How both are timed, in turns; seconds.
+ROUNDS, SAMPLE_TIME, WARMUP_TIME = 11, 3e-3, 1e-2
 
 
-def library_linear(problem: DenseProblem, weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """The product of a linear layer as Inductor calls it: MKL with packed weights where that is there."""
-    tokens = math.prod(problem.spatial)
-    if problem.dtype != "float32" or not torch.backends.mkl.is_available():
-        return lambda x: F.linear(x, weight, bias)
-    packed_for_mkl = torch.ops.mkl._mkl_reorder_linear_weight(weight, tokens)
-    return lambda x: torch.ops.mkl._mkl_linear(x, packed_for_mkl, weight, bias, tokens)
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer with random numbers.
+
+    Attributes:
+        x: ``[batch, tokens, in]``.
+        weight: ``[out, in]``, in the problem's dtype or narrower.
+        bias: ``[out]``, or None.
+        residual: ``[batch, tokens, out]``, or None.
+        weight_scale: ``[out]``, what a narrower weight is to be multiplied by, or None.
+    """
+
+    problem: DenseProblem
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    residual: Tensor | None
+    weight_scale: Tensor | None = None
+
+    @classmethod
+    def drawn(cls, problem: DenseProblem, batch: int) -> Layer:
+        """On the CPU, in the problem's dtype."""
+        inputs = [a for a in problem.arguments() if a.role == "input"]
+        tensors = draw(inputs, batch, "cpu", torch.Generator().manual_seed(0))
+        of = dict(zip((a.name for a in inputs), tensors, strict=True))
+        weight, others = of["weight"].squeeze(1), (of.get(name) for name in ("bias", "residual", "weight_scale"))
+        return cls(problem, of["x"], weight, *others)
+
+    def widened(self) -> Tensor:
+        """The product with a narrower weight, made as wide as the input at every call.
+
+        ATen's ``_weight_int8pack_mm`` is for bfloat16 (in float32 it took 40 times as long), and Inductor's patterns
+        take that alone.
+        """
+        assert self.weight_scale is not None
+        wide = self.weight.to(self.x.dtype) * self.weight_scale[:, None]
+        return F.linear(self.x.flatten(0, -2), wide, self.bias)
+
+    def finished(self, product: Tensor) -> Tensor:
+        """The activation of a product with its bias, and the residual."""
+        product = F.gelu(product) if self.problem.activation == "gelu" else product
+        return product if self.residual is None else product + self.residual.view_as(product)
 
 
-def compare_linear(problem: DenseProblem, rounds: int = 5) -> dict[str, Timing]:
-    """Seconds of one sample, in turns: :data:`OURS` and :data:`LIBRARY`, each with activation and residual.
+#: From a layer to a call that computes all of it.
+Maker = Callable[[Layer], Callable[[], Tensor]]
+
+
+def launched(layer: Layer) -> Callable[[], Tensor]:
+    """By our kernel, as operators launch it."""
+    launch, weight = launcher_for(layer.problem, layer.x.device), packed(layer.weight, block_of(layer.problem))
+    return lambda: launch((layer.x, weight, layer.bias, layer.residual), 1.0)[0]
+
+
+def by_mkl(layer: Layer) -> Callable[[], Tensor]:
+    """As ``torch.compile`` does, by MKL; by whatever PyTorch has where that is not there."""
+    if layer.x.dtype != torch.float32 or not torch.backends.mkl.is_available():
+        return lambda: layer.finished(F.linear(layer.x, layer.weight, layer.bias))
+    rows, mkl = math.prod(layer.x.shape[:-1]), torch.ops.mkl
+    weight = mkl._mkl_reorder_linear_weight(layer.weight, rows)
+    return lambda: layer.finished(mkl._mkl_linear(layer.x, weight, layer.weight, layer.bias, rows))
+
+
+def by_onednn(layer: Layer) -> Callable[[], Tensor]:
+    """As AOTInductor does, by oneDNN, which finishes it; by whatever PyTorch has where that is not there."""
+    if layer.weight_scale is not None:
+        return lambda: layer.finished(layer.widened())
+    if not _packs_for_onednn(layer.x.dtype):
+        return by_mkl(layer)
+    onednn, rows, activation = torch.ops.mkldnn, layer.x.flatten(0, -2), layer.problem.activation
+    addend = None if layer.residual is None else layer.residual.flatten(0, -2)
+    weight = onednn._reorder_linear_weight(layer.weight, len(rows))
+    algorithm = "none" if activation == "gelu" else ""
+
+    def call() -> Tensor:
+        if addend is not None and activation == "none":
+            return onednn._linear_pointwise.binary(rows, addend, weight, layer.bias, "add")
+        out = onednn._linear_pointwise(rows, weight, layer.bias, activation, [], algorithm)
+        return out if addend is None else out + addend
+
+    return call
+
+
+def _packs_for_onednn(dtype: torch.dtype) -> bool:
+    """Whether AOTInductor has oneDNN compute linear layers, with weights that it laid out ahead."""
+    return dtype == torch.float32 and torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
+
+
+def compare_linear(
+    problem: DenseProblem, ours: Maker = launched, library: Maker = by_mkl, batch: int = 1
+) -> dict[str, Timing]:
+    """Seconds of a call for so many samples, in turns: :data:`OURS` and :data:`LIBRARY`, each the whole layer.
 
     Args:
         problem: A linear layer, for the CPU.
-        rounds: Samples of each.
+        ours, library: How either computes it.
+        batch: Samples.
+
+    Raises:
+        NotImplementedError, RuntimeError: as :func:`tvm_na.jit.build.kernel_for`.
     """
-    generator = torch.Generator().manual_seed(0)
-    options = {"generator": generator, "dtype": getattr(torch, problem.dtype)}
-    tokens, out = math.prod(problem.spatial), problem.out_channels
     with torch.no_grad():
-        x = torch.randn(1, tokens, problem.in_channels, **options)
-        weight = torch.randn(out, problem.in_channels, **options)
-        bias = torch.randn(out, **options) if problem.bias else None
-        residual = torch.randn(1, tokens, out, **options) if problem.residual else None
-        launch, own_weight = launcher_for(problem, x.device), packed(weight, block_of(problem))
-        product = library_linear(problem, weight, bias)
-
-        def library() -> Tensor:
-            found = product(x)
-            found = F.gelu(found) if problem.activation == "gelu" else found
-            return found if residual is None else found + residual
-
-        candidates = {OURS: lambda: launch((x, own_weight, bias, residual), 1.0), LIBRARY: library}
-        return measure(candidates, rounds=rounds, sample_time=2e-3, warmup_time=1e-2)
+        layer = Layer.drawn(problem, batch)
+        candidates = {OURS: ours(layer), LIBRARY: library(layer)}
+        return measure(candidates, rounds=ROUNDS, sample_time=SAMPLE_TIME, warmup_time=WARMUP_TIME)
