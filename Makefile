@@ -49,8 +49,9 @@ typecheck: install
 	cp -r models schedules build/typed/tvm_na/
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../mypy-cache -p tvm_na
 
+# With DTYPE=bfloat16 what is told of half precision, beside what is there.
 bench: install
-	-$(BIN)/python -m benchmarks.suite --output build/bench # what fails in it is told by the page
+	-$(BIN)/python -m benchmarks.suite $(if $(DTYPE),--dtype $(DTYPE)) --output build/bench # what fails in it is told by the page
 	$(BIN)/python -m benchmarks.suite report build/bench --publish
 
 # On a machine with a GPU and a CUDA compiler. Where there is no compiler, or little time: docs/guide/benchmarks.md.

@@ -14,7 +14,8 @@ from benchmarks.peers import PEERS
 from benchmarks.problems import growing
 from benchmarks.suite.cases import Case, Part, Setting
 from benchmarks.suite.networks import NAT, SWIN, network
-from benchmarks.suite.op import OURS
+from benchmarks.suite.op import IN_FLOAT32, OURS, SLOW_PEERS
+from benchmarks.suite.packages import images, placed
 from benchmarks.suite.turns import in_short
 from tvm_na.functional import Backend, na2d
 from tvm_na.problems.attention import NAProblem
@@ -28,7 +29,11 @@ _MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 def _cases(setting: Setting) -> list[Case]:
     batch, size = (4, 16) if setting.quick else (32, 112)
     models = [NAT] if setting.quick else [NAT, SWIN]
-    peers = [OURS] if setting.quick else [OURS, *(peer.name for peer in PEERS[setting.device])]
+    names = [OURS] if setting.quick else [OURS, *(peer.name for peer in PEERS[setting.device])]
+    names = [name for name in names if name not in SLOW_PEERS[setting.device]]
+    if not setting.is_main:
+        # Linux counts to some hundred kilobytes: a map whose tensors are large beside that, as are not peers' masks.
+        models, names, size = [], [OURS, IN_FLOAT32], 2 * size
     passes = [Case(f"{name}, batch {batch}", {"network": name, "batch": batch}, environment=_MALLOC) for name in models]
     operator = [
         Case(
@@ -37,7 +42,7 @@ def _cases(setting: Setting) -> list[Case]:
             environment=_MALLOC,
         )
         for backward in (False, True)
-        for name in peers
+        for name in names
     ]
     return [*passes, *operator]
 
@@ -51,7 +56,7 @@ def run(case: Case, setting: Setting) -> dict[str, Any]:
             call(*small)  # what is loaded on first use is loaded
             call(*small)
         except Exception as error:  # a compiler's failure has no type of its own
-            if case.about.get("operator", OURS) == OURS:
+            if case.about.get("operator", OURS) in (OURS, IN_FLOAT32):
                 raise
             return {"refused": in_short(error)}
         _, peak = _peak(lambda: call(*large), setting)
@@ -74,19 +79,21 @@ Prepared = tuple[Callable[..., object], tuple[Tensor, ...], tuple[Tensor, ...]]
 def _network(about: Mapping[str, Any], setting: Setting) -> Prepared:
     """A model with one image, and with a batch."""
     one = network(about["network"], setting.quick)
-    images = [torch.randn(n, 3, one.size, one.size).to(setting.device) for n in (1, about["batch"])]
-    return one.model.to(setting.device), (images[0],), (images[1],)
+    one_image, batch = (images(one, n, setting) for n in (1, about["batch"]))
+    return placed(one, setting), (one_image,), (batch,)
 
 
 def _operator(about: Mapping[str, Any], setting: Setting) -> Prepared:
     """The operator or a peer, forward or with gradients: the same tensors twice, as masks are of one size."""
-    problem: NAProblem = growing((about["size"],))[0].problem
+    name = about["operator"]
+    dtype = "float32" if name == IN_FLOAT32 else setting.dtype
+    problem: NAProblem = growing((about["size"],))[0].of_dtype(dtype).problem
     shape = (1, *problem.spatial, problem.heads, problem.head_dim)
-    tensors = [torch.randn(shape, device=setting.device) for _ in range(3)]
-    if about["operator"] == OURS:
+    tensors = [torch.randn(shape, device=setting.device).to(getattr(torch, dtype)) for _ in range(3)]
+    if name in (OURS, IN_FLOAT32):
         call: Callable[..., Tensor] = partial(na2d, kernel_size=problem.kernel_size, backend=Backend.COMPILED)
     else:
-        (peer,) = [peer for peer in PEERS[setting.device] if peer.name == about["operator"]]
+        (peer,) = [peer for peer in PEERS[setting.device] if peer.name == name]
         call, tensors = peer.prepare(problem, setting.device, None), [peer.layout(t) for t in tensors]
     leaves = tuple(t.requires_grad_(about["backward"]) for t in tensors)
     if not about["backward"]:

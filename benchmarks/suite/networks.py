@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,10 @@ from torch import Tensor, nn
 from benchmarks.suite.turns import in_short
 from tvm_na.models import create_model
 from tvm_na.nn import NeighborhoodAttention2D
+from tvm_na.ops import residual
+from tvm_na.ops.launch import launcher_for
+from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.base import Problem
 
 NAT, FLOOR, SWIN, CONVNEXT = "NAT-Tiny", "NAT-Tiny without attention", "Swin-T", "ConvNeXt-T"
 NAMES = (NAT, FLOOR, SWIN, CONVNEXT)
@@ -40,20 +46,39 @@ class _Logits(nn.Module):
         return logits
 
 
-class WithoutAttention(NeighborhoodAttention2D):
-    """Adds query, key and value, so that every projection remains."""
+#: The window of an attention that is taken out. No model has it, so whoever launches kernels tells it apart.
+_NO_WINDOW = (1, 1)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return query + key + value
+
+def _added(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """In place of attention: every projection remains, and is read."""
+    return query + key + value
 
 
 def without_attention(model: nn.Module) -> nn.Module:
-    """A copy of which no neighborhood attention attends."""
+    """A copy of which no neighborhood attention attends, and all else is as it was, to be compiled as it is.
+
+    :func:`attention_taken_out` must be entered when what a compiler made of it is first called.
+    """
     floor = copy.deepcopy(model)
     for module in floor.modules():
-        if type(module) is NeighborhoodAttention2D:
-            module.__class__ = WithoutAttention
+        if type(module) is NeighborhoodAttention2D:  # and remains one, for whom blocks are made of fewer operators
+            module._attend = _added  # type: ignore[method-assign]
+            module.kernel_size, module.rpb = _NO_WINDOW, None
     return floor
+
+
+@contextlib.contextmanager
+def attention_taken_out() -> Iterator[None]:
+    """While this lasts, operators that hold half a block find no kernel for a window that was taken out, but a sum."""
+
+    def launcher(problem: Problem, device: torch.device) -> Callable[..., tuple[Tensor, ...]]:
+        if isinstance(problem, NAProblem) and problem.kernel_size == _NO_WINDOW:
+            return lambda tensors, scale: (_added(*tensors[:3]),)
+        return launcher_for(problem, device)
+
+    with patch.object(residual, "launcher_for", launcher):
+        yield
 
 
 def network(name: str, quick: bool = False) -> Network:

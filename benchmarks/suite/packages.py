@@ -30,15 +30,14 @@ _ABOUT = "made.json"
 
 
 def images(found: Network, batch: int, setting: Setting) -> Tensor:
-    """Noise ``[batch, 3, size, size]``, float32 on a CPU, else float16."""
+    """Noise ``[batch, 3, size, size]``, in the setting's dtype."""
     torch.manual_seed(1)
-    x = torch.randn(batch, 3, found.size, found.size)
-    return x if setting.device == "cpu" else x.to(setting.device, torch.half)
+    return torch.randn(batch, 3, found.size, found.size).to(setting.device, setting.torch_dtype)
 
 
 def placed(found: Network, setting: Setting) -> nn.Module:
     """The model on its device, in the dtype of images."""
-    return found.model if setting.device == "cpu" else found.model.to(setting.device, torch.half)
+    return found.model.to(setting.device, setting.torch_dtype)
 
 
 def _path(way: str, name: str, setting: Setting) -> Path:

@@ -23,6 +23,8 @@ WARM = 3
 
 
 def _cases(setting: Setting) -> list[Case]:
+    if not setting.is_main:
+        return []
     return [Case(what, {"what": what}, 240.0) for what in ([OPERATOR] if setting.quick else [OPERATOR, FLEX, NAT])]
 
 

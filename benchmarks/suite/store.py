@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine_of
-from benchmarks.suite.cases import Case
+from benchmarks.suite.cases import Case, Setting, file_name
 from tvm_na.measure.timing import version_of
 
 #: Of peers; their versions count as ours do.
 _PEERS = ("timm", "transformers", "natten", "natten-mps")
+#: Of CPUs, as Linux names them; the latter multiply bfloat16.
+_INSTRUCTIONS = ("avx2", "f16c", "avx512f", "avx512_vnni", "amx_tile")
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 _ROOT = Path(__file__).parents[2]
 #: What is measured: results of other sources are not kept.
 _SOURCES = ("tvm_na", "models", "schedules", "tuning_logs")
@@ -30,7 +33,7 @@ def described_machine(device: str) -> dict[str, Any]:
 def _flags() -> list[str]:
     told = Path("/proc/cpuinfo")
     words = set(told.read_text(encoding="ascii", errors="replace").split()) if told.is_file() else set()
-    return [flag for flag in ("avx2", "avx512f", "avx512_vnni", "amx_tile") if flag in words]
+    return [flag for flag in (*_INSTRUCTIONS, *BF16_INSTRUCTIONS) if flag in words]
 
 
 def digest_of_sources(root: Path = _ROOT) -> str:
@@ -45,25 +48,24 @@ def digest_of_sources(root: Path = _ROOT) -> str:
 
 @dataclass
 class Store:
-    """The results of a folder; those of other machines, versions and sources, and of cases that changed, are dropped.
+    """A setting's results; those of other machines, versions and sources, and of cases that changed, are dropped.
 
     Attributes:
         machine: This machine (:func:`described_machine`).
-        quick: Whether it holds a rehearsal.
+        setting: Whether it holds a rehearsal, of which device and dtype.
     """
 
-    folder: Path
     machine: Mapping[str, Any]
-    quick: bool = False
+    setting: Setting
 
     def _file(self, part: str) -> Path:
-        return self.folder / f"{part}.json"
+        return self.setting.folder / file_name(part, self.setting.dtype, self.setting.device)
 
     def _same_machine(self, content: Mapping[str, Any]) -> bool:
         def without_date(machine: Mapping[str, Any]) -> dict[str, Any]:
             return {name: value for name, value in machine.items() if name != "date"}
 
-        return content["quick"] == self.quick and without_date(content["machine"]) == without_date(self.machine)
+        return content["quick"] == self.setting.quick and without_date(content["machine"]) == without_date(self.machine)
 
     def found(self, part: str) -> dict[str, Any]:
         """What is kept of a part, by the names of cases."""
@@ -80,8 +82,8 @@ class Store:
         """Keep a result with those before, of cases that are planned, in that order; the file is whole at any time."""
         found = {**self.found(part), case.name: {"about": dict(case.about), **result}}
         cases = {name: found[name] for name in planned if name in found}
-        content = {"part": part, "quick": self.quick, "machine": self.machine, "cases": cases}
-        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {"part": part, "quick": self.setting.quick, "machine": self.machine, "cases": cases}
+        self.setting.folder.mkdir(parents=True, exist_ok=True)
         new = self._file(part).with_suffix(".new")
         new.write_text(_compact(content) + "\n", encoding="utf-8")
         new.replace(self._file(part))

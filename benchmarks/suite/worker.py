@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import json
 import signal
 import sys
@@ -27,7 +28,7 @@ def main(told: str, answer: str) -> None:
     case, setting = Case(**content["case"]), Setting(**content["setting"])
     torch.set_num_threads(settings.num_threads())
     warnings.simplefilter("ignore")
-    found = PARTS[content["part"]].run(case, Setting(setting.device, setting.quick, Path(setting.folder)))
+    found = PARTS[content["part"]].run(case, dataclasses.replace(setting, folder=Path(setting.folder)))
     Path(answer).write_text(json.dumps(found), encoding="utf-8")
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks import problems
 from benchmarks.peers import PEERS, Peer, gather_einsum
 from benchmarks.suite import memory, models, networks, op, packages, store, turns
-from benchmarks.suite.cases import Case, Part, Setting
+from benchmarks.suite.cases import DTYPES, Case, Part, Setting
 from benchmarks.suite.networks import FLOOR, NAT, SWIN, Network, network
 from benchmarks.suite.parts import PARTS
 from benchmarks.suite.right import sampled_right
@@ -21,8 +23,12 @@ from benchmarks.suite.runner import carry_out, in_process
 from benchmarks.suite.store import Store
 from benchmarks.suite.training import error_of_gradients
 from benchmarks.suite.turns import Candidates, in_turns
+from tests.helpers import relative_error
+from tests.models import test_frozen
 from tvm_na import na2d
 from tvm_na.measure.timing import Timing
+from tvm_na.models import frozen
+from tvm_na.ops.residual import block_of
 from tvm_na.problems.attention import NAProblem
 from tvm_na.reference import attention as reference
 
@@ -35,8 +41,8 @@ def without_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "in_turns", lambda calls, *_: {name: Timing((1.0,)) for name in calls})
 
 
-def setting_in(folder: Path, quick: bool = True) -> Setting:
-    return Setting("cpu", quick, folder)
+def setting_in(folder: Path, quick: bool = True, dtype: str = "float32") -> Setting:
+    return Setting("cpu", quick, folder, dtype)
 
 
 class Ticks:
@@ -105,13 +111,44 @@ def wrong_peer(problem: NAProblem, device: str, rpb: Any = None) -> Any:
     return lambda query, key, value: call(query, key, value) * 1.01
 
 
+def small_case(problem: NAProblem, peers: list[str]) -> Case:
+    about = {"problem": problem.to_json(), "note": "small", "seconds": 0.01, "backward": True, "batch": 1}
+    return Case("small", {**about, "peers": peers})
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_halves_are_compared_with_peers_in_halves_beside_float32(
+    tmp_path: Path, without_times: None, dtype: str
+) -> None:
+    problem = dataclasses.replace(SMALL, dtype=dtype)
+    found = op.run(small_case(problem, ["gather", "SDPA"]), setting_in(tmp_path, dtype=dtype))
+    for which in ("forward", "training"):
+        errors = {name: one["error"] for name, one in found[which]["candidates"].items()}
+        assert errors.keys() == {op.OURS, op.IN_FLOAT32, "gather", "SDPA"} | (
+            {op.DEFAULT} if which == "forward" else set()
+        )
+        assert errors.pop(op.IN_FLOAT32) < 1e-5 and all(1e-5 < error < 3e-2 for error in errors.values())
+
+
+def test_what_fails_forward_is_not_tried_backward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def fails(problem: NAProblem, device: str, rpb: Any = None) -> Any:
+        tried.append(problem)
+        raise MemoryError("too large")
+
+    monkeypatch.setitem(PEERS, "cpu", (Peer("large", "", fails),))
+    found = op.run(small_case(SMALL, ["large"]), setting_in(tmp_path))
+    assert found["forward"]["refused"] == found["training"]["refused"] == {"large": "MemoryError: too large"}
+    assert len(tried) == 1
+
+
 def test_an_operator_is_compared_with_its_peers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_times: None
 ) -> None:
     peers = (PEERS["cpu"][0], Peer("wrong", "", wrong_peer), *PEERS["cpu"][3:])
     monkeypatch.setitem(PEERS, "cpu", peers)
-    about = {"problem": SMALL.to_json(), "note": "small", "seconds": 0.01, "backward": True, "batch": 1}
-    found = op.run(Case("small", about), setting_in(tmp_path))
+    found = op.run(small_case(SMALL, [peer.name for peer in peers]), setting_in(tmp_path))
     assert found["useful"] == SMALL.useful_flops and found["note"] == "small"
     assert {op.OURS, op.DEFAULT, op.MATMUL, "gather"} <= found["forward"]["candidates"].keys()
     assert {op.OURS, op.MATMUL, "gather"} <= found["training"]["candidates"].keys()
@@ -142,14 +179,27 @@ def test_workloads_are_those_that_are_promised() -> None:
     assert found["HDiT 64²"].head_dim == 64 and found["StyleNAT 256²"].spatial == (256, 256)
 
 
+def test_the_floor_is_compiled_as_nat_is_and_has_no_kernel_that_attends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frozen, "_choose", lambda problems: tuple(map(block_of, problems)))  # ours are always taken
+    nat, x = nn.Sequential(test_frozen.block()), torch.randn(2, 7, 6, 24)
+    floor = networks.without_attention(nat)
+    with torch.no_grad(), test_frozen.freezing(), networks.attention_taken_out():
+        of_nat, _ = test_frozen.operators_in(nat, x)
+        of_floor, out = test_frozen.operators_in(floor, x)
+        with monkeypatch.context() as patch:  # what was found for it is kept
+            patch.setattr("tvm_na.ops.residual.launcher_for", lambda problem, device: pytest.fail(str(problem)))
+            assert torch.equal(test_frozen.operators_in(floor, x)[1], out)
+    assert of_nat == of_floor == test_frozen.OPERATORS
+    assert relative_error(out, floor(x)) < 1e-5 and relative_error(out, nat(x)) > 1e-2
+
+
 def test_the_floor_attends_to_nothing_and_drops_no_projection() -> None:
     nat, floor = (network(name, quick=True).model for name in (NAT, FLOOR))
-    assert [n for n, _ in nat.named_parameters()] == [n for n, _ in floor.named_parameters()]
+    assert {n for n, _ in nat.named_parameters() if not n.endswith(".rpb")} == {n for n, _ in floor.named_parameters()}
     x, target = torch.randn(1, 3, 64, 64), torch.tensor([3])
     floor.set_backend("reference")  # type: ignore[operator]
     torch.nn.functional.cross_entropy(floor(x), target).backward()
-    unused = {n.rpartition(".")[2] for n, p in floor.named_parameters() if p.grad is None}
-    assert unused == {"rpb"}
+    assert not [n for n, p in floor.named_parameters() if p.grad is None]
     assert (
         error_of_gradients(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64 * 64, 5)), x, target) < 1e-6
     )
@@ -184,7 +234,7 @@ def test_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
         return {"failed": "crashed"} if case.name == "c" else {"samples": [1.0]}
 
     def carried(machine: dict[str, Any], **about: Any) -> list[str]:
-        kept = Store(tmp_path / "new", machine, quick=True)
+        kept = Store(machine, setting_in(tmp_path / "new"))
         ran.append("|")
         return carry_out([part_of(ran, "a", "b", "c", **about)], setting_in(tmp_path), kept, lambda *_: None, run)
 
@@ -197,8 +247,11 @@ def test_a_run_goes_on_where_it_was(tmp_path: Path) -> None:
     carried({**machine, "versions": {"torch": "3"}}, size=3)
     told = " ".join(ran)
     assert told == "| a b | b c | c | a b c | a b c"
-    assert list(Store(tmp_path / "new", {**machine, "versions": {"torch": "3"}}, True).found("op")) == ["a", "b", "c"]
-    assert Store(tmp_path / "new", machine).found("op") == {}, "another machine, and no rehearsal"
+    newest, folder = {**machine, "versions": {"torch": "3"}}, tmp_path / "new"
+    assert list(Store(newest, setting_in(folder)).found("op")) == ["a", "b", "c"]
+    assert Store(machine, setting_in(folder)).found("op") == {}, "another machine"
+    assert Store(newest, setting_in(folder, quick=False)).found("op") == {}, "no rehearsal"
+    assert Store(newest, setting_in(folder, dtype="bfloat16")).found("op") == {}, "another dtype"
 
 
 def test_sources_are_told_apart(tmp_path: Path) -> None:
@@ -213,20 +266,25 @@ def test_sources_are_told_apart(tmp_path: Path) -> None:
 def test_a_case_has_a_process_of_its_own_and_one_that_hangs_or_crashes_is_told(tmp_path: Path) -> None:
     (rehearsed,) = [case for case in PARTS["memory"].cases(setting_in(tmp_path)) if case.name == "16², tvm_na"]
     assert in_process(PARTS["memory"], rehearsed, setting_in(tmp_path))["inputs"] == 3 * 16 * 16 * 2 * 32 * 4
-    case = Case("none", {"problem": "{}", "batch": 1, "seconds": 1, "backward": False})
+    case = Case("none", {"problem": "{}", "batch": 1, "seconds": 1, "backward": False, "peers": []})
     assert in_process(PARTS["op"], case, setting_in(tmp_path))["failed"].startswith("ended with 1: ")
     slow = dataclasses.replace(case, limit=0.05)
     assert in_process(PARTS["op"], slow, setting_in(tmp_path)) == {"failed": "took longer than 0.05 s"}
 
 
 def test_cases_of_every_part_are_named_once_and_json(tmp_path: Path) -> None:
-    for quick in (True, False):
+    for quick, dtype in itertools.product((True, False), DTYPES):
+        setting = setting_in(tmp_path, quick, dtype)
         for part in PARTS.values():
-            cases = part.cases(setting_in(tmp_path, quick))
-            assert cases and len({case.name for case in cases}) == len(cases)
-            kept = Store(tmp_path / part.name, {}, quick)
-            kept.put(part.name, cases[0], {"load_before": 0.0}, [case.name for case in cases])
-            assert kept.is_done(part.name, cases[0])
+            cases = part.cases(setting)
+            assert len({case.name for case in cases}) == len(cases)
+            assert cases or (dtype != "float32" and part.name in ("growth", "start", "training"))
+            kept = Store({}, setting)
+            for case in cases[:1]:
+                kept.put(part.name, case, {"load_before": 0.0}, [case.name for case in cases])
+                assert kept.is_done(part.name, case)
+    files = sorted(file.name for file in tmp_path.iterdir())
+    assert "op.json" in files and "op-bfloat16.json" in files and len(files) == 6 + 3 + 3
 
 
 def test_an_operator_takes_its_stride_in_both_ways() -> None:
@@ -248,6 +306,16 @@ def test_nat_has_the_attention_of_others(tmp_path: Path, monkeypatch: pytest.Mon
     assert frozen and not any(frozen)
 
 
+def test_half_precision_of_a_call_takes_half_the_memory_for_its_tensors(tmp_path: Path) -> None:
+    setting = setting_in(tmp_path, dtype="bfloat16")
+    names = [case.name for case in PARTS["memory"].cases(setting) if not case.about["backward"]]
+    found = [
+        memory.run(Case(name, {"operator": name.split("², ")[1], "size": 32, "backward": False}), setting)
+        for name in names
+    ]
+    assert [one["inputs"] for one in found] == [3 * 32 * 32 * 2 * 32 * size for size in (2, 4)]
+
+
 @pytest.mark.parametrize("backward", [False, True])
 def test_memory_is_what_a_call_takes(backward: bool, tmp_path: Path) -> None:
     about = {"operator": "SDPA", "size": 32, "backward": backward}
@@ -255,6 +323,15 @@ def test_memory_is_what_a_call_takes(backward: bool, tmp_path: Path) -> None:
     assert found["inputs"] == 3 * 32 * 32 * 2 * 32 * 4 and found["peak"] >= 0
     refused = memory.run(Case("natten", {**about, "operator": "natten"}), setting_in(tmp_path))
     assert {*refused} <= {"peak", "inputs"} or "natten is not installed" in refused["refused"]
+
+
+def test_nat_of_another_dtype_is_measured_beside_float32(tmp_path: Path, without_times: None) -> None:
+    setting = setting_in(tmp_path, dtype="bfloat16")
+    (case,) = PARTS["models"].cases(setting)
+    found = models.run(case, setting)
+    errors = {name: one["error"] for name, one in found["candidates"].items()}
+    assert list(errors) == ["NAT-Tiny, eager", "NAT-Tiny, float32, eager"] and found["dtype"] == "bfloat16"
+    assert errors["NAT-Tiny, float32, eager"] < 1e-4 < errors["NAT-Tiny, eager"]
 
 
 def test_a_package_of_another_library_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

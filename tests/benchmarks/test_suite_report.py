@@ -34,7 +34,7 @@ after
 
 
 def compared(*refused: str, **seconds: Any) -> dict[str, Any]:
-    names = {"ours": "tvm_na", "default": "tvm_na, default", "mm": "torch.mm"}
+    names = {"ours": "tvm_na", "default": "tvm_na, default", "float32": "tvm_na, float32", "mm": "torch.mm"}
     samples = {names.get(n, n): list(s) if isinstance(s, tuple) else [s] * 3 for n, s in seconds.items()}
     found = {name: {"samples": s, "calls": 1} for name, s in samples.items()}
     return {"candidates": found, "refused": dict.fromkeys(refused, "not | there")}
@@ -48,6 +48,34 @@ def models(way: str, *seconds: float) -> dict[str, Any]:
     names = ("NAT-Tiny", "NAT-Tiny without attention", "Swin-T", "ConvNeXt-T")
     one = compared(**{f"{name}, {way}": s for name, s in zip(names, seconds, strict=True)})
     return case(batch=1, sources={"NAT-Tiny": "tvm_na.models", "Swin-T": "timm"}, **one)
+
+
+def put(folder: Path, machine: dict[str, Any], **parts: Any) -> None:
+    for name, cases in parts.items():
+        content = {"part": name, "quick": False, "machine": machine, "cases": cases}
+        (folder / f"{name.replace('_', '-')}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def put_halves(folder: Path, *flags: str) -> None:
+    lone = {"note": "", "batch": 1, "useful": MM // 1000}
+    stages = {"56²": (1.0, 0.8, 4.0), "7²": (1.1, 1.0, 9.0)}
+    op = {
+        f"NAT-Tiny {name}": case(
+            **lone,
+            forward=compared("flex", ours=ours, float32=1.0, gather=peer),
+            training=compared(ours=back, float32=1.0, gather=0.5),
+        )
+        for name, (ours, back, peer) in stages.items()
+    }
+    memory = {
+        "224², tvm_na": case(peak=7 * 10**6, inputs=18 * 10**6),
+        "224², tvm_na, float32": case(peak=13 * 10**6, inputs=36 * 10**6),
+    }
+    names = ("NAT-Tiny", "NAT-Tiny, float32", "Swin-T")
+    seconds = {f"{name}, torch.compile": s for name, s in zip(names, (0.3, 0.1, 0.6), strict=True)}
+    models = {"torch.compile, batch 1": case(batch=1, sources={}, **compared(**seconds))}
+    machine = {**MACHINE, "flags": ["avx2", *flags]}
+    put(folder, machine, **{"op_bfloat16": op, "memory_bfloat16": memory, "models_bfloat16": models})
 
 
 @pytest.fixture
@@ -91,9 +119,7 @@ def folder(tmp_path: Path) -> Path:
             )
         },
     }
-    for name, cases in parts.items():
-        content = {"part": name, "quick": False, "machine": MACHINE, "cases": cases}
-        (tmp_path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    put(tmp_path, MACHINE, **parts)
     return tmp_path
 
 
@@ -133,6 +159,37 @@ def test_where_others_are_ahead_is_told_the_worst_first(folder: Path) -> None:
         ("NAT-Tiny, tvm", "ConvNeXt-T", 1.2),
         ("NAT-Tiny, torch.compile", "Swin-T", 1.11),
     ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "gain"), [((), (1.1, "missed")), (("avx512_bf16",), (pytest.approx(1.1**0.5), "missed"))]
+)
+def test_goals_of_half_precision(folder: Path, flags: tuple[str, ...], gain: tuple[Any, str]) -> None:
+    put_halves(folder, *flags)
+    results = Results.read(folder)
+    found = [(goal.got, goal.verdict) for goal in verdicts.goals_of_dtype(results.others["bfloat16"], "bfloat16")]
+    assert found == [
+        gain,
+        (1.0, "met"),
+        (pytest.approx((4.0 * 9.0 / 1.1) ** 0.5), "met"),
+        (pytest.approx(4.0), "met"),
+        (1.0, "met"),  # what float32 packs: 13 MB less an output of 12
+    ]
+    assert {goal.verdict for goal in verdicts.goals_of_dtype(Results({}), "float16")} == {"not measured"}
+    losses = {(loss.where, loss.who, loss.why) for loss in verdicts.losses(results)}
+    assert ("training, NAT-Tiny 7², bfloat16", "gather", "ours takes 1.00x its time in float32") in losses
+
+
+def test_the_page_has_half_precision_where_it_was_measured(folder: Path) -> None:
+    assert "Half precision:" not in page(Results.read(folder))
+    put_halves(folder)
+    text = page(Results.read(folder))
+    assert "## Half precision: bfloat16" in text
+    assert "| NAT-Tiny 56² | 1,000 | 1,000 | 1.00x | 4,000 | — | 4.00x |" in text
+    assert "| torch.compile, batch 1 | 300 | 100 | 600 | 3.00x | 0.50x |" in text
+    assert "| 224² | 7.00 | 13.0 | 0.54x |" in text
+    assert "NAT-Tiny 56², bfloat16, NAT-Tiny 7², bfloat16 | not \\| there |" in text
+    assert "| operator at NAT-Tiny's stages, bfloat16 / float32, worst stage | <= 1.05x | 1.10x | missed |" in text
 
 
 def test_the_page_has_every_part_and_what_has_no_time(folder: Path) -> None:
@@ -181,6 +238,13 @@ def test_a_report_is_written_and_a_rehearsal_is_not_published(
     assert "NAT-Tiny" in (root / "README.md").read_text()
     pictures = sorted(file.name for file in (root / "docs" / "pictures").iterdir())
     assert pictures == ["bench-growth.png", "bench-models.png", "bench-op.png"]
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    put_halves(alone)
+    assert CliRunner().invoke(suite.app, ["report", str(alone)]).exit_code == 0
+    assert CliRunner().invoke(suite.app, ["report", str(alone), "--publish"]).exit_code == 0
+    published = (root / "docs" / "BENCHMARKS.md").read_text()
+    assert "Half precision" in published and "Growth" in published, "beside what was published before"
     content = json.loads((folder / "op.json").read_text())
     (folder / "op.json").write_text(json.dumps({**content, "quick": True}))
     assert CliRunner().invoke(suite.app, ["report", str(folder), "--publish"]).exit_code == 2

@@ -55,7 +55,8 @@ def _operator(found: Sequence[Measured], path: Path) -> None:
     with picture(path, 1, 9, 4.5) as (_, (axes,)):
         _bars(axes, [one.name for one in found], {n: [_seconds(one, n) for one in found] for n in _candidates(found)})
         for x, one in enumerate(found):
-            axes.hlines(one.bound * 1e3, x - 0.42, x + 0.42, "black", "--", linewidth=1)
+            if one.bound is not None:
+                axes.hlines(one.bound * 1e3, x - 0.42, x + 0.42, "black", "--", linewidth=1)
         axes.set_yscale("log")
         axes.set_title("forward, batch 1; dashed: torch.mm for as many useful operations")
 

@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.suite.report import tables, verdicts
+from benchmarks.suite.cases import MAIN_DTYPE
+from benchmarks.suite.report import halves, tables, verdicts
 from benchmarks.suite.report.results import Measured, Results, mean, stages
 
 if TYPE_CHECKING:
@@ -20,14 +21,16 @@ _HERE = Path(__file__).parent
 def page(results: Results) -> str:
     """docs/BENCHMARKS.md."""
     op = results.operator()
+    machine = results.machine if results.parts or results.others else None
     return _render(
         "benchmarks.md.j2",
         results=results,
-        machine=results.machine if results.parts else None,
-        dtype="float32" if results.parts and results.machine["device"] == "cpu" else "float16",
+        machine=machine,
+        dtype=MAIN_DTYPE["cpu" if machine["device"] == "cpu" else "cuda"] if machine else "",
         sources=_sources(results),
         mean_of=partial(_mean_of, op),
         goals_table=verdicts.goals_table,
+        halves=halves,
         losses=verdicts.losses,
         losses_table=verdicts.losses_table,
     )

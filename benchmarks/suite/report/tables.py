@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from benchmarks.suite.models import COMPILED, EAGER, OTHERS
 from benchmarks.suite.networks import FLOOR, NAMES, NAT, SWIN
-from benchmarks.suite.op import DEFAULT, MATMUL, OURS, WITHOUT_BIAS
+from benchmarks.suite.op import DEFAULT, OURS, WITHOUT_BIAS
 from benchmarks.suite.packages import ARTIFACTS, PACKAGE
-from benchmarks.suite.report.results import Measured, Results
+from benchmarks.suite.report.results import NO_PEERS, Measured, Results
 
 NONE = "—"
 #: Cases by the way that models are run in at batch 1.
@@ -45,15 +45,15 @@ def times(ratio: float | None, places: int = 2) -> str:
     return NONE if ratio is None else f"{ratio:.{places if ratio < 10 else 1 if ratio < 100 else 0}f}x"
 
 
-def _peer_names(found: Sequence[Measured]) -> list[str]:
+def peer_names(found: Sequence[Measured]) -> list[str]:
     """Columns of peers: one for a peer, whether or not it took the bias."""
     names: dict[str, None] = {}
     for one in found:
         names |= dict.fromkeys(name.removesuffix(", no bias") for name in [*one.timings, *one.refused])
-    return [name for name in names if name not in (OURS, DEFAULT, MATMUL)]
+    return [name for name in names if name not in NO_PEERS]
 
 
-def _of_peer(one: Measured, name: str) -> str:
+def of_peer(one: Measured, name: str) -> str:
     if name in WITHOUT_BIAS and f"{name}, no bias" in one.timings:
         return f"{ms(one.seconds(f'{name}, no bias'))}*"
     return ms(one.seconds(name))
@@ -61,13 +61,13 @@ def _of_peer(one: Measured, name: str) -> str:
 
 def operator(found: Sequence[Measured], default: bool = True) -> Table:
     """Medians in ms of every candidate, and the two ratios."""
-    peers = _peer_names(found)
+    peers = peer_names(found)
     first = [OURS, "default schedule"] if default else [OURS]
     columns = ["", *first, *peers, "best peer / ours", "`torch.mm`", "ours / it"]
     rows = []
     for one in found:
         ours = [ms(one.seconds(name)) for name in ((OURS, DEFAULT) if default else (OURS,))]
-        cells = [_of_peer(one, peer) for peer in peers]
+        cells = [of_peer(one, peer) for peer in peers]
         rows.append([one.name, *ours, *cells, times(one.over_peer), ms(one.bound), times(one.over_bound)])
     return Table(columns, rows)
 
@@ -75,15 +75,17 @@ def operator(found: Sequence[Measured], default: bool = True) -> Table:
 def refusals(results: Results) -> Table:
     """Which candidate has no time where, and why."""
     where: dict[tuple[str, str], list[str]] = {}
-    for part, which in (("op", "forward"), ("op", "training"), ("growth", "forward")):
-        for one in results.operator(part, which):
-            for name, reason in one.refused.items():
-                place = f"{one.name}{', training' if which == 'training' else ''}"
-                where.setdefault((name.removesuffix(", no bias"), reason), []).append(place)
-    for part in ("models", "training"):
-        for case, content in results.cases(part).items():
-            for name, reason in content.get("refused", {}).items() if "candidates" in content else ():
-                where.setdefault((name, reason), []).append(f"{part}, {case}")
+    for dtype, of in {"": results, **results.others}.items():
+        for part, which in (("op", "forward"), ("op", "training"), ("growth", "forward")):
+            for one in of.operator(part, which):
+                place = ", ".join(filter(None, (one.name, which if which == "training" else "", dtype)))
+                for name, reason in one.refused.items():
+                    where.setdefault((name.removesuffix(", no bias"), reason), []).append(place)
+        for part in ("models", "training"):
+            for case, content in of.cases(part).items():
+                place = ", ".join(filter(None, (part, case, dtype)))
+                for name, reason in content.get("refused", {}).items() if "candidates" in content else ():
+                    where.setdefault((name, reason), []).append(place)
     return Table(["candidate", "where", "why"], [[n, _few(places), _cell(r)] for (n, r), places in where.items()])
 
 
@@ -97,7 +99,7 @@ def _cell(text: str) -> str:
 
 def growth(found: Sequence[Measured]) -> Table:
     """Times over tokens, with the exponent between the two largest maps that have both."""
-    peers = [OURS, *_peer_names(found)]
+    peers = [OURS, *peer_names(found)]
     rows = [[one.name, *(ms(one.seconds(peer)) for peer in peers)] for one in found]
     rows.append(["exponent", *(_exponent(found, peer) for peer in peers)])
     return Table(["map", *peers], rows)
