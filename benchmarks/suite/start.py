@@ -19,7 +19,7 @@ from benchmarks.suite.turns import rounded
 
 OPERATOR, FLEX, NAT = "tvm_na", "flex", "NAT-Tiny"
 #: Processes with a filled cache.
-WARM = 3
+WARM = 2
 
 
 def _cases(setting: Setting) -> list[Case]:
