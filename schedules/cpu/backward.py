@@ -1,4 +1,4 @@
-"""CPUs (LLVM): the gradients of every float32 and float64 problem, through the lanes formulation.
+"""CPUs (LLVM): the gradients of every problem, through the lanes formulation.
 
 A task is a chunk of rows of one head of keys. In it, tile after tile goes through all stages: two register-blocked
 products give scores and the gradients of weights, vectors of lanes those of scores, and three more products what a tile
@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from tvm_na.problems.backward import BackwardProblem
+from tvm_na.problems.base import HALVES
 from tvm_na.schedules.base import Formulations, SearchSpace, largest_divisor
 from tvm_na.schedules.cpu import attention
 from tvm_na.schedules.cpu.box import BoxSchedule
@@ -49,7 +50,8 @@ def chunks_of(problem: BackwardProblem) -> int:
 def tiles(problem: BackwardProblem, target: NATarget) -> list[BackwardTile]:
     """Tiles that are worth the tuner's time, the one expected to be the fastest first."""
     forward, chunks = problem.forward, chunks_of(problem)
-    pack = forward.dilation[-1] * forward.heads_kv * forward.head_dim >= attention.PACK_VALUES_FROM
+    far = forward.dilation[-1] * forward.heads_kv * forward.head_dim >= attention.PACK_VALUES_FROM
+    pack = far or forward.dtype in HALVES  # packed, each is converted once
     sizes = [(tile.queries, tile.vector) for tile in attention.tiles(forward, target)[:_TILES]]
 
     def tile(queries: int, vector: int, elements: int = _BOX_ELEMENTS) -> BackwardTile:
@@ -107,9 +109,12 @@ class BackwardSchedule(BoxSchedule):
             sch.vectorize(self.loops("padded_bias")[-1])
 
     def tasks(self) -> None:
-        """The parallel loop, and the zeros that a task's sums start from."""
+        """The parallel loop, what a tile converts, and the zeros that a task's sums start from."""
         sch, problem = self.sch, self.problem
         sch.parallel(sch.fuse(*self.loops("task")))
+        if problem.dtype in HALVES:
+            self.vectorize_channels("tile_query", problem.head_dim)
+            self.vectorize_channels("tile_d_out", problem.head_dim_v)
         self.vectorize_channels("sum_key_zero", problem.head_dim)
         self.vectorize_channels("sum_value_zero", problem.head_dim_v)
         if problem.bias:
@@ -191,7 +196,8 @@ class CpuBackward(SearchSpace):
         """One for each of :func:`tiles`."""
         from tvm_na.te.backward.lanes import backward
 
-        return Formulations(lambda tile: backward(problem, tile, batch), tiles(problem, target))
+        halves = target.converts_float16
+        return Formulations(lambda tile: backward(problem, tile, batch, halves), tiles(problem, target))
 
 
 SPACE = CpuBackward()

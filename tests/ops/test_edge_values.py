@@ -37,7 +37,7 @@ def test_finite_answers(size: str, edge: str, dtype: str) -> None:
 @pytest.mark.parametrize("name", edges.INPUTS)
 @pytest.mark.parametrize("size", edges.SIZES)
 def test_how_far_a_bad_number_reaches(size: str, name: str, poison: float) -> None:
-    for dtype in ("float32", "float16"):
+    for dtype in ("float32", "float16", "bfloat16"):
         problem = edges.problem_of(size, dtype)
         edges.assert_reach(problem, name, poison, functools.partial(run, problem))
 
@@ -67,7 +67,7 @@ def in_steps(problem: NAProblem, tensors: edges.Tensors, scale: float) -> edges.
     return {"out": out.detach(), "lse": lse.detach(), **dict(zip(NAMES, found, strict=True))}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])  # halves round scores and weights between the steps
 @pytest.mark.parametrize("size", edges.SIZES)
 def test_finite_answers_in_steps(size: str, dtype: str) -> None:
     problem = edges.problem_of(size, dtype)
@@ -78,9 +78,10 @@ def test_finite_answers_in_steps(size: str, dtype: str) -> None:
 @pytest.mark.parametrize("name", edges.INPUTS)
 @pytest.mark.parametrize("size", edges.SIZES)
 def test_how_far_a_bad_number_reaches_in_steps(size: str, name: str) -> None:
-    problem = edges.problem_of(size, "float32")
-    for poison in (math.nan, math.inf, -math.inf):
-        edges.assert_reach(problem, name, poison, functools.partial(in_steps, problem))
+    for dtype in ("float32", "bfloat16"):
+        problem = edges.problem_of(size, dtype)
+        for poison in (math.nan, math.inf, -math.inf):
+            edges.assert_reach(problem, name, poison, functools.partial(in_steps, problem))
 
 
 # --- merged

@@ -15,7 +15,9 @@ from tests.jit.compiling import compile_all
 from tests.te.expressions import assert_local, call
 from tvm_na.jit import build
 from tvm_na.problems.attention import DTYPES, NAProblem
+from tvm_na.problems.backward import BackwardProblem
 from tvm_na.problems.base import HALVES
+from tvm_na.problems.unfused import UnfusedProblem
 from tvm_na.schedules import base, spaces_for
 from tvm_na.schedules.base import Plan
 from tvm_na.schedules.cpu import attention as cpu
@@ -320,9 +322,13 @@ def test_kernels_for_other_cpus_use_their_vectors(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n in list_targets() if n.startswith("llvm")])
 @pytest.mark.parametrize("dtype", HALVES)
-def test_kernels_of_halves_call_no_conversion(dtype: str, name: str) -> None:
+@pytest.mark.parametrize("kind", ["attention", "gradients", "qk", "av", "av_transposed", "bias_sums"])
+def test_kernels_of_halves_call_no_conversion(kind: str, dtype: str, name: str) -> None:
     target = parse_target(name)
-    module = build.scheduled_module(NAProblem.make((9, 9), 5, 2, 32, dtype=dtype, bias=True), target)[0]
+    attention = NAProblem.make((9, 9), 3, 2, 16, dtype=dtype, bias=kind in ("attention", "gradients", "qk"))
+    of_kind = {"attention": lambda: attention, "gradients": lambda: BackwardProblem(attention)}
+    problem: Any = of_kind.get(kind, lambda: UnfusedProblem(kind, attention))()
+    module = build.scheduled_module(problem, target)[0]
     calls = set(re.findall(r"\b(?:callq?|bl)[ \t]+(\w+)", assembly_of(module, target)))
     assert all(called.startswith(("__tvm", "TVM", "main", "memset")) for called in calls), calls
 

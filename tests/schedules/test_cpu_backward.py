@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import GRADIENT_TOLERANCE
 from tests.helpers import random_inputs, random_problem, relative_error, share
 from tests.jit.compiling import compile_all
 from tests.ops.gradients import (
+    BUDGET,
     assert_as_exact_as_pytorch,
     assert_right_where_one_key_counts,
     random_gradients,
@@ -21,7 +21,7 @@ from tests.ops.gradients import (
 )
 from tests.te.expressions import gradients_by
 from tvm_na.jit import build
-from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.attention import DTYPES, NAProblem
 from tvm_na.problems.backward import BackwardProblem
 from tvm_na.schedules import spaces_for
 from tvm_na.schedules.base import Plan
@@ -45,7 +45,7 @@ def gradients(problem: NAProblem, kernel: Any, batch: int, seed: int) -> tuple[l
 def check(problem: NAProblem, kernel: Any, batch: int, seed: int) -> None:
     found, right = gradients(problem, kernel, batch, seed)
     errors = [relative_error(a, b) for a, b in zip(found, right, strict=True)]
-    tolerance = [GRADIENT_TOLERANCE[problem.dtype]] * len(errors)
+    tolerance = [BUDGET[problem.dtype]] * len(errors)
     if math.prod(problem.kernel_size) == 1 and problem.bias:
         # One key has the weight 1 whatever its score: the bias's gradient is 0, and what is found the sum of as many
         # roundings as there are queries.
@@ -63,7 +63,7 @@ def drawn(seed: int) -> NAProblem:
         sizes=(3, 7) if rank == 3 else (4, 30),
         head_dim=dim,
         head_dim_v=rng.choice([dim, dim, 5, 20]),
-        dtype=rng.choice(["float32", "float32", "float64"]),
+        dtype=rng.choice(["float32", *DTYPES]),
     )
 
 
@@ -101,7 +101,7 @@ def test_border_keys_and_queries_on_their_own() -> None:
     for a, b in zip(found[:3], right[:3], strict=True):
         for y in (0, 1, 4, 7, 8):
             for x in (0, 1, 2, 3, 6, 8, 9):
-                assert relative_error(a[:, y, x], b[:, y, x]) <= GRADIENT_TOLERANCE["float32"], (y, x)
+                assert relative_error(a[:, y, x], b[:, y, x]) <= BUDGET["float32"], (y, x)
 
 
 @pytest.mark.parametrize(("queries", "tiles"), [(1, 9), (2, 1), (3, 3), (5, 1), (5, 2)])
@@ -181,6 +181,6 @@ def test_the_space_refuses_what_it_does_not_serve() -> None:
     assert cpu_backward.SPACE.apply(forward(problem.forward, LanesTile(1, 8)), target) is None
     cuda = NATarget("cuda-sm_90", "cuda", "", "", (), 16, 255)
     assert [space.name for space in spaces_for(problem, cuda)] == ["cuda-backward"]
-    assert spaces_for(BackwardProblem.make((5, 5), 3, 1, 4, dtype="float16"), target) == []
+    assert spaces_for(BackwardProblem.make((5, 5), 3, 1, 4, dtype="tf32"), target) == []
     with pytest.raises(ValueError, match="sketch: required one of tiles outside, rows outside"):
         cpu_backward.SPACE.apply(backward(problem, BackwardTile(1, 8)), target, Plan("none"))

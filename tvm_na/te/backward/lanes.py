@@ -16,15 +16,18 @@ from tvm_na.te.backward.lanes_tile import BackwardTile
 from tvm_na.te.common.formulation import of_blocks
 
 
-def backward(problem: BackwardProblem, tile: BackwardTile, batch_size: int | None = None) -> Any:
+def backward(
+    problem: BackwardProblem, tile: BackwardTile, batch_size: int | None = None, float16_instructions: bool = True
+) -> Any:
     """The gradients of ``problem`` as an unscheduled PrimFunc.
 
     Arguments as in :mod:`tvm_na.te.common.operands`; the batch is symbolic unless ``batch_size`` is given.
+    Halves are converted as ``halves.py`` says.
     """
     from tvm_na.te.backward.lanes_stages import Gradients
 
     def make() -> None:
-        gradients = Gradients(problem, tile, batch_size)
+        gradients = Gradients(problem, tile, batch_size, float16_instructions)
         gradients.pack()
         gradients.tasks()
         gradients.join()

@@ -13,6 +13,7 @@ from tvm import tirx
 from tvm_na.problems.backward import BackwardProblem
 from tvm_na.te.attention.lanes_tile import Geometry
 from tvm_na.te.backward.lanes_tile import BackwardTile, Chunks
+from tvm_na.te.common.halves import Conversions
 from tvm_na.te.common.operands import GradientBlocks
 
 
@@ -20,6 +21,7 @@ class TaskIndex(GradientBlocks):
     """The arguments, and index arithmetic of the task that is being made.
 
     Attributes:
+        convert: From the dtype of tensors to that of sums and back.
         task: Sample, head of keys and chunk.
         g: The head of queries, among those that share the head of keys.
         h: The head of queries.
@@ -35,8 +37,11 @@ class TaskIndex(GradientBlocks):
     r: Any
     first_tile: Any
 
-    def __init__(self, problem: BackwardProblem, tile: BackwardTile, batch: int | None) -> None:
+    def __init__(
+        self, problem: BackwardProblem, tile: BackwardTile, batch: int | None, float16_instructions: bool
+    ) -> None:
         super().__init__(problem, batch)
+        self.convert = Conversions(self.problem.dtype, self.accum, float16_instructions)
         self.tile, self.geo = tile, Geometry(self.problem, tile.lanes())
         self.chunks = Chunks.of(self.geo.rows, tile.chunks)
 

@@ -1,4 +1,4 @@
-"""The parts of ``lanes.py``: packing, the stages of a tile, and the joining of the tasks' sums."""
+"""The parts of ``lanes.py`` after packing: the stages of a tile, and the joining of the tasks' sums."""
 
 from __future__ import annotations
 
@@ -12,56 +12,13 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from tvm_na.te.attention.lanes_tile import dots_blocks
-from tvm_na.te.backward.lanes_index import TaskIndex
+from tvm_na.te.backward.lanes_pack import OfTiles, Packed
 from tvm_na.te.common.blocks import accumulate, halved, local, loops, reduction, stage, store, sums, whole
 from tvm_na.te.common.math import LOG2_E, exp2_nonpositive, least, nonzero
 
 
-class Gradients(TaskIndex):
+class Gradients(Packed):
     """Makes the function, inside of TVM's IRBuilder: first its arguments, then its parts in their order."""
-
-    # --- before the tasks
-
-    def pack(self) -> None:
-        """Keys and values with the columns innermost; perhaps keys as they are, one head together; the bias."""
-        p, geo = self.problem, self.geo
-        self.packed_key = self.transposed("packed_key", self.key, p.head_dim)
-        self.packed_value = self.transposed("packed_value", self.value, p.head_dim_v)
-        if self.tile.pack_keys:
-            shape = (self.batch, p.heads_kv, geo.rows.count, geo.dilation, geo.packed_width, p.head_dim)
-            self.key_rows = local("key_rows", shape, p.dtype)
-            store("key_rows", self.key_rows, shape, lambda b, h, y, r, x, d: self.packed(self.key, y, r, x, b, h, d))
-        if self.rpb is not None:
-            self.padded_bias = self.bias()
-
-    def packed(self, source: Any, y: Any, r: Any, x: Any, b: Any, h: Any, d: Any) -> Any:
-        """``source`` at column ``x`` of a group of a row; zero behind the end of the map."""
-        geo = self.geo
-        column = r + geo.dilation * x
-        if geo.packed_width * geo.dilation <= geo.width:
-            return source[(b, *geo.rows.place(y), column, h, d)]
-        value = source[(b, *geo.rows.place(y), tirx.min(column, geo.width - 1), h, d)]
-        return tirx.if_then_else(column < geo.width, value, tirx.const(0, self.problem.dtype))
-
-    def transposed(self, name: str, source: Any, channels: int) -> Any:
-        """``[batch, heads_kv, row, column group, channel, column of the group]``."""
-        geo = self.geo
-        shape = (self.batch, self.problem.heads_kv, geo.rows.count, geo.dilation, channels, geo.packed_width)
-        buffer = local(name, shape, self.problem.dtype)
-        store(name, buffer, shape, lambda b, h, y, r, d, x: self.packed(source, y, r, x, b, h, d))
-        return buffer
-
-    def bias(self) -> Any:
-        """The bias, padded by what lanes outside a window reach for."""
-        geo, columns = self.geo, self.problem.kernel_size[-1]
-        margin = geo.lanes - columns
-
-        def padded(h: Any, y: Any, e: Any) -> Any:
-            column = tirx.min(tirx.max(e - margin, 0), 2 * columns - 2)
-            value = self.rpb[(h, *geo.rows.bias_place(y), column)]
-            return tirx.if_then_else(tirx.all(e >= margin, e < margin + 2 * columns - 1), value, self.const(0))
-
-        return stage("padded_bias", (self.problem.heads, geo.rows.bias_rows, 2 * geo.lanes - 1), self.accum, padded)
 
     # --- the tasks
 
@@ -99,15 +56,21 @@ class Gradients(TaskIndex):
         """Weights again, the gradient of the scores, and what follows from it."""
         p = self.problem
         self.box = (self.tile.tiles, self.tile.queries, self.geo.rows.keys, self.geo.lanes)
+        query = self.rows_of("tile_query", self.query, p.head_dim)
+        d_out = self.rows_of("tile_d_out", self.d_out, p.head_dim_v)
         dots = [
-            self.products(name, self.query, self.packed_key, channels, n * channels)
+            self.products(name, query, self.packed_key, channels, n * channels)
             for n, (name, channels) in enumerate(dots_blocks(p).items())
         ]
-        d_weights = self.products("d_weights", self.d_out, self.packed_value, p.head_dim_v)
+        d_weights = self.products("d_weights", d_out, self.packed_value, p.head_dim_v)
         weights, maximum = self.softmax(dots)
         d_scores, mean = self.through_softmax(weights, d_weights)
         self.queries(d_scores)
-        self.keys(weights, d_scores, self.lost(maximum, mean))
+        self.keys(
+            self.lost(maximum, mean),
+            ("value", self.sum_value, weights, d_out, p.head_dim_v),
+            ("key", self.sum_key, d_scores, query, p.head_dim),
+        )
         if p.bias:
             accumulate(
                 "add_bias",
@@ -168,13 +131,13 @@ class Gradients(TaskIndex):
 
         return sums("lost", (1,), self.box[:2], "int32", is_lost)
 
-    def products(self, name: str, source: Any, packed: Any, channels: int, first: int = 0) -> Any:
+    def products(self, name: str, source: OfTiles, packed: Any, channels: int, first: int = 0) -> Any:
         """The products of the tiles' rows of ``source`` with the columns of their boxes, over some channels."""
 
         def product(n: Any, u: Any, a: Any, l: Any, d: Any) -> Any:
             row = self.geo.rows.key_row(self.i, a)
             at_key = (*self.task[:2], row, self.r, first + d, self.column(n, l))
-            return source[(*self.at_query(n, u), first + d)] * packed[at_key]
+            return source.at(n, u, first + d) * packed[at_key]
 
         return sums(name, self.box, (channels,), self.accum, product)
 
@@ -211,7 +174,7 @@ class Gradients(TaskIndex):
                 found = self.key_rows[(*self.task[:2], row, self.r, column, x)]
             else:
                 place = (*geo.rows.place(row), self.r + geo.dilation * column)
-                found = self.key[(self.task[0], *place, self.task[1], x)]
+                found = self.convert.widened(self.key[(self.task[0], *place, self.task[1], x)])
             if any(p.is_causal):  # zero times inf is not zero
                 found = tirx.Select(geo.exists(self.i, self.r, self.t(n), u, a, column), found, self.const(0))
             return d_scores[n, u, a, lane] * found
@@ -222,38 +185,37 @@ class Gradients(TaskIndex):
             "d_query",
             self.d_query,
             extents,
-            lambda n, u, x: found[n, u, x] * self.scale[0],
+            lambda n, u, x: self.convert.rounded(found[n, u, x] * self.scale[0]),
             lambda n, u, x: (*self.at_query(n, u), x),
             None if geo.even else lambda n, u, x: self.is_query(n, u),
         )
 
-    def keys(self, weights: Any, d_scores: Any, lost: Any) -> None:
+    def keys(self, lost: Any, *both: tuple[str, Any, Any, OfTiles, int]) -> None:
         """What the tiles add to the gradients of keys and values.
 
         Zero times inf is not zero: what is not finite must not meet the factors of 0 outside of a window. So it is left
         out, and comes by itself.
+
+        Args:
+            lost: Whether there may be such a number.
+            both: Of values and keys: the name, the sums, the factors of boxes, rows of tiles and their channels.
         """
-        p = self.problem
-        both = (
-            ("value", self.sum_value, weights, self.d_out, p.head_dim_v),
-            ("key", self.sum_key, d_scores, self.query, p.head_dim),
-        )
         for name, target, factors, source, channels in both:
             self.scatter(name, target, factors, source, channels)
         with T.sblock("add_not_finite"):
-            T.reads(lost[0], *(t[whole(t)] for _, _, factors, source, _ in both for t in (factors, source)))
+            T.reads(lost[0], *(t[whole(t)] for _, _, factors, source, _ in both for t in (factors, source.buffer)))
             T.writes(*(target[whole(target)] for _, target, *_ in both))
             with T.If(lost[0] > 0), T.Then():
                 for _, target, factors, source, channels in both:
                     self.scatter_not_finite(target, factors, source, channels)
 
-    def scatter(self, name: str, target: Any, factors: Any, source: Any, channels: int) -> None:
+    def scatter(self, name: str, target: Any, factors: Any, source: OfTiles, channels: int) -> None:
         """Adds the products of the boxes' ``factors`` with the tiles' rows of ``source``, summed over their queries."""
         tiles, queries, rows, lanes = self.box
 
         def added(old: Any, n: Any, a: Any, l: Any, x: Any) -> Any:
             for u in range(queries):  # in this order each is one multiply-add
-                value = source[(*self.at_query(n, u), x)]
+                value = source.at(n, u, x)
                 finite = tirx.Select(tirx.abs(value) < self.const(math.inf), value, self.const(0))
                 old = old + factors[n, u, a, l] * finite
             return old
@@ -263,11 +225,11 @@ class Gradients(TaskIndex):
 
         accumulate(f"add_{name}", target, (tiles, rows, lanes, channels), added, self.place, read)
 
-    def scatter_not_finite(self, target: Any, factors: Any, source: Any, channels: int) -> None:
+    def scatter_not_finite(self, target: Any, factors: Any, source: OfTiles, channels: int) -> None:
         """What :meth:`scatter` leaves out, to the keys alone that a query sees: slow, and seldom needed."""
         with loops(self.box) as at, T.If(self.exists(*at)), T.Then(), T.serial(0, channels) as x:
             n, u, a, l = at
-            value, place = source[(*self.at_query(n, u), x)], self.place(n, a, l, x)
+            value, place = source.at(n, u, x), self.place(n, a, l, x)
             # Not (value < inf) would become value >= inf, which no NaN is.
             left_out = tirx.Select(tirx.abs(value) < self.const(math.inf), self.const(0), factors[n, u, a, l] * value)
             T.buffer_store(target, target[tuple(place)] + left_out, place)
@@ -288,7 +250,7 @@ class Gradients(TaskIndex):
             shape = (p.heads, geo.rows.bias_rows, 2 * p.kernel_size[-1] - 1)
             found = sums("bias_sums", shape, (self.batch, self.chunks.count), self.accum, summed)
             place = lambda h, y, e: (h, *geo.rows.bias_place(y), e)  # noqa: E731
-            store("d_rpb", self.d_rpb, shape, lambda h, y, e: found[h, y, e], place)
+            store("d_rpb", self.d_rpb, shape, lambda h, y, e: self.convert.rounded(found[h, y, e]), place)
 
     def join_rows(self, name: str, target: Any, source: Any, channels: int, factor: Any) -> None:
         """Adds up what the chunks have for each row of keys."""
@@ -309,6 +271,6 @@ class Gradients(TaskIndex):
             found = of_chunk(0, *index)
             for c in range(1, chunks.count):
                 found = found + of_chunk(c, *index)
-            return found if factor is None else found * factor
+            return self.convert.rounded(found if factor is None else found * factor)
 
         store(name, target, extents, total, lambda b, y, x, h, d: (b, *geo.rows.place(y), x, h, d))
