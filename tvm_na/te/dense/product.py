@@ -132,7 +132,8 @@ def forward(problem: DenseProblem, tile: DenseTile, batch_size: int | None = Non
     given = {a.name: a for a in problem.arguments() if a.role == "input"}
     shapes = {name: a.shape_for(batch) for name, a in given.items()} | {"weight": packed_shape(problem, tile)}
     inputs = {name: te.placeholder(shape, given[name].dtype, name=name) for name, shape in shapes.items()}
-    x, weight, scale, bias, residual = map(inputs.get, ("x", "weight", "weight_scale", "bias", "residual"))
+    x, weight = inputs["x"], inputs["weight"]
+    scale, bias, residual = map(inputs.get, ("weight_scale", "bias", "residual"))
     source = _padded(problem, x, batch) if any(problem.padding) else x
 
     rows, positions = tile.rows, positions_of(problem)
