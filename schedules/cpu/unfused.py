@@ -1,4 +1,4 @@
-"""CPUs (LLVM): the unfused operators, in float32 and float64.
+"""CPUs (LLVM): the unfused operators.
 
 A task is a row of queries (of keys, where sums are over queries). Scores are register-blocked products with packed
 keys; sums of values keep vectors of channels in registers over the whole window.
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from tvm_na.problems.base import HALVES
 from tvm_na.problems.unfused import UnfusedProblem
 from tvm_na.schedules.base import Formulations, SearchSpace, largest_divisor
 from tvm_na.schedules.cpu.vectors import IN_FLIGHT, STACK_BYTES, channel_vector, vector_length
 from tvm_na.schedules.helpers import FuncSchedule
 from tvm_na.targets.target import NATarget
+from tvm_na.te.common.halves import Conversions
 from tvm_na.te.unfused.tiles import TransposedTile, UnfusedLanesTile
 
 # Queries whose sums for a bias are added up in one task: few enough for float32, and many times the sums themselves.
@@ -78,6 +80,12 @@ class UnfusedSchedule(FuncSchedule):
             rows.append(part)
         return rows, column
 
+    def widen(self, name: str, loop: Any, extent: int) -> None:
+        """What tokens have, converted where ``loop`` needs it: vectors, the last of which may be shorter."""
+        self.sch.compute_at(self.block(name), loop, preserve_unit_loops=True)
+        size = min(extent, self.register)
+        self.vectorize(self.split(self.loops(name)[-1], [None, size])[1])
+
     def qk(self) -> None:
         """Rows of keys x vectors of columns as accumulators, the reduction over channels outside of them."""
         sch, p = self.sch, self.problem.forward
@@ -93,6 +101,8 @@ class UnfusedSchedule(FuncSchedule):
         sch.reverse_compute_at(self.block("out"), column, preserve_unit_loops=True)
         if columns <= _LONG:  # longer ones are LLVM's to vectorise
             self.vectorize(self.split(self.loops("out")[-1], [None, columns])[1])
+        if p.dtype in HALVES:
+            self.widen("token_query", column, p.head_dim)
         keys, lanes = self.problem.window // columns, -(-columns // vector)
         v, lane = self.split(l, [None, vector])
         vectors = largest_divisor(lanes, self.accumulators)
@@ -118,10 +128,16 @@ class UnfusedSchedule(FuncSchedule):
         *positions, h, x = self.loops("out")
         tasks, _ = self.tasks(positions)
         self.vectorize(self.split(x, [None, vector])[1])
+        if not Conversions(p.dtype, p.accum_dtype, self.target.converts_float16).is_one_instruction:
+            *packed, _, x_packed = self.loops("packed_value")
+            self.vectorize(self.split(x_packed, [None, vector])[1])
+            sch.parallel(sch.fuse(*packed))
         of_task = largest_divisor(vectors, self.accumulators)
         wanted = min(self.accumulators // of_task, -(-IN_FLIGHT // of_task))
         h_outer, _ = self.tune.split("heads at once", h, p.heads, largest_divisor(p.heads, wanted), limit=8)
         sch.compute_at(self.block("sums"), h_outer, preserve_unit_loops=True)
+        if p.dtype in HALVES:
+            self.widen("token_attn", h_outer, self.problem.window)
         h, x, a, l = self.loops("sums")[-4:]
         x, lane = self.split(x, [None, vector])
         x_outer, x_inner = self.tune.split("value vectors at once", x, vectors, of_task)
@@ -163,19 +179,21 @@ class CpuUnfused(SearchSpace):
     all_sketches = ("rows in parallel",)
 
     def serves(self, problem: UnfusedProblem, target: NATarget) -> bool:
-        """Float32 and float64 alone, and no parts of the sums for a bias."""
-        return target.kind == "llvm" and problem.dtype in ("float32", "float64") and problem.kind != "bias_parts"
+        """Every dtype of tensors; no parts of the sums for a bias."""
+        return target.kind == "llvm" and problem.kind != "bias_parts"
 
     def formulations(self, problem: UnfusedProblem, target: NATarget, batch: int | None = None) -> Formulations:
         """Some vectors of columns or of channels."""
         from tvm_na.te.unfused.lanes import av, qk
         from tvm_na.te.unfused.lanes_transposed import transposed
 
+        halves = target.converts_float16
         if problem.kind in ("av_transposed", "bias_sums"):
-            return Formulations(lambda tile: transposed(problem, tile, batch), _transposed_tiles(problem, target))
+            found = _transposed_tiles(problem, target)
+            return Formulations(lambda tile: transposed(problem, tile, batch, halves), found)
         if problem.kind == "av":
-            return Formulations(lambda vector: av(problem, vector, batch), [_register(problem, target)])
-        return Formulations(lambda vector: qk(problem, vector, batch), lane_vectors(problem, target))
+            return Formulations(lambda vector: av(problem, vector, batch, halves), [_register(problem, target)])
+        return Formulations(lambda vector: qk(problem, vector, batch, halves), lane_vectors(problem, target))
 
 
 SPACE = CpuUnfused()

@@ -18,7 +18,7 @@ from tvm_na.jit import runtime
 from tvm_na.jit.remembered import Remembered
 from tvm_na.jit.runtime import LaunchSpec
 from tvm_na.problems.attention import NAProblem
-from tvm_na.problems.base import HALVES, Argument, Problem
+from tvm_na.problems.base import Argument, Problem
 from tvm_na.problems.unfused import UnfusedProblem
 
 _ALIGNMENT = 64  # bytes; TVM's kernels for CPUs assume it and do not check
@@ -175,19 +175,6 @@ def _as_posed(problem: Problem, device: torch.device) -> Launcher:
     return make_launcher(problem, launch_spec(problem, device))
 
 
-def _in_float32(problem: Problem, device: torch.device) -> Launcher:
-    """A launcher for halves on a CPU: sums are float32 by contract, and CPUs have no faster arithmetic at hand."""
-    exact = problem.with_dtype("float32")
-    launch_exact = _as_posed(exact, device)
-    dtypes = [getattr(torch, output.dtype) for output in problem.outputs()]
-
-    def launch(tensors: Sequence[Tensor | None], scale: float) -> list[Tensor]:
-        found = launch_exact([None if t is None else t.float() for t in tensors], scale)
-        return [t.to(dtype) for t, dtype in zip(found, dtypes, strict=True)]
-
-    return launch
-
-
 def _bias_sums_in_parts(problem: UnfusedProblem, device: torch.device) -> Launcher:
     """Sums of parts by a kernel, then of these by PyTorch: both in one order, so that runs are equal to the bit.
 
@@ -211,11 +198,7 @@ def _bias_sums_in_parts(problem: UnfusedProblem, device: torch.device) -> Launch
 def launcher_of(problem: Problem, device: torch.device) -> Launcher:
     """A new launcher, as :func:`launcher_for` keeps it."""
     if device.type == "cpu":
-        return (
-            _in_float32(problem, device)
-            if problem.dtype in HALVES and not isinstance(problem, NAProblem)
-            else _as_posed(problem, device)
-        )
+        return _as_posed(problem, device)
     if device.type != "cuda":
         raise NotImplementedError(f"no kernel for {problem}: there are none for the device {device.type} yet")
     if isinstance(problem, UnfusedProblem) and problem.kind == "bias_sums":

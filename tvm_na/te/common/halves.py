@@ -89,6 +89,11 @@ class Conversions:
         """Whether the two differ."""
         return self.dtype != self.accum
 
+    @property
+    def is_one_instruction(self) -> bool:
+        """Whether :meth:`widened` takes no more than one for a vector."""
+        return not self.needed or (self.dtype == "float16" and self.float16_instructions)
+
     def widened(self, x: Any) -> Any:
         """An element of a tensor in the dtype of sums, which is exact."""
         if self.dtype == "bfloat16":

@@ -17,6 +17,7 @@ from tvm.script.ir_builder import tirx as T
 from tvm_na.problems.unfused import UnfusedProblem
 from tvm_na.te.common.blocks import argument, local, loops, store, sums, whole
 from tvm_na.te.common.formulation import of_blocks
+from tvm_na.te.common.halves import Conversions
 from tvm_na.te.common.operands import Operands
 from tvm_na.te.common.rows import Rows
 from tvm_na.te.common.window import axis_queries, group_length, group_window
@@ -26,13 +27,16 @@ from tvm_na.te.unfused.tiles import TransposedTile
 _LANES = 16
 
 
-def transposed(problem: UnfusedProblem, tile: TransposedTile, batch_size: int | None = None) -> Any:
+def transposed(
+    problem: UnfusedProblem, tile: TransposedTile, batch_size: int | None = None, float16_instructions: bool = True
+) -> Any:
     """``av_transposed`` or ``bias_sums`` as an unscheduled PrimFunc; the batch is symbolic unless it is given."""
     write = _bias_sums if problem.kind == "bias_sums" else _av_transposed
-    return of_blocks(lambda: write(problem, tile, batch_size), problem, tile.to_json())
+    convert = Conversions(problem.dtype, problem.accum_dtype, float16_instructions)
+    return of_blocks(lambda: write(problem, tile, batch_size, convert), problem, tile.to_json())
 
 
-def _av_transposed(problem: UnfusedProblem, tile: TransposedTile, batch_size: int | None) -> None:
+def _av_transposed(problem: UnfusedProblem, tile: TransposedTile, batch_size: int | None, convert: Conversions) -> None:
     """For some channels of a key at a time, which stay in registers, query after query."""
     p, group = problem.forward, problem.forward.heads // problem.forward.heads_kv
     ops = Operands.of(problem, batch_size, argument)
@@ -50,10 +54,10 @@ def _av_transposed(problem: UnfusedProblem, tile: TransposedTile, batch_size: in
         def of_query(places: list[Any], offset: Any) -> None:
             with T.serial(0, group) as g:
                 head = h * group + g
-                weight = attn[(b, *places, head, offset)]
+                weight = convert.widened(attn[(b, *places, head, offset)])
                 with T.unroll(0, tile.vectors) as v, T.vectorized(0, tile.vector) as lane:
-                    found = total[v, lane] + weight * query[(b, *places, head, channel(v, lane))]
-                    T.buffer_store(total, found, [v, lane])
+                    number = convert.widened(query[(b, *places, head, channel(v, lane))])
+                    T.buffer_store(total, total[v, lane] + weight * number, [v, lane])
 
         T.reads(attn[whole(attn)], query[whole(query)], scale[0])
         T.writes(out[(b, *position, h, slice(block * at_once, (block + 1) * at_once))])
@@ -61,7 +65,8 @@ def _av_transposed(problem: UnfusedProblem, tile: TransposedTile, batch_size: in
             T.buffer_store(total, tirx.const(0, p.accum_dtype), [v, lane])
         over_queries(problem, position, of_query)
         with T.unroll(0, tile.vectors) as v, T.vectorized(0, tile.vector) as lane:
-            T.buffer_store(out, total[v, lane] * scale[0], [b, *position, h, channel(v, lane)])
+            found = convert.rounded(total[v, lane] * scale[0])
+            T.buffer_store(out, found, [b, *position, h, channel(v, lane)])
 
 
 def over_queries(problem: UnfusedProblem, key: list[Any], body: Callable[[list[Any], Any], None]) -> None:
@@ -95,7 +100,7 @@ def _vectors(extent: int, body: Callable[[Any], None]) -> None:
             body(whole + lane)
 
 
-def _bias_sums(problem: UnfusedProblem, tile: TransposedTile, batch_size: int | None) -> None:
+def _bias_sums(problem: UnfusedProblem, tile: TransposedTile, batch_size: int | None, convert: Conversions) -> None:
     """Sums over some queries of a head in each task, and then over the tasks, in one order: no atomics."""
     p, rows, columns = problem.forward, Rows(problem.forward), problem.forward.kernel_size[-1]
     width, tokens = p.spatial[-1], rows.count * p.spatial[-1]
@@ -120,7 +125,7 @@ def _bias_sums(problem: UnfusedProblem, tile: TransposedTile, batch_size: int | 
 
             def add(a: Any, l: Any) -> None:
                 at = [b, h, chunk, rows.bias_row(i, a), start - t + columns - 1 + l]
-                found = attn[(b, *rows.place(i), j, h, a * columns + l)]
+                found = convert.widened(attn[(b, *rows.place(i), j, h, a * columns + l)])
                 there = rows.exists(i, a) + ([start + l < end] if p.is_causal[-1] else [])
                 if there:
                     found = tirx.Select(tirx.all(*there), found, tirx.const(0, p.accum_dtype))
@@ -131,4 +136,5 @@ def _bias_sums(problem: UnfusedProblem, tile: TransposedTile, batch_size: int | 
 
     shape = (p.heads, *bias)
     total = sums("total", shape, (batch, chunks), p.accum_dtype, lambda h, y, e, b, c: partial[b, h, c, y, e])
-    store("out", d_rpb, shape, lambda h, y, e: total[h, y, e], lambda h, y, e: (h, *rows.bias_place(y), e))
+    place = lambda h, y, e: (h, *rows.bias_place(y), e)  # noqa: E731
+    store("out", d_rpb, shape, lambda h, y, e: convert.rounded(total[h, y, e]), place)
