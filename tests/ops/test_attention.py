@@ -85,7 +85,7 @@ def test_meta_tensors_give_shapes() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_halves_are_computed_in_float32(dtype: torch.dtype) -> None:
+def test_sums_of_halves_are_float32(dtype: torch.dtype) -> None:
     inputs = tuple(None if t is None else t.to(dtype) for t in random_inputs(PROBLEM, 2, 0))
     out, lse = compiled(*inputs, return_lse=True)
     assert (out.dtype, lse.dtype) == (dtype, torch.float32)

@@ -89,7 +89,7 @@ def test_both_steps_are_the_fused_operator(backend: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_halves_are_computed_in_float32(dtype: str) -> None:
+def test_sums_of_halves_are_float32(dtype: str) -> None:
     problem = PROBLEMS["2d"]
     tensors = inputs(problem, dtype)
     found, right = steps(problem, tensors), steps(problem, [t.detach().double() for t in tensors], "reference")

@@ -32,7 +32,7 @@ PROCESS = """
     def check():
         signal.alarm(30)  # a child that hangs ends itself
         assert torch.equal(attention(0), expected)
-        assert torch.equal(na2d(halves, halves, halves, 7), half)  # converted by PyTorch's loops
+        assert torch.equal(na2d(halves, halves, halves, 7), half)
         assert torch.equal(many.add(1), total)
         assert torch.get_num_threads() == 1 and runtime._pools.threads == 1
         tensors = [t.requires_grad_() for t in torch.rand(3, 2, 28, 28, 4, 32)]
