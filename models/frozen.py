@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tvm_na.functional import Backend
 from tvm_na.nn import NeighborhoodAttention2D, has_hooks
 from tvm_na.ops import residual
-from tvm_na.problems.dense import DenseProblem
+from tvm_na.problems.dense import DTYPES, DenseProblem
 
 if TYPE_CHECKING:
     from tvm_na.models.layers import NABlock
@@ -79,9 +79,10 @@ def _blocks(block: NABlock, height: int, width: int, dtype: torch.dtype) -> Bloc
     """How the weights of a block on a map of this size are to be packed; None if it is to stay as it is."""
     import torch._inductor.config as inductor
 
-    if not inductor.freezing or dtype not in (torch.float32, torch.float64) or not _is_plain(block, height, width):
+    name = str(dtype).removeprefix("torch.")
+    if not inductor.freezing or name not in DTYPES or not _is_plain(block, height, width):
         return None
-    attn, mlp, name = block.attn, block.mlp, str(dtype).removeprefix("torch.")
+    attn, mlp = block.attn, block.mlp
     of_layer = functools.partial(_linear, height * width, dtype=name)
     problems = (
         of_layer(attn.qkv, out=attn.embed_dim),

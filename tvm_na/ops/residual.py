@@ -110,7 +110,7 @@ def residual_attention(
     """The first half of a block.
 
     Args:
-        x: ``[batch, *spatial, channels]``, float32 or float64, on the CPU.
+        x: ``[batch, *spatial, channels]``, on the CPU, in a dtype of :class:`DenseProblem`; all others in the same.
         norm_weight, norm_bias: ``[channels]``.
         weights: :func:`packed` weights of queries, keys, values and of the last product, each ``channels`` square.
         biases: ``[channels]`` each, or None.
@@ -145,7 +145,7 @@ def residual_mlp(
     """The second half of a block.
 
     Args:
-        x: ``[batch, *spatial, channels]``, float32 or float64, on the CPU.
+        x: ``[batch, *spatial, channels]``, on the CPU, in a dtype of :class:`DenseProblem`; all others in the same.
         norm_weight, norm_bias: ``[channels]``.
         weights: :func:`packed` weights of the two linear layers.
         biases: ``[hidden]`` and ``[channels]``.
