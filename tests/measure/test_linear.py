@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.conftest import TOLERANCE
 from tests.helpers import relative_error
 from tvm_na.measure import linear
 from tvm_na.problems.dense import DenseProblem
@@ -26,6 +30,31 @@ def test_everybody_computes_the_whole_layer(monkeypatch, packs: bool, maker, res
     right = F.gelu(right) if activation == "gelu" else right
     right = right + layer.residual if residual else right
     assert relative_error(maker(layer)().view_as(right), right) <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("supported", [True, False])
+def test_halves_are_onednns_where_it_computes_in_them(monkeypatch, supported: bool, dtype: torch.dtype) -> None:
+    """So it is in Inductor, for whoever freezes weights."""
+    drawn = linear.Layer.drawn(DenseProblem.make(5, 12, 7), 2)
+    layer = dataclasses.replace(drawn, x=drawn.x.to(dtype), weight=drawn.weight.to(dtype), bias=drawn.bias.to(dtype))
+    right = F.linear(layer.x.double(), layer.weight.double(), layer.bias.double())
+    asked = []
+
+    def packed(weight: torch.Tensor, rows: int) -> torch.Tensor:
+        asked.append(rows)
+        return weight
+
+    fake = SimpleNamespace(
+        _is_mkldnn_bf16_supported=lambda: supported,
+        _is_mkldnn_fp16_supported=lambda: supported,
+        _reorder_linear_weight=packed,
+        _linear_pointwise=lambda x, weight, bias, *_: F.linear(x, weight, bias),
+    )
+    monkeypatch.setattr(torch.ops, "mkldnn", fake)
+    for maker in (linear.by_mkl, linear.by_onednn):
+        assert relative_error(maker(layer)().view_as(right), right) <= TOLERANCE[str(dtype).removeprefix("torch.")]
+    assert asked == ([10, 10] if supported else [])
 
 
 def test_int8_weights_are_widened() -> None:

@@ -80,7 +80,9 @@ def launched(layer: Layer) -> Callable[[], Tensor]:
 
 
 def by_mkl(layer: Layer) -> Callable[[], Tensor]:
-    """As ``torch.compile`` does, by MKL; by whatever PyTorch has where that is not there."""
+    """As ``torch.compile`` does, by MKL, halves by oneDNN; by whatever PyTorch has where that is not there."""
+    if layer.x.dtype != torch.float32 and _packs_for_onednn(layer.x.dtype):
+        return by_onednn(layer)
     if layer.x.dtype != torch.float32 or not torch.backends.mkl.is_available():
         return lambda: layer.finished(F.linear(layer.x, layer.weight, layer.bias))
     rows, mkl = math.prod(layer.x.shape[:-1]), torch.ops.mkl
@@ -110,7 +112,13 @@ def by_onednn(layer: Layer) -> Callable[[], Tensor]:
 
 def _packs_for_onednn(dtype: torch.dtype) -> bool:
     """Whether AOTInductor has oneDNN compute linear layers, with weights that it laid out ahead."""
-    return dtype == torch.float32 and torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
+    onednn = torch.ops.mkldnn
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.float32:
+        return torch.backends.mkl.is_available()
+    supported = {torch.bfloat16: onednn._is_mkldnn_bf16_supported, torch.float16: onednn._is_mkldnn_fp16_supported}
+    return dtype in supported and bool(supported[dtype]())
 
 
 def compare_linear(
