@@ -191,7 +191,7 @@ def finetune(
         labels, best = folder / "labels.txt", folder / "best.safetensors"
         folder.mkdir(parents=True, exist_ok=True)
         labels.write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
-        build_for(learner.model, settings.preprocessing.input_size)
+        build_for(learner, settings.preprocessing.input_size)
 
         def evaluate() -> float:
             accuracy = accuracy_of(learner.result, validation.in_order())

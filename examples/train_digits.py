@@ -172,7 +172,7 @@ def train(
         recipe = Recipe(settings.epochs, steps, settings.lr, amp=settings.precision == "bfloat16")
         learner, checkpoints = Learner(model, recipe, asdict(settings)), Checkpoints(folder)
         begin(learner, checkpoints, resume, out)
-        build_for(model, get_spec(MODEL).preprocessing.input_size)
+        build_for(learner, get_spec(MODEL).preprocessing.input_size)
         evaluate = partial(evaluate_on, learner, test)
         loop = Loop(learner, partial(batches_of, digits, settings, steps), evaluate, checkpoints, out)
         loop.run(stop)

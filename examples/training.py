@@ -161,16 +161,20 @@ def begin(learner: Learner, checkpoints: Checkpoints, resume: bool, out: Console
         out.print(f"going on after step {learner.steps} of {learner.recipe.total}")
 
 
-def build_for(model: NAModel, input_size: int) -> None:
+def build_for(learner: Learner, input_size: int) -> None:
     """Build ahead, with a progress bar, what kernels the model's backend wants on this machine's CPU.
+
+    Those of training are in the precision that the recipe says, those of evaluation in that of the weights.
 
     Raises:
         typer.Exit: That is impossible, and was said.
     """
+    model = learner.model
     backends = {module.backend for module in model.modules() if isinstance(module, NeighborhoodAttention2D)}
     if backends != {Backend.REFERENCE} and next(model.parameters()).device.type == "cpu":
-        problems = (*training_problems_of(model, input_size), *problems_of(model, input_size))
-        build(problem for problem in problems if is_supported(problem))
+        training = training_problems_of(model, input_size)
+        mixed = (problem.with_dtype("bfloat16") for problem in training) if learner.recipe.amp else training
+        build(problem for problem in (*mixed, *problems_of(model, input_size)) if is_supported(problem))
 
 
 def accuracy_of(model: nn.Module, batches: Iterable[Batch]) -> float:
