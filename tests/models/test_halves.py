@@ -155,9 +155,8 @@ def test_an_attention_casts_its_input_once() -> None:
 
 @pytest.mark.parametrize("mixed", [False, True])
 def test_torch_compile_traces_models_in_halves(mixed: bool) -> None:
-    shallow = model_of(depths=(1,), num_heads=(1,))
-    model, image = shallow.bfloat16(), torch.randn(2, 3, 32, 32).bfloat16()
-    model, image = (model.float(), image.float()) if mixed else (model, image)
+    dtype = torch.float32 if mixed else torch.bfloat16
+    model, image = model_of(depths=(1,), num_heads=(1,)).to(dtype), torch.randn(2, 3, 32, 32, dtype=dtype)
     autocast = torch.autocast("cpu", torch.bfloat16) if mixed else contextlib.nullcontext()
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)

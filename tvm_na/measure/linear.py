@@ -80,8 +80,8 @@ def launched(layer: Layer) -> Callable[[], Tensor]:
 
 
 def by_mkl(layer: Layer) -> Callable[[], Tensor]:
-    """As ``torch.compile`` does, by MKL, halves by oneDNN; by whatever PyTorch has where that is not there."""
-    if layer.x.dtype != torch.float32 and _packs_for_onednn(layer.x.dtype):
+    """As ``torch.compile`` does, by MKL, bfloat16 by oneDNN; by whatever PyTorch has where that is not there."""
+    if layer.x.dtype != torch.float32 and packs_for_onednn(layer.x.dtype):
         return by_onednn(layer)
     if layer.x.dtype != torch.float32 or not torch.backends.mkl.is_available():
         return lambda: layer.finished(F.linear(layer.x, layer.weight, layer.bias))
@@ -94,7 +94,7 @@ def by_onednn(layer: Layer) -> Callable[[], Tensor]:
     """As AOTInductor does, by oneDNN, which finishes it; by whatever PyTorch has where that is not there."""
     if layer.weight_scale is not None:
         return lambda: layer.finished(layer.widened())
-    if not _packs_for_onednn(layer.x.dtype):
+    if not packs_for_onednn(layer.x.dtype):
         return by_mkl(layer)
     onednn, rows, activation = torch.ops.mkldnn, layer.x.flatten(0, -2), layer.problem.activation
     addend = None if layer.residual is None else layer.residual.flatten(0, -2)
@@ -110,15 +110,12 @@ def by_onednn(layer: Layer) -> Callable[[], Tensor]:
     return call
 
 
-def _packs_for_onednn(dtype: torch.dtype) -> bool:
+def packs_for_onednn(dtype: torch.dtype) -> bool:
     """Whether AOTInductor has oneDNN compute linear layers, with weights that it laid out ahead."""
-    onednn = torch.ops.mkldnn
-    if not torch.backends.mkldnn.is_available():
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()):
         return False
-    if dtype == torch.float32:
-        return torch.backends.mkl.is_available()
-    supported = {torch.bfloat16: onednn._is_mkldnn_bf16_supported, torch.float16: onednn._is_mkldnn_fp16_supported}
-    return dtype in supported and bool(supported[dtype]())
+    # Of bfloat16 where the CPU has AVX-512 at least; elsewhere oneDNN refuses it.
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def compare_linear(
