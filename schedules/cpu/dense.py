@@ -11,7 +11,7 @@ from typing import Any
 
 from tvm_na.problems.dense import DenseProblem
 from tvm_na.schedules.base import Formulations, SearchSpace, divisors, largest_divisor
-from tvm_na.schedules.cpu.vectors import STACK_BYTES, step_cycles, vector_length
+from tvm_na.schedules.cpu.vectors import NEAR, STACK_BYTES, WIDENED, step_cycles, vector_length
 from tvm_na.schedules.helpers import FuncSchedule
 from tvm_na.targets.target import NATarget
 from tvm_na.te.dense.product import DenseTile, positions_of, tiles_of
@@ -31,11 +31,12 @@ def tiles(problem: DenseProblem, target: NATarget) -> list[DenseTile]:
     """Tiles whose sums fit into the registers beside the operands, the one expected to be the fastest first."""
     vector = vector_length(problem.dtype, target)
     positions = positions_of(problem)
+    load = NEAR if problem.weight_dtype is None else WIDENED
 
     def cost(tile: DenseTile) -> tuple[float, int]:
         products = tile.rows * tile.vectors
         count = -(-positions // tile.rows) * -(-problem.out_channels // tile.block)
-        return count * step_cycles(products, tile.rows, tile.vectors), -products
+        return count * step_cycles(products, tile.rows, tile.vectors, load), -products
 
     def fits(tile: DenseTile) -> bool:
         sums = tile.rows * tile.vectors

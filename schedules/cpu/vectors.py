@@ -27,6 +27,10 @@ def vector_cycles(lanes: int, dtype: str) -> float:
     return 1.5 if lanes * (8 if dtype == "float64" else 4) > _FULL_RATE_BYTES else 1.0
 
 
+#: Those of a vector that is widened from int8: a shuffle and a conversion, in units that multiply-adds need too.
+WIDENED = 0.5
+
+
 def step_cycles(products: int, numbers: int, vectors: int, load: float = NEAR) -> float:
     """Cycles of a step of a product whose sums stay in registers.
 
@@ -37,7 +41,7 @@ def step_cycles(products: int, numbers: int, vectors: int, load: float = NEAR) -
         products: Multiply-adds of vectors, each to a sum of its own.
         numbers: Those loaded to be multiplied with vectors.
         vectors: Those loaded.
-        load: What a vector costs beside, ``NEAR`` or ``FAR``.
+        load: What a vector costs beside, ``NEAR``, ``FAR`` or ``WIDENED``.
     """
     return max(products, numbers + vectors, IN_FLIGHT) / 2 + 0.1 * numbers + load * vectors
 

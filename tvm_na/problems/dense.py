@@ -150,15 +150,16 @@ class DenseProblem(Problem):
 
     def distance(self, other: Problem) -> float | None:
         """See :meth:`Problem.distance`. The window and the channels say how long a sum is and how many tiles share a
-        block of weights."""
-        if not isinstance(other, DenseProblem) or (self.rank, self.dtype) != (other.rank, other.dtype):
+        block of weights. Weights that are widened want other tiles."""
+        if not isinstance(other, DenseProblem) or self.rank != other.rank:
+            return None
+        if (self.dtype, self.weight_dtype) != (other.dtype, other.weight_dtype):
             return None
         far = ratio(math.prod(self.spatial), math.prod(other.spatial))
         far += ratio(self.in_channels, other.in_channels) + ratio(self.out_channels, other.out_channels)
         far += ratio(math.prod(self.kernel_size), math.prod(other.kernel_size))
         far += 0.5 * ratio(math.prod(self.stride), math.prod(other.stride))
         far += 0.5 * (any(self.padding) != any(other.padding)) + (self.activation != other.activation)
-        far += self.weight_dtype != other.weight_dtype
         return far + 0.25 * (self.bias != other.bias) + 0.25 * (self.residual != other.residual)
 
     def unsupported(self, kind: str) -> str:
