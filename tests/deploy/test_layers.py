@@ -17,6 +17,7 @@ from tvm_na.deploy.rewrite import dense, layered, norm
 from tvm_na.models import NAT
 from tvm_na.models.dinat_s import PatchMerging
 from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.dense import DenseProblem
 
 
 def graph_of(model: nn.Module, *sizes: int) -> torch.fx.GraphModule:
@@ -133,6 +134,13 @@ def test_problems_of_a_whole_nat() -> None:
     assert linear["8x8 channels 16->32 k 3 stride 2 pad 1 float32"] == 1
     assert linear["1 channels 32->5 float32 bias"] == 1
     assert sum(linear.values()) == 2 + 1 + 6 * 3 + 1
+
+
+def test_problems_with_int8_weights() -> None:
+    model = NAT(embed_dim=16, depths=(1,), num_heads=(2,), mlp_ratio=2.0, kernel_size=3, num_classes=5)
+    found = problems_of_whole(model, torch.zeros(1, 3, 32, 32), "int8")
+    products = [problem for problem in found if isinstance(problem, DenseProblem)]
+    assert len(products) == 7 and {problem.weight_dtype for problem in products} == {"int8"}
 
 
 def test_norm_is_layer_norm() -> None:

@@ -91,6 +91,7 @@ def test_gradients_of_a_problem_spelled_out(asked: dict[str, Any]) -> None:
         ([*SPELLED_OUT, "--training"], "training: required a MODEL with it, got none"),
         ([TINY.name, "--backward"], "backward: required --size with it"),
         ([TINY.name, "--training", "--whole-model"], "training: required without --whole-model"),
+        ([TINY.name, "--weights-dtype", "int8"], "weights_dtype: required --whole-model with it, got int8 alone"),
     ],
 )
 def test_options_that_do_not_go_together(arguments: list[str], says: str) -> None:

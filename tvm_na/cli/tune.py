@@ -54,7 +54,13 @@ def _in_dtype(problem: Problem, dtype: str, target: NATarget) -> Problem:
 
 
 def _tasks_of_model(
-    name: str, input_sizes: Sequence[str], dtype: str, whole: bool, training: bool, target: NATarget
+    name: str,
+    input_sizes: Sequence[str],
+    dtype: str,
+    whole: bool,
+    weights_dtype: str | None,
+    training: bool,
+    target: NATarget,
 ) -> list[TuneTask]:
     from tvm_na.models import create_model, problems_of, training_problems_of
     from tvm_na.tune.tasks import TuneTask, merged, tasks_of
@@ -67,7 +73,7 @@ def _tasks_of_model(
         from tvm_na.deploy.relax.problems import problems_of_whole
 
         with console().status("tracing the model"):
-            found: list[Any] = [problems_of_whole(model, torch.zeros(1, 3, *size)) for size in sizes]
+            found: list[Any] = [problems_of_whole(model, torch.zeros(1, 3, *size), weights_dtype) for size in sizes]
     else:
         found = [(training_problems_of if training else problems_of)(model, size) for size in sizes]
     tasks = [task for problems in found for task in tasks_of(problems)]
@@ -121,6 +127,8 @@ def _check_sources(sources: Mapping[str, Any], of_model: Mapping[str, Any], back
             raise ValueError(f"{option}: required a MODEL with it, got none")
     if of_model["training"] and of_model["whole_model"]:
         raise ValueError("training: required without --whole-model, whose other layers have no gradients here")
+    if of_model["weights_dtype"] and not of_model["whole_model"]:
+        raise ValueError(f"weights_dtype: required --whole-model with it, got {of_model['weights_dtype']} alone")
     if backward and not sources["--size"]:
         raise ValueError('backward: required --size with it (a file says it as "operator", a MODEL has --training)')
 
@@ -134,6 +142,9 @@ def tune(
     whole_model: Annotated[
         bool, typer.Option("--whole-model", help="MODEL's linear layers and convolutions too.")
     ] = False,
+    weights_dtype: Annotated[
+        Literal["int8"] | None, typer.Option(help="With --whole-model: as of tvm-na compile.")
+    ] = None,
     training: Annotated[
         bool, typer.Option("--training", help="MODEL's training: attention that keeps its log-sum-exp, and gradients.")
     ] = False,
@@ -182,7 +193,8 @@ def tune(
 
     The problems are those of MODEL, those of a file, or one that is spelled out from --size on.
     """
-    of_model = {"input_size": input_size, "whole_model": whole_model, "training": training}
+    of_model: dict[str, Any] = {"input_size": input_size, "whole_model": whole_model, "training": training}
+    of_model["weights_dtype"] = weights_dtype
     sources = {"MODEL": model, "--problems": problems, "--size": size, "--from": from_}
     _check_sources(sources, of_model, backward)
     seconds = None if time_limit is None else parse_duration(time_limit)
@@ -201,7 +213,7 @@ def tune(
 
     chosen = parse_target(target or settings.target_name())
     if model:
-        tasks = _tasks_of_model(model, input_size or [], dtype, whole_model, training, chosen)
+        tasks = _tasks_of_model(model, input_size or [], dtype, whole_model, weights_dtype, training, chosen)
     elif problems:
         from tvm_na.tune.tasks import tasks_from_file
 

@@ -37,7 +37,8 @@ def build(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
     if untuned:
         few = ", ".join(untuned[:3]) + (", ..." if len(untuned) > 3 else "")
         which = f"{len(untuned)} of {len(kernels.all)} kernels have no tuning record ({few})"
-        warnings.warn(f"UNTUNED: {which}; tvm-na tune --whole-model makes them", stacklevel=4)
+        option = "" if request.weights_dtype is None else f" --weights-dtype {request.weights_dtype}"
+        warnings.warn(f"UNTUNED: {which}; tvm-na tune --whole-model{option} makes them", stacklevel=4)
     return {
         "code": {
             "weights": list(library.weights),
