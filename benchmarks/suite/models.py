@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.peer_modules import DenseMaskAttention, FlexAttention, replaced
 from benchmarks.suite.cases import Case, Part, Setting
-from benchmarks.suite.networks import FLOOR, NAMES, NAT, SWIN, attention_taken_out, network
+from benchmarks.suite.networks import FLOOR, NAMES, NAT, NAT_IN_FLOAT32, SWIN, attention_taken_out, network
 from benchmarks.suite.op import OURS
 from benchmarks.suite.packages import ARTIFACTS, PACKAGE, images, loaded, made, placed
 from benchmarks.suite.turns import Call, Candidates
@@ -24,8 +24,6 @@ from tvm_na.reference.accuracy import LOGITS_BUDGET, relative_error
 
 #: Of logits, relative to the largest; halves throughout some twenty layers.
 BUDGET = {"float32": LOGITS_BUDGET, "float16": 2e-2, "bfloat16": 3e-2}
-#: What NAT-Tiny of another dtype is measured beside.
-NAT_IN_FLOAT32 = f"{NAT}, float32"
 #: The case of NAT-Tiny with attention of others.
 OTHERS = "attention of others, eager, batch 1"
 EAGER, COMPILED = "eager", "torch.compile"

@@ -21,6 +21,8 @@ from tvm_na.problems.base import Problem
 
 NAT, FLOOR, SWIN, CONVNEXT = "NAT-Tiny", "NAT-Tiny without attention", "Swin-T", "ConvNeXt-T"
 NAMES = (NAT, FLOOR, SWIN, CONVNEXT)
+#: What NAT-Tiny of another dtype is measured beside.
+NAT_IN_FLOAT32 = f"{NAT}, float32"
 #: Of NAT and itself without attention in a rehearsal, which has no others.
 _TINY = "nat_pico"
 

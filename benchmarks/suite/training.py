@@ -1,4 +1,4 @@
-"""A training step: loss, gradients and AdamW, of NAT-Tiny beside Swin-T."""
+"""A training step: loss, gradients and AdamW, of NAT-Tiny beside Swin-T; in bfloat16 under autocast, beside float32."""
 
 from __future__ import annotations
 
@@ -10,69 +10,75 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.suite.cases import Case, Part, Setting
-from benchmarks.suite.networks import NAT, SWIN, network
+from benchmarks.suite.networks import NAT, NAT_IN_FLOAT32, SWIN, network
 from benchmarks.suite.turns import Call, Candidates
 from tvm_na.functional import Backend
 from tvm_na.models.base import NAModel
 from tvm_na.reference.accuracy import relative_error
 
 #: Of the gradient of any parameter, beside the same model in float64.
-BUDGET = 1e-3
+BUDGET = {"float32": 1e-3, "float16": 1e-3, "bfloat16": 1e-1}
+#: Weights stay in float32, and so does what is numerically delicate.
+_AUTOCAST = "bfloat16"
 
 
 def _cases(setting: Setting) -> list[Case]:
-    if not setting.is_main:
+    if not setting.is_main and setting.dtype != _AUTOCAST:
         return []
-    if setting.quick:
-        return [Case("eager, batch 2", {"batch": 2, "networks": [NAT], "seconds": 0.5})]
-    about = {"batch": 8, "networks": [NAT, SWIN], "seconds": 30.0}
-    return [Case("eager, batch 8", about, 300.0)]
+    way = "eager" if setting.is_main else "autocast"
+    batch, seconds = (2, 0.5) if setting.quick else (8, 30.0)
+    networks = [NAT, SWIN] if setting.is_main and not setting.quick else [NAT]
+    return [Case(f"{way}, batch {batch}", {"batch": batch, "networks": networks, "seconds": seconds}, 300.0)]
 
 
 def run(case: Case, setting: Setting) -> dict[str, Any]:
     """Measure steps in turns."""
-    found, sources = Candidates(BUDGET), {}
-    for name in case.about["networks"]:
+    found, sources = Candidates(BUDGET[setting.dtype]), {}
+    labels = [(name, name, not setting.is_main) for name in case.about["networks"]]
+    if not setting.is_main:
+        labels.append((NAT_IN_FLOAT32, NAT, False))
+    for label, name, autocast in labels:
         try:
             one = network(name, setting.quick)
         except RuntimeError as error:
-            found.refused[name] = str(error)
+            found.refused[label] = str(error)
             continue
         sources[name] = one.source
         model = one.model.train().to(setting.device)
-        found.add(name, partial(_prepared, model, one.size, case.about["batch"], setting.device))
-    about = {"batch": case.about["batch"], "sources": sources, "dtype": "float32"}
+        found.add(label, partial(_prepared, model, one.size, case.about["batch"], setting.device, autocast))
+    about = {"batch": case.about["batch"], "sources": sources, "dtype": "float32" if setting.is_main else _AUTOCAST}
     return {**about, **found.timed(case.about["seconds"], setting.device)}
 
 
-def loss_of(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-    """Cross entropy."""
-    return nn.functional.cross_entropy(model(x), target)
+def loss_of(model: nn.Module, x: Tensor, target: Tensor, autocast: bool = False) -> Tensor:
+    """Cross entropy; in bfloat16 where that is safe, if wanted."""
+    with torch.autocast(x.device.type, getattr(torch, _AUTOCAST), enabled=autocast):
+        return nn.functional.cross_entropy(model(x), target)
 
 
-def _gradients(model: nn.Module, x: Tensor, target: Tensor) -> list[Tensor]:
+def _gradients(model: nn.Module, x: Tensor, target: Tensor, autocast: bool = False) -> list[Tensor]:
     parameters = [p for p in model.parameters() if p.requires_grad]
-    return [g.cpu() for g in torch.autograd.grad(loss_of(model, x, target), parameters)]
+    return [g.cpu() for g in torch.autograd.grad(loss_of(model, x, target, autocast), parameters)]
 
 
-def error_of_gradients(model: nn.Module, x: Tensor, target: Tensor) -> float:
+def error_of_gradients(model: nn.Module, x: Tensor, target: Tensor, autocast: bool = False) -> float:
     """The largest relative error of a parameter's gradient beside those in float64."""
     exact = copy.deepcopy(model).cpu().double()
     if isinstance(exact, NAModel):
         exact.set_backend(Backend.REFERENCE)
     right = _gradients(exact, x.cpu().double(), target.cpu())
-    return max(relative_error(a, b) for a, b in zip(_gradients(model, x, target), right, strict=True))
+    return max(relative_error(a, b) for a, b in zip(_gradients(model, x, target, autocast), right, strict=True))
 
 
-def _prepared(model: nn.Module, size: int, batch: int, device: str) -> tuple[Call, float]:
+def _prepared(model: nn.Module, size: int, batch: int, device: str, autocast: bool) -> tuple[Call, float]:
     torch.manual_seed(1)
     x, target = torch.randn(batch, 3, size, size).to(device), torch.randint(0, 1000, (batch,)).to(device)
-    error = error_of_gradients(model, x[:1], target[:1])  # kernels are of any batch
+    error = error_of_gradients(model, x[:1], target[:1], autocast)  # kernels are of any batch
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
         optimizer.zero_grad()
-        loss_of(model, x, target).backward()
+        loss_of(model, x, target, autocast).backward()
         optimizer.step()
 
     step()

@@ -14,7 +14,7 @@ from torch import nn
 
 from benchmarks import problems
 from benchmarks.peers import PEERS, Peer, gather_einsum
-from benchmarks.suite import memory, models, networks, op, packages, store, turns
+from benchmarks.suite import memory, models, networks, op, packages, store, training, turns
 from benchmarks.suite.cases import DTYPES, Case, Part, Setting
 from benchmarks.suite.networks import FLOOR, NAT, SWIN, Network, network
 from benchmarks.suite.parts import PARTS
@@ -278,13 +278,14 @@ def test_cases_of_every_part_are_named_once_and_json(tmp_path: Path) -> None:
         for part in PARTS.values():
             cases = part.cases(setting)
             assert len({case.name for case in cases}) == len(cases)
-            assert cases or (dtype != "float32" and part.name in ("growth", "start", "training"))
+            none = {"growth", "start", "training"} - ({"training"} if dtype == "bfloat16" else set())
+            assert cases or (dtype != "float32" and part.name in none)
             kept = Store({}, setting)
             for case in cases[:1]:
                 kept.put(part.name, case, {"load_before": 0.0}, [case.name for case in cases])
                 assert kept.is_done(part.name, case)
     files = sorted(file.name for file in tmp_path.iterdir())
-    assert "op.json" in files and "op-bfloat16.json" in files and len(files) == 6 + 3 + 3
+    assert "op.json" in files and "op-bfloat16.json" in files and len(files) == 6 + 4 + 3
 
 
 def test_an_operator_takes_its_stride_in_both_ways() -> None:
@@ -332,6 +333,18 @@ def test_nat_of_another_dtype_is_measured_beside_float32(tmp_path: Path, without
     errors = {name: one["error"] for name, one in found["candidates"].items()}
     assert list(errors) == ["NAT-Tiny, eager", "NAT-Tiny, float32, eager"] and found["dtype"] == "bfloat16"
     assert errors["NAT-Tiny, float32, eager"] < 1e-4 < errors["NAT-Tiny, eager"]
+
+
+def test_a_step_under_autocast_is_measured_beside_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_times: None
+) -> None:
+    small = lambda *_: Network(nn.Sequential(nn.Flatten(), nn.Linear(192, 1000)), "", 8)  # noqa: E731
+    monkeypatch.setattr(training, "network", small)
+    setting = setting_in(tmp_path, dtype="bfloat16")
+    (case,) = PARTS["training"].cases(setting)
+    found = training.run(case, setting)
+    errors = [found["candidates"][name]["error"] for name in ("NAT-Tiny", "NAT-Tiny, float32")]
+    assert errors[1] < 1e-4 < errors[0], "of gradients, whose weights are in float32"
 
 
 def test_a_package_of_another_library_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

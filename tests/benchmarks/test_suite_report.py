@@ -75,7 +75,11 @@ def put_halves(folder: Path, *flags: str) -> None:
     seconds = {f"{name}, torch.compile": s for name, s in zip(names, (0.3, 0.1, 0.6), strict=True)}
     models = {"torch.compile, batch 1": case(batch=1, sources={}, **compared(**seconds))}
     machine = {**MACHINE, "flags": ["avx2", *flags]}
-    put(folder, machine, **{"op_bfloat16": op, "memory_bfloat16": memory, "models_bfloat16": models})
+    training = {
+        "autocast, batch 8": case(batch=8, sources={}, **compared(**{"NAT-Tiny": 3.0, "NAT-Tiny, float32": 2.0}))
+    }
+    parts = {"op": op, "memory": memory, "models": models, "training": training}
+    put(folder, machine, **{f"{name}_bfloat16": cases for name, cases in parts.items()})
 
 
 @pytest.fixture
@@ -187,7 +191,7 @@ def test_the_page_has_half_precision_where_it_was_measured(folder: Path) -> None
     assert "## Half precision: bfloat16" in text
     assert "| NAT-Tiny 56² | 1,000 | 1,000 | 1.00x | 4,000 | — | 4.00x |" in text
     assert "| torch.compile, batch 1 | 300 | 100 | 600 | 3.00x | 0.50x |" in text
-    assert "| 224² | 7.00 | 13.0 | 0.54x |" in text
+    assert "| autocast, batch 8 | 3,000 | 2,000 | 1.50x |" in text and "| 224² | 7.00 | 13.0 | 0.54x |" in text
     assert "NAT-Tiny 56², bfloat16, NAT-Tiny 7², bfloat16 | not \\| there |" in text
     assert "| operator at NAT-Tiny's stages, bfloat16 / float32, worst stage | <= 1.05x | 1.10x | missed |" in text
 

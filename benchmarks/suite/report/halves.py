@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.suite.models import COMPILED, NAT_IN_FLOAT32
-from benchmarks.suite.networks import NAT, SWIN
+from benchmarks.suite.models import COMPILED
+from benchmarks.suite.networks import NAT, NAT_IN_FLOAT32, SWIN
 from benchmarks.suite.op import IN_FLOAT32, OURS
 from benchmarks.suite.report.results import Results
 from benchmarks.suite.report.tables import Table, digits, ms, of_peer, peer_names, times
@@ -29,6 +29,16 @@ def models(results: Results) -> Table:
         ratios = [times(found.ratio(names[0], other)) for other in names[1:]]
         rows.append([case, *(ms(found.seconds(name)) for name in names), *ratios])
     return Table(["", NAT, NAT_IN_FLOAT32, SWIN, "NAT-Tiny / in float32", "NAT-Tiny / Swin-T"], rows)
+
+
+def training(results: Results) -> Table:
+    """Steps of NAT-Tiny under autocast and in float32: ms."""
+    rows = []
+    for case in results.cases("training"):
+        found = results.comparison("training", case)
+        seconds = [ms(found.seconds(name)) for name in (NAT, NAT_IN_FLOAT32)]
+        rows.append([case, *seconds, times(found.ratio(NAT, NAT_IN_FLOAT32))])
+    return Table(["", NAT, NAT_IN_FLOAT32, "NAT-Tiny / in float32"], rows)
 
 
 def memory(results: Results) -> Table:
