@@ -14,13 +14,15 @@ from tvm_na.records import index, rejections, select
 from tvm_na.records.compact import write_compact
 from tvm_na.records.record import Record
 from tvm_na.records.rejections import InapplicableError
-from tvm_na.records.replay import transferred
+from tvm_na.records.replay import replayed, transferred
+from tvm_na.records.write import structural_hash
 from tvm_na.schedules import spaces_for
 from tvm_na.schedules.base import Plan
 from tvm_na.targets.target import list_targets, other_levels, parse_target
 
 SSE4, AVX2, AVX512 = map(parse_target, ("llvm-x86-sse4", "llvm-x86-avx2", "llvm-x86-avx512"))
-NEON = parse_target("llvm-aarch64-neon")
+NEON, NEON_BF16 = map(parse_target, ("llvm-aarch64-neon", "llvm-aarch64-neon-bf16"))
+AVX512_BF16, AMX = map(parse_target, ("llvm-x86-avx512-bf16", "llvm-x86-amx-bf16"))
 PROBLEM = NAProblem.make((14, 14), 7, 4, 32, bias=True)
 CLOSE, FURTHER = NAProblem.make((14, 14), 7, 4, 32), NAProblem.make((14, 14), 7, 4, 64, bias=True)
 
@@ -61,8 +63,8 @@ def chosen(target: Any, problem: NAProblem = PROBLEM, mode: str = "all") -> str:
 
 
 def test_levels_are_those_of_one_instruction_set() -> None:
-    assert {level.name for level in other_levels(AVX2)} == {SSE4.name, AVX512.name}
-    assert other_levels(NEON) == [] == other_levels(parse_target("cuda-sm_90"))
+    assert {level.name for level in other_levels(AVX2)} == {level.name for level in (SSE4, AVX512, AVX512_BF16, AMX)}
+    assert other_levels(NEON) == [NEON_BF16] and not other_levels(parse_target("cuda-sm_90"))
     assert all(target not in other_levels(target) for target in map(parse_target, list_targets()))
 
 
@@ -77,6 +79,25 @@ def test_where_a_target_has_none_others_help(tmp_path: Path) -> None:
     assert chosen(AVX512) == "nearest llvm-x86-avx2 same"
     recorded(tmp_path / "user", record_of(PROBLEM, AVX512))
     assert chosen(AVX2) == "record llvm-x86-avx2 same" and chosen(SSE4) == "record llvm-x86-sse4 same"
+
+
+@pytest.mark.parametrize(
+    ("recorded_for", "target"), [(AVX512, AVX512_BF16), (AVX512, AMX), (AVX512_BF16, AVX512), (NEON, NEON_BF16)]
+)
+def test_where_kernels_are_the_same_records_are_taken_as_they_are(
+    tmp_path: Path, recorded_for: Any, target: Any
+) -> None:
+    """Those of the target itself come first."""
+    record = record_of(PROBLEM, recorded_for)
+    recorded(tmp_path / "shipped", record)
+    assert chosen(target) == f"record {recorded_for.name} same"
+    assert chosen(target, CLOSE) == f"nearest {recorded_for.name} other"
+    func, wanted = (replayed(record, PROBLEM, level)["main"] for level in (target, recorded_for))
+    assert structural_hash(func) == structural_hash(wanted)
+    recorded(tmp_path / "shipped", record_of(PROBLEM, target, seconds=2e-3))
+    assert chosen(target) == f"record {target.name} same"
+    recorded(tmp_path / "user", record)
+    assert chosen(target) == f"record {recorded_for.name} same"
 
 
 @pytest.mark.parametrize(

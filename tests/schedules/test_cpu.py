@@ -22,7 +22,7 @@ from tvm_na.schedules import base, spaces_for
 from tvm_na.schedules.base import Plan
 from tvm_na.schedules.cpu import attention as cpu
 from tvm_na.schedules.cpu import blocks
-from tvm_na.targets.target import NATarget, detect_target, list_targets, parse_target
+from tvm_na.targets.target import NATarget, alike, detect_target, list_targets, parse_target
 from tvm_na.te.attention.lanes import forward
 from tvm_na.te.attention.lanes_tile import LanesTile, lanes_of, spanned_columns
 from tvm_na.te.common.window import group_length, group_window
@@ -301,18 +301,21 @@ def test_tasks_are_as_many_as_threads_are_worth_where_they_pack_keys(
     assert problem.spatial[0] // rows * (problem.heads // heads) == tasks
 
 
-def assembly_of(module: Any, target: NATarget) -> str:
+def assembly_for(problem: NAProblem, target: NATarget) -> str:
+    """The code of the default schedule."""
     import tvm
 
+    module = build.scheduled_module(problem, target)[0]
     return str(tvm.compile(module, target=target.tvm_target()).mod.inspect_source("s"))
 
 
-@pytest.mark.parametrize("name", [n for n in list_targets() if "x86" in n])
+WIDE = NAProblem.make((14, 14), 13, 2, 32)  # enough for the longest vectors
+
+
+@pytest.mark.parametrize("name", [AVX512, AVX2, "llvm-x86-sse4"])
 def test_kernels_for_other_cpus_use_their_vectors(name: str) -> None:
-    target = parse_target(name)
-    problem = NAProblem.make((14, 14), 13, 2, 32)  # wide enough for the longest
-    assembly = assembly_of(build.scheduled_module(problem, target)[0], target)
-    register = {"llvm-x86-avx512": "%zmm", "llvm-x86-avx2": "%ymm", "llvm-x86-sse4": "%xmm"}[name]
+    assembly = assembly_for(WIDE, parse_target(name))
+    register = {AVX512: "%zmm", AVX2: "%ymm", "llvm-x86-sse4": "%xmm"}[name]
     assert register in assembly
     if name != "llvm-x86-sse4":
         products = [line for line in assembly.splitlines() if "vfmadd" in line and register in line]
@@ -324,13 +327,18 @@ def test_kernels_for_other_cpus_use_their_vectors(name: str) -> None:
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("kind", ["attention", "gradients", "qk", "av", "av_transposed", "bias_sums"])
 def test_kernels_of_halves_call_no_conversion(kind: str, dtype: str, name: str) -> None:
-    target = parse_target(name)
     attention = NAProblem.make((9, 9), 3, 2, 16, dtype=dtype, bias=kind in ("attention", "gradients", "qk"))
     of_kind = {"attention": lambda: attention, "gradients": lambda: BackwardProblem(attention)}
     problem: Any = of_kind.get(kind, lambda: UnfusedProblem(kind, attention))()
-    module = build.scheduled_module(problem, target)[0]
-    calls = set(re.findall(r"\b(?:callq?|bl)[ \t]+(\w+)", assembly_of(module, target)))
+    calls = set(re.findall(r"\b(?:callq?|bl)[ \t]+(\w+)", assembly_for(problem, parse_target(name))))
     assert all(called.startswith(("__tvm", "TVM", "main", "memset")) for called in calls), calls
+
+
+@pytest.mark.parametrize("name", [AVX512, "llvm-aarch64-neon"])
+def test_without_products_of_bfloat16_all_levels_that_have_them_get_the_same_code(name: str) -> None:
+    target, *others = alike(parse_target(name), uses_dots=False)
+    code = [assembly_for(WIDE, level) for level in (target, *others)]
+    assert len(code) > 1 and len(set(code)) == 1
 
 
 def test_divisors() -> None:

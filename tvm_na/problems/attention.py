@@ -136,6 +136,10 @@ class NAProblem(Problem):
         return "float64" if self.dtype == "float64" else "float32"
 
     @property
+    def uses_dots(self) -> bool:
+        return self.dtype == "bfloat16"
+
+    @property
     def bias_shape(self) -> tuple[int, ...]:
         """The shape of the relative position bias."""
         return (self.heads, *(2 * k - 1 for k in self.kernel_size))

@@ -93,6 +93,11 @@ class Problem(abc.ABC):
         """The number of spatial axes."""
         return len(self.spatial)
 
+    @property
+    def uses_dots(self) -> bool:
+        """Whether kernels for a CPU with dot products of bfloat16 are others than those for one without."""
+        return False
+
     @classmethod
     @abc.abstractmethod
     def make(cls, *args: Any, **options: Any) -> Self:

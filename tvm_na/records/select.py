@@ -6,7 +6,7 @@ best records of each folder is kept in the cache folder (:mod:`tvm_na.records.in
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tvm_na import fingerprint, settings
@@ -15,7 +15,7 @@ from tvm_na.problems.registry import Problem, problem_from_json
 from tvm_na.records.files import shipped_folder, user_folder
 from tvm_na.records.index import FolderIndex, RecordRef, ref_of
 from tvm_na.records.rejections import InapplicableError, Rejections
-from tvm_na.targets.target import NATarget, other_levels, parse_target
+from tvm_na.targets.target import NATarget, alike, other_levels, parse_target
 
 if TYPE_CHECKING:
     from tvm_na.records.record import Record
@@ -98,19 +98,22 @@ def candidates(
     """Schedules for a problem, the preferred first: records of it, of near problems, and last the default.
 
     The user's records come before the shipped ones, records of as many threads before others, then the fastest. Those
-    of other levels of the instruction set are among the near ones, at a distance of their own.
+    of another level of the instruction set that has the same kernel count as those of ``target``, behind its own; those
+    of other levels are among the near ones, at a distance of their own.
     """
     mode = settings.records_mode() if mode is None else settings.check_records_mode("records", mode)
     if target.kind == "cuda":
         threads = 1  # as its records have it
     threads = settings.num_threads() if threads is None else threads
-    folders = _folders(target, mode)
+    same = alike(target, problem.uses_dots)
+    folders = sorted((folder for level in same for folder in _folders(level, mode)), key=lambda folder: folder.shipped)
     for folder in folders:
         for ref in _preferred(folder.refs(problem.to_json()), threads):
-            yield Selection("record", ref, _reason(ref, threads, target))
-    others = [folder for level in other_levels(target) for folder in _folders(level, mode)]
-    for far, ref in _near(problem, target, [*folders, *others], threads):
-        whence = "" if ref.target == target.name else f"from {ref.target}, "
+            yield Selection("record", ref, _whence(ref, target) + _reason(ref, threads, target))
+    others = [level for level in other_levels(target) if level not in same]
+    further = [(_level_distance(level, target), folder) for level in others for folder in _folders(level, mode)]
+    for far, ref in _near(problem, target, [*((0.0, folder) for folder in folders), *further], threads):
+        whence = _whence(ref, target)
         yield Selection("nearest", ref, f"{whence}no usable record for this problem; distance {far:.2g}")
     if mode == "off":
         reason = "tuning records are switched off"
@@ -119,6 +122,10 @@ def candidates(
     else:
         reason = "no usable tuning record of this problem or one near it"
     yield Selection("default", None, reason)
+
+
+def _whence(ref: RecordRef, target: NATarget) -> str:
+    return "" if ref.target == target.name else f"from {ref.target}, "
 
 
 def _preferred(refs: list[RecordRef], threads: int) -> list[RecordRef]:
@@ -155,29 +162,36 @@ def _folders(target: NATarget, mode: str) -> list[FolderIndex]:
 
 
 def _near(
-    problem: Problem, target: NATarget, folders: list[FolderIndex], threads: int
+    problem: Problem, target: NATarget, folders: Sequence[tuple[float, FolderIndex]], threads: int
 ) -> Iterator[tuple[float, RecordRef]]:
-    """(distance, record) of problems that are near enough, the nearest first, each with its fastest records."""
+    """(distance, record) of problems that are near enough, the nearest first, each with its fastest records.
+
+    Each folder has the distance of its target.
+    """
     own, found = problem.to_json(), []
-    for place, folder in enumerate(folders):
-        level = _level_distance(folder.target_name, target)
+    for place, (level, folder) in enumerate(folders):
         for key in folder.problems():
             if key == own and not level:  # its records came first
                 continue
-            far = _distance(problem, problem_from_json(key), target)
+            far = _distance(problem, problem_from_json(key), folder.target_name, target)
             if far is not None and far <= FARTHEST:
                 found.append((far + level, place, key))
     for far, place, key in sorted(found)[:_NEIGHBORS]:
-        refs = _preferred(folders[place].refs(key), threads)
+        refs = _preferred(folders[place][1].refs(key), threads)
         best = {ref.threads: ref.seconds_per_sample for ref in reversed(refs)}
         for ref in refs:
             if ref.seconds_per_sample <= _NEARLY_BEST * best[ref.threads]:
                 yield far, ref
 
 
-def _distance(problem: Problem, other: Problem, target: NATarget) -> float | None:
-    """How far a record's problem is; on CPUs, which compute halves in float32, also of another dtype."""
+def _distance(problem: Problem, other: Problem, level: str, target: NATarget) -> float | None:
+    """How far a record's problem is; on CPUs, which compute halves in float32, also of another dtype.
+
+    None where only the kernels of ``target`` have dot products: its default, which has them, is expected to be faster.
+    """
     if type(problem) is not type(other):
+        return None
+    if problem.uses_dots and target.dot and not (other.uses_dots and parse_target(level).dot):
         return None
     dtypes = {problem.dtype, other.dtype}
     if target.kind == "cuda" or len(dtypes) == 1 or not dtypes <= {"float32", *HALVES}:
@@ -186,11 +200,9 @@ def _distance(problem: Problem, other: Problem, target: NATarget) -> float | Non
     return None if far is None else far + (OTHER_HALF if dtypes == set(HALVES) else OTHER_DTYPE)
 
 
-def _level_distance(name: str, target: NATarget) -> float:
-    """How far the target of a record is from ``target``, of the same instruction set."""
-    if name == target.name:
-        return 0.0
-    return OTHER_LEVEL if parse_target(name).vector_bytes <= target.vector_bytes else WIDER_LEVEL
+def _level_distance(level: NATarget, target: NATarget) -> float:
+    """How far another level of an instruction set is from ``target``."""
+    return OTHER_LEVEL if level.vector_bytes <= target.vector_bytes else WIDER_LEVEL
 
 
 def reject(selection: Selection, problem: Problem, target: NATarget, error: InapplicableError) -> None:

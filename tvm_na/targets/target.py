@@ -52,6 +52,11 @@ class NATarget:
         """Whether there are instructions from float16 to float32 and back: F16C or NEON."""
         return self.kind != "llvm" or self.cpu != "x86-64-v2"
 
+    @property
+    def dot(self) -> str:
+        """The instruction for dot products of pairs of bfloat16, "" where there is none."""
+        return next((dot for feature, dot in _DOTS.items() if feature in self.features), "")
+
     def to_dict(self) -> dict[str, Any]:
         """What is known of it: every attribute that its kind of target has."""
         fields = ((field, getattr(self, field.name)) for field in dataclasses.fields(self))
@@ -89,14 +94,32 @@ def _cuda_target(arch: cuda_arch.CudaArch) -> NATarget:
     return NATarget(f"cuda-{arch.name}", "cuda", "", "", (), 16, 255, arch.name, *shared, registers_per_block=65536)
 
 
+# By the LLVM feature that has them. (Tiles of amx-bf16 are more than an instruction: see docs/design/cpu.md.)
+_DOTS = {"+avx512bf16": "vdpbf16ps", "+bf16": "bfdot"}
+
+
+def _x86(level: str, cpu: str, features: tuple[str, ...], vector_bytes: int, vector_registers: int) -> NATarget:
+    triple = "x86_64-unknown-linux-gnu"
+    return NATarget(f"llvm-x86-{level}", "llvm", triple, cpu, features, vector_bytes, vector_registers)
+
+
+def _neon(level: str, *features: str) -> NATarget:
+    return NATarget(f"llvm-aarch64-{level}", "llvm", "aarch64-unknown-linux-gnu", "generic", features, 16, 32)
+
+
 # Vectors as long as the registers, also where LLVM would by default prefer halves.
+_WHOLE = "-prefer-256-bit"
+
 _TARGETS = {
     target.name: target
     for target in (
-        NATarget("llvm-x86-avx512", "llvm", "x86_64-unknown-linux-gnu", "x86-64-v4", ("-prefer-256-bit",), 64, 32),
-        NATarget("llvm-x86-avx2", "llvm", "x86_64-unknown-linux-gnu", "x86-64-v3", (), 32, 16),
-        NATarget("llvm-x86-sse4", "llvm", "x86_64-unknown-linux-gnu", "x86-64-v2", (), 16, 16),
-        NATarget("llvm-aarch64-neon", "llvm", "aarch64-unknown-linux-gnu", "generic", ("+neon",), 16, 32),
+        _x86("amx-bf16", "x86-64-v4", (_WHOLE, "+avx512bf16", "+amx-tile", "+amx-bf16"), 64, 32),
+        _x86("avx512-bf16", "x86-64-v4", (_WHOLE, "+avx512bf16"), 64, 32),
+        _x86("avx512", "x86-64-v4", (_WHOLE,), 64, 32),
+        _x86("avx2", "x86-64-v3", (), 32, 16),
+        _x86("sse4", "x86-64-v2", (), 16, 16),
+        _neon("neon-bf16", "+neon", "+bf16"),
+        _neon("neon", "+neon"),
         *map(_cuda_target, cuda_arch.ARCHS),
     )
 }
@@ -108,12 +131,18 @@ _HOSTS = {
 }
 _MACHINES = {"x86_64": "x86-64", "amd64": "x86-64", "aarch64": "aarch64", "arm64": "aarch64"}
 
-# What /proc/cpuinfo calls the features of the x86-64 levels (psABI).
-_X86_LEVELS = (
-    ("llvm-x86-avx512", {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}),
-    ("llvm-x86-avx2", {"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"}),
-    ("llvm-x86-sse4", {"sse4_2", "popcnt", "ssse3", "cx16"}),
-)
+# What /proc/cpuinfo calls the features that a level has and those below it have not, the highest first: of x86-64 the
+# levels of its psABI, and what has products of bfloat16.
+_LEVELS: dict[str, dict[str, set[str]]] = {
+    "x86-64": {
+        "llvm-x86-amx-bf16": {"amx_tile", "amx_bf16"},
+        "llvm-x86-avx512-bf16": {"avx512_bf16"},
+        "llvm-x86-avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+        "llvm-x86-avx2": {"avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"},
+        "llvm-x86-sse4": {"sse4_2", "popcnt", "ssse3", "cx16"},
+    },
+    "aarch64": {"llvm-aarch64-neon-bf16": {"bf16"}, "llvm-aarch64-neon": {"asimd"}},
+}
 
 
 def name_of_spec(spec: Mapping[str, Any]) -> str | None:
@@ -131,6 +160,22 @@ def name_of_spec(spec: Mapping[str, Any]) -> str | None:
 def other_levels(target: NATarget) -> list[NATarget]:
     """The other levels of a CPU's instruction set; none of a GPU."""
     return [t for t in _TARGETS.values() if target.triple and t.triple == target.triple and t != target]
+
+
+def alike(target: NATarget, uses_dots: bool) -> list[NATarget]:
+    """The targets whose kernels of a problem are those of ``target``, which is the first.
+
+    Levels that differ in products of bfloat16 alone have the same kernels of all problems that have no such products.
+
+    Args:
+        target: A target.
+        uses_dots: Whether kernels of the problem depend on :attr:`NATarget.dot`.
+    """
+
+    def depends_on(t: NATarget) -> tuple[Any, ...]:
+        return t.cpu, t.vector_bytes, t.vector_registers, t.dot if uses_dots else ""
+
+    return [target, *(t for t in other_levels(target) if depends_on(t) == depends_on(target))]
 
 
 def list_targets() -> list[str]:
@@ -164,17 +209,20 @@ def _cpuinfo(field: str) -> str:
         return ""
 
 
+def _features_here() -> set[str]:
+    return set((_cpuinfo("flags") or _cpuinfo("Features")).split())
+
+
 @functools.lru_cache(maxsize=1)
 def detect_target() -> NATarget:
     """The target of the CPU this process runs on; RuntimeError where none of the known ones fits."""
     machine, system = platform.machine().lower(), platform.system()
+    present = _features_here()
     if machine in ("aarch64", "arm64") and system == "Linux":
-        return _TARGETS["llvm-aarch64-neon"]
-    if machine in ("x86_64", "amd64"):
-        flags = set(_cpuinfo("flags").split())
-        for name, needed in _X86_LEVELS:
-            if needed <= flags:
-                return _TARGETS[name]
+        present.add("asimd")  # which each has, whatever an emulator's /proc/cpuinfo says
+    for name in _LEVELS.get(_MACHINES.get(machine, ""), {}):
+        if present.issuperset(cpu_features(_TARGETS[name])):
+            return _TARGETS[name]
     raise RuntimeError(f"target: required an x86-64-v2 or AArch64 CPU under Linux, got {machine} under {system}")
 
 
@@ -219,23 +267,28 @@ def check_runs_here(target: NATarget, device_index: int | None = None) -> None:
         _check_devices(target, device_index)
         return
     native = detect_target()
-    levels = [name for name, _ in _X86_LEVELS]
-    usable = levels[levels.index(native.name) :] if native.name in levels else [native.name]
+    levels = list(_levels_of(native))
+    usable = levels[levels.index(native.name) :]
     if target.name not in usable:
         raise ValueError(f"target: required one that this CPU can run ({', '.join(usable)}), got {target.name}")
 
 
 def cpu_features(target: NATarget) -> tuple[str, ...]:
-    """What /proc/cpuinfo must list for a CPU to run code for a CPU's ``target``; empty where it says nothing."""
-    names = [name for name, _ in _X86_LEVELS]
-    if target.name not in names:
-        return ("asimd",) if target.name == "llvm-aarch64-neon" else ()
-    return tuple(sorted(set().union(*(needed for _, needed in _X86_LEVELS[names.index(target.name) :]))))
+    """What /proc/cpuinfo must list for a CPU to run code for a CPU's ``target``; nothing for a GPU's."""
+    levels = _levels_of(target)
+    names = list(levels)
+    below = names[names.index(target.name) :] if names else []
+    return tuple(sorted(set().union(*(levels[name] for name in below))))
+
+
+def _levels_of(target: NATarget) -> dict[str, set[str]]:
+    """The levels of a CPU's instruction set; none for a GPU."""
+    return next((levels for levels in _LEVELS.values() if target.name in levels), {})
 
 
 def missing_features(features: Iterable[str]) -> tuple[str, ...]:
     """Those of ``features`` (names of :func:`cpu_features`) that the CPU of this machine lacks."""
-    present = set((_cpuinfo("flags") or _cpuinfo("Features")).split())
+    present = _features_here()
     return tuple(feature for feature in features if feature not in present)
 
 
