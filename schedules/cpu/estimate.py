@@ -25,7 +25,8 @@ def scores_of(problem: NAProblem, tile: LanesTile, target: NATarget) -> Block:
 
     A packed row of keys that exceeds the first cache has the channels of a key far apart, in few of its sets.
     """
-    packed = Geometry(problem, tile).packed_width * problem.head_dim * (8 if problem.dtype == "float64" else 4)
+    of_number = (8 if problem.dtype == "float64" else 4) / tile.at_once
+    packed = Geometry(problem, tile).packed_width * problem.head_dim * of_number
     vectors = lanes_of(problem, tile) // tile.vector
     load = FAR if packed > CACHE_BYTES else NEAR
     return score_block(tile.queries, vectors, Rows(problem).keys, target.vector_registers, load)
@@ -35,11 +36,12 @@ def row_cycles(problem: NAProblem, tile: LanesTile, target: NATarget) -> float:
     """Cycles of a core for one head's queries of a row of the map."""
     rows, lanes, registers = Rows(problem).keys, lanes_of(problem, tile), target.vector_registers
     vectors = lanes // tile.vector
-    scores = problem.head_dim * scores_of(problem, tile, target).cycles
+    # Products of pairs are expected to take as long as multiply-adds.
+    scores = -(-problem.head_dim // tile.at_once) * scores_of(problem, tile, target).cycles
     softmax = _SOFTMAX * tile.queries * rows * vectors
     wide = vector_cycles(tile.vector, problem.accum_dtype)
     channels = channel_vector(problem.head_dim_v, tile.vector)
-    keys = rows * (problem.kernel_size[-1] if tile.exact_values else lanes)
+    keys = rows * -(-(problem.kernel_size[-1] if tile.exact_values else lanes) // tile.at_once)
     block = value_block(tile.queries, problem.head_dim_v // channels, values_are_shared(problem, tile), registers)
     values = keys * block.cycles * vector_cycles(channels, problem.accum_dtype)
     columns = -(-problem.spatial[-1] // problem.dilation[-1])

@@ -40,12 +40,14 @@ class LanesSchedule(BoxSchedule):
         super().__post_init__()
         self.pack_in_task = "pack in task" in self.sketch
         self.value_rows_outside = "value rows outside" in self.sketch
+        self.dots = dots_blocks(self.problem, self.tile.at_once)
+        self.packs_values = self.tile.pack_values
 
     def build(self) -> None:
         self.place_in_tasks()
         self.place_in_tiles()
         self.pack()
-        self.box_products(dots_blocks(self.problem))
+        self.box_products(self.dots)
         self.softmax()
         shared = values_are_shared(self.problem, self.tile)
         self.window_products("attended", self.problem.head_dim_v, self.value_rows_outside, shared)
@@ -84,17 +86,17 @@ class LanesSchedule(BoxSchedule):
             factors = self.tune.factors("tiles at once", tiles[0], extent, at_once)
         block = self.merge([self.split(tile, factors)[0] for tile in tiles])
         converted = ("tile_query",) if self.problem.dtype in HALVES else ()
-        for name in (*_TILE_STAGES, *dots_blocks(self.problem), *converted):
+        for name in (*_TILE_STAGES, *self.dots, *converted):
             sch.compute_at(self.block(name), block, preserve_unit_loops=True)
         for name in converted:
-            self.vectorize_channels(name, self.problem.head_dim)
+            self.vectorize_channels(name, -(-self.problem.head_dim // self.tile.at_once))
         for name in ("out", "normalised"):
             self.vectorize_channels(name, self.problem.head_dim_v)
 
     def pack(self) -> None:
         """Copies of keys with the lanes innermost, and perhaps of values; then the parallel loops."""
         sch, bias = self.sch, self.problem.bias
-        packed = ["packed_key", "packed_value"] if self.tile.pack_values else ["packed_key"]
+        packed = ["packed_key", "packed_value"] if self.packs_values else ["packed_key"]
         head = self.loops("out")[3]
         if self.pack_in_task:
             for name in packed:
@@ -103,7 +105,7 @@ class LanesSchedule(BoxSchedule):
         tiles, lane = self.lanes_of(c)
         sch.reorder(group, tiles, d, lane)
         sch.vectorize(lane)
-        if self.tile.pack_values:
+        if self.packs_values:
             *_, value_row, _, _, c = self.loops("packed_value")
             sch.vectorize(self.vector_of(c, self.problem.head_dim_v)[1])
             if not self.pack_in_task:

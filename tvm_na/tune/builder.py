@@ -90,6 +90,8 @@ def _module_of(source: Source, target: NATarget) -> Any:
     import tvm.ir
 
     if source.module is not None:
+        import tvm_na.te.common.dots  # noqa: F401, whose operator a module may have
+
         return tvm.ir.load_json(source.module)
     from tvm_na.records.replay import at_point
 

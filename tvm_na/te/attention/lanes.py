@@ -32,141 +32,213 @@ def forward(
     Arguments as in :mod:`tvm_na.te.common.operands`; the batch is symbolic unless ``batch_size`` is given. Scores are
     kept in powers of two (``math.py``); halves are converted as ``halves.py`` says.
     """
-    ops, geo = Operands.of(problem, batch_size), Geometry(problem, tile)
     convert = Conversions(problem.dtype, problem.accum_dtype, float16_instructions)
-    accum, vector, lanes = problem.accum_dtype, tile.vector, geo.lanes
-    batch, dilation = ops.batch, geo.dilation
-    rows, columns = geo.rows.keys, problem.kernel_size[-1]
-    kv_head = (
-        (lambda h: h) if problem.heads == problem.heads_kv else (lambda h: h // (problem.heads // problem.heads_kv))
-    )
-    log2_e = tirx.const(LOG2_E, accum)
+    return Lanes(problem, tile, batch_size, convert).prim_func()
 
-    def packed(source: Any, y_group: Any, y: Any, x_group: Any, x: Any, at: Any) -> Any:
-        """``source`` at a place of a dilation group; zero behind the end of the map."""
-        on_map, row, column = geo.on_map(y_group, y, x_group, x)
-        value = convert.widened(source[at(row, column)])
-        return tirx.if_then_else(tirx.all(*on_map), value, tirx.const(0, accum)) if on_map else value
 
-    groups = (batch, problem.heads_kv, *geo.rows.groups, dilation)
-    packed_key = te.compute(
-        (*groups, problem.head_dim, geo.packed_width),
-        lambda b, h, yg, y, xg, d, x: packed(ops.key, yg, y, xg, x, lambda i, j: (b, *i, j, h, d)),
-        name="packed_key",
-    )
-    if tile.pack_values:
-        packed_value = te.compute(
-            (*groups, geo.packed_width, problem.head_dim_v),
-            lambda b, h, yg, y, xg, x, c: packed(ops.value, yg, y, xg, x, lambda i, j: (b, *i, j, h, c)),
-            name="packed_value",
+class Lanes:
+    """The stages of the expression.
+
+    A query's indices are (sample, head, row, dilation group, tile, number in the tile); in its box there are the rows
+    of its window, and lanes. Subclasses pack and multiply in another way.
+
+    Attributes:
+        packed_dtype: The dtype of what is packed.
+    """
+
+    def __init__(self, problem: NAProblem, tile: LanesTile, batch_size: int | None, convert: Conversions) -> None:
+        self.problem, self.tile, self.convert = problem, tile, convert
+        self.ops, self.geo = Operands.of(problem, batch_size), Geometry(problem, tile)
+        self.accum = self.packed_dtype = problem.accum_dtype
+        self.rows, self.columns = self.geo.rows.keys, problem.kernel_size[-1]
+        self.tiled = (
+            *(self.ops.batch, problem.heads, self.geo.rows.count),
+            *(self.geo.dilation, self.geo.tiles, tile.queries),
+        )
+        self.box = (*self.tiled, self.rows, self.geo.lanes)
+        self.packed_groups = (self.ops.batch, problem.heads_kv, *self.geo.rows.groups, self.geo.dilation)
+
+    def prim_func(self) -> Any:
+        """The PrimFunc of all stages."""
+        scores = self.scores(self.dots())
+        # No less than the least finite number: what is masked has a weight of 0 also where no score is finite.
+        maximum = self.fold("maximum", lambda *q: scores[q], te.max)
+        weights = te.compute(self.box, lambda *q: self.weight(scores[q] - maximum[q[:-2]]), name="weights")
+        total = self.fold("total", lambda *q: self.weight_at(weights, *q), te.sum)
+        return self.outputs(self.attended(weights), maximum, total)
+
+    def const(self, number: float) -> Any:
+        """A number in the dtype of sums."""
+        return tirx.const(number, self.accum)
+
+    def kv_head(self, h: Any) -> Any:
+        """The head of keys and values that a head of queries meets."""
+        group = self.problem.heads // self.problem.heads_kv
+        return h if group == 1 else h // group
+
+    def packed(self, value_at: Any, y_group: Any, y: Any, x_group: Any, x: Any) -> Any:
+        """``value_at(row, column)`` at a place of a dilation group; zero behind the end of the map."""
+        on_map, row, column = self.geo.on_map(y_group, y, x_group, x)
+        value = value_at(row, column)
+        return tirx.if_then_else(tirx.all(*on_map), value, tirx.const(0, self.packed_dtype)) if on_map else value
+
+    def channel(self, source: Any, token: tuple[Any, ...], d: Any) -> Any:
+        """What a step of a score's product takes of a query or a key."""
+        return self.convert.widened(source[(*token, d)])
+
+    def multiplied(self, query: Any, key: Any) -> Any:
+        """The product of what a step takes of each."""
+        return query * key
+
+    def dots(self) -> list[Any]:
+        """Products of queries and keys over the box, each of some of the channels."""
+        geo, steps = self.geo, -(-self.problem.head_dim // self.tile.at_once)
+        packed_key = te.compute(
+            (*self.packed_groups, steps, geo.packed_width),
+            lambda b, h, yg, y, xg, d, x: self.packed(
+                lambda i, j: self.channel(self.ops.key, (b, *i, j, h), d), yg, y, xg, x
+            ),
+            name="packed_key",
         )
 
-    def value_at(b: Any, row: tuple[Any, Any], group: Any, column: Any, h: Any, c: Any) -> Any:
-        if tile.pack_values:
-            return packed_value[b, h, row[0], row[1], group, column, c]
-        x = group + dilation * column
-        if not tile.exact_values:
-            x = tirx.min(x, geo.width - 1)
-        return convert.widened(ops.value[(b, *geo.rows.place(geo.rows.packed_row(*row)), x, h, c)])
+        def query_at(b: Any, h: Any, i: Any, r: Any, t: Any, u: Any, d: Any) -> Any:
+            column = r + geo.dilation * geo.query_column(r, t, u)
+            return self.channel(self.ops.query, (b, *geo.rows.place(i), column, h), d)
 
-    tiled = (batch, problem.heads, geo.rows.count, dilation, geo.tiles, tile.queries)
-    box = (*tiled, rows, lanes)
+        if self.convert.needed:  # each number meets many keys, and is converted once
+            tile_query = te.compute((*self.tiled, steps), query_at, name="tile_query")
+            query_at = lambda *index: tile_query[index]  # noqa: E731
 
-    def query_at(b: Any, h: Any, i: Any, r: Any, t: Any, u: Any, d: Any) -> Any:
-        column = r + dilation * geo.query_column(r, t, u)
-        return convert.widened(ops.query[(b, *geo.rows.place(i), column, h, d)])
+        def sums(name: str, first: int, steps: int) -> Any:
+            d = te.reduce_axis((0, steps), name="d")
 
-    if convert.needed:  # each number meets many keys, and is converted once
-        tile_query = te.compute((*tiled, problem.head_dim), query_at, name="tile_query")
-        query_at = lambda *index: tile_query[index]  # noqa: E731
+            def product(b: Any, h: Any, i: Any, r: Any, t: Any, u: Any, a: Any, l: Any) -> Any:
+                key_at = (b, self.kv_head(h), *geo.rows.key(i, a), r, first + d, geo.first_lane(r, t) + l)
+                return self.multiplied(query_at(b, h, i, r, t, u, first + d), packed_key[key_at])
 
-    def products(name: str, first: int, channels: int) -> Any:
-        d = te.reduce_axis((0, channels), name="d")
+            return te.compute(self.box, lambda *q: te.sum(product(*q), axis=d), name=name)
 
-        def product(b: Any, h: Any, i: Any, r: Any, t: Any, u: Any, a: Any, l: Any) -> Any:
-            query = query_at(b, h, i, r, t, u, first + d)
-            return query * packed_key[(b, kv_head(h), *geo.rows.key(i, a), r, first + d, geo.first_lane(r, t) + l)]
+        blocks = dots_blocks(self.problem, self.tile.at_once)
+        return [sums(name, n * steps, steps) for n, (name, steps) in enumerate(blocks.items())]
 
-        return te.compute(box, lambda *q: te.sum(product(*q), axis=d), name=name)
+    def padded_bias(self) -> Any:
+        """The bias in powers of two, padded by what lanes outside a window reach for, so that whole vectors can be
+        read."""
+        margin, last = self.geo.lanes - self.columns, 2 * self.columns - 2
 
-    dots = [products(name, n * size, size) for n, (name, size) in enumerate(dots_blocks(problem).items())]
+        def bias_at(h: Any, y: Any, e: Any) -> Any:
+            return self.convert.widened(self.ops.rpb[(h, *self.geo.rows.bias_place(y), e)])
 
-    if ops.rpb is not None:
-        # Padded by what lanes outside a window reach for, so that whole vectors can be read.
-        margin = lanes - columns
-        bias_at = lambda h, y, e: convert.widened(ops.rpb[(h, *geo.rows.bias_place(y), e)])  # noqa: E731
-        padded_bias = te.compute(
-            (problem.heads, geo.rows.bias_rows, 2 * lanes - 1),
+        return te.compute(
+            (self.problem.heads, self.geo.rows.bias_rows, 2 * self.geo.lanes - 1),
             lambda h, y, e: tirx.if_then_else(
-                tirx.all(e >= margin, e < margin + 2 * columns - 1),
-                bias_at(h, y, tirx.min(tirx.max(e - margin, 0), 2 * columns - 2)) * log2_e,
-                tirx.const(0, accum),
+                tirx.all(e >= margin, e < margin + 2 * self.columns - 1),
+                bias_at(h, y, tirx.min(tirx.max(e - margin, 0), last)) * self.const(LOG2_E),
+                self.const(0),
             ),
             name="padded_bias",
         )
 
-    def score(b: Any, h: Any, i: Any, r: Any, t: Any, u: Any, a: Any, l: Any) -> Any:
-        column = geo.first_lane(r, t) + l
-        result = functools.reduce(operator.add, [part[b, h, i, r, t, u, a, l] for part in dots])
-        result = result * (ops.scale[0] * log2_e)
-        if ops.rpb is not None:
-            row = geo.rows.bias_row(i, a)
-            result = result + padded_bias[h, row, column - geo.query_column(r, t, u) + lanes - 1]
-        return tirx.Select(geo.exists(i, r, t, u, a, column), result, tirx.const(-math.inf, accum))
+    def scores(self, dots: list[Any]) -> Any:
+        """Scaled products with the bias, minus infinity outside of windows."""
+        geo = self.geo
+        padded_bias = None if self.ops.rpb is None else self.padded_bias()
 
-    scores = te.compute(box, score, name="scores")
+        def score(b: Any, h: Any, i: Any, r: Any, t: Any, u: Any, a: Any, l: Any) -> Any:
+            column = geo.first_lane(r, t) + l
+            result = functools.reduce(operator.add, [part[b, h, i, r, t, u, a, l] for part in dots])
+            result = result * (self.ops.scale[0] * self.const(LOG2_E))
+            if padded_bias is not None:
+                row = geo.rows.bias_row(i, a)
+                result = result + padded_bias[h, row, column - geo.query_column(r, t, u) + geo.lanes - 1]
+            return tirx.Select(geo.exists(i, r, t, u, a, column), result, self.const(-math.inf))
 
-    def fold(name: str, source: Any, combine: Any) -> Any:
+        return te.compute(self.box, score, name="scores")
+
+    def fold(self, name: str, at: Any, combine: Any) -> Any:
         """Reduce a box to one number per query: over rows and vectors first, then over one vector's lanes."""
-        a, v = te.reduce_axis((0, rows), name="a"), te.reduce_axis((0, lanes // vector), name="v")
+        vector = self.tile.vector
+        a, v = te.reduce_axis((0, self.rows), name="a"), te.reduce_axis((0, self.geo.lanes // vector), name="v")
         partial = te.compute(
-            (*tiled, vector),
-            lambda *q: combine(source[(*q[:-1], a, v * vector + q[-1])], axis=[a, v]),
+            (*self.tiled, vector),
+            lambda *q: combine(at(*q[:-1], a, v * vector + q[-1]), axis=[a, v]),
             name=f"{name}_lanes",
         )
         l = te.reduce_axis((0, vector), name="l")
-        return te.compute(tiled, lambda *q: combine(partial[(*q, l)], axis=l), name=name)
+        return te.compute(self.tiled, lambda *q: combine(partial[(*q, l)], axis=l), name=name)
 
-    # No less than the least finite number, so that what is masked has a weight of 0 also where no score is finite.
-    maximum = fold("maximum", scores, te.max)
-    weights = te.compute(box, lambda *q: exp2_nonpositive(scores[q] - maximum[q[:-2]], accum), name="weights")
-    total = fold("total", weights, te.sum)
+    def weight(self, exponent: Any) -> Any:
+        """The weight of a key, as it is kept."""
+        return exp2_nonpositive(exponent, self.accum)
 
-    a = te.reduce_axis((0, rows), name="a")
-    l = te.reduce_axis((0, columns if tile.exact_values else lanes), name="l")
+    def weight_at(self, weights: Any, *index: Any) -> Any:
+        """A weight that was kept, in the dtype of sums."""
+        return weights[index]
 
-    def attend(b: Any, h: Any, i: Any, r: Any, t: Any, u: Any, x: Any) -> Any:
-        first = geo.columns(r, t, u)[0] if tile.exact_values else geo.first_lane(r, t)
-        weight = weights[b, h, i, r, t, u, a, first - geo.first_lane(r, t) + l]
-        found = value_at(b, geo.rows.key(i, a), r, first + l, kv_head(h), x)
-        if tile.exact_values and any(problem.is_causal):  # zero times inf is not zero
-            found = tirx.Select(geo.exists(i, r, t, u, a, first + l), found, tirx.const(0, accum))
-        return te.sum(weight * found, axis=[a, l])
+    def first_key(self, r: Any, t: Any, u: Any) -> Any:
+        """The group's column of the first key whose value a query is multiplied with."""
+        return self.geo.columns(r, t, u)[0] if self.tile.exact_values else self.geo.first_lane(r, t)
 
-    attended = te.compute((*tiled, problem.head_dim_v), attend, name="attended")
+    def attended(self, weights: Any) -> Any:
+        """Sums of values by weights."""
+        p, tile, geo = self.problem, self.tile, self.geo
+        if tile.pack_values:
+            packed_value = te.compute(
+                (*self.packed_groups, geo.packed_width, p.head_dim_v),
+                lambda b, h, yg, y, xg, x, c: self.packed(
+                    lambda i, j: self.convert.widened(self.ops.value[(b, *i, j, h, c)]), yg, y, xg, x
+                ),
+                name="packed_value",
+            )
 
-    inverse = te.compute(tiled, lambda *q: tirx.const(1, accum) / nonzero(total[q], accum), name="inverse")
-    normalised = te.compute((*tiled, problem.head_dim_v), lambda *q: attended[q] * inverse[q[:-1]], name="normalised")
+        def value_at(b: Any, row: tuple[Any, Any], group: Any, column: Any, h: Any, c: Any) -> Any:
+            if tile.pack_values:
+                return packed_value[b, h, row[0], row[1], group, column, c]
+            x = group + geo.dilation * column
+            if not tile.exact_values:
+                x = tirx.min(x, geo.width - 1)
+            return self.convert.widened(self.ops.value[(b, *geo.rows.place(geo.rows.packed_row(*row)), x, h, c)])
 
-    def place(i: Any, j: Any) -> tuple[Any, ...]:
-        """The tile's coordinates of the query at row i, column j."""
-        r, c = (0, j) if dilation == 1 else (j % dilation, j // dilation)
-        return i, r, c // tile.queries, c % tile.queries
+        a = te.reduce_axis((0, self.rows), name="a")
+        l = te.reduce_axis((0, self.columns if tile.exact_values else geo.lanes), name="l")
 
-    tokens = (batch, geo.rows.count, geo.width, problem.heads)
-    out = te.compute(
-        (*tokens, problem.head_dim_v),
-        lambda b, i, j, h, x: convert.rounded(normalised[(b, h, *place(i, j), x)]),
-        name="out",
-    )
-    outputs = [out]
-    if problem.return_lse:
-        tiled_lse = te.compute(
-            tiled, lambda *q: (maximum[q] + tirx.log2(total[q])) * tirx.const(LN_2, accum), name="tiled_lse"
+        def attend(b: Any, h: Any, i: Any, r: Any, t: Any, u: Any, x: Any) -> Any:
+            first = self.first_key(r, t, u)
+            weight = weights[b, h, i, r, t, u, a, first - geo.first_lane(r, t) + l]
+            found = value_at(b, geo.rows.key(i, a), r, first + l, self.kv_head(h), x)
+            if tile.exact_values and any(p.is_causal):  # zero times inf is not zero
+                found = tirx.Select(geo.exists(i, r, t, u, a, first + l), found, self.const(0))
+            return te.sum(weight * found, axis=[a, l])
+
+        return te.compute((*self.tiled, p.head_dim_v), attend, name="attended")
+
+    def outputs(self, attended: Any, maximum: Any, total: Any) -> Any:
+        """The PrimFunc of normalised sums, in the order of columns, and the log-sum-exp."""
+        p, geo, accum, queries = self.problem, self.geo, self.accum, self.tile.queries
+        inverse = te.compute(self.tiled, lambda *q: self.const(1) / nonzero(total[q], accum), name="inverse")
+        normalised = te.compute(
+            (*self.tiled, p.head_dim_v), lambda *q: attended[q] * inverse[q[:-1]], name="normalised"
         )
-        outputs.append(te.compute(tokens, lambda b, i, j, h: tiled_lse[(b, h, *place(i, j))], name="lse"))
-    func = ops.prim_func(problem, outputs, tile.to_json())
-    if problem.rank != 2:  # the loops stay those over rows
-        for name in ("out", "lse")[: len(outputs)]:
-            func = with_output_layout(func, lambda b, i, *rest: (b, *geo.rows.place(i), *rest), name)
-    return func
+
+        def place(i: Any, j: Any) -> tuple[Any, ...]:
+            """The tile's coordinates of the query at row i, column j."""
+            r, c = (0, j) if geo.dilation == 1 else (j % geo.dilation, j // geo.dilation)
+            return i, r, c // queries, c % queries
+
+        tokens = (self.ops.batch, geo.rows.count, geo.width, p.heads)
+        out = te.compute(
+            (*tokens, p.head_dim_v),
+            lambda b, i, j, h, x: self.convert.rounded(normalised[(b, h, *place(i, j), x)]),
+            name="out",
+        )
+        outputs = [out]
+        if p.return_lse:
+            tiled_lse = te.compute(
+                self.tiled, lambda *q: (maximum[q] + tirx.log2(total[q])) * self.const(LN_2), name="tiled_lse"
+            )
+            outputs.append(te.compute(tokens, lambda b, i, j, h: tiled_lse[(b, h, *place(i, j))], name="lse"))
+        func = self.ops.prim_func(p, outputs, self.tile.to_json())
+        if p.rank != 2:  # the loops stay those over rows
+            for name in ("out", "lse")[: len(outputs)]:
+                func = with_output_layout(func, lambda b, i, *rest: (b, *geo.rows.place(i), *rest), name)
+        return func

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from tvm_na.problems.attention import NAProblem
 from tvm_na.te.common.formulation import Tile
@@ -24,10 +24,11 @@ def channel_parts(channels: int) -> int:
     return next((n for n in range(fewest, 2 * fewest + 1) if channels % n == 0), 1)
 
 
-def dots_blocks(problem: NAProblem) -> dict[str, int]:
-    """The stages that scores are the sum of: their channels by their names."""
-    parts = channel_parts(problem.head_dim)
-    return {f"dots{n or ''}": problem.head_dim // parts for n in range(parts)}
+def dots_blocks(problem: NAProblem, at_once: int = 1) -> dict[str, int]:
+    """The stages that scores are the sum of, by name: how many steps each has, of so many channels at once."""
+    steps = -(-problem.head_dim // at_once)
+    parts = channel_parts(steps)
+    return {f"dots{n or ''}": steps // parts for n in range(parts)}
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,23 @@ class LanesTile(Tile):
         exact_values: Whether each query is multiplied with the values of its own window (no wasted product,
             and an inf or NaN outside the window stays there) or with those of the whole box.
         pack_values: Whether values are first copied so that those of one head and dilation group lie together.
+        at_once: Channels of keys, and keys, that a step of a product multiplies.
     """
 
     formulation = "lanes"
+    at_once: ClassVar[int] = 1
     queries: int
     vector: int
     exact_values: bool = True
     pack_values: bool = False
+
+
+@dataclass(frozen=True)
+class DotsTile(LanesTile):
+    """The same with products of pairs of bfloat16; values are packed, in pairs, with ``pack_values`` or without."""
+
+    formulation = "dots"
+    at_once: ClassVar[int] = 2
 
 
 def spanned_columns(problem: NAProblem, queries: int) -> int:

@@ -22,11 +22,21 @@ def _of_bits(bits: Any) -> Any:
 
 def from_bfloat16(x: Any) -> Any:
     """``x`` in float32: a bfloat16 is the upper half of one."""
-    return _of_bits(tirx.reinterpret("uint16", x).astype("uint32") << _bits(16))
+    return of_bfloat16_bits(tirx.reinterpret("uint16", x))
+
+
+def of_bfloat16_bits(bits: Any) -> Any:
+    """The float32 that a bfloat16 is, given as uint16."""
+    return _of_bits(bits.astype("uint32") << _bits(16))
 
 
 def to_bfloat16(x: Any) -> Any:
     """``x``, float32, rounded to nearest, ties to even. NaN stays NaN and becomes quiet."""
+    return tirx.reinterpret("bfloat16", bfloat16_bits(x))
+
+
+def bfloat16_bits(x: Any) -> Any:
+    """``x``, float32, as the bits of a bfloat16 in uint16: TVM makes float32 of bfloat16 between two stages."""
     exact = tirx.Var("exact", "float32")
     bits = tirx.reinterpret("uint32", exact)
     upper = bits >> _bits(16)
@@ -34,7 +44,7 @@ def to_bfloat16(x: Any) -> Any:
     # Not "exact == exact", which TVM takes to be true.
     is_nan = tirx.reinterpret("int32", bits & _bits(0x7FFFFFFF)) > tirx.const(0x7F800000, "int32")
     found = tirx.Select(is_nan, upper | _bits(0x40), rounded)
-    return tirx.Let(exact, x, tirx.reinterpret("bfloat16", found.astype("uint16")))
+    return tirx.Let(exact, x, found.astype("uint16"))
 
 
 def from_float16(x: Any) -> Any:

@@ -7,7 +7,7 @@ free where scores are scaled, and the reduction of the argument is then exact.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tvm import tirx
@@ -41,8 +41,10 @@ def least(dtype: str) -> float:
     return float(tirx.min_value(dtype).value)
 
 
-def exp2_nonpositive(x: Any, dtype: str) -> Any:
+def exp2_nonpositive(x: Any, dtype: str, then: Callable[[Any], Any] = lambda power: power) -> Any:
     """2^x for x <= 0 of dtype float32 or float64. NaN stays NaN; below the normal range the result is 0.
+
+    What ``then`` makes of it, within: TVM fails where the value of a Let is one.
 
     Rounding by a large constant leaves n + offset in the low bits, which shifted left are 2^n; n is held at
     -offset, where those bits are zero.
@@ -56,7 +58,7 @@ def exp2_nonpositive(x: Any, dtype: str) -> Any:
     clamped, shifted, f = (tirx.Var(name, dtype) for name in ("clamped", "shifted", "f"))
     p = _polynomial(_EXP2[dtype], f, dtype)
     power = tirx.reinterpret(dtype, tirx.reinterpret(integer, shifted) << tirx.const(mantissa, integer))
-    result = tirx.Let(f, clamped - (shifted - const(big + offset)), power * p)
+    result = tirx.Let(f, clamped - (shifted - const(big + offset)), then(power * p))
     result = tirx.Let(shifted, clamped + const(big + offset), result)
     # Written so that a NaN, which compares false, goes through.
     return tirx.Let(clamped, tirx.Select(x < const(-offset), const(-offset), x), result)
