@@ -100,6 +100,20 @@ def test_where_kernels_are_the_same_records_are_taken_as_they_are(
     assert chosen(target) == f"record {recorded_for.name} same"
 
 
+def test_records_without_dot_products_do_not_keep_a_target_from_its_own(tmp_path: Path) -> None:
+    """Of another level or dtype; one with them serves where they are the same instruction."""
+    half = PROBLEM.with_dtype("bfloat16")
+    recorded(tmp_path / "shipped", record_of(PROBLEM, AVX512_BF16), record_of(half, AVX512))
+    assert chosen(AVX512_BF16, half) == chosen(AMX, half) == ""
+    assert chosen(AVX512, half) == "record llvm-x86-avx512 same"
+    record = record_of(half, AVX512_BF16)
+    recorded(tmp_path / "shipped", record)
+    assert '"dots"' in record.formulation
+    assert chosen(AMX, half) == "record llvm-x86-avx512-bf16 same"
+    with pytest.raises(InapplicableError, match="has no formulation .*dots"):
+        transferred(record, half, AVX512)
+
+
 @pytest.mark.parametrize(
     ("own", "target", "wanted"),
     [
