@@ -101,7 +101,9 @@ class BoxSchedule(FuncSchedule):
             self.unroll(v)
         return outer
 
-    def window_products(self, name: str, dim: int, rows_outside: bool = False, shared: bool = True) -> None:
+    def window_products(
+        self, name: str, dim: int, rows_outside: bool = False, shared: bool = True, unrolled: bool = False
+    ) -> None:
         """queries x vectors of ``dim`` channels as accumulators, over the keys of the window.
 
         Args:
@@ -109,6 +111,7 @@ class BoxSchedule(FuncSchedule):
             dim: Its channels.
             rows_outside: Whether a block of tiles meets one row of the window after the other.
             shared: Whether all queries of a tile meet the same keys.
+            unrolled: Whether the keys of a row are unrolled.
         """
         sch = self.sch
         *tile, u, x, a, l = self.inner_loops(name, 5)
@@ -123,6 +126,6 @@ class BoxSchedule(FuncSchedule):
             sch.reorder(a, *tile, u_outer, x_outer, l, u_inner, x_inner, lane)
         else:
             sch.reorder(u_outer, x_outer, a, l, u_inner, x_inner, lane)
-        self.unroll(u_outer, u_inner, x_inner)
+        self.unroll(u_outer, *([l] if unrolled else []), u_inner, x_inner)
         sch.vectorize(lane)
         sch.vectorize(self.split_off_init(name, a, unrolled=2))

@@ -42,6 +42,7 @@ class LanesSchedule(BoxSchedule):
         self.value_rows_outside = "value rows outside" in self.sketch
         self.dots = dots_blocks(self.problem, self.tile.at_once)
         self.packs_values = self.tile.pack_values
+        self.unrolls_keys = False
 
     def build(self) -> None:
         self.place_in_tasks()
@@ -50,7 +51,7 @@ class LanesSchedule(BoxSchedule):
         self.box_products(self.dots)
         self.softmax()
         shared = values_are_shared(self.problem, self.tile)
-        self.window_products("attended", self.problem.head_dim_v, self.value_rows_outside, shared)
+        self.window_products("attended", self.problem.head_dim_v, self.value_rows_outside, shared, self.unrolls_keys)
 
     def place_in_tasks(self) -> None:
         """Loops of the outputs: batch, heads, rows (parallel); then a task's heads, and their rows."""

@@ -17,7 +17,7 @@ from tvm_na.te.attention.lanes_tile import DotsTile
 from tvm_na.te.common.dots import accumulating, dot, pair
 from tvm_na.te.common.halves import Conversions, bfloat16_bits, of_bfloat16_bits
 from tvm_na.te.common.math import exp2_nonpositive
-from tvm_na.te.common.window import minimum
+from tvm_na.te.common.window import maximum, minimum
 
 
 def forward(problem: NAProblem, tile: DotsTile, batch_size: int | None = None) -> Any:
@@ -89,14 +89,25 @@ class Pairs(Lanes):
             return values & (lower | upper)
         return values & tirx.Select(whole, _const(0xFFFFFFFF), _const(0xFFFF)) if self.columns % 2 else values
 
+    def first_weight(self, r: Any, t: Any, u: Any) -> Any:
+        """The lane of the first key whose value a query is multiplied with.
+
+        It is within these bounds. Without them TVM orders the terms of an index such that LLVM does not see the two
+        weights of a pair to be neighbors.
+        """
+        if not self.tile.exact_values:
+            return 0
+        lane = self.first_key(r, t, u) - self.geo.first_lane(r, t)
+        return minimum(maximum(lane, 0), self.geo.lanes - self.columns)
+
     def attended(self, weights: Any) -> Any:
         exact, geo, packed_value = self.tile.exact_values, self.geo, self.packed_value()
         a = te.reduce_axis((0, self.rows), name="a")
         m = te.reduce_axis((0, -(-(self.columns if exact else geo.lanes) // 2)), name="l")
 
         def attend(b: Any, h: Any, i: Any, r: Any, t: Any, u: Any, x: Any) -> Any:
-            key = self.first_key(r, t, u) + 2 * m
-            lower, upper = (weights[b, h, i, r, t, u, a, key - geo.first_lane(r, t) + n] for n in range(2))
+            key, first = self.first_key(r, t, u) + 2 * m, self.first_weight(r, t, u)
+            lower, upper = (weights[b, h, i, r, t, u, a, first + 2 * m + n] for n in range(2))
             values = packed_value[(b, self.kv_head(h), *geo.rows.key(i, a), r, key, x)]
             if exact:
                 values = self.seen(values, m, lambda n: geo.exists(i, r, t, u, a, key + n))
