@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from functools import partial
 from typing import Any
 
@@ -16,8 +17,8 @@ from tvm_na.functional import Backend
 from tvm_na.models.base import NAModel
 from tvm_na.reference.accuracy import relative_error
 
-#: Of the gradient of any parameter, beside the same model in float64.
-BUDGET = {"float32": 1e-3, "float16": 1e-3, "bfloat16": 1e-1}
+#: Beside the same model in float64: of the gradient of any parameter, and under autocast of all of them together.
+BUDGET, BUDGET_UNDER_AUTOCAST = 1e-3, 3e-2
 #: Weights stay in float32, and so does what is numerically delicate.
 _AUTOCAST = "bfloat16"
 
@@ -33,7 +34,7 @@ def _cases(setting: Setting) -> list[Case]:
 
 def run(case: Case, setting: Setting) -> dict[str, Any]:
     """Measure steps in turns."""
-    found, sources = Candidates(BUDGET[setting.dtype]), {}
+    found, sources = Candidates(BUDGET if setting.is_main else BUDGET_UNDER_AUTOCAST), {}
     labels = [(name, name, not setting.is_main) for name in case.about["networks"]]
     if not setting.is_main:
         labels.append((NAT_IN_FLOAT32, NAT, False))
@@ -62,12 +63,21 @@ def _gradients(model: nn.Module, x: Tensor, target: Tensor, autocast: bool = Fal
 
 
 def error_of_gradients(model: nn.Module, x: Tensor, target: Tensor, autocast: bool = False) -> float:
-    """The largest relative error of a parameter's gradient beside those in float64."""
+    """The largest relative error of a parameter's gradient beside those in float64.
+
+    Under autocast that of all gradients together, by their norms: bfloat16 rounds the terms of sums that all but
+    cancel, whoever attends. That of the bias of NAT-Tiny's first norm is 0.67 off by ours, and 0.66 by the reference
+    backend; all together are 0.01 off by either.
+    """
     exact = copy.deepcopy(model).cpu().double()
     if isinstance(exact, NAModel):
         exact.set_backend(Backend.REFERENCE)
     right = _gradients(exact, x.cpu().double(), target.cpu())
-    return max(relative_error(a, b) for a, b in zip(_gradients(model, x, target, autocast), right, strict=True))
+    found = _gradients(model, x, target, autocast)
+    if not autocast:
+        return max(relative_error(a, b) for a, b in zip(found, right, strict=True))
+    far = sum(float((a - b).square().sum()) for a, b in zip(found, right, strict=True))
+    return math.sqrt(far / sum(float(b.square().sum()) for b in right))
 
 
 def _prepared(model: nn.Module, size: int, batch: int, device: str, autocast: bool) -> tuple[Call, float]:
