@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import tvm_na
@@ -72,7 +73,9 @@ def test_each_weight_is_one_byte(narrow, rounded) -> None:
         assert all(array.ndim == 1 or array.dtype == np.int8 or array.size < 500 for array in mapped)
 
 
-def test_commands_take_it(narrow) -> None:
+def test_commands_take_it(narrow, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40), "orange").save(tmp_path / "photo.png")
+    assert "photo.png" in invoke("run", narrow.path, tmp_path / "photo.png", "--top", 1).stdout
     assert "ms" in invoke("bench", "artifact", narrow.path, "--rounds", 2).stdout
 
 
