@@ -9,8 +9,8 @@ from tvm_na.problems.registry import Problem
 from tvm_na.schedules.base import SearchSpace
 from tvm_na.schedules.cpu import attention, backward, dense, unfused
 from tvm_na.schedules.cuda import backward as cuda_backward
+from tvm_na.schedules.cuda import flash, tensor_core_space
 from tvm_na.schedules.cuda import gather as cuda_gather
-from tvm_na.schedules.cuda import tensor_core_space
 from tvm_na.schedules.cuda import unfused as cuda_unfused
 from tvm_na.targets.target import NATarget
 
@@ -23,6 +23,7 @@ _SPACES: tuple[SearchSpace, ...] = (
     dense.SPACE,
     unfused.SPACE,
     tensor_core_space.SPACE,
+    flash.SPACE,
     cuda_gather.SPACE,
     cuda_backward.SPACE,
     cuda_unfused.SPACE,
@@ -31,4 +32,5 @@ _SPACES: tuple[SearchSpace, ...] = (
 
 def spaces_for(problem: Problem, target: NATarget) -> list[SearchSpace]:
     """The spaces that serve ``problem`` on ``target``, the preferred first; empty if none does."""
-    return [space for space in _SPACES if isinstance(problem, space.problems) and space.serves(problem, target)]
+    found = [space for space in _SPACES if isinstance(problem, space.problems) and space.serves(problem, target)]
+    return sorted(found, key=lambda space: space.rank(problem, target))

@@ -212,6 +212,10 @@ class SearchSpace(ABC):
     def serves(self, problem: Any, target: NATarget) -> bool:
         """Whether there is a kernel for a problem, which is of the class of the space's, on ``target``."""
 
+    def rank(self, problem: Any, target: NATarget) -> int:
+        """Of spaces that serve a problem those of a lower rank are preferred, of equal ones those that come first."""
+        return 0
+
     @abstractmethod
     def formulations(self, problem: Any, target: NATarget, batch: int | None = None) -> Formulations:
         """The PrimFuncs of a problem that are worth scheduling, the default first (imports TVM).

@@ -218,6 +218,10 @@ class CudaGather(SearchSpace):
         """Always, on a GPU, but in TF32."""
         return target.kind == "cuda" and problem.dtype != TF32
 
+    def rank(self, problem: NAProblem, target: NATarget) -> int:
+        """The last: for what no other space serves."""
+        return 2
+
     def schedule_for(self, problem: NAProblem, tile: GatherTile) -> type[GatherSchedule]:
         """By whether scores are kept or computed twice."""
         return OnlineGatherSchedule if tile.lanes else GatherSchedule

@@ -68,6 +68,10 @@ class CudaBand(SearchSpace):
             return False
         return bool(tiles(problem, target))
 
+    def rank(self, problem: NAProblem, target: NATarget) -> int:
+        """Behind the flash formulation where scores have to be computed twice."""
+        return tiles(problem, target)[0].passes - 1
+
     def formulation(self, problem: NAProblem, tile: BandTile, batch: int | None = None) -> Any:
         """The PrimFunc of ``problem`` with this tile; makes TVM know the instructions."""
         from tvm_na.te.attention.band import forward

@@ -17,6 +17,7 @@ from tests.conftest import TOLERANCE
 from tests.cuda_emulator.emulate import Emulated
 from tests.cuda_emulator.errors import EmulationError
 from tests.helpers import random_inputs, random_problem, reference64, relative_error, share
+from tvm_na.cuda.late import written
 from tvm_na.cuda.library import generated
 from tvm_na.cuda.limits import Sizes, UnlaunchableError, check_sizes
 from tvm_na.problems.attention import NAProblem
@@ -29,7 +30,7 @@ TARGET = parse_target("cuda-sm_80")
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 #: How many random points of each space are tried.
 POINTS = share(5)
-GATHER, BAND = "cuda-gather", "cuda-band"
+GATHER, BAND, FLASH = "cuda-gather", "cuda-band", "cuda-flash"
 
 
 def space_of(problem: Problem, name: str | None = None) -> SearchSpace:
@@ -111,7 +112,7 @@ def kernel_of(problem: Problem, schedule: Scheduled) -> CudaKernel:
     module = schedule.schedule.mod
     source, sizes = generated(module, TARGET)
     nests: list[dict[str, str]] = []
-    for text, axis in re.findall(r"thread_binding\(([^,]+), thread=\"([\w.]+)\"\)", module.script()):
+    for text, axis in re.findall(r"thread_binding\(([^,]+), thread=\"([\w.]+)\"\)", written(module).script()):
         if axis == "blockIdx.x":
             nests.append({})
         assert nests[-1].setdefault(axis, text) == text, f"{axis} has {nests[-1][axis]} and {text} threads"

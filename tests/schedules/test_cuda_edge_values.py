@@ -10,7 +10,7 @@ import torch
 
 from tests import edges
 from tests.schedules import cuda_backward_kernels
-from tests.schedules.cuda_kernels import BAND, GATHER, CudaKernel, formulations, kernel_of, scheduled
+from tests.schedules.cuda_kernels import BAND, FLASH, GATHER, CudaKernel, formulations, kernel_of, scheduled
 from tvm_na.problems.attention import TF32, NAProblem
 from tvm_na.problems.backward import BackwardProblem
 
@@ -22,7 +22,10 @@ FORMS: dict[str, tuple[str, int, str, tuple[str, ...]]] = {
     "band": (BAND, 0, "plain", ("float16", TF32)),
     "band, causal": (BAND, 0, "causal, dilated", ("bfloat16",)),
     "band in two passes": (BAND, 1, "plain", ("float16",)),
+    "flash": (FLASH, 0, "plain", ("float16",)),
+    "flash, causal": (FLASH, 0, "causal, dilated", ("bfloat16",)),
 }
+ON_TENSOR_CORES = (BAND, FLASH)
 CASES = [(form, dtype) for form, (*_, dtypes) in FORMS.items() for dtype in dtypes]
 
 
@@ -48,7 +51,7 @@ def forward(kernel: CudaKernel, tensors: edges.Tensors, scale: float) -> edges.T
 @pytest.mark.parametrize(("form", "dtype"), CASES)
 def test_finite_answers(form: str, dtype: str, edge: str) -> None:
     kernel = kernel_for(form, dtype)
-    lse_dtype = dtype if FORMS[form][0] == BAND else ""
+    lse_dtype = dtype if FORMS[form][0] in ON_TENSOR_CORES else ""
     edges.assert_edge(kernel.problem, edge, functools.partial(forward, kernel), lse_dtype)
 
 
@@ -59,7 +62,9 @@ def test_how_far_a_bad_number_reaches(form: str, name: str) -> None:
     space, *_, dtypes = FORMS[form]
     kernel = kernel_for(form, dtypes[0])
     for poison in (math.nan, math.inf, -math.inf):
-        edges.assert_reach(kernel.problem, name, poison, functools.partial(forward, kernel), in_bands=space == BAND)
+        edges.assert_reach(
+            kernel.problem, name, poison, functools.partial(forward, kernel), in_bands=space in ON_TENSOR_CORES
+        )
 
 
 # --- gradients

@@ -66,4 +66,4 @@ def test_every_formulation_and_sketch_is_among_the_points() -> None:
     points = list(points_of(FORWARD["nat-float16"], TARGET))
     for sketch in (AT_ONCE, COLUMNS_IN_TURN, HEADS_IN_TURN):
         assert f"cuda-band, formulation 0, {sketch}" in points
-    assert {point.split(",")[0] for point in points} == {"cuda-band", "cuda-gather"}
+    assert {point.split(",")[0] for point in points} == {"cuda-band", "cuda-flash", "cuda-gather"}

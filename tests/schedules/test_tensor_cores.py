@@ -223,10 +223,11 @@ def test_no_bits_of_nan_become_a_number(monkeypatch: pytest.MonkeyPatch) -> None
     "change",
     [{"dtype": "float64"}, {"spatial": 40, "kernel_size": 7}, {"stride": 2}, {"head_dim": 24}, {"head_dim_v": 256}],
 )
-def test_others_are_for_the_gather_space(change: dict[str, object]) -> None:
+def test_others_are_for_other_spaces(change: dict[str, object]) -> None:
     given = {"spatial": (14, 14), "kernel_size": 7, "heads": 2, "head_dim": 32, "dtype": "float16"}
     problem = NAProblem.make(**{**given, **change})  # type: ignore[arg-type]
-    assert [space.name for space in spaces_for(problem, TARGET)] == ["cuda-gather"]
+    flash = [] if problem.dtype == "float64" else ["cuda-flash"]
+    assert [space.name for space in spaces_for(problem, TARGET)] == [*flash, "cuda-gather"]
     assert in_tf32(NAProblem.make(**{**given, "dtype": "float32", **change}), TARGET) is None  # type: ignore[arg-type]
 
 
@@ -235,7 +236,9 @@ def test_tensor_cores_are_the_default_where_there_are_some() -> None:
         return [space.name for space in spaces_for(problem, parse_target(target))]
 
     plain = dataclasses.replace(PLAIN, dtype="float32")
-    assert names(PLAIN, "cuda-sm_80") == [BAND, "cuda-gather"]
+    assert names(PLAIN, "cuda-sm_80") == [BAND, "cuda-flash", "cuda-gather"]
+    two_passes = NAProblem.make((80, 80), 25, 2, 32, dtype="float16")
+    assert names(two_passes, "cuda-sm_80") == ["cuda-flash", BAND, "cuda-gather"]
     assert names(PLAIN, "cuda-sm_75") == names(plain, "cuda-sm_80") == ["cuda-gather"]
     # In TF32 there is nothing else.
     assert names(PLAIN_TF32, "cuda-sm_80") == [BAND]

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from typing import Any, TypeVar
 
-from tvm_na.cuda import fatbin, names, toolchain, workarounds
+from tvm_na.cuda import fatbin, late, names, toolchain, workarounds
 from tvm_na.cuda.inspection import resources_of
 from tvm_na.cuda.limits import Resources, Sizes, check_least_registers, check_resources, check_sizes
 from tvm_na.targets.target import NATarget
@@ -76,6 +76,7 @@ def compile_library(module: Any, target: NATarget, ptx: bool = True) -> CudaLibr
             rules: it needs memory of its own.
     """
     compiler = toolchain.find_compiler()
+    module = late.written(module)
     host, sizes = _lowered(module, target)
     for of_one in sizes.values():
         check_sizes(of_one, target)
@@ -92,7 +93,7 @@ def compile_library(module: Any, target: NATarget, ptx: bool = True) -> CudaLibr
 
 def generated(module: Any, target: NATarget) -> tuple[str, Sizes]:
     """What TVM makes of a scheduled IRModule: CUDA C++, and the sizes of a block (imports TVM; needs no compiler)."""
-    host, sizes = _lowered(module, target)
+    host, sizes = _lowered(late.written(module), target)
     return _source_of(host), _most(sizes)
 
 

@@ -1,0 +1,173 @@
+"""Sizes of warps and blocks for the flash formulation: which fit a GPU, and which are taken where nothing was measured.
+
+What a kernel takes is estimated from what it does for a query: instructions, products, loads from shared memory, keys
+and values that come from the second cache. No GPU has confirmed it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+
+from tvm_na.problems.attention import NAProblem
+from tvm_na.targets.target import NATarget
+from tvm_na.te.attention.flash_axis import axes
+from tvm_na.te.attention.flash_layout import Layout
+from tvm_na.te.attention.flash_tile import SIDE, FlashShape, FlashTile, can_be_swizzled, padded
+
+_ITEM_BYTES, _LANES = 2, 32
+#: Along each axis.
+TILES, WARPS = (1, 2), (1, 2, 4, 8)
+#: Of a step; steps in shared memory.
+KEYS, STAGES = (16, 32, 48, 64, 96, 128), (2, 3, 4)
+_MOST_WARPS = 8  # of a default
+
+# Of a multiprocessor: schedulers, cycles of a product of 16 x 8 x 16 and of a load of 16 x 16 numbers, bytes of a cycle
+# from the second cache, cycles until they come, registers, and warps that hide each other's latencies.
+_SCHEDULERS, _PRODUCT, _LOAD, _BYTES, _LATENCY, _REGISTERS, _HIDING = 4, 2, 4, 24, 800, 65536, 8
+# Instructions of a lane for a score, for a step, for a copy of 16 bytes.
+_SCORE, _STEP, _COPY = 5.5, 60, 3
+# Registers of a lane beside scores, sums and queries, of a sub-tile and in all; more for places that are permuted.
+_OF_TILE, _BESIDE, _OF_SWIZZLE = 6, 36, 6
+# Of 255, as many as the compiler was seen to manage without memory, by this estimate.
+_ENOUGH_REGISTERS = 232
+_PARTLY_HIDDEN = 0.25  # of what is not the first limit
+
+
+@dataclass(frozen=True)
+class Box:
+    """The queries of a block, and the keys that it and its warps meet.
+
+    Attributes:
+        queries: Those that are on the map, on average.
+        rows, columns: Of keys, of the block; all axes but the last are rows.
+        warp_rows, warp_columns: Those that a warp of it sees.
+        fits: Whether the block is not much larger than the map.
+    """
+
+    queries: float
+    rows: int
+    columns: int
+    warp_rows: int
+    warp_columns: int
+    fits: bool
+
+
+@functools.lru_cache(maxsize=1024)
+def box(problem: NAProblem, tile: FlashTile, tiles: tuple[int, int, int], warps: tuple[int, int, int]) -> Box:
+    """Of a block with so many sub-tiles and warps; blocks at the border of the map are counted as others."""
+    along = axes(problem, tile, FlashShape(tiles, warps, SIDE, 2, False, False))
+    *outer, last = along
+    return Box(
+        queries=prod(axis.longest / axis.blocks for axis in along),
+        rows=prod(axis.keys(axis.of_block) for axis in outer),
+        columns=last.keys(last.of_block),
+        warp_rows=prod(axis.keys(axis.of_warp) for axis in outer),
+        warp_columns=last.keys(last.of_warp),
+        fits=all(axis.of_block < 2 * axis.longest or axis.of_block == axis.queries for axis in along),
+    )
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a block does for a query.
+
+    Attributes:
+        steps: Of the block.
+        warp_steps: Those that its warps compute, all together.
+        products: Queries by keys, where one pass over the window needs as many as it has keys.
+        keys: Keys with their values that come from global memory.
+    """
+
+    steps: float
+    warp_steps: float
+    products: float
+    keys: float
+
+
+def work(problem: NAProblem, tile: FlashTile, shape: FlashShape) -> Work:
+    """See :class:`Work`."""
+    found = box(problem, tile, shape.tiles, shape.warps)
+    steps = -(-found.columns // shape.keys)
+    # The keys of one of several warps begin anywhere in a step.
+    seen = steps if shape.warps[-1] == 1 else min(steps, (found.warp_columns + shape.keys - 1) / shape.keys)
+    warp_steps = shape.warps_of_block * found.warp_rows * seen / found.queries
+    return Work(
+        steps=found.rows * steps / found.queries,
+        warp_steps=warp_steps,
+        products=warp_steps * shape.tiles_of_warp * SIDE * shape.keys,
+        keys=found.rows * found.columns / found.queries,
+    )
+
+
+def registers(problem: NAProblem, shape: FlashShape) -> int:
+    """Of a lane, an estimate."""
+    in_keys, in_values = padded(problem.head_dim), padded(problem.head_dim_v)
+    of_tile = in_values // 2 + shape.keys // 2 + _OF_TILE + (in_keys // 4 if shape.keeps_queries else 4)
+    return shape.tiles_of_warp * of_tile + _BESIDE + (_OF_SWIZZLE if shape.swizzled else 0)
+
+
+def shared_bytes(problem: NAProblem, shape: FlashShape) -> int:
+    """Of a block."""
+    return Layout(problem, shape).size * _ITEM_BYTES
+
+
+def cycles(problem: NAProblem, tile: FlashTile, shape: FlashShape, target: NATarget) -> float:
+    """Of a multiprocessor for a query, an estimate."""
+    done = work(problem, tile, shape)
+    k, v, tiles = padded(problem.head_dim) // SIDE, padded(problem.head_dim_v) // SIDE, shape.tiles_of_warp
+    bytes_of_key = (problem.head_dim + problem.head_dim_v) * _ITEM_BYTES
+    products = tiles * 2 * (shape.keys // SIDE) * (k + v)
+    loads = (shape.keys // SIDE) * (k + v) + (0 if shape.keeps_queries else tiles * k)
+    instructions = products + loads + tiles * (shape.keys // 2 * _SCORE + 4 * v)
+    of_step = shape.warps_of_block * _STEP + shape.keys * bytes_of_key / 16 / _LANES * _COPY
+    blocks = blocks_at_once(problem, shape, target)
+    needs = (
+        (done.warp_steps * instructions + done.steps * of_step) / _SCHEDULERS,
+        done.warp_steps * products * _PRODUCT,
+        done.warp_steps * loads * _LOAD,
+        done.keys * bytes_of_key / _BYTES,
+        done.steps * _LATENCY / (shape.stages - 1) / blocks,
+    )
+    waits = 1 + max(0, _HIDING - blocks * shape.warps_of_block) / (2 * _HIDING)
+    return (max(needs) + _PARTLY_HIDDEN * (sum(needs) - max(needs))) * waits
+
+
+def blocks_at_once(problem: NAProblem, shape: FlashShape, target: NATarget) -> int:
+    """Of a multiprocessor."""
+    by_registers = _REGISTERS // (_LANES * shape.warps_of_block * min(255, registers(problem, shape)))
+    return max(1, min(by_registers, (target.max_shared_bytes + 1024) // (shared_bytes(problem, shape) + 1024)))
+
+
+def shapes(problem: NAProblem, tile: FlashTile, swizzled: bool) -> Iterator[FlashShape]:
+    """Those that a default is chosen from."""
+    lacking = ((1,),) * (3 - problem.rank)
+    of_warp = product(*lacking, *(TILES,) * problem.rank)
+    of_block = [warps for warps in product(*lacking, *(WARPS,) * problem.rank) if prod(warps) <= _MOST_WARPS]
+    for tiles, warps in product(of_warp, of_block):
+        if box(problem, tile, tiles, warps).fits:
+            for keys, stages, keeps in product(KEYS, STAGES, (False, True)):
+                yield FlashShape(tiles, warps, keys, stages, swizzled, keeps)
+
+
+def is_good(problem: NAProblem, shape: FlashShape, target: NATarget) -> bool:
+    """Whether a default may be so: it fits the GPU, and a lane's registers."""
+    if registers(problem, shape) > _ENOUGH_REGISTERS:
+        return False
+    return shared_bytes(problem, shape) <= target.max_shared_bytes
+
+
+@functools.lru_cache(maxsize=256)
+def default_shape(problem: NAProblem, tile: FlashTile, target: NATarget) -> FlashShape | None:
+    """The one with the fewest :func:`cycles`, of those that are good; None if there is none.
+
+    Its rows are permuted only where longer ones do not fit.
+    """
+    for swizzled in (False, True)[: 1 + can_be_swizzled(problem)]:
+        good = [shape for shape in shapes(problem, tile, swizzled) if is_good(problem, shape, target)]
+        if good:
+            return min(good, key=lambda shape: cycles(problem, tile, shape, target))
+    return None

@@ -1,0 +1,167 @@
+"""The flash space without a GPU: kernels in the emulation against the reference, and what nvcc makes of them."""
+
+from __future__ import annotations
+
+import functools
+import random
+from typing import Any
+
+import pytest
+
+from tests.conftest import TOLERANCE
+from tests.cuda_emulator.mutate import barriers, replaced, without_barrier
+from tests.helpers import random_problem, share
+from tests.schedules.cuda_kernels import (
+    FLASH,
+    TARGET,
+    CudaKernel,
+    assert_right_in_halves,
+    damage_is_noticed,
+    kernel_of,
+    run,
+    scheduled,
+)
+from tvm_na.problems.attention import NAProblem
+from tvm_na.schedules.base import Plan
+from tvm_na.schedules.cuda import flash
+from tvm_na.schedules.cuda.flash_sizes import KEYS, TILES, WARPS, registers, shared_bytes
+from tvm_na.te.attention.flash_tile import SIDE, FlashShape, FlashTile, can_be_swizzled
+
+HALVES = ("float16", "bfloat16")
+#: Sizes, options, and a point: rows of a sub-tile, sub-tiles and warps along each axis, keys, stages, rows permuted,
+#: queries in registers.
+NAMED: dict[str, tuple[Any, dict[str, Any], tuple[Any, ...]]] = {
+    "2D": (((9, 20), (5, 7), 1, 32), {}, (1, (1, 1, 1), (1, 2, 1), 16, 2, False, True)),
+    "3D": (((4, 5, 10), (3, 3, 5), 1, 16), {}, (2, (2, 1, 1), (1, 2, 1), 16, 3, True, False)),
+    "1D": (((60,), 21, 1, 64), {"return_lse": True}, (1, (1, 1, 2), (1, 1, 1), 32, 4, True, True)),
+    "whole map": (((6, 20), (6, 20), 1, 16), {"return_lse": True}, (4, (1, 1, 2), (1, 2, 1), 16, 2, False, True)),
+    "bias": (
+        ((7, 11), (3, 6), 2, 32),
+        {"bias": True, "return_lse": True},
+        (2, (1, 2, 1), (1, 1, 1), 16, 2, True, True),
+    ),
+    "bias in 3D": (((3, 4, 7), (3, 2, 4), 1, 16), {"bias": True}, (8, (1, 1, 1), (2, 1, 1), 16, 2, False, False)),
+    "causal": (((7, 18), (4, 9), 1, 32), {"is_causal": (True, False)}, (1, (1, 2, 1), (1, 1, 1), 16, 2, False, True)),
+    "causal line": (((50,), 50, 1, 16), {"is_causal": True}, (1, (1, 1, 1), (1, 1, 2), 16, 3, False, True)),
+    "uneven groups": (
+        ((11, 19), (3, 4), 1, 16),
+        {"dilation": (2, 3), "bias": True, "return_lse": True},
+        (4, (1, 1, 1), (1, 1, 1), 16, 2, True, True),
+    ),
+    "strided": (((9, 17), (4, 6), 1, 32), {"stride": (2, 3)}, (2, (1, 1, 2), (1, 2, 1), 32, 2, False, False)),
+    "shared keys": (
+        ((5, 9), 3, 4, 32),
+        {"heads_kv": 2, "head_dim_v": 16},
+        (2, (1, 1, 1), (1, 1, 1), 16, 2, True, True),
+    ),
+    "odd dims": (((5, 17), 5, 1, 20), {"head_dim_v": 42}, (1, (1, 1, 1), (1, 2, 1), 16, 2, False, True)),
+    "wide": (((3, 17), 3, 1, 256), {"head_dim_v": 24}, (1, (1, 1, 1), (1, 1, 1), 16, 2, False, False)),
+    "window of one": (((5, 9), 1, 1, 16), {"bias": True}, (2, (1, 1, 1), (1, 1, 1), 16, 2, True, True)),
+}
+
+
+def problem_of(name: str, dtype: str) -> NAProblem:
+    sizes, options, _ = NAMED[name]
+    return NAProblem.make(*sizes, dtype=dtype, **options)
+
+
+def kernel_with(problem: NAProblem, tile: FlashTile, shape: FlashShape) -> CudaKernel:
+    """The kernel of a point."""
+    numbers = [*shape.tiles[3 - problem.rank :], *shape.warps[3 - problem.rank :], shape.keys, shape.stages]
+    numbers += [int(shape.swizzled)] if can_be_swizzled(problem) else []
+    point = flash.SPACE.apply(
+        flash.SPACE.formulation(problem, tile), TARGET, Plan(exact=[*numbers, int(shape.keeps_queries)])
+    )
+    assert point is not None
+    return kernel_of(problem, point)
+
+
+@functools.cache
+def kernel_for(name: str, dtype: str) -> CudaKernel:
+    """The named kernel, the same for all tests."""
+    rows, *shape = NAMED[name][2]
+    return kernel_with(problem_of(name, dtype), FlashTile(rows, SIDE // rows), FlashShape(*shape))
+
+
+@pytest.mark.parametrize(("name", "dtype"), [(name, HALVES[n % 2]) for n, name in enumerate(NAMED)])
+def test_named_problems_are_right(name: str, dtype: str) -> None:
+    kernel = kernel_for(name, dtype)
+    assert kernel.fits
+    for late_copies in (True, False):
+        assert_right_in_halves(kernel, batch=1 + (name == "2D"), seed=0, late_copies=late_copies)
+
+
+# --- random points of random problems
+
+
+def drawn_problem(rng: random.Random) -> NAProblem:
+    """A small problem of any rank and options."""
+    rank = rng.choice([1, 2, 2, 3, 3])
+    dim = rng.choice([16, 16, 32, 48, 64, 128, 2 * rng.randint(1, 40)])
+    dim_v = rng.choice([dim, dim, 16, 64, 2 * rng.randint(1, 40)])
+    sizes = {1: (3, 90), 2: (2, 16), 3: (1, 7)}[rank]
+    return random_problem(rng, rank=rank, sizes=sizes, head_dim=dim, head_dim_v=dim_v, dtype=rng.choice(HALVES))
+
+
+def drawn_point(problem: NAProblem, rng: random.Random) -> tuple[FlashTile, FlashShape]:
+    """A sub-tile and a shape that a GPU can have."""
+    lacking = (1,) * (3 - problem.rank)
+    while True:
+        rows = 1 if problem.rank == 1 else rng.choice([1, 2, 4, 8])
+        tiles, warps = (
+            (*lacking, *(rng.choice(options) for _ in range(problem.rank))) for options in (TILES, WARPS[:3])
+        )
+        rest = (
+            rng.choice(KEYS),
+            rng.choice([2, 3, 4]),
+            rng.random() < 0.5 and can_be_swizzled(problem),
+            rng.random() < 0.5,
+        )
+        shape = FlashShape(tiles, warps, *rest)
+        fits = shared_bytes(problem, shape) <= TARGET.max_shared_bytes and registers(problem, shape) <= 255
+        if fits and shape.warps_of_block <= 8:
+            return FlashTile(rows, SIDE // rows), shape
+
+
+@pytest.mark.parametrize("seed", range(share(10)))
+def test_random_points_of_random_problems(seed: int) -> None:
+    rng = random.Random(seed)
+    problem = drawn_problem(rng)
+    kernel = kernel_with(problem, *drawn_point(problem, rng))
+    assert_right_in_halves(kernel, batch=1, seed=seed, late_copies=bool(seed & 1))
+
+
+def test_points_that_metaschedule_draws_are_right() -> None:
+    problem = problem_of("2D", "float16")
+    kernels = (kernel_of(problem, scheduled(problem, 0, Plan(sample=True, seed=seed), FLASH)) for seed in range(1, 20))
+    fitting = next(kernel for kernel in kernels if kernel.fits and kernel.sizes.threads <= 256)
+    assert_right_in_halves(fitting, batch=1, seed=0)
+
+
+@pytest.mark.parametrize("name", ["1D", "bias"])
+def test_any_scale(name: str) -> None:
+    """A negative factor turns the order of products around, and zero makes all scores equal."""
+    for scale in (0.0, -1.5, 30.0):
+        assert max(run(kernel_for(name, "float16"), scale=scale)) <= TOLERANCE["float16"], scale
+
+
+# --- what the emulation notices
+
+
+def test_damage_is_noticed() -> None:
+    """Missing barriers and waits, a window that is shifted, a mask that is left out."""
+    kernel = kernel_for("2D", "float16")
+
+    def noticed(source: str, scale: float | None = None) -> bool:
+        damaged = kernel.with_source(source)
+        errors = lambda seed: max(run(damaged, seed=seed, scale=scale, late_copies=bool(seed % 2)))  # noqa: E731
+        return damage_is_noticed(errors, TOLERANCE["float16"])
+
+    source = kernel.source
+    assert not noticed(source) and not noticed(source, -0.4)
+    # Waits and barriers before queries take the sign of the scale, before they are loaded, and in each step.
+    assert barriers(source) == 5
+    for number in range(5):
+        assert noticed(without_barrier(source, number), None if number else -0.4), number
+    assert noticed(replaced(source, "- 3)", "- 2)"))
+    assert noticed(replaced(source, "(uint)most0_ptr[0]", "(uint)999"))
