@@ -6,6 +6,7 @@ everything around it is what other CPUs get. ``test_cpu_dots_emulated.py`` runs 
 
 from __future__ import annotations
 
+import functools
 import pickle
 import random
 import re
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests import edges
 from tests.conftest import TOLERANCE
 from tests.helpers import random_inputs, reference64, share
 from tests.jit.compiling import compile_all
@@ -92,14 +94,34 @@ def test_a_value_outside_of_the_window_stays_outside(kernel_size: int, causal: b
     assert_local(problem, lambda inputs: run(problem, kernel, inputs, 0.3), poison, step=7)
 
 
-@pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf, 3e38, 1e-40])
-def test_extreme_values_come_out_as_in_the_reference(poison: float) -> None:
-    problem = NAProblem.make((7, 9), 3, 1, 8, dtype="bfloat16")
-    query, key, value, _ = random_inputs(problem, 1, 0)
-    value[0, 3, 4, 0, 2] = poison
-    inputs = (query, key, value, None)
-    found, wanted = run(problem, kernel_of(problem), inputs, 0.3)[0], reference64(problem, inputs, 0.3)[0]
-    torch.testing.assert_close(found.double(), wanted.double(), rtol=0.05, atol=0.05, equal_nan=True)
+@functools.lru_cache(maxsize=2)
+def _at_edges(size: str) -> tuple[NAProblem, Any]:
+    """A problem, and what calls its kernel with tensors by name."""
+    problem = edges.problem_of(size, "bfloat16")
+    kernel = kernel_of(problem)
+
+    def called(tensors: edges.Tensors, scale: float) -> edges.Tensors:
+        inputs = (tensors["query"], tensors["key"], tensors["value"], tensors["rpb"])
+        out, lse = run(problem, kernel, inputs, scale)
+        assert lse is not None
+        return {"out": out, "lse": lse}
+
+    return problem, called
+
+
+@pytest.mark.parametrize("edge", edges.EDGES)
+@pytest.mark.parametrize("size", edges.SIZES)
+def test_finite_answers_at_the_edge(size: str, edge: str) -> None:
+    problem, called = _at_edges(size)
+    edges.assert_edge(problem, edge, called, lse_dtype="bfloat16")
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("size", edges.SIZES)
+def test_how_far_a_bad_number_reaches(size: str, poison: float) -> None:
+    problem, called = _at_edges(size)
+    for name in ("query", "key", "value", "rpb"):
+        edges.assert_reach(problem, name, poison, called)
 
 
 @pytest.mark.parametrize("name", WITH_DOTS)
