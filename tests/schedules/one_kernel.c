@@ -1,22 +1,44 @@
 /* Runs one kernel of TVM's without TVM's runtime, on one thread: `one_kernel IN OUT` reads the tensors of a call from a
-   file and writes all of them back. A tensor is its dtype's code and bits, its number of axes, its sizes, its content. */
+   file and writes all of them back. A tensor is its dtype's code and bits, its number of axes, its sizes, its content.
+*/
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct { void* data; int32_t device_type, device_id, ndim; uint8_t code, bits; uint16_t lanes; int64_t* shape; int64_t* strides; uint64_t byte_offset; } DLTensor;
+typedef struct {
+  void* data;
+  int32_t device_type, device_id, ndim;
+  uint8_t code, bits;
+  uint16_t lanes;
+  int64_t *shape, *strides;
+  uint64_t byte_offset;
+} DLTensor;
 typedef struct { int32_t type, pad; void* value; } Any;
 typedef struct { void* sync; int32_t tasks; } Group;
 
 extern int __tvm_ffi_main(void*, Any*, int32_t, Any*);
 extern void *__TVMBackendAllocWorkspace, *__TVMBackendFreeWorkspace, *__TVMBackendParallelLaunch;
 
-static void* allocate(int kind, int id, uint64_t size, int code, int bits) { return aligned_alloc(64, (size + 63) / 64 * 64); }
-static int release(int kind, int id, void* memory) { free(memory); return 0; }
-static int launch(int (*task)(int, Group*, void*), void* data, int tasks) { Group one = {0, 1}; return task(0, &one, data); }
-void TVMFFIErrorSetRaisedFromCStrParts(const char* kind, const char** parts, int n) { while (n--) fprintf(stderr, "%s: %s\n", kind, *parts++); }
+static void* allocate(int kind, int id, uint64_t size, int code, int bits) {
+  return aligned_alloc(64, (size + 63) / 64 * 64);
+}
+
+static int release(int kind, int id, void* memory) {
+  free(memory);
+  return 0;
+}
+
+static int launch(int (*task)(int, Group*, void*), void* data, int tasks) {
+  Group one = {0, 1};
+  return task(0, &one, data);
+}
+
 void TVMFFIErrorSetRaisedFromCStr(const char* kind, const char* text) { fprintf(stderr, "%s: %s\n", kind, text); }
+
+void TVMFFIErrorSetRaisedFromCStrParts(const char* kind, const char** parts, int n) {
+  while (n--) TVMFFIErrorSetRaisedFromCStr(kind, *parts++);
+}
 
 int main(int argc, char** argv) {
   __TVMBackendAllocWorkspace = allocate;
