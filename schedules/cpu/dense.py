@@ -14,7 +14,7 @@ from tvm_na.schedules.base import Formulations, SearchSpace, divisors, largest_d
 from tvm_na.schedules.cpu.vectors import NEAR, STACK_BYTES, WIDENED, step_cycles, vector_length
 from tvm_na.schedules.helpers import FuncSchedule
 from tvm_na.targets.target import NATarget
-from tvm_na.te.dense.product import DenseTile, positions_of, tiles_of
+from tvm_na.te.dense.product import DenseTile, copied_input, positions_of, tiles_of
 
 #: Of the loops over tiles of rows and blocks of weights, which one is outside; the default for many rows first.
 SKETCHES = ("rows outside", "weights outside")
@@ -61,9 +61,12 @@ class DenseSchedule(FuncSchedule):
         self.lanes = gcd(self.problem.out_channels, self.tile.vector)
 
     def build(self) -> None:
-        if any(self.problem.padding):
+        copy = copied_input(self.problem)
+        if copy == "padded":
             self.pad()
-        self.place_in_tasks()
+        tasks, tile = self.place_in_tasks()
+        if copy == "wide_rows":
+            self.widen(tile if self.sketch == "rows outside" else tasks)
         self.multiply()
 
     def pad(self) -> None:
@@ -91,8 +94,20 @@ class DenseSchedule(FuncSchedule):
         block_factors = self.tune.factors("weight blocks per task", blocks, self.blocks, block_count)
         return row_factors, block_factors
 
-    def place_in_tasks(self) -> None:
-        """Loops of the output: batch, tasks (parallel), tiles of a task, each with its sums; then rows and vectors."""
+    def widen(self, loop: Any) -> None:
+        """The rows of a tile, or of all tiles of a task, in float32, for all blocks of weights in a loop."""
+        sch = self.sch
+        sch.compute_at(self.block("wide_rows"), loop, preserve_unit_loops=True)
+        lanes = gcd(self.problem.in_channels, self.tile.vector)
+        if lanes > 1:
+            sch.vectorize(self.split(self.loops("wide_rows")[-1], [None, lanes])[1])
+
+    def place_in_tasks(self) -> tuple[Any, Any]:
+        """Loops of the output: batch, tasks (parallel), tiles of a task, each with its sums; then rows and vectors.
+
+        Returns:
+            That over tasks, and the first one in it: over tiles of rows, or over blocks of weights.
+        """
         sch, tile = self.sch, self.tile
         (_, tiles_in_task), (_, blocks_in_task) = self.task_factors()
         batch, position, channel = self.loops("out")
@@ -106,11 +121,13 @@ class DenseSchedule(FuncSchedule):
             tasks, inside = (block_task, row_task), (block, row_tile)
         sch.reorder(batch, *tasks, *inside, row, vector, lane)
         sch.compute_at(self.block("sums"), inside[1], preserve_unit_loops=True)
-        sch.parallel(sch.fuse(batch, *tasks))
+        all_tasks = sch.fuse(batch, *tasks)
+        sch.parallel(all_tasks)
         if self.lanes > 1:
             sch.vectorize(lane)
         if self.lanes == tile.vector:
             self.unroll(row, vector)
+        return all_tasks, inside[0]
 
     def multiply(self) -> None:
         """rows x vectors sums, with the reduction outside of them."""
@@ -143,7 +160,7 @@ class CpuDense(SearchSpace):
         """One for each of the first of :func:`tiles`."""
         from tvm_na.te.dense.product import forward
 
-        return Formulations(lambda tile: forward(problem, tile, batch), tiles(problem, target)[:_TILES])
+        return Formulations(lambda tile: forward(problem, tile, batch, target.converts_float16), tiles(problem, target)[:_TILES])
 
     def sketches(self, func: Any, target: NATarget) -> tuple[str, ...]:
         """The default first: what is larger is read once, the rest stays near."""

@@ -12,11 +12,11 @@ from tests.helpers import relative_error
 from tvm_na import settings
 from tvm_na.problems.dense import DenseProblem
 from tvm_na.reference.case import draw
-from tvm_na.reference.dense_case import reference
+from tvm_na.reference.dense_case import packed, reference
 from tvm_na.schedules.base import Plan, Scheduled
 from tvm_na.schedules.cpu import dense as cpu_dense
 from tvm_na.targets.target import detect_target
-from tvm_na.te.dense.product import DenseTile, pack_weight
+from tvm_na.te.dense.product import DenseTile
 
 _CHANNELS = (1, 3, 8, 10, 16, 24, 31, 48, 64, 100)
 
@@ -64,6 +64,5 @@ def error_of(problem: DenseProblem, tile: DenseTile, kernel: Any, batch: int, se
     tensors = draw(inputs, batch, "cpu", torch.Generator().manual_seed(seed))
     drawn = {a.name: tensor for a, tensor in zip(inputs, tensors, strict=True)}
     (out,) = (torch.full(a.shape_for(batch), torch.nan, dtype=getattr(torch, a.dtype)) for a in problem.outputs())
-    packed = torch.from_numpy(pack_weight(drawn["weight"].numpy(), problem, tile)).clone()
-    kernel(*(drawn | {"weight": packed}).values(), out)
+    kernel(*(drawn | {"weight": packed(drawn["weight"], problem, tile)}).values(), out)
     return relative_error(out, reference(problem, **drawn))

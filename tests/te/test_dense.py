@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+import re
 from typing import Any
 
 import numpy as np
@@ -23,17 +24,43 @@ from tvm_na.targets.target import detect_target, list_targets, parse_target
 from tvm_na.te.dense.product import DenseTile, forward, pack_weight, packed_shape, positions_of, tile_of, tiles_of
 
 
-@pytest.mark.parametrize("block", range(2))
-def test_40_random_problems_agree_with_pytorch(block: int) -> None:
-    rng = random.Random(block)
-    problems = [
-        random_problem(rng, "float64" if n % 5 == 4 else "float32", "int8" if n % 3 == 2 else None) for n in range(20)
-    ]
+# Of tensors and of weights, such as are tested together.
+KINDS: list[list[tuple[str, str | None]]] = [
+    [("float32", None), ("float64", None), ("float32", "int8"), ("float64", "int8")],
+    [("bfloat16", None), ("float16", None)],
+    [("float32", "float16"), ("bfloat16", "int8")],
+]
+
+
+@pytest.mark.parametrize("kinds", KINDS, ids=str)
+def test_20_random_problems_agree_with_pytorch(kinds: list[tuple[str, str | None]]) -> None:
+    rng = random.Random(str(kinds))
+    problems = [random_problem(rng, *kinds[n % len(kinds)]) for n in range(20)]
     points = [scheduled(problem) for problem in problems]
     kernels = compile_all([point for _, point in points])
     for n, (problem, (tile, _), kernel) in enumerate(zip(problems, points, kernels, strict=True)):
         error = error_of(problem, tile, kernel, 1 + n % 3, seed=n)
         assert error <= TOLERANCE[problem.dtype], (str(problem), tile, error)
+
+
+@pytest.mark.parametrize("name", ["llvm-x86-avx2", "llvm-x86-sse4"])
+@pytest.mark.parametrize(("dtype", "weight_dtype"), [*KINDS[1], ("float32", "float16")])
+@pytest.mark.parametrize("convolution", [True, False])
+def test_halves_are_converted_in_vectors(name: str, dtype: str, weight_dtype: str | None, convolution: bool) -> None:
+    """No call for a number, with and without instructions for float16; all rows of a tile use a widened weight."""
+    import tvm
+
+    target, options = parse_target(name), {"residual": True, "dtype": dtype, "weight_dtype": weight_dtype}
+    problem = DenseProblem.make((14, 14), 64, 96, kernel_size=3, padding=1, **options)
+    problem = problem if convolution else DenseProblem.make(196, 64, 96, activation="gelu", **options)
+    module = tvm.compile(build.scheduled_module(problem, target)[0], target=target.tvm_target()).mod
+    assembly = module.inspect_source("s")
+    assert not re.search(r"call\w*\s+\S*(extend|trunc|half|bf|gnu_)", assembly)
+    lines = [line.split("#")[0] for line in assembly.splitlines()]
+    widen = "vcvtph2ps" if (weight_dtype or dtype) == "float16" else "pmovzxwd"
+    if name == "llvm-x86-avx2":
+        assert 0 < sum(widen in line and "ymm" in line for line in lines)
+        assert not any("vcvtph2ps" in line and "ymm" not in line for line in lines)
 
 
 CORNERS = {

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tvm_na.problems.attention import MAX_RANK
-from tvm_na.problems.base import Argument, Problem, axes_text, ratio
+from tvm_na.problems.base import HALVES, Argument, Problem, axes_text, ratio
 from tvm_na.problems.checks import check_bool, check_int, per_axis_ints
 
-DTYPES = ("float32", "float64")
+DTYPES = ("float32", "float64", *HALVES)
 ACTIVATIONS = ("none", "gelu")
 #: Of weights; None for that of the other tensors.
-WEIGHT_DTYPES = (None, "int8")
+WEIGHT_DTYPES = (None, "int8", "float16")
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,10 @@ class DenseProblem(Problem):
         bias: Whether a bias ``[out_channels]`` is added to the sums.
         activation: One of :data:`ACTIVATIONS`; ``gelu`` is the exact one, ``x / 2 * (1 + erf(x / sqrt(2)))``.
         residual: Whether a tensor of the output's shape is added last.
-        dtype: One of :data:`DTYPES`, of every tensor but narrower weights.
+        dtype: One of :data:`DTYPES`, of every tensor but narrower weights. Halves are computed with in float32, and
+            rounded once.
         weight_dtype: One of :data:`WEIGHT_DTYPES`. The sums over ``int8`` weights are multiplied by a scale for each
-            output channel, ``weight_scale [out_channels]``, before the bias is added.
+            output channel, ``weight_scale [out_channels]``, before the bias is added. ``float16`` goes with float32.
 
     Raises:
         TypeError, ValueError: name the argument, what was required and what came.
@@ -74,6 +75,8 @@ class DenseProblem(Problem):
         for name, known in (("activation", ACTIVATIONS), ("dtype", DTYPES), ("weight_dtype", WEIGHT_DTYPES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: required one of {', '.join(map(str, known))}, got {getattr(self, name)!r}")
+        if self.weight_dtype == "float16" and self.dtype != "float32":
+            raise ValueError(f"weight_dtype: required None or int8 for {self.dtype}, got float16")
         self._check_windows()
 
     def _check_windows(self) -> None:
@@ -121,7 +124,12 @@ class DenseProblem(Problem):
     @property
     def accum_dtype(self) -> str:
         """The dtype of the sums."""
-        return self.dtype
+        return "float32" if self.dtype in HALVES else self.dtype
+
+    @property
+    def stored_dtype(self) -> str:
+        """The dtype of the weights."""
+        return self.weight_dtype or self.dtype
 
     @property
     def useful_flops(self) -> int:
@@ -138,9 +146,9 @@ class DenseProblem(Problem):
         out = Argument("out", (*self.out_spatial, self.out_channels), self.dtype, "output")
         found = [
             Argument("x", (*self.spatial, self.in_channels), self.dtype),
-            Argument("weight", self.weight_shape, self.weight_dtype or self.dtype, has_batch=False),
+            Argument("weight", self.weight_shape, self.stored_dtype, has_batch=False),
         ]
-        if self.weight_dtype is not None:
+        if self.weight_dtype == "int8":
             found.append(Argument("weight_scale", (self.out_channels,), self.accum_dtype, has_batch=False))
         if self.bias:
             found.append(Argument("bias", (self.out_channels,), self.dtype, has_batch=False))
@@ -150,16 +158,17 @@ class DenseProblem(Problem):
 
     def distance(self, other: Problem) -> float | None:
         """See :meth:`Problem.distance`. The window and the channels say how long a sum is and how many tiles share a
-        block of weights. Weights that are widened want other tiles."""
-        if not isinstance(other, DenseProblem) or self.rank != other.rank:
+        block of weights. Weights that are widened from int8 want other tiles."""
+        if not isinstance(other, DenseProblem) or (self.rank, self.dtype) != (other.rank, other.dtype):
             return None
-        if (self.dtype, self.weight_dtype) != (other.dtype, other.weight_dtype):
+        if self.weight_dtype != other.weight_dtype and "int8" in (self.weight_dtype, other.weight_dtype):
             return None
         far = ratio(math.prod(self.spatial), math.prod(other.spatial))
         far += ratio(self.in_channels, other.in_channels) + ratio(self.out_channels, other.out_channels)
         far += ratio(math.prod(self.kernel_size), math.prod(other.kernel_size))
         far += 0.5 * ratio(math.prod(self.stride), math.prod(other.stride))
         far += 0.5 * (any(self.padding) != any(other.padding)) + (self.activation != other.activation)
+        far += self.weight_dtype != other.weight_dtype
         return far + 0.25 * (self.bias != other.bias) + 0.25 * (self.residual != other.residual)
 
     def unsupported(self, kind: str) -> str:

@@ -13,6 +13,8 @@ from tvm_na.reference.case import DISTINCT, Case, draw
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tvm_na.te.dense.product import DenseTile
+
 
 def make_dense_case(problem: DenseProblem, batch: int, device: str, formulation: str = "") -> Case:
     """Random inputs for ``problem``, the same every time, on the CPU, which alone has such kernels.
@@ -21,16 +23,25 @@ def make_dense_case(problem: DenseProblem, batch: int, device: str, formulation:
     """
     import torch
 
-    from tvm_na.te.dense.product import DenseTile, pack_weight
+    from tvm_na.te.dense.product import DenseTile
 
     fields = json.loads(formulation)
     del fields["formulation"]
     drawn, expected = _drawn(problem, min(batch, DISTINCT))
-    packed = torch.from_numpy(pack_weight(drawn["weight"].numpy(), problem, DenseTile(**fields)))
     samples = torch.arange(batch) % len(expected)
-    inputs = {**drawn, "weight": packed.clone()}  # clones start where kernels want tensors to
+    inputs = {**drawn, "weight": packed(drawn["weight"], problem, DenseTile(**fields))}
     with_batch = {a.name for a in problem.arguments() if a.has_batch}
     return Case(problem, tuple(t[samples] if name in with_batch else t for name, t in inputs.items()), (expected,))
+
+
+def packed(weight: Tensor, problem: DenseProblem, tile: DenseTile) -> Tensor:
+    """What :func:`tvm_na.te.dense.product.pack_weight` makes of a tensor, aligned as kernels want it."""
+    import torch
+
+    from tvm_na.te.dense.product import pack_weight
+
+    bits = weight.view(torch.uint16) if weight.dtype == torch.bfloat16 else weight  # NumPy has no bfloat16
+    return torch.from_numpy(pack_weight(bits.numpy(), problem, tile)).view(weight.dtype).clone()
 
 
 @functools.lru_cache(maxsize=2)
@@ -42,7 +53,7 @@ def _drawn(problem: DenseProblem, batch: int) -> tuple[dict[str, Tensor], Tensor
     tensors = draw(inputs, batch, "cpu", torch.Generator().manual_seed(0))
     drawn = {a.name: tensor for a, tensor in zip(inputs, tensors, strict=True)}
     small = math.prod(problem.weight_shape[1:]) ** -0.5
-    if problem.weight_dtype is None:
+    if "weight_scale" not in drawn:
         drawn["weight"] = drawn["weight"] * small
     else:
         drawn["weight_scale"] = drawn["weight_scale"] * (small / 127)

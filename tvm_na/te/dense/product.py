@@ -8,17 +8,22 @@ weights, which lie together because they were packed so, ahead of time.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tvm_na.problems.base import HALVES
 from tvm_na.problems.dense import DenseProblem
 from tvm_na.te.common.formulation import Tile, batch_axis, of_expressions
+from tvm_na.te.common.halves import Conversions
 from tvm_na.te.common.layout import with_output_layout
 from tvm_na.te.common.rows import unravelled
 
 if TYPE_CHECKING:
     import numpy as np
 
+#: What NumPy, which lacks a dtype, has its bits in.
+BITS = {"bfloat16": "uint16"}
 # The part of all tiles that may be added so that their number can be cut into tasks in more ways.
 _MORE_TILES = 0.02
 
@@ -65,7 +70,8 @@ def pack_weight(weight: np.ndarray, problem: DenseProblem, tile: DenseTile) -> n
     """``weight`` as kernels of this tile read it, a new array of :func:`packed_shape`; missing channels are 0.
 
     Args:
-        weight: ``[out_channels, *kernel_size, in_channels]`` in the dtype that the problem has for weights.
+        weight: ``[out_channels, *kernel_size, in_channels]`` in the dtype that the problem has for weights; bfloat16, which NumPy
+            lacks, as :data:`BITS` says.
         problem: What the kernel computes.
         tile: Of the kernel's formulation.
 
@@ -74,8 +80,9 @@ def pack_weight(weight: np.ndarray, problem: DenseProblem, tile: DenseTile) -> n
     """
     import numpy as np
 
-    if str(weight.dtype) != (problem.weight_dtype or problem.dtype):
-        raise TypeError(f"weight: required dtype {problem.weight_dtype or problem.dtype}, got {weight.dtype}")
+    wanted = BITS.get(problem.stored_dtype, problem.stored_dtype)
+    if str(weight.dtype) != wanted:
+        raise TypeError(f"weight: required dtype {wanted}, got {weight.dtype}")
     if tuple(weight.shape) != problem.weight_shape:
         raise ValueError(f"weight: required shape {problem.weight_shape}, got {tuple(weight.shape)}")
     blocks, *inner, block = packed_shape(problem, tile)
@@ -96,7 +103,17 @@ def tiles_of(problem: DenseProblem, tile: DenseTile) -> int:
     return max(candidates, key=lambda n: (sum(n % d == 0 for d in range(1, 65)), -n))
 
 
-def _padded(problem: DenseProblem, x: Any, batch: Any) -> Any:
+def copied_input(problem: DenseProblem) -> str | None:
+    """The stage that copies the input in the dtype of sums; None if products read it as it is.
+
+    ``padded`` has zeros around maps. ``wide_rows`` has the rows of a tile of a linear layer in halves.
+    """
+    if any(problem.padding) or (problem.dtype in HALVES and set(problem.kernel_size) != {1}):
+        return "padded"
+    return "wide_rows" if problem.dtype in HALVES else None
+
+
+def _padded(problem: DenseProblem, x: Any, batch: Any, convert: Conversions) -> Any:
     """The input with zeros around it, as far as windows reach."""
     from tvm import te, tirx
 
@@ -110,53 +127,79 @@ def _padded(problem: DenseProblem, x: Any, batch: Any) -> Any:
             source.append(tirx.min(tirx.max(i - pad, 0), size - 1) if pad else i)
             inside += [i >= pad] if pad else []
             inside += [i < size + pad] if padded_size > size + pad else []
-        value = x[(b, *source, c)]
-        return tirx.if_then_else(tirx.all(*inside), value, tirx.const(0, problem.dtype)) if inside else value
+        value = convert.widened(x[(b, *source, c)])
+        return tirx.if_then_else(tirx.all(*inside), value, tirx.const(0, convert.accum)) if inside else value
 
     return te.compute((batch, *sizes, problem.in_channels), at, name="padded")
 
 
-def forward(problem: DenseProblem, tile: DenseTile, batch_size: int | None = None) -> Any:
+def _operand(problem: DenseProblem, tile: DenseTile, x: Any, batch: Any, convert: Conversions) -> Callable[..., Any]:
+    """What products read of the input: a function of a sample, tile, row, place in the window and channel."""
+    from tvm import te, tirx
+
+    rows, positions, tiles, copy = tile.rows, positions_of(problem), tiles_of(problem, tile), copied_input(problem)
+    source = _padded(problem, x, batch, convert) if copy == "padded" else x
+
+    def read(b: Any, t: Any, r: Any, window: Sequence[Any], channel: Any) -> Any:
+        # Rows behind the last one repeat it: no step of the reduction has to ask.
+        p = t * rows + r if tiles * rows == positions else tirx.min(t * rows + r, positions - 1)
+        corner = unravelled(p, problem.out_spatial)
+        place = [i * s + k for i, s, k in zip(corner, problem.stride, window, strict=True)]
+        return source[(b, *place, channel)]
+
+    if copy != "wide_rows":
+        return read
+    # Each number meets many weights, and is converted once.
+    wide = te.compute(
+        (batch, tiles, rows, problem.in_channels),
+        lambda b, t, r, channel: convert.widened(read(b, t, r, [0] * problem.rank, channel)),
+        name="wide_rows",
+    )
+    return lambda b, t, r, window, channel: wide[b, t, r, channel]
+
+
+def forward(
+    problem: DenseProblem, tile: DenseTile, batch_size: int | None = None, float16_instructions: bool = True
+) -> Any:
     """``problem`` with ``tile`` as an unscheduled PrimFunc.
 
-    Arguments: x ``[batch, *spatial, in]``, the packed weights, with narrower weights their scale ``[out]``, with a bias
+    Arguments: x ``[batch, *spatial, in]``, the packed weights, with int8 weights their scale ``[out]``, with a bias
     that ``[out]``, with a residual that ``[batch, *out_spatial, out]``, and the output of that shape; the batch is
-    symbolic unless ``batch_size`` is given.
+    symbolic unless ``batch_size`` is given. Halves are converted as ``halves.py`` says.
     """
-    from tvm import te, tirx
+    from tvm import te
 
     from tvm_na.te.common.math import gelu
 
-    dtype, out_spatial = problem.dtype, problem.out_spatial
+    accum, out_spatial, rows, positions = problem.accum_dtype, problem.out_spatial, tile.rows, positions_of(problem)
+    convert = Conversions(problem.dtype, accum, float16_instructions)
+    convert_weight = Conversions(problem.stored_dtype, accum, float16_instructions)
     batch = batch_axis(batch_size)
     given = {a.name: a for a in problem.arguments() if a.role == "input"}
     shapes = {name: a.shape_for(batch) for name, a in given.items()} | {"weight": packed_shape(problem, tile)}
     inputs = {name: te.placeholder(shape, given[name].dtype, name=name) for name, shape in shapes.items()}
     x, weight = inputs["x"], inputs["weight"]
     scale, bias, residual = map(inputs.get, ("weight_scale", "bias", "residual"))
-    source = _padded(problem, x, batch) if any(problem.padding) else x
-
-    rows, positions = tile.rows, positions_of(problem)
-    tiles = tiles_of(problem, tile)
+    operand = _operand(problem, tile, x, batch, convert)
     window = [te.reduce_axis((0, k), name=f"k{axis}") for axis, k in enumerate(problem.kernel_size)]
     channel = te.reduce_axis((0, problem.in_channels), name="channel")
 
     def product(b: Any, t: Any, c: Any, r: Any, l: Any) -> Any:
-        # Rows behind the last one repeat it: no step of the reduction has to ask.
-        p = t * rows + r if tiles * rows == positions else tirx.min(t * rows + r, positions - 1)
-        corner = unravelled(p, out_spatial)
-        place = [i * s + k for i, s, k in zip(corner, problem.stride, window, strict=True)]
-        factor = weight[(c, *window, channel, l)].astype(dtype)
-        return te.sum(source[(b, *place, channel)] * factor, axis=[*window, channel])
+        factor = convert_weight.widened(weight[(c, *window, channel, l)])
+        return te.sum(operand(b, t, r, window, channel) * factor, axis=[*window, channel])
 
-    sums = te.compute((batch, tiles, weight.shape[0], rows, tile.block), product, name="sums")
+    sums = te.compute(
+        (batch, tiles_of(problem, tile), weight.shape[0], rows, tile.block), product, name="sums"
+    )
 
     def finished(b: Any, p: Any, o: Any) -> Any:
         value = sums[b, p // rows, o // tile.block, p % rows, o % tile.block]
         value = value if scale is None else value * scale[o]
-        value = value if bias is None else value + bias[o]
-        value = gelu(value, dtype) if problem.activation == "gelu" else value
-        return value if residual is None else value + residual[(b, *unravelled(p, out_spatial), o)]
+        value = value if bias is None else value + convert.widened(bias[o])
+        value = gelu(value, accum) if problem.activation == "gelu" else value
+        if residual is not None:
+            value = value + convert.widened(residual[(b, *unravelled(p, out_spatial), o)])
+        return convert.rounded(value)
 
     out = te.compute((batch, positions, problem.out_channels), finished, name="out")
     func = of_expressions([*inputs.values(), out], problem, tile.to_json())
