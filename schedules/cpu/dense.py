@@ -97,7 +97,12 @@ class DenseSchedule(FuncSchedule):
     def widen(self, loop: Any) -> None:
         """The rows of a tile, or of all tiles of a task, in float32, for all blocks of weights in a loop."""
         sch = self.sch
-        sch.compute_at(self.block("wide_rows"), loop, preserve_unit_loops=True)
+        import os
+
+        if os.environ.get("WIDE") == "ahead":
+            sch.parallel(sch.fuse(*self.loops("wide_rows")[:2]))
+        else:
+            sch.compute_at(self.block("wide_rows"), loop, preserve_unit_loops=True)
         lanes = gcd(self.problem.in_channels, self.tile.vector)
         if lanes > 1:
             sch.vectorize(self.split(self.loops("wide_rows")[-1], [None, lanes])[1])
@@ -160,7 +165,9 @@ class CpuDense(SearchSpace):
         """One for each of the first of :func:`tiles`."""
         from tvm_na.te.dense.product import forward
 
-        return Formulations(lambda tile: forward(problem, tile, batch, target.converts_float16), tiles(problem, target)[:_TILES])
+        return Formulations(
+            lambda tile: forward(problem, tile, batch, target.converts_float16), tiles(problem, target)[:_TILES]
+        )
 
     def sketches(self, func: Any, target: NATarget) -> tuple[str, ...]:
         """The default first: what is larger is read once, the rest stays near."""

@@ -35,6 +35,7 @@ def made_up(path: Path, name: str = "made-up") -> Path:
         returns_list=False,
         preprocessing=None,
         kind="aoti",
+        precision="float32",
         code={"namespace": "tvm_na_0"},
         check={"budget": 1e-4},
         files=manifest.describe_files(path),

@@ -24,7 +24,7 @@ FIRST, SECOND = DenseProblem.make(6, 12, 21, activation="gelu"), DenseProblem.ma
 
 
 def request_for(autotune: bool, batch: int | None = None, **others: Any) -> Request:
-    unused: dict[str, Any] = dict.fromkeys(("model", "example", "weights_dtype", "runtime"))
+    unused: dict[str, Any] = dict.fromkeys(("model", "reference", "example", "precision", "weights_dtype", "runtime"))
     unused |= {"runs_here": True, "format": "aoti", "folder": Path()}
     fixed = {**unused, "target": detect_target(), "records": "off", "report": lambda line: None}
     return Request(**{**fixed, **others}, batch=batch, autotune=autotune)

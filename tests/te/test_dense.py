@@ -23,7 +23,6 @@ from tvm_na.schedules.cpu import dense as cpu_dense
 from tvm_na.targets.target import detect_target, list_targets, parse_target
 from tvm_na.te.dense.product import DenseTile, forward, pack_weight, packed_shape, positions_of, tile_of, tiles_of
 
-
 # Of tensors and of weights, such as are tested together.
 KINDS: list[list[tuple[str, str | None]]] = [
     [("float32", None), ("float64", None), ("float32", "int8"), ("float64", "int8")],
@@ -59,7 +58,7 @@ def test_halves_are_converted_in_vectors(name: str, dtype: str, weight_dtype: st
     lines = [line.split("#")[0] for line in assembly.splitlines()]
     widen = "vcvtph2ps" if (weight_dtype or dtype) == "float16" else "pmovzxwd"
     if name == "llvm-x86-avx2":
-        assert 0 < sum(widen in line and "ymm" in line for line in lines)
+        assert sum(widen in line and "ymm" in line for line in lines) > 0
         assert not any("vcvtph2ps" in line and "ymm" not in line for line in lines)
 
 

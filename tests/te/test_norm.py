@@ -18,10 +18,11 @@ from tvm_na.te.dense.norm import layer_norm
 
 def scheduled(rows: int, channels: int, dtype: str, eps: float = 1e-5, target: Any = None) -> Any:
     target = target or detect_target()
-    return cpu_norm.schedule(layer_norm(rows, channels, cpu_norm.lanes_for(channels, dtype, target), eps, dtype))
+    lanes = cpu_norm.lanes_for(channels, dtype, target)
+    return cpu_norm.schedule(layer_norm(rows, channels, lanes, eps, dtype, target.converts_float16))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
 @pytest.mark.parametrize(("batch", "rows", "channels"), [(1, 49, 64), (3, 5, 33), (2, 1, 1), (5, 7, 24)])
 def test_numbers(dtype: str, batch: int, rows: int, channels: int) -> None:
     import tvm

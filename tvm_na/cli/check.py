@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tvm_na.cli.common import console, fail, rounding_rows, rows_of, size_of
+from tvm_na.cli.common import console, fail, precision_text, rounding_rows, rows_of, size_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,6 +66,7 @@ def _checked(folder: Path) -> list[tuple[str, object]]:
     return [
         ("model", manifest.model["name"]),
         ("weights", manifest.model.get("weights") or "RANDOM"),
+        ("precision", precision_text(manifest)),
         ("target", f"{manifest.target['name']}: this machine runs it"),
         ("needs", f"{', '.join(needs)}: here"),
         ("files", f"{len(manifest.files)}, {size}: as the manifest says"),

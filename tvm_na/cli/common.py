@@ -96,6 +96,13 @@ def rows_of(pairs: list[tuple[Any, ...]]) -> Any:
     return table
 
 
+def precision_text(manifest: Manifest) -> str:
+    """The precision of an artifact, and what it costs."""
+    error, budget = manifest.check.get("relative_error"), f"budget {manifest.check['budget']:.0e}"
+    told = "not measured" if error is None else f"{error:.1e}"
+    return f"{manifest.precision}, relative error when it was made {told}, {budget}"
+
+
 def rounding_rows(manifest: Manifest) -> list[tuple[str, object]]:
     """What an artifact's narrower weights change; no row where it has none."""
     if (found := manifest.rounding) is None:

@@ -49,8 +49,8 @@ def compile_model(
         Literal["aoti", "tvm"], typer.Option(help="Runtime: PyTorch (aoti), or TVM's own of 4 MB (tvm).")
     ] = "aoti",
     precision: Annotated[
-        Literal["float32", "float64"] | None,
-        typer.Option(help="Data type of all tensors; the model's own if not given."),
+        Literal["float32", "float64", "bfloat16", "float16"] | None,
+        typer.Option(help="Data type of all tensors (float16: of weights alone); the model's own if not given."),
     ] = None,
     weights_dtype: Annotated[
         Literal["int8"] | None,
@@ -120,6 +120,7 @@ def _print_artifact(folder: Path, manifest: Manifest, seconds: float) -> None:
     rows = [
         ("model", f"{manifest.model['name']}, {manifest.model['parameters']:,} parameters"),
         ("weights", manifest.model["weights"] or "RANDOM"),
+        ("precision", manifest.precision),
         ("input", manifest.input),
         ("output", ", ".join(map(str, manifest.outputs))),
         ("target", manifest.target["name"]),

@@ -100,7 +100,7 @@ class VMArtifact(Artifact):
         mapped = weights.map_weights(path / WEIGHTS)
         if missing := [name for name in manifest.code["weights"] if name not in mapped]:
             raise ValueError(f"{path / WEIGHTS}: required the weights that the manifest names, got no {missing[0]}")
-        self._weights = [tvm_ffi.from_dlpack(mapped[name]) for name in manifest.code["weights"]]
+        self._weights = [_tensor(mapped[name]) for name in manifest.code["weights"]]
         machine = tvm_ffi.load_module(str(path / LIBRARY))["vm_load_executable"]()
         machine["vm_initialization"](*_CPU, _POOLED)
         self._main, self._machine = machine["main"], machine
@@ -140,6 +140,17 @@ class VMArtifact(Artifact):
             found = self._main(tvm_ffi.from_dlpack(weights.aligned(images)), *self._weights)
             outputs = [found] if isinstance(found, tvm_ffi.Tensor) else list(found)
             return [np.from_dlpack(out) for out in outputs]
+
+
+def _tensor(array: Array) -> Any:
+    """An array of :func:`.weights.map_weights` as TVM's, which knows bfloat16."""
+    import tvm_ffi
+
+    tensor = tvm_ffi.from_dlpack(array)
+    if array.dtype != "uint16":
+        return tensor
+    view = tvm_ffi.get_global_func("runtime.TVMTensorCreateView")
+    return view(tensor, tvm_ffi.Shape(array.shape), tvm_ffi.dtype("bfloat16"), 0)
 
 
 def _is_tensor(images: Any) -> bool:

@@ -16,9 +16,10 @@ from tvm_na.deploy import int8
 from tvm_na.deploy import weights as weight_files
 from tvm_na.deploy.aoti import build as route_aoti
 from tvm_na.deploy.artifact import Artifact, load, made_of
-from tvm_na.deploy.check import BUDGETS, name_of, reference_of
+from tvm_na.deploy.check import name_of, reference_of
 from tvm_na.deploy.manifest import EXPECTED, Manifest, TensorSpec, describe_files, write_manifest
 from tvm_na.deploy.place import checked_output, in_place
+from tvm_na.deploy.precision import BUDGETS, in_precision
 from tvm_na.deploy.relax import build as route_tvm
 from tvm_na.deploy.request import (
     Format,
@@ -69,12 +70,15 @@ def compile(
 
     Args:
         model: On the CPU; takes one tensor and gives one tensor, or a list of them, all ``[batch, ...]``.
-        example_input: ``[batch, ...]``, float32 or float64; its values and its batch play no role.
+        example_input: ``[batch, ...]``, float32 or float64, or of halves with a precision; its values and its batch play
+            no role.
         target: The CPU to compile for, by name; None for TVM_NA_TARGET, or this machine's.
             With ``aoti`` one that this machine can run. With ``tvm`` any: what cannot run here cannot be checked here,
             so an input and the right outputs come with it.
         batch: ``"dynamic"`` for any, or the only one that the artifact is to take.
-        precision: ``float32`` or ``float64``, which the model is converted to; None for its own.
+        precision: ``float32`` or ``float64``, which the model is converted to; None for its own. ``bfloat16`` for that
+            between layers, sums float32; ``float16`` for weights of linear layers and convolutions, the rest float32.
+            With both the artifact takes and gives float32.
         output: The folder to make.
         format: ``aoti`` or ``tvm``.
         name: What to call the model in the manifest; None for its class.
@@ -103,12 +107,15 @@ def compile(
             them by more than :data:`tvm_na.deploy.int8.BUDGET`.
     """
     check_format(format)
-    model, example = checked_model(model, example_input, precision)
-    check_weights_dtype(weights_dtype, example.dtype)
+    chosen_precision = checked_model(model, example_input, precision)
+    check_weights_dtype(weights_dtype, chosen_precision)
+    wanted, reference, example = in_precision(model, example_input, chosen_precision)
     chosen, runs_here = checked_target(target, format)
     request = Request(
-        model=model,
+        model=wanted,
+        reference=reference,
         example=example,
+        precision=chosen_precision,
         target=chosen,
         runs_here=runs_here,
         batch=checked_batch(batch),
@@ -123,8 +130,9 @@ def compile(
     rounding = None
     if weights_dtype is not None:
         request.report("rounding the weights")
-        request = replace(request, model=int8.rounded(model))
-        rounding = int8.rounding_of(model, request.model, example, request.batch)
+        rounded = int8.rounded(wanted)
+        request = replace(request, model=rounded, reference=rounded)
+        rounding = int8.rounding_of(wanted, rounded, example, request.batch)
     with in_place(request.folder, overwrite) as (folder, scratch):
         facts = _ROUTES[request.format](request, folder, scratch)
         identity = {"name": name or type(model).__name__, "parameters": sum(p.numel() for p in model.parameters())}
@@ -138,10 +146,12 @@ def compile(
 def _finish(request: Request, folder: Path, facts: dict[str, Any]) -> None:
     """Check what was made against the eager reference, and write the manifest."""
     request.report("checking against the eager reference")
-    right, dtype = reference_of(request.model, request.example, request.batch), name_of(request.example.dtype)
+    right, dtype = reference_of(request.reference, request.example, request.batch), name_of(request.example.dtype)
+    budget = BUDGETS[request.precision]
     manifest = Manifest(
         **facts,
         kind=request.format,
+        precision=request.precision,
         target={
             "name": request.target.name,
             "system": platform.system(),
@@ -154,11 +164,11 @@ def _finish(request: Request, folder: Path, facts: dict[str, Any]) -> None:
         returns_list=right.returns_list,
         files={},
     )
-    manifest.check["budget"] = BUDGETS[dtype]
+    manifest.check["budget"] = budget
     if request.runs_here:
         error = right.error_of(made_of(folder, manifest))
-        if not error <= BUDGETS[dtype]:
-            wanted = f"outputs within {BUDGETS[dtype]:.0e} of the eager reference"
+        if not error <= budget:
+            wanted = f"outputs within {budget:.0e} of the eager reference"
             raise RuntimeError(f"artifact: required {wanted}, got {error:.1e}")
         manifest.check.update(relative_error=error, batches=[len(images) for images in right.inputs])
     else:

@@ -88,6 +88,8 @@ class Manifest:
         model: ``name``, ``parameters`` (their number), ``weights`` (a file's name; None for random ones),
             ``weights_dtype`` (``int8`` for those of linear layers and convolutions; None, or absent, for the model's).
         target: The target's ``name``, ``system``, ``architecture`` and ``cpu_features`` (as /proc/cpuinfo names them).
+        precision: ``float32`` or ``float64``, of everything; ``bfloat16``, of weights and between layers; ``float16``,
+            of linear layers' and convolutions' weights alone. That of older artifacts is their input's dtype.
         kind: ``aoti`` (runs with PyTorch) or ``tvm`` (runs with TVM's runtime).
         requires: Versions of packages: ``torch`` whose C++ interface it uses, such as ``2.13``; or ``apache-tvm-ffi``,
             and ``apache-tvm`` if it does not bring TVM's runtime.
@@ -101,13 +103,15 @@ class Manifest:
             equal code; ``linear``, of each distinct linear layer ``text``, ``layers``, whether its kernel is ``ours``,
             and the ``reason``. Of ``tvm``: ``weights``, their names in the order in which the library takes them,
             ``largest_batch`` of one call, and ``untuned``, kernels without a tuning record.
-        check: ``relative_error`` to the eager reference, ``budget`` and ``batches``, when it was made; of one that the
-            machine that made it could not run, ``budget`` alone. With narrower weights the reference has the
-            rounded ones, and ``rounding`` has the fields of :class:`tvm_na.deploy.int8.Rounding`.
+        check: ``relative_error`` to the eager reference (of halves: to the model as it was, in float64), ``budget`` and
+            ``batches``, when it was made; of one that the machine that made it could not run, ``budget`` alone. With
+            narrower weights the reference has the rounded ones, and ``rounding`` has the fields of
+            :class:`tvm_na.deploy.int8.Rounding`.
         files: ``sha256`` and ``bytes`` of every other file, by its path in the artifact.
     """
 
     kind: str
+    precision: str
     model: dict[str, Any]
     target: dict[str, Any]
     requires: dict[str, str]
@@ -221,16 +225,17 @@ def _no_number(name: str) -> None:
 def _from_content(file: Path, content: dict[str, Any]) -> Manifest:
     fields = {name: value for name, value in content.items() if name not in ("format", "format_version")}
     wrong = mismatch(fields, _FIELDS) or mismatch(fields, _FIELDS_BY_KIND[fields["kind"]])
+    wrong = wrong or mismatch(fields.get("precision", ""), str, "precision")
     wrong = wrong or mismatch(fields["model"].get("weights_dtype"), (str, None), "model.weights_dtype")
     wrong = wrong or mismatch(fields["check"].get("rounding"), _ROUNDING, "check.rounding")
-    if wrong is None and (more := sorted(fields.keys() - _FIELDS)):
+    if wrong is None and (more := sorted(fields.keys() - _FIELDS - {"precision"})):
         wrong = f"also {_brief(more[0])}"
     if wrong is None and not fields["outputs"]:
         wrong = "no outputs"
     if wrong is not None:
         raise ValueError(f"{file}: required the fields of format version {FORMAT_VERSION}, got {wrong}")
     specs = [TensorSpec(tuple(spec["shape"]), spec["dtype"]) for spec in (fields["input"], *fields["outputs"])]
-    return Manifest(**{**fields, "input": specs[0], "outputs": specs[1:]})
+    return Manifest(**{"precision": specs[0].dtype, **fields, "input": specs[0], "outputs": specs[1:]})
 
 
 def verify(folder: Path, manifest: Manifest) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import fx
 
 from tvm_na.deploy.check import name_of
 from tvm_na.deploy.rewrite import Node, constant_of, new_constant
 from tvm_na.problems.dense import DenseProblem
-from tvm_na.te.dense.product import DenseTile, pack_weight
+from tvm_na.reference.dense_case import packed
+from tvm_na.te.dense.product import DenseTile
 
 
 def dense_problem(module: fx.GraphModule, node: Node) -> DenseProblem:
@@ -29,7 +29,7 @@ def dense_problem(module: fx.GraphModule, node: Node) -> DenseProblem:
         activation,
         residual is not None,
         name_of(value.dtype),
-        "int8" if matrix.dtype == torch.int8 else None,
+        None if matrix.dtype == value.dtype else name_of(matrix.dtype),
     )
 
 
@@ -53,9 +53,8 @@ class PackedWeights:
             if key in self._names:
                 return self._module.graph.get_attr(self._names[key])
             problem, matrix = dense_problem(self._module, node), constant_of(self._module, weight)
-            plain = matrix.movedim(1, -1).reshape(problem.weight_shape).numpy()
-            packed = torch.from_numpy(pack_weight(plain, problem, tile))
-            new = new_constant(self._module, f"{weight.name}_packed_{len(self._names)}", packed)
+            matrix = packed(matrix.movedim(1, -1).reshape(problem.weight_shape), problem, tile)
+            new = new_constant(self._module, f"{weight.name}_packed_{len(self._names)}", matrix)
         self._names[key] = str(new.target)
         return new
 

@@ -5,7 +5,6 @@ Each check raises a TypeError or ValueError that names the argument, what was re
 
 from __future__ import annotations
 
-import copy
 import os
 import platform
 from collections.abc import Callable
@@ -18,13 +17,14 @@ from torch import Tensor, fx, nn
 
 from tvm_na.compilers import cxx
 from tvm_na.deploy import int8
-from tvm_na.deploy.check import BUDGETS, name_of
+from tvm_na.deploy import precision as precisions
+from tvm_na.deploy.check import name_of
 from tvm_na.deploy.export import export_model, require_attention
 from tvm_na.deploy.manifest import torch_interface
 from tvm_na.deploy.rewrite import layered
 from tvm_na.jit.runtime import runtime_library
+from tvm_na.problems.base import HALVES
 from tvm_na.problems.checks import check_bool
-from tvm_na.problems.dense import WEIGHT_DTYPES
 from tvm_na.targets.target import NATarget, check_runs_here, detect_target, parse_target
 
 Report = Callable[[str], None]
@@ -39,6 +39,9 @@ class Request:
     """The arguments of :func:`tvm_na.deploy.compiler.compile`, checked and completed.
 
     Attributes:
+        model: In the precision that is wanted; takes and gives what the artifact does.
+        reference: The model whose eager outputs are right.
+        precision: One of :data:`tvm_na.deploy.precision.BUDGETS`.
         runs_here: Whether this machine can run code for the target.
         batch: The only batch that the artifact is to take; None for any.
         weights_dtype: Of linear layers' and convolutions' weights, which the model's are rounded to; None for its own.
@@ -48,7 +51,9 @@ class Request:
     """
 
     model: nn.Module
+    reference: nn.Module
     example: Tensor
+    precision: str
     target: NATarget
     runs_here: bool
     batch: int | None
@@ -60,9 +65,14 @@ class Request:
     runtime: Path | None
     report: Report
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what is computed between layers."""
+        return precisions.dtype_of(self.precision)
 
-def checked_model(model: Any, example: Any, precision: Any) -> tuple[nn.Module, Tensor]:
-    """A model and its example input in the precision that is wanted."""
+
+def checked_model(model: Any, example: Any, precision: Any) -> str:
+    """The precision of an artifact of a model, which is the example's if none is wanted."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: required a torch.nn.Module, got {type(model).__name__}")
     elsewhere = sorted({str(p.device) for p in model.parameters() if p.device.type != "cpu"})
@@ -70,26 +80,25 @@ def checked_model(model: Any, example: Any, precision: Any) -> tuple[nn.Module, 
         raise ValueError(f"model: required parameters on the CPU, got some on {', '.join(elsewhere)}")
     if not isinstance(example, Tensor):
         raise TypeError(f"example_input: required a torch.Tensor, got {type(example).__name__}")
-    if precision is not None and precision not in BUDGETS:
-        raise ValueError(f"precision: required {' or '.join(BUDGETS)} or None, got {precision!r}")
-    if precision is None and name_of(example.dtype) not in BUDGETS:
-        raise TypeError(f"example_input: required dtype {' or '.join(BUDGETS)}, got {name_of(example.dtype)}")
+    if precision is not None and precision not in precisions.BUDGETS:
+        raise ValueError(f"precision: required {' or '.join(precisions.BUDGETS)} or None, got {precision!r}")
+    halves = sorted({name_of(p.dtype) for p in model.parameters()} & set(HALVES))
+    if precision is None and halves:
+        raise ValueError(f"precision: required one for a model in {halves[0]}, got None")
+    if precision is None and name_of(example.dtype) not in ("float32", "float64"):
+        raise TypeError(f"example_input: required dtype float32 or float64, got {name_of(example.dtype)}")
     if example.device.type != "cpu" or example.ndim < 2 or example.shape[0] < 1:
         got = f"shape {tuple(example.shape)} on {example.device}"
         raise ValueError(f"example_input: required [batch, ...] on the CPU with a batch of at least 1, got {got}")
-    if precision is None:
-        return model, example
-    dtype = getattr(torch, precision)
-    return copy.deepcopy(model).to(dtype), example.to(dtype)
+    return precision or name_of(example.dtype)
 
 
-def check_weights_dtype(weights_dtype: Any, dtype: torch.dtype) -> None:
-    """ValueError for weights of an unknown kind, or of one that a model in ``dtype`` cannot have."""
-    if weights_dtype not in WEIGHT_DTYPES:
-        known = " or ".join(map(str, WEIGHT_DTYPES))
-        raise ValueError(f"weights_dtype: required {known}, got {weights_dtype!r}")
-    if weights_dtype is not None and dtype != torch.float32:
-        raise ValueError(f"weights_dtype: required None with the precision {name_of(dtype)}, got {weights_dtype}")
+def check_weights_dtype(weights_dtype: Any, precision: str) -> None:
+    """ValueError for weights of an unknown kind, or of one that a model in a precision cannot have."""
+    if weights_dtype not in (None, "int8"):
+        raise ValueError(f"weights_dtype: required None or int8, got {weights_dtype!r}")
+    if weights_dtype is not None and precision != "float32":
+        raise ValueError(f"weights_dtype: required None with the precision {precision}, got {weights_dtype}")
 
 
 def checked_batch(batch: Any) -> int | None:
@@ -109,6 +118,9 @@ def traced(request: Request) -> fx.GraphModule:
     graph = layered(program.run_decompositions({}))
     if request.weights_dtype is not None:
         int8.narrow(graph)
+    if request.precision == "float16":
+        precisions.round_weights(graph)
+    precisions.widen_sums(graph)
     return graph
 
 

@@ -39,7 +39,7 @@ def dense(
 
     Args:
         x: ``[batch, *spatial, in]``.
-        weight: ``[out, in, *kernel]``; without kernel axes a linear layer's.
+        weight: ``[out, in, *kernel]``; without kernel axes a linear layer's. May be float16 where ``x`` is float32.
         bias: ``[out]``.
         residual: ``[batch, *out_spatial, out]``, added last.
         activation: ``none`` or ``gelu``.
@@ -48,6 +48,8 @@ def dense(
     """
     if weight_scale is not None:
         weight = dequantized(weight, weight_scale)
+    elif weight.dtype != x.dtype:
+        weight = widened(weight, x.dtype)
     if weight.ndim == 2:
         out = F.linear(x, weight, bias)
     else:
@@ -62,6 +64,12 @@ def dequantized(weight: Tensor, scale: Tensor) -> Tensor:
     operator = torch.ops.quantized_decomposed.dequantize_per_channel.default
     zeros = torch.zeros_like(scale, dtype=torch.int64)  # Inductor's lowering wants some
     found: Tensor = operator(weight, scale, zeros, 0, -127, 127, torch.int8)
+    return found
+
+
+def widened(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """``weight`` in another dtype, by the operator that Inductor does not fold."""
+    found: Tensor = torch.ops.quantized_decomposed.convert_element_type.no_fuse(weight, dtype)
     return found
 
 

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 ALIGNMENT = 64  # bytes
 _HEADER = {str: {"dtype": str, "shape": [is_bytes], "data_offsets": [is_bytes]}}
-_DTYPES = {"F32": "float32", "F64": "float64", "I32": "int32", "I64": "int64", "I8": "int8", "BOOL": "bool"}
+# NumPy lacks bfloat16: its bits are in uint16, which is nothing else here.
+_DTYPES = {"F32": "float32", "F64": "float64", "F16": "float16", "BF16": "uint16"}
+_DTYPES |= {"I32": "int32", "I64": "int64", "I8": "int8", "BOOL": "bool"}
 
 
 def write_weights(file: Path, weights: Mapping[str, Array]) -> None:
@@ -29,7 +31,8 @@ def write_weights(file: Path, weights: Mapping[str, Array]) -> None:
     Those whose size is a multiple of the alignment come first, so only the last ones, which are small, are not aligned.
 
     Raises:
-        TypeError: an array has another dtype than the format's for float32, float64, int32, int64, int8 and bool.
+        TypeError: an array has another dtype than the format's for floats, int32, int64, int8 and bool; the bits of
+            bfloat16 come as uint16.
     """
     names = {dtype: name for name, dtype in _DTYPES.items()}
     header, offset = {}, 0

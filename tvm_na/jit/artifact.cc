@@ -48,11 +48,13 @@ struct Attention : Kernel {
   int64_t head_dim_v;
 };
 
+using Sizes = std::vector<int64_t>;
+
 struct Product : Kernel {
-  int64_t tokens;  // of a sample, on any number of axes
-  int64_t in_channels;
-  int64_t out_channels;
   at::ScalarType weight_dtype;
+  Sizes in, out;  // of a sample: spatial axes, channels; a linear layer's tokens may come on any number of axes
+
+  bool is_linear() const { return in.size() == 2; }
 };
 
 #define ENTRY(name, dtype, flops, samples, problem, ...) \
@@ -101,7 +103,8 @@ DLTensor view(const at::Tensor& tensor) {
   out.data = const_cast<void*>(tensor.const_data_ptr());
   out.device = {kDLCPU, 0};
   out.ndim = static_cast<int32_t>(tensor.dim());
-  uint8_t code = tensor.scalar_type() == at::kChar ? kDLInt : kDLFloat;
+  auto type = tensor.scalar_type();
+  uint8_t code = type == at::kChar ? kDLInt : type == at::kBFloat16 ? kDLBfloat : kDLFloat;
   out.dtype = {code, static_cast<uint8_t>(tensor.element_size() * 8), 1};
   out.shape = const_cast<int64_t*>(tensor.sizes().data());
   out.strides = const_cast<int64_t*>(tensor.strides().data());
@@ -140,7 +143,9 @@ Outputs run(const at::Tensor& query, const at::Tensor& key, const at::Tensor& va
   sizes.back() = kernel.head_dim_v;
   at::Tensor out = at::empty(sizes, query.options());
   sizes.pop_back();
-  at::Tensor lse = with_lse ? at::empty(sizes, query.options()) : at::Tensor();
+  bool is_double = kernel.dtype == at::kDouble;
+  auto lse_options = query.options().dtype(is_double ? at::kDouble : at::kFloat);  // that of the sums
+  at::Tensor lse = with_lse ? at::empty(sizes, lse_options) : at::Tensor();
   if (batch == 0) return {out, lse};
   if (batch > kernel.samples) {
     for (int64_t first = 0; first < batch; first += kernel.samples) {
@@ -155,7 +160,6 @@ Outputs run(const at::Tensor& query, const at::Tensor& key, const at::Tensor& va
   alignas(kAlignment) double factor64 = scale;
   alignas(kAlignment) float factor32 = static_cast<float>(scale);
   int64_t one = 1;
-  bool is_double = kernel.dtype == at::kDouble;
   DLTensor factor{};
   factor.data = is_double ? static_cast<void*>(&factor64) : &factor32;
   factor.device = {kDLCPU, 0};
@@ -193,12 +197,18 @@ at::Tensor dense(const at::Tensor& x, const at::Tensor& weight, const std::optio
     TORCH_CHECK(!t || t->scalar_type() == kernel.dtype, "x, weight_scale, bias, residual: required ", kernel.dtype,
                 " for ", kernel.problem, ", got ", t->scalar_type());
   }
-  bool fits = x.dim() >= 2 && x.size(-1) == kernel.in_channels;
-  TORCH_CHECK(fits && x.numel() == x.size(0) * kernel.tokens * kernel.in_channels, "x: required [batch, ...] with ",
-              kernel.tokens, " tokens of ", kernel.in_channels, " channels for ", kernel.problem, ", got ", x.sizes());
+  bool fits = x.dim() >= 2 && x.size(-1) == kernel.in.back();
+  if (kernel.is_linear()) {
+    TORCH_CHECK(fits && x.numel() == x.size(0) * kernel.in[0] * kernel.in[1], "x: required [batch, ...] with ",
+                kernel.in[0], " tokens of ", kernel.in[1], " channels for ", kernel.problem, ", got ", x.sizes());
+  } else {
+    TORCH_CHECK(fits && x.sizes().slice(1) == at::IntArrayRef(kernel.in), "x: required [batch, *", at::IntArrayRef(kernel.in), "] for ",
+                kernel.problem, ", got ", x.sizes());
+  }
   auto sizes = x.sizes().vec();
   int64_t batch = sizes[0];
-  sizes.back() = kernel.out_channels;
+  if (!kernel.is_linear()) std::copy(kernel.out.begin(), kernel.out.end(), sizes.begin() + 1);
+  sizes.back() = kernel.out.back();
   TORCH_CHECK(!residual || residual->sizes() == sizes, "residual: required ", at::IntArrayRef(sizes), " for ",
               kernel.problem, ", got ", residual->sizes());
   at::Tensor out = at::empty(sizes, x.options());
@@ -211,12 +221,16 @@ at::Tensor dense(const at::Tensor& x, const at::Tensor& weight, const std::optio
     return out;
   }
   if (batch == 0) return out;
-  auto samples = [&](const at::Tensor& t, int64_t channels) { return t.view({batch, kernel.tokens, channels}); };
+  auto samples = [&](const at::Tensor& t, const Sizes& of_sample) {
+    Sizes all{batch};
+    all.insert(all.end(), of_sample.begin(), of_sample.end());
+    return t.view(all);
+  };
   // As in `run`, these must outlive the call.
-  at::Tensor in = samples(ready(x), kernel.in_channels), packed = ready(weight), to = samples(out, kernel.out_channels);
+  at::Tensor in = samples(ready(x), kernel.in), packed = ready(weight), to = samples(out, kernel.out);
   at::Tensor factor = weight_scale ? ready(*weight_scale) : at::Tensor();
   at::Tensor shift = bias ? ready(*bias) : at::Tensor();
-  at::Tensor addend = residual ? samples(ready(*residual), kernel.out_channels) : at::Tensor();
+  at::Tensor addend = residual ? samples(ready(*residual), kernel.out) : at::Tensor();
   std::array<DLTensor, 6> views;
   c10::SmallVector<DLTensor*, 6> arguments;
   for (const at::Tensor* t : {&in, &packed, &factor, &shift, &addend, &to}) {

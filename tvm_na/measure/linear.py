@@ -59,8 +59,8 @@ class Layer:
         ATen's ``_weight_int8pack_mm`` is for bfloat16 (in float32 it took 40 times as long), and Inductor's patterns
         take that alone.
         """
-        assert self.weight_scale is not None
-        wide = self.weight.to(self.x.dtype) * self.weight_scale[:, None]
+        wide = self.weight.to(self.x.dtype)
+        wide = wide if self.weight_scale is None else wide * self.weight_scale[:, None]
         return F.linear(self.x.flatten(0, -2), wide, self.bias)
 
     def finished(self, product: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def by_mkl(layer: Layer) -> Callable[[], Tensor]:
 
 def by_onednn(layer: Layer) -> Callable[[], Tensor]:
     """As AOTInductor does, by oneDNN, which finishes it; by whatever PyTorch has where that is not there."""
-    if layer.weight_scale is not None:
+    if layer.weight.dtype != layer.x.dtype:
         return lambda: layer.finished(layer.widened())
     if not packs_for_onednn(layer.x.dtype):
         return by_mkl(layer)

@@ -41,7 +41,7 @@ class DenseProblem(Problem):
         dtype: One of :data:`DTYPES`, of every tensor but narrower weights. Halves are computed with in float32, and
             rounded once.
         weight_dtype: One of :data:`WEIGHT_DTYPES`. The sums over ``int8`` weights are multiplied by a scale for each
-            output channel, ``weight_scale [out_channels]``, before the bias is added. ``float16`` goes with float32.
+            output channel, ``weight_scale [out_channels]``, before the bias is added. ``float16`` ones have none.
 
     Raises:
         TypeError, ValueError: name the argument, what was required and what came.
@@ -75,8 +75,6 @@ class DenseProblem(Problem):
         for name, known in (("activation", ACTIVATIONS), ("dtype", DTYPES), ("weight_dtype", WEIGHT_DTYPES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: required one of {', '.join(map(str, known))}, got {getattr(self, name)!r}")
-        if self.weight_dtype == "float16" and self.dtype != "float32":
-            raise ValueError(f"weight_dtype: required None or int8 for {self.dtype}, got float16")
         self._check_windows()
 
     def _check_windows(self) -> None:

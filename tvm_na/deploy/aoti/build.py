@@ -34,7 +34,7 @@ def build(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
     with known_operators(namespace, fakes_of(kernels)):
         call_kernels(graph, layers, kernels, namespace)
         rest = exported(graph, request.example, request.batch)
-        inductor.compile_program(rest, request.target, folder / MODEL, scratch, request.example.dtype, request.autotune)
+        inductor.compile_program(rest, request.target, folder / MODEL, scratch, request.dtype, request.autotune)
     return {
         "code": {
             "namespace": namespace,

@@ -13,18 +13,25 @@ from tvm_na.deploy.export import ATTENTION, attention_of
 from tvm_na.deploy.products import PackedWeights, dense_problem, drop_unused, scale_of
 from tvm_na.deploy.rewrite import Node, dense
 from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.base import HALVES
 from tvm_na.problems.dense import DenseProblem
 
 
 def layers_of(module: fx.GraphModule) -> dict[Node, NAProblem | DenseProblem]:
-    """The problem of each attention and each linear layer in a graph of :func:`tvm_na.deploy.rewrite.layered`."""
+    """The problem of each attention and each product that may be ours, in a graph of
+    :func:`tvm_na.deploy.rewrite.layered`."""
     found: dict[Node, NAProblem | DenseProblem] = {}
     for node in module.graph.nodes:
         if node.target in ATTENTION:
             found[node] = attention_of(node)
-        elif node.target is dense and (problem := dense_problem(module, node)).kernel_size == (1,):
+        elif node.target is dense and _may_be_ours(problem := dense_problem(module, node)):
             found[node] = problem
     return found
+
+
+def _may_be_ours(problem: DenseProblem) -> bool:
+    """Linear layers, and convolutions of halves, which the library has for few CPUs, or for none."""
+    return problem.kernel_size == (1,) or problem.dtype in HALVES or problem.weight_dtype == "float16"
 
 
 def call_kernels(
@@ -66,10 +73,12 @@ def fakes_of(kernels: Sequence[Kernel]) -> dict[str, Callable[..., Any]]:
         return query.new_empty((*query.shape[:-1], attentions[kernel].head_dim_v))
 
     def attend_lse(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-        return attend(query, *others), query.new_empty(query.shape[:-1])
+        lse = torch.empty(query.shape[:-1], dtype=getattr(torch, attentions[others[-1]].accum_dtype))
+        return attend(query, *others), lse
 
     def product(x: Tensor, *others: Any) -> Tensor:
-        kernel = others[-1]
-        return x.new_empty((*x.shape[:-1], products[kernel].out_channels))
+        problem = products[others[-1]]
+        places = x.shape[1:-1] if problem.rank == 1 else problem.out_spatial
+        return x.new_empty((x.shape[0], *places, problem.out_channels))
 
     return {"attend": attend, "attend_lse": attend_lse, "dense": product}

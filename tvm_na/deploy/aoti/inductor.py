@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from tvm_na.compilers import cxx
 from tvm_na.compilers.run import run
 from tvm_na.jit import openmp
+from tvm_na.measure.linear import packs_for_onednn
 from tvm_na.targets.target import NATarget, detect_target
 
 
@@ -30,7 +31,7 @@ def compile_program(
 ) -> None:
     """Compile a program for ``target`` into ``folder``, in the form that PyTorch's AOTIModelPackageLoader takes.
 
-    Its tensors are of ``dtype``, and its operators must be known to PyTorch
+    Its tensors between layers are of ``dtype``, and its operators must be known to PyTorch
     (:func:`tvm_na.deploy.export.known_operators`). Takes from half a minute to minutes. With ``autotune``, which is for
     this machine's own target, linear layers may be Inductor's own C++ where that is faster than the library.
 
@@ -77,8 +78,8 @@ def _options(target: NATarget, scratch: Path, dtype: torch.dtype) -> dict[str, A
         "aot_inductor.check_lowerbound": False,
         "aot_inductor.custom_op_libs": [_ALIGNED],
         # oneDNN lays weights out for the instructions that it finds here, which the target may lack. In float64
-        # Inductor would call it for convolutions, which it then refuses.
-        "cpp.weight_prepack": target.name == detect_target().name and dtype == torch.float32,
+        # Inductor would call it for convolutions, which it then refuses, as in bfloat16 on CPUs without AVX-512.
+        "cpp.weight_prepack": target.name == detect_target().name and packs_for_onednn(dtype),
     }
 
 

@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from tvm_na.deploy.kernels import with_schedule
@@ -14,10 +13,12 @@ from tvm_na.deploy.request import Request
 from tvm_na.jit import build, runtime
 from tvm_na.measure.linear import LIBRARY, OURS, Layer, by_onednn, compare_linear
 from tvm_na.measure.timing import Timing, format_time, interleaved_ratio
+from tvm_na.problems.base import HALVES
 from tvm_na.problems.dense import DenseProblem
 from tvm_na.records.select import Selection, select
+from tvm_na.reference.dense_case import packed
 from tvm_na.te import ENTRY
-from tvm_na.te.dense.product import DenseTile, pack_weight, tile_of
+from tvm_na.te.dense.product import DenseTile, tile_of
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,16 @@ def decide(problems: Iterable[DenseProblem], request: Request) -> dict[DenseProb
     """
     decisions = {}
     for problem in problems:
-        if request.autotune:
+        if problem.kernel_size != (1,):
+            decisions[problem] = Decision(True, "not measured; a convolution of halves")
+        elif request.autotune:
             request.report(f"measuring the linear layer {problem}")
             decisions[problem] = _faster(times(problem, request))
         elif problem.weight_dtype is not None:
             reason = f"not measured; the library has no kernel for {problem.weight_dtype} weights"
             decisions[problem] = Decision(True, reason)
+        elif problem.dtype in HALVES:
+            decisions[problem] = Decision(True, f"not measured; the library has no {problem.dtype} on many CPUs")
         else:
             tuned = select(problem, request.target, mode=request.records).kind == "record"
             decisions[problem] = Decision(tuned, f"not measured; {'a' if tuned else 'no'} tuning record of it")
@@ -73,7 +78,7 @@ def _launched(request: Request, layer: Layer) -> Callable[[], Tensor]:
         return build.kernel_with(selection, problem, request.target), tile_of(module[ENTRY])
 
     kernel, tile = with_schedule(problem, request.target, request.records, built)
-    weight = torch.from_numpy(pack_weight(layer.weight[:, None].numpy(), problem, tile)).clone()  # aligned
+    weight = packed(layer.weight[:, None], problem, tile)
     given = [t for t in (x, weight, layer.weight_scale, layer.bias, layer.residual) if t is not None]
 
     def call() -> Tensor:

@@ -27,7 +27,10 @@ P = TypeVar("P", NAProblem, DenseProblem)
 
 _NATIVE = Path(openmp.__file__).parent
 _SOURCES = (_NATIVE / "artifact.cc", _NATIVE / "parallel.cc")
-_CPP_DTYPES = {"float32": "at::kFloat", "float64": "at::kDouble", "int8": "at::kChar"}
+_CPP_DTYPES = {
+    **{"float32": "at::kFloat", "float64": "at::kDouble", "int8": "at::kChar"},
+    **{"bfloat16": "at::kBFloat16", "float16": "at::kHalf"},
+}
 
 # What the compilers' __builtin_cpu_supports calls features that /proc/cpuinfo calls otherwise, or does not know at all
 # (None): CPUs that have the others have these too.
@@ -156,8 +159,8 @@ def _table(kernels: Sequence[Kernel], features: tuple[str, ...]) -> str:
     """The C++ that says which kernels there are, and what CPU they need."""
     attentions = [f"X({k.name}, {_common(k)}, {p.rank + 3}, {p.head_dim_v})" for k, p in _of_kind(kernels, NAProblem)]
     products = [
-        f"X({k.name}, {_common(k)}, {p.spatial[0]}, {p.in_channels}, {p.out_channels}, "
-        f"{_CPP_DTYPES[p.weight_dtype or p.dtype]})"
+        f"X({k.name}, {_common(k)}, {_CPP_DTYPES[p.stored_dtype]}, {_sizes(*p.spatial, p.in_channels)}, "
+        f"{_sizes(*p.out_spatial, p.out_channels)})"
         for k, p in _of_kind(kernels, DenseProblem)
     ]
     names = (_BUILTIN_NAMES.get(feature, feature) for feature in features)
@@ -175,6 +178,10 @@ def _table(kernels: Sequence[Kernel], features: tuple[str, ...]) -> str:
 
 def _of_kind(kernels: Sequence[Kernel], kind: type[P]) -> list[tuple[Kernel, P]]:
     return [(kernel, kernel.problem) for kernel in kernels if isinstance(kernel.problem, kind)]
+
+
+def _sizes(*sizes: int) -> str:
+    return f"(Sizes{{{', '.join(map(str, sizes))}}})"
 
 
 def _common(kernel: Kernel) -> str:

@@ -64,7 +64,8 @@ class Kernel:
             spatial = x.shape[1:-1] if is_linear else problem.out_spatial
             return [x.new_empty((x.shape[0], *spatial, problem.out_channels))]
         out = x.new_empty((*x.shape[:-1], problem.head_dim_v))
-        return [out, x.new_empty(x.shape[:-1])] if problem.return_lse else [out]
+        lse = x.new_empty(x.shape[:-1], dtype=getattr(torch, problem.accum_dtype))
+        return [out, lse] if problem.return_lse else [out]
 
 
 class Kernels:
@@ -123,7 +124,8 @@ class Kernels:
             from tvm_na.te.dense.norm import layer_norm
 
             lanes = cpu_norm.lanes_for(channels, dtype, self._target)
-            func = cpu_norm.schedule(layer_norm(rows, channels, lanes, eps, dtype))[ENTRY]
+            func = layer_norm(rows, channels, lanes, eps, dtype, self._target.converts_float16)
+            func = cpu_norm.schedule(func)[ENTRY]
             return Kernel(f"norm_{len(self.all)}", f"norm of {rows} x {channels} {dtype}", func)
 
         self._replace(module, node, [x, weight, bias], self._number(("norm", rows, channels, dtype, eps), make))

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from tvm_na.deploy.export import exported
 from tvm_na.deploy.relax.kernels import Kernel
 from tvm_na.deploy.rewrite import Node
+from tvm_na.deploy.weights import ALIGNMENT
 from tvm_na.jit.library import Link, write_library
 from tvm_na.schedules.cpu import elementwise as generic
 from tvm_na.targets.target import NATarget
@@ -80,6 +81,9 @@ def _import(
     from tvm.relax.frontend import detach_params
     from tvm.relax.frontend.torch import from_exported_program
 
+    for parameter in module.parameters():
+        if parameter.data_ptr() % ALIGNMENT:  # the importer would take it through NumPy, which has no bfloat16
+            parameter.data = parameter.data.clone()
     program = exported(module, example, batch)
     names = [program.graph_signature.inputs_to_parameters[str(name)] for name in _weight_inputs(program)]
     converters = {"call.default": lambda node, importer: _convert(node, importer, kernels)}
@@ -88,7 +92,12 @@ def _import(
     )
     relaxed, _ = detach_params(relaxed)
     tensors = dict(program.named_parameters())
-    return relaxed, {name: tensors[name].detach().numpy() for name in names}
+    return relaxed, {name: _bits(tensors[name].detach()).numpy() for name in names}
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """The tensor, or of bfloat16, which NumPy lacks, its bits."""
+    return tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
 
 
 def _weight_inputs(program: Any) -> list[str]:

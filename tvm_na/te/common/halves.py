@@ -6,6 +6,7 @@ CPU has no instruction for float16 LLVM calls a function for every number. Here 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,10 +41,10 @@ def bfloat16_bits(x: Any) -> Any:
     exact = tirx.Var("exact", "float32")
     bits = tirx.reinterpret("uint32", exact)
     upper = bits >> _bits(16)
-    rounded = (bits + _bits(0x7FFF) + (upper & _bits(1))) >> _bits(16)
-    # Not "exact == exact", which TVM takes to be true.
-    is_nan = tirx.reinterpret("int32", bits & _bits(0x7FFFFFFF)) > tirx.const(0x7F800000, "int32")
-    found = tirx.Select(is_nan, upper | _bits(0x40), rounded)
+    rounded = (bits + (_bits(0x7FFF) + (upper & _bits(1)))) >> _bits(16)
+    # All but NaN. Not "exact == exact", which TVM takes to be true.
+    is_number = exact <= tirx.const(math.inf, "float32")
+    found = tirx.Select(is_number, rounded, _bits(0x7FC0))
     return tirx.Let(exact, x, found.astype("uint16"))
 
 

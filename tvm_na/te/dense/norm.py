@@ -9,10 +9,12 @@ from typing import Any
 
 from tvm import te, tirx
 
+from tvm_na.problems.base import HALVES
 from tvm_na.te import ENTRY
+from tvm_na.te.common.halves import Conversions
 
 
-def layer_norm(rows: int, channels: int, lanes: int, eps: float, dtype: str) -> Any:
+def layer_norm(rows: int, channels: int, lanes: int, eps: float, dtype: str, float16_instructions: bool = True) -> Any:
     """The PrimFunc ``(x [batch, rows, channels], weight [channels], bias [channels], out like x)``, batch symbolic.
 
     Args:
@@ -20,13 +22,16 @@ def layer_norm(rows: int, channels: int, lanes: int, eps: float, dtype: str) -> 
         channels: Of a row.
         lanes: Sums that a row is summed in side by side; divides ``channels``.
         eps: Added to the variance.
-        dtype: float32 or float64, of everything.
+        dtype: Of everything; of halves sums are float32.
+        float16_instructions: Whether the CPU converts float16 by itself.
     """
     batch = tirx.Var("batch", "int32")
     x = te.placeholder((batch, rows, channels), dtype, name="x")
     weight = te.placeholder((channels,), dtype, name="weight")
     bias = te.placeholder((channels,), dtype, name="bias")
-    share = tirx.const(1.0 / channels, dtype)
+    convert = Conversions(dtype, "float32" if dtype in HALVES else dtype, float16_instructions)
+    accum, widened = convert.accum, convert.widened
+    share = tirx.const(1.0 / channels, accum)
 
     def summed(name: str, term: Any) -> Any:
         vector = te.reduce_axis((0, channels // lanes), name="vector")
@@ -38,20 +43,20 @@ def layer_norm(rows: int, channels: int, lanes: int, eps: float, dtype: str) -> 
         lane = te.reduce_axis((0, lanes), name="lane")
         return te.compute((batch, rows), lambda b, r: te.sum(sums[b, r, lane], axis=lane), name=name)
 
-    total = summed("total", lambda b, r, c: x[b, r, c])
+    total = summed("total", lambda b, r, c: widened(x[b, r, c]))
 
     def centred(b: Any, r: Any, c: Any) -> Any:
-        return x[b, r, c] - total[b, r] * share
+        return widened(x[b, r, c]) - total[b, r] * share
 
     squares = summed("squares", lambda b, r, c: centred(b, r, c) * centred(b, r, c))
     factor = te.compute(
         (batch, rows),
-        lambda b, r: tirx.const(1.0, dtype) / tirx.sqrt(squares[b, r] * share + tirx.const(eps, dtype)),
+        lambda b, r: tirx.const(1.0, accum) / tirx.sqrt(squares[b, r] * share + tirx.const(eps, accum)),
         name="factor",
     )
     out = te.compute(
         (batch, rows, channels),
-        lambda b, r, c: centred(b, r, c) * factor[b, r] * weight[c] + bias[c],
+        lambda b, r, c: convert.rounded(centred(b, r, c) * factor[b, r] * widened(weight[c]) + widened(bias[c])),
         name="out",
     )
     return te.create_prim_func([x, weight, bias, out]).with_attr("global_symbol", ENTRY)

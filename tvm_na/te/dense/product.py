@@ -70,8 +70,8 @@ def pack_weight(weight: np.ndarray, problem: DenseProblem, tile: DenseTile) -> n
     """``weight`` as kernels of this tile read it, a new array of :func:`packed_shape`; missing channels are 0.
 
     Args:
-        weight: ``[out_channels, *kernel_size, in_channels]`` in the dtype that the problem has for weights; bfloat16, which NumPy
-            lacks, as :data:`BITS` says.
+        weight: ``[out_channels, *kernel_size, in_channels]`` in the dtype that the problem has for weights;
+            bfloat16, which NumPy lacks, as :data:`BITS` says.
         problem: What the kernel computes.
         tile: Of the kernel's formulation.
 
@@ -188,9 +188,7 @@ def forward(
         factor = convert_weight.widened(weight[(c, *window, channel, l)])
         return te.sum(operand(b, t, r, window, channel) * factor, axis=[*window, channel])
 
-    sums = te.compute(
-        (batch, tiles_of(problem, tile), weight.shape[0], rows, tile.block), product, name="sums"
-    )
+    sums = te.compute((batch, tiles_of(problem, tile), weight.shape[0], rows, tile.block), product, name="sums")
 
     def finished(b: Any, p: Any, o: Any) -> Any:
         value = sums[b, p // rows, o // tile.block, p % rows, o % tile.block]
