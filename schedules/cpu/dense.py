@@ -14,7 +14,7 @@ from tvm_na.schedules.base import Formulations, SearchSpace, divisors, largest_d
 from tvm_na.schedules.cpu.vectors import NEAR, STACK_BYTES, WIDENED, step_cycles, vector_length
 from tvm_na.schedules.helpers import FuncSchedule
 from tvm_na.targets.target import NATarget
-from tvm_na.te.dense.product import DenseTile, copied_input, positions_of, tiles_of
+from tvm_na.te.dense.product import DenseTile, channels_of, copied_input, has_pairs, positions_of, tiles_of
 
 #: Of the loops over tiles of rows and blocks of weights, which one is outside; the default for many rows first.
 SKETCHES = ("rows outside", "weights outside")
@@ -41,6 +41,8 @@ def tiles(problem: DenseProblem, target: NATarget) -> list[DenseTile]:
     def fits(tile: DenseTile) -> bool:
         sums = tile.rows * tile.vectors
         weights = tile.vectors if tile.rows > 1 else 1  # one row reads each weight once, as an operand in memory
+        if has_pairs(problem):
+            weights = 2 * tile.vectors + 1  # words, what is made of them, and a mask
         return sums + weights + 1 <= target.vector_registers and sums * target.vector_bytes < STACK_BYTES
 
     every = (DenseTile(r, v, vector) for r in range(1, min(positions, 16) + 1) for v in range(1, 9))
@@ -64,16 +66,16 @@ class DenseSchedule(FuncSchedule):
         copy = copied_input(self.problem)
         if copy == "padded":
             self.pad()
-        tasks, tile = self.place_in_tasks()
+        tile = self.place_in_tasks()
         if copy == "wide_rows":
-            self.widen(tile if self.sketch == "rows outside" else tasks)
+            self.widen(tile)
         self.multiply()
 
     def pad(self) -> None:
         """The copy with zeros around it, before all tasks."""
         sch = self.sch
         batch, row, *_, channel = self.loops("padded")
-        lanes = gcd(self.problem.in_channels, self.tile.vector)
+        lanes = gcd(channels_of(self.problem), self.tile.vector)
         if lanes > 1:
             sch.vectorize(self.split(channel, [None, lanes])[1])
         sch.parallel(sch.fuse(batch, row) if self.problem.rank > 1 else batch)
@@ -95,23 +97,24 @@ class DenseSchedule(FuncSchedule):
         return row_factors, block_factors
 
     def widen(self, loop: Any) -> None:
-        """The rows of a tile, or of all tiles of a task, in float32, for all blocks of weights in a loop."""
-        sch = self.sch
-        import os
+        """The rows in float32: those of a tile for all blocks of weights in a loop, or all of them before all tasks.
 
-        if os.environ.get("WIDE") == "ahead":
-            sch.parallel(sch.fuse(*self.loops("wide_rows")[:2]))
-        else:
+        Where blocks are outside, each task would convert all rows again.
+        """
+        sch = self.sch
+        if self.sketch == "rows outside":
             sch.compute_at(self.block("wide_rows"), loop, preserve_unit_loops=True)
-        lanes = gcd(self.problem.in_channels, self.tile.vector)
+        else:
+            sch.parallel(sch.fuse(*self.loops("wide_rows")[:2]))
+        lanes = gcd(channels_of(self.problem), self.tile.vector)
         if lanes > 1:
             sch.vectorize(self.split(self.loops("wide_rows")[-1], [None, lanes])[1])
 
-    def place_in_tasks(self) -> tuple[Any, Any]:
+    def place_in_tasks(self) -> Any:
         """Loops of the output: batch, tasks (parallel), tiles of a task, each with its sums; then rows and vectors.
 
         Returns:
-            That over tasks, and the first one in it: over tiles of rows, or over blocks of weights.
+            The first loop in a task: over tiles of rows, or over blocks of weights.
         """
         sch, tile = self.sch, self.tile
         (_, tiles_in_task), (_, blocks_in_task) = self.task_factors()
@@ -126,23 +129,26 @@ class DenseSchedule(FuncSchedule):
             tasks, inside = (block_task, row_task), (block, row_tile)
         sch.reorder(batch, *tasks, *inside, row, vector, lane)
         sch.compute_at(self.block("sums"), inside[1], preserve_unit_loops=True)
-        all_tasks = sch.fuse(batch, *tasks)
-        sch.parallel(all_tasks)
+        sch.parallel(sch.fuse(batch, *tasks))
         if self.lanes > 1:
             sch.vectorize(lane)
         if self.lanes == tile.vector:
             self.unroll(row, vector)
-        return all_tasks, inside[0]
+        return inside[0]
 
     def multiply(self) -> None:
         """rows x vectors sums, with the reduction outside of them."""
         sch, problem = self.sch, self.problem
         row, channel_of_block, *window, channel = self.loops("sums")[-problem.rank - 3 :]
         vector, lane = self.split(channel_of_block, [None, self.tile.vector])
-        at_once = largest_divisor(problem.in_channels, 4)
-        outer, inner = self.tune.split("channels at once", channel, problem.in_channels, at_once, limit=16)
-        sch.reorder(*window, outer, inner, row, vector, lane)
-        self.unroll(inner, row, vector)
+        extent, halves = channels_of(problem), []
+        if has_pairs(problem):
+            channel, half = self.split(channel, [None, 2])
+            extent, halves = extent // 2, [half]
+        at_once = largest_divisor(extent, 2 if halves else 4)
+        outer, inner = self.tune.split("channels at once", channel, extent, at_once, limit=16)
+        sch.reorder(*window, outer, inner, *halves, row, vector, lane)
+        self.unroll(inner, *halves, row, vector)
         if problem.in_channels * problem.kernel_size[-1] <= _SHORT:
             self.unroll(outer, window[-1])
         sch.vectorize(lane)

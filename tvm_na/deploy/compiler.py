@@ -70,8 +70,8 @@ def compile(
 
     Args:
         model: On the CPU; takes one tensor and gives one tensor, or a list of them, all ``[batch, ...]``.
-        example_input: ``[batch, ...]``, float32 or float64, or of halves with a precision; its values and its batch play
-            no role.
+        example_input: ``[batch, ...]``, float32 or float64, with a precision also halves; its values and batch play no
+            role.
         target: The CPU to compile for, by name; None for TVM_NA_TARGET, or this machine's.
             With ``aoti`` one that this machine can run. With ``tvm`` any: what cannot run here cannot be checked here,
             so an input and the right outputs come with it.

@@ -104,7 +104,7 @@ DLTensor view(const at::Tensor& tensor) {
   out.device = {kDLCPU, 0};
   out.ndim = static_cast<int32_t>(tensor.dim());
   auto type = tensor.scalar_type();
-  uint8_t code = type == at::kChar ? kDLInt : type == at::kBFloat16 ? kDLBfloat : kDLFloat;
+  uint8_t code = type == at::kChar || type == at::kInt ? kDLInt : type == at::kBFloat16 ? kDLBfloat : kDLFloat;
   out.dtype = {code, static_cast<uint8_t>(tensor.element_size() * 8), 1};
   out.shape = const_cast<int64_t*>(tensor.sizes().data());
   out.strides = const_cast<int64_t*>(tensor.strides().data());

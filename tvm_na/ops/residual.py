@@ -58,7 +58,7 @@ def block_of(problem: DenseProblem) -> int:
 def packed(weight: Tensor, block: int) -> Tensor:
     """A linear layer's weight ``[out, in]`` as kernels read it, ``[ceil(out / block), 1, in, block]``; zeros behind.
 
-    What :func:`tvm_na.te.dense.product.pack_weight` gives, in operators that a compiler folds.
+    What :func:`tvm_na.te.dense.product.pack_weight` gives but for bfloat16, in operators that a compiler folds.
     """
     out, channels = weight.shape
     blocks = -(-out // block)

@@ -41,7 +41,7 @@ def packed(weight: Tensor, problem: DenseProblem, tile: DenseTile) -> Tensor:
     from tvm_na.te.dense.product import pack_weight
 
     bits = weight.view(torch.uint16) if weight.dtype == torch.bfloat16 else weight  # NumPy has no bfloat16
-    return torch.from_numpy(pack_weight(bits.numpy(), problem, tile)).view(weight.dtype).clone()
+    return torch.from_numpy(pack_weight(bits.numpy(), problem, tile)).clone()
 
 
 @functools.lru_cache(maxsize=2)

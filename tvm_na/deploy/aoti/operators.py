@@ -21,7 +21,7 @@ from tvm_na.records.select import Selection
 from tvm_na.targets.target import NATarget
 from tvm_na.targets.threads import FLOPS_PER_THREAD
 from tvm_na.te import ENTRY
-from tvm_na.te.dense.product import DenseTile, tile_of
+from tvm_na.te.dense.product import DenseTile, packed_dtype, tile_of
 
 P = TypeVar("P", NAProblem, DenseProblem)
 
@@ -29,7 +29,7 @@ _NATIVE = Path(openmp.__file__).parent
 _SOURCES = (_NATIVE / "artifact.cc", _NATIVE / "parallel.cc")
 _CPP_DTYPES = {
     **{"float32": "at::kFloat", "float64": "at::kDouble", "int8": "at::kChar"},
-    **{"bfloat16": "at::kBFloat16", "float16": "at::kHalf"},
+    **{"bfloat16": "at::kBFloat16", "float16": "at::kHalf", "int32": "at::kInt"},
 }
 
 # What the compilers' __builtin_cpu_supports calls features that /proc/cpuinfo calls otherwise, or does not know at all
@@ -159,7 +159,7 @@ def _table(kernels: Sequence[Kernel], features: tuple[str, ...]) -> str:
     """The C++ that says which kernels there are, and what CPU they need."""
     attentions = [f"X({k.name}, {_common(k)}, {p.rank + 3}, {p.head_dim_v})" for k, p in _of_kind(kernels, NAProblem)]
     products = [
-        f"X({k.name}, {_common(k)}, {_CPP_DTYPES[p.stored_dtype]}, {_sizes(*p.spatial, p.in_channels)}, "
+        f"X({k.name}, {_common(k)}, {_CPP_DTYPES[packed_dtype(p)]}, {_sizes(*p.spatial, p.in_channels)}, "
         f"{_sizes(*p.out_spatial, p.out_channels)})"
         for k, p in _of_kind(kernels, DenseProblem)
     ]

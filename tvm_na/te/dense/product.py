@@ -22,8 +22,6 @@ from tvm_na.te.common.rows import unravelled
 if TYPE_CHECKING:
     import numpy as np
 
-#: What NumPy, which lacks a dtype, has its bits in.
-BITS = {"bfloat16": "uint16"}
 # The part of all tiles that may be added so that their number can be cut into tasks in more ways.
 _MORE_TILES = 0.02
 
@@ -61,17 +59,36 @@ def tile_of(func: Any) -> DenseTile:
     return tile
 
 
+def has_pairs(problem: DenseProblem) -> bool:
+    """Whether packed weights are pairs of bfloat16 numbers in a word: of one input channel, and above it of the next.
+
+    So a vector of words is loaded once for two channels, and a shift or a mask makes float32 numbers of either half.
+    """
+    return problem.stored_dtype == "bfloat16"
+
+
+def packed_dtype(problem: DenseProblem) -> str:
+    """The dtype of packed weights."""
+    return "int32" if has_pairs(problem) else problem.stored_dtype
+
+
+def channels_of(problem: DenseProblem) -> int:
+    """Input channels that products run over: those of the input, and perhaps one of zeros."""
+    return problem.in_channels + (problem.in_channels % 2 if has_pairs(problem) else 0)
+
+
 def packed_shape(problem: DenseProblem, tile: DenseTile) -> tuple[int, ...]:
-    """The shape of packed weights: blocks of output channels, window, input channels, channels of a block."""
-    return (-(-problem.out_channels // tile.block), *problem.kernel_size, problem.in_channels, tile.block)
+    """The shape of packed weights: blocks of output channels, window, input channels or pairs, channels of a block."""
+    words = channels_of(problem) // (2 if has_pairs(problem) else 1)
+    return (-(-problem.out_channels // tile.block), *problem.kernel_size, words, tile.block)
 
 
 def pack_weight(weight: np.ndarray, problem: DenseProblem, tile: DenseTile) -> np.ndarray:
     """``weight`` as kernels of this tile read it, a new array of :func:`packed_shape`; missing channels are 0.
 
     Args:
-        weight: ``[out_channels, *kernel_size, in_channels]`` in the dtype that the problem has for weights;
-            bfloat16, which NumPy lacks, as :data:`BITS` says.
+        weight: ``[out_channels, *kernel_size, in_channels]`` in the dtype that the problem has for weights; of
+            bfloat16, which NumPy lacks, the bits in uint16.
         problem: What the kernel computes.
         tile: Of the kernel's formulation.
 
@@ -80,11 +97,15 @@ def pack_weight(weight: np.ndarray, problem: DenseProblem, tile: DenseTile) -> n
     """
     import numpy as np
 
-    wanted = BITS.get(problem.stored_dtype, problem.stored_dtype)
+    wanted = "uint16" if has_pairs(problem) else problem.stored_dtype
     if str(weight.dtype) != wanted:
         raise TypeError(f"weight: required dtype {wanted}, got {weight.dtype}")
     if tuple(weight.shape) != problem.weight_shape:
         raise ValueError(f"weight: required shape {problem.weight_shape}, got {tuple(weight.shape)}")
+    if has_pairs(problem):
+        even = np.zeros((*weight.shape[:-1], channels_of(problem)), "uint16")
+        even[..., : problem.in_channels] = weight
+        weight = even.astype("<u2").view("<i4")  # the lower half first
     blocks, *inner, block = packed_shape(problem, tile)
     padded = np.zeros((blocks * block, *inner), weight.dtype)
     padded[: problem.out_channels] = weight
@@ -127,10 +148,21 @@ def _padded(problem: DenseProblem, x: Any, batch: Any, convert: Conversions) -> 
             source.append(tirx.min(tirx.max(i - pad, 0), size - 1) if pad else i)
             inside += [i >= pad] if pad else []
             inside += [i < size + pad] if padded_size > size + pad else []
-        value = convert.widened(x[(b, *source, c)])
+        channel, exists = _existing(problem, c)
+        inside += exists
+        value = convert.widened(x[(b, *source, channel)])
         return tirx.if_then_else(tirx.all(*inside), value, tirx.const(0, convert.accum)) if inside else value
 
-    return te.compute((batch, *sizes, problem.in_channels), at, name="padded")
+    return te.compute((batch, *sizes, channels_of(problem)), at, name="padded")
+
+
+def _existing(problem: DenseProblem, channel: Any) -> tuple[Any, list[Any]]:
+    """A channel of the input for one that products run over, and the conditions under which it is that."""
+    from tvm import tirx
+
+    if channels_of(problem) == problem.in_channels:
+        return channel, []
+    return tirx.min(channel, problem.in_channels - 1), [channel < problem.in_channels]
 
 
 def _operand(problem: DenseProblem, tile: DenseTile, x: Any, batch: Any, convert: Conversions) -> Callable[..., Any]:
@@ -149,13 +181,32 @@ def _operand(problem: DenseProblem, tile: DenseTile, x: Any, batch: Any, convert
 
     if copy != "wide_rows":
         return read
+
     # Each number meets many weights, and is converted once.
-    wide = te.compute(
-        (batch, tiles, rows, problem.in_channels),
-        lambda b, t, r, channel: convert.widened(read(b, t, r, [0] * problem.rank, channel)),
-        name="wide_rows",
-    )
+    def widened(b: Any, t: Any, r: Any, c: Any) -> Any:
+        channel, exists = _existing(problem, c)
+        value = convert.widened(read(b, t, r, [0] * problem.rank, channel))
+        return tirx.if_then_else(exists[0], value, tirx.const(0, convert.accum)) if exists else value
+
+    wide = te.compute((batch, tiles, rows, channels_of(problem)), widened, name="wide_rows")
     return lambda b, t, r, window, channel: wide[b, t, r, channel]
+
+
+def _factor(problem: DenseProblem, weight: Any, float16_instructions: bool) -> Callable[..., Any]:
+    """What products read of the packed weights, in the dtype of sums: a function of a block, place in the window, input
+    channel and channel of the block."""
+    from tvm import tirx
+
+    convert = Conversions(problem.stored_dtype, problem.accum_dtype, float16_instructions)
+    if not has_pairs(problem):
+        return lambda c, window, channel, l: convert.widened(weight[(c, *window, channel, l)])
+
+    def half(c: Any, window: Sequence[Any], channel: Any, l: Any) -> Any:
+        word, upper = weight[(c, *window, channel // 2, l)], tirx.const(-(1 << 16), "int32")
+        bits = tirx.Select(channel % 2 == 0, word << tirx.const(16, "int32"), word & upper)
+        return tirx.reinterpret("float32", bits)
+
+    return half
 
 
 def forward(
@@ -173,20 +224,20 @@ def forward(
 
     accum, out_spatial, rows, positions = problem.accum_dtype, problem.out_spatial, tile.rows, positions_of(problem)
     convert = Conversions(problem.dtype, accum, float16_instructions)
-    convert_weight = Conversions(problem.stored_dtype, accum, float16_instructions)
     batch = batch_axis(batch_size)
     given = {a.name: a for a in problem.arguments() if a.role == "input"}
     shapes = {name: a.shape_for(batch) for name, a in given.items()} | {"weight": packed_shape(problem, tile)}
-    inputs = {name: te.placeholder(shape, given[name].dtype, name=name) for name, shape in shapes.items()}
+    dtypes = {name: a.dtype for name, a in given.items()} | {"weight": packed_dtype(problem)}
+    inputs = {name: te.placeholder(shape, dtypes[name], name=name) for name, shape in shapes.items()}
     x, weight = inputs["x"], inputs["weight"]
     scale, bias, residual = map(inputs.get, ("weight_scale", "bias", "residual"))
     operand = _operand(problem, tile, x, batch, convert)
     window = [te.reduce_axis((0, k), name=f"k{axis}") for axis, k in enumerate(problem.kernel_size)]
-    channel = te.reduce_axis((0, problem.in_channels), name="channel")
+    channel = te.reduce_axis((0, channels_of(problem)), name="channel")
+    factor = _factor(problem, weight, float16_instructions)
 
     def product(b: Any, t: Any, c: Any, r: Any, l: Any) -> Any:
-        factor = convert_weight.widened(weight[(c, *window, channel, l)])
-        return te.sum(operand(b, t, r, window, channel) * factor, axis=[*window, channel])
+        return te.sum(operand(b, t, r, window, channel) * factor(c, window, channel, l), axis=[*window, channel])
 
     sums = te.compute((batch, tiles_of(problem, tile), weight.shape[0], rows, tile.block), product, name="sums")
 
