@@ -17,9 +17,8 @@ from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.base import Problem
 from tvm_na.problems.dense import DenseProblem
 from tvm_na.reference.case import draw
-from tvm_na.reference.dense_case import reference
+from tvm_na.reference.dense_case import packed, reference
 from tvm_na.targets.target import cpu_features, detect_target
-from tvm_na.te.dense.product import pack_weight
 
 PROBLEMS = [
     NAProblem.make((9, 11), (3, 5), 4, 12, stride=(1, 2), dilation=(3, 1), heads_kv=2, bias=True, return_lse=True),
@@ -27,6 +26,7 @@ PROBLEMS = [
     NAProblem.make((40, 40), 7, 2, 32, bias=True),  # more than one thread
     NAProblem.make(19, 5, 4, 8, heads_kv=2, dilation=3, bias=True, return_lse=True),
     NAProblem.make((4, 5, 6), (3, 2, 3), 2, 8, is_causal=(True, False, False)),
+    NAProblem.make((7, 9), 3, 2, 8, bias=True, return_lse=True, dtype="bfloat16"),
 ]
 #: The largest batch of one call in these tests, so that a batch of 5 is split unevenly.
 SAMPLES = 2
@@ -39,6 +39,8 @@ PRODUCTS = [
     DenseProblem.make(30, 8, 16, residual=True, dtype="float64"),
     DenseProblem.make(400, 64, 96, activation="gelu"),  # more than one thread
     DenseProblem.make(77, 12, 21, activation="gelu", residual=True, weight_dtype="int8"),
+    DenseProblem.make(30, 7, 16, activation="gelu", residual=True, dtype="bfloat16"),
+    DenseProblem.make((6, 5), 8, 16, kernel_size=3, padding=1, stride=2, residual=True, weight_dtype="float16"),
 ]
 
 
@@ -87,8 +89,9 @@ def test_numbers(operators, number: int, batch: int) -> None:
     if batch == 0:
         assert found[0].shape == (0, *problem.spatial, problem.heads, problem.head_dim_v)
         return
-    for out, right in zip(found, reference64(problem, inputs, 0.3), strict=False):
-        assert str(out.dtype) == f"torch.{problem.accum_dtype}"
+    dtypes = (problem.dtype, problem.accum_dtype)
+    for out, dtype, right in zip(found, dtypes, reference64(problem, inputs, 0.3), strict=False):
+        assert str(out.dtype) == f"torch.{dtype}"
         assert relative_error(out, right) <= TOLERANCE[problem.dtype]
 
 
@@ -126,16 +129,16 @@ def layer(kernel: kernels.Kernel, batch: int, *tokens: int) -> tuple[list[Any], 
     inputs = [a for a in problem.arguments() if a.role == "input"]
     drawn = {a.name: t for a, t in zip(inputs, draw(inputs, batch, "cpu", generator), strict=True)}
     right = reference(problem, **drawn)
-    packed = torch.from_numpy(pack_weight(drawn["weight"].numpy(), problem, kernel.tile))
-    x, residual = (t if t is None else t.reshape(batch, *tokens, -1) for t in (drawn["x"], drawn.get("residual")))
-    return [x, packed, drawn.get("weight_scale"), drawn.get("bias"), residual, kernel.number], right.reshape(
-        batch, *tokens, -1
-    )
+    x, weight, residual = drawn["x"], packed(drawn["weight"], problem, kernel.tile), drawn.get("residual")
+    if problem.rank == 1:
+        x, residual, right = (t if t is None else t.reshape(batch, *tokens, t.shape[-1]) for t in (x, residual, right))
+    return [x, weight, drawn.get("weight_scale"), drawn.get("bias"), residual, kernel.number], right
 
 
 @pytest.mark.parametrize("batch", [0, 1, 3, 5])
 @pytest.mark.parametrize(
-    ("number", "tokens"), [(0, (7, 11)), (0, (77,)), (1, ()), (2, (2, 3, 5)), (3, (20, 20)), (4, (77,))]
+    ("number", "tokens"),
+    [(0, (7, 11)), (0, (77,)), (1, ()), (2, (2, 3, 5)), (3, (20, 20)), (4, (77,)), (5, (5, 6)), (6, ())],
 )
 def test_products(linked, number: int, tokens: tuple[int, ...], batch: int) -> None:
     """Tokens on any number of axes; batches that are computed in parts."""
@@ -163,7 +166,7 @@ def test_products(linked, number: int, tokens: tuple[int, ...], batch: int) -> N
         (lambda x, w, s, b, r, k: (x, w[:, :, :-1], s, b, r, k), "failed: "),
         (lambda x, w, s, b, r, k: (x, w, s, None, r, k), "failed: "),
         (lambda x, w, s, b, r, k: (x, w, b, b, r, k), "failed: "),
-        (lambda x, w, s, b, r, k: (x, w, s, b, r, 5), "kernel: required 0 to 4, got 5"),
+        (lambda x, w, s, b, r, k: (x, w, s, b, r, 7), "kernel: required 0 to 6, got 7"),
     ],
 )
 def test_wrong_tensors_of_products_are_errors(linked, change, says: str) -> None:

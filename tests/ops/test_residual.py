@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from tests.helpers import relative_error
 from tvm_na.ops import residual
 from tvm_na.problems.dense import DenseProblem
-from tvm_na.reference.dense_case import reference
-from tvm_na.te.dense.product import DenseTile, pack_weight
+from tvm_na.reference.dense_case import packed, reference
+from tvm_na.te.dense.product import DenseTile
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize(("out", "channels", "vectors"), [(24, 16, 2), (20, 7, 2), (5, 3, 3)])
-def test_weights_are_packed_as_kernels_read_them(out: int, channels: int, vectors: int) -> None:
-    problem, tile = DenseProblem.make(9, channels, out), DenseTile(4, vectors, 8)
-    weight = torch.randn(out, channels)
-    wanted = pack_weight(weight.numpy().reshape(out, 1, channels), problem, tile)
-    np.testing.assert_array_equal(residual.packed(weight, tile.block).numpy(), wanted)
+def test_weights_are_packed_as_kernels_read_them(out: int, channels: int, vectors: int, dtype: str) -> None:
+    problem, tile = DenseProblem.make(9, channels, out, dtype=dtype), DenseTile(4, vectors, 8)
+    weight = torch.randn(out, channels).to(getattr(torch, dtype))
+    assert torch.equal(residual.packed(weight, tile.block), packed(weight[:, None], problem, tile))
 
 
 def arguments_of_mlp(channels: int = 24, hidden: int = 40) -> dict[str, Any]:

@@ -62,7 +62,7 @@ GOOD: dict[str, Any] = {"spatial": (14, 14), "in_channels": 8, "out_channels": 1
         bad("bias", 1, TypeError, "bool", "int 1"),
         bad("residual", None, TypeError, "bool", "None"),
         bad("activation", "relu", ValueError, "one of none, gelu", "'relu'"),
-        bad("dtype", "float16", ValueError, "one of float32, float64", "'float16'"),
+        bad("dtype", "int32", ValueError, "one of float32, float64, float16, bfloat16", "'int32'"),
         bad("weight_dtype", "int4", ValueError, "one of None, int8", "'int4'"),
     ],
 )

@@ -58,8 +58,12 @@ def block_of(problem: DenseProblem) -> int:
 def packed(weight: Tensor, block: int) -> Tensor:
     """A linear layer's weight ``[out, in]`` as kernels read it, ``[ceil(out / block), 1, in, block]``; zeros behind.
 
-    What :func:`tvm_na.te.dense.product.pack_weight` gives but for bfloat16, in operators that a compiler folds.
+    What :func:`tvm_na.te.dense.product.pack_weight` gives, in operators that a compiler folds: of bfloat16 ``in`` are
+    pairs.
     """
+    if weight.dtype == torch.bfloat16:
+        bits = F.pad(weight, (0, weight.shape[1] % 2)).contiguous().view(torch.int16).int()
+        weight = (bits[:, ::2] & 0xFFFF) | (bits[:, 1::2] << 16)
     out, channels = weight.shape
     blocks = -(-out // block)
     padded = F.pad(weight, (0, 0, 0, blocks * block - out)) if out % block else weight
