@@ -30,8 +30,9 @@ _MOST_WARPS = 8  # of a default
 _SCHEDULERS, _PRODUCT, _LOAD, _BYTES, _LATENCY, _REGISTERS, _HIDING = 4, 2, 4, 24, 800, 65536, 8
 # Instructions of a lane for a score, for a step, for a copy of 16 bytes.
 _SCORE, _STEP, _COPY = 5.5, 60, 3
-# Registers of a lane beside scores, sums and queries, of a sub-tile and in all; more for places that are permuted.
-_OF_TILE, _BESIDE, _OF_SWIZZLE = 6, 36, 6
+# Registers of a lane beside scores, sums and queries, of a sub-tile and in all; more for a bias (of a sub-tile) and for
+# places that are permuted.
+_OF_TILE, _BESIDE, _OF_BIAS, _OF_SWIZZLE = 6, 36, 8, 6
 # Of 255, as many as the compiler was seen to manage without memory, by this estimate.
 _ENOUGH_REGISTERS = 232
 _PARTLY_HIDDEN = 0.25  # of what is not the first limit
@@ -106,7 +107,8 @@ def work(problem: NAProblem, tile: FlashTile, shape: FlashShape) -> Work:
 def registers(problem: NAProblem, shape: FlashShape) -> int:
     """Of a lane, an estimate."""
     in_keys, in_values = padded(problem.head_dim), padded(problem.head_dim_v)
-    of_tile = in_values // 2 + shape.keys // 2 + _OF_TILE + (in_keys // 4 if shape.keeps_queries else 4)
+    of_tile = in_values // 2 + shape.keys // 2 + (in_keys // 4 if shape.keeps_queries else 4)
+    of_tile += _OF_TILE + (_OF_BIAS if problem.bias else 0)
     return shape.tiles_of_warp * of_tile + _BESIDE + (_OF_SWIZZLE if shape.swizzled else 0)
 
 

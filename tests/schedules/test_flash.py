@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import functools
+import math
 import random
 from typing import Any
 
 import pytest
+import torch
 
 from tests.conftest import TOLERANCE
+from tests.cuda.cuda_funcs import needs_nvcc
 from tests.cuda_emulator.mutate import barriers, replaced, without_barrier
-from tests.helpers import random_problem, share
+from tests.helpers import random_inputs, random_problem, reference64, relative_error, share
+from tests.schedules import cuda_kernels
 from tests.schedules.cuda_kernels import (
+    BAND,
     FLASH,
+    GATHER,
     TARGET,
     CudaKernel,
     assert_right_in_halves,
@@ -21,10 +27,14 @@ from tests.schedules.cuda_kernels import (
     run,
     scheduled,
 )
+from tvm_na.cuda.inspection import inspect_kernel
+from tvm_na.cuda.library import generated
 from tvm_na.problems.attention import NAProblem
+from tvm_na.schedules import spaces_for
 from tvm_na.schedules.base import Plan
 from tvm_na.schedules.cuda import flash
-from tvm_na.schedules.cuda.flash_sizes import KEYS, TILES, WARPS, registers, shared_bytes
+from tvm_na.schedules.cuda.flash_sizes import KEYS, STAGES, TILES, WARPS, default_shape, registers, shared_bytes, work
+from tvm_na.targets.target import parse_target
 from tvm_na.te.attention.flash_tile import SIDE, FlashShape, FlashTile, can_be_swizzled
 
 HALVES = ("float16", "bfloat16")
@@ -113,7 +123,7 @@ def drawn_point(problem: NAProblem, rng: random.Random) -> tuple[FlashTile, Flas
         )
         rest = (
             rng.choice(KEYS),
-            rng.choice([2, 3, 4]),
+            rng.choice(STAGES),
             rng.random() < 0.5 and can_be_swizzled(problem),
             rng.random() < 0.5,
         )
@@ -145,6 +155,82 @@ def test_any_scale(name: str) -> None:
         assert max(run(kernel_for(name, "float16"), scale=scale)) <= TOLERANCE["float16"], scale
 
 
+@pytest.mark.parametrize("exponent", [-120, 120])
+def test_any_scale_of_what_is_multiplied(exponent: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products far from 1, that the scale brings back; a maximum that nothing has reached stays finite."""
+    kernel, factor = kernel_for("strided", "bfloat16"), 2.0 ** (exponent // 2)
+    query, key, value, _ = random_inputs(kernel.problem, 1, 0)
+    inputs = (query * factor, key * factor, value, None)
+    monkeypatch.setattr(cuda_kernels, "random_inputs", lambda *args, **options: inputs)
+    for sign in (1, -1):
+        assert max(run(kernel, scale=sign * 2.0**-exponent)) <= TOLERANCE["bfloat16"]
+
+
+def test_infinite_scores() -> None:
+    """Minus infinity has no weight, and where all scores are so the output is 0; plus infinity is NaN in its window."""
+    kernel = kernel_for("1D", "float16")
+    query, key, value, _ = random_inputs(kernel.problem, 1, 0)
+    query.abs_()
+    key[0, :30] = -math.inf
+    key[0, -1] = math.inf
+    out, lse = torch.full_like(query, math.nan), torch.full(query.shape[:-1], math.nan)
+    tensors = {"query": query, "key": key, "value": value, "scale": torch.tensor([0.125]), "out": out, "lse": lse}
+    kernel.launch(tensors, 1)
+    wanted, wanted_lse = reference64(kernel.problem, (query, key, value, None), 0.125)
+    empty, bad = lse[0, :, 0].isneginf(), out[0, :, 0].isnan().any(-1)
+    assert empty.tolist() == [t < 20 for t in range(60)] and bad.tolist() == [t >= 49 for t in range(60)]
+    assert torch.equal(empty, wanted_lse[0, :, 0].isneginf()) and not out[0, empty].any()
+    assert relative_error(out[0, 20:49], wanted[0, 20:49]) <= TOLERANCE["float16"]
+
+
+# --- what is served by what
+
+
+LARGE = {
+    "FLUX": NAProblem.make((256, 256), 80, 24, 128, dtype="float16"),
+    "Hunyuan": NAProblem.make((30, 48, 80), (18, 24, 24), 24, 128, dtype="float16"),
+    "line": NAProblem.make((32768,), 2048, 16, 128, dtype="float16"),
+}
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize(("name", "products", "keys"), [("FLUX", 1.25, 40), ("Hunyuan", 1.5, 95), ("line", 1.05, 10)])
+def test_defaults_multiply_little_more_than_windows(name: str, products: float, keys: float, arch: str) -> None:
+    """And read far less keys than those of each query's window."""
+    problem, target = LARGE[name], parse_target(f"cuda-{arch}")
+    tile = flash.tiles(problem, target)[0]
+    shape = default_shape(problem, tile, target)
+    assert shape is not None
+    done = work(problem, tile, shape)
+    assert 1 <= done.products / math.prod(problem.kernel_size) <= products
+    assert done.keys <= keys
+
+
+@pytest.mark.parametrize(
+    ("problem", "names"),
+    [
+        (NAProblem.make((56, 56), 7, 2, 32, dtype="float16"), [BAND, FLASH, GATHER]),
+        *((problem, [FLASH, BAND, GATHER] if problem.rank == 2 else [FLASH, GATHER]) for problem in LARGE.values()),
+        (NAProblem.make((56, 56), 7, 2, 32, stride=2, dtype="bfloat16"), [FLASH, GATHER]),
+        (NAProblem.make((56, 56), 7, 2, 96, dtype="float16"), [FLASH, GATHER]),
+        (NAProblem.make((56, 56), 7, 2, 33, dtype="float16"), [GATHER]),
+        (NAProblem.make((56, 56), 7, 2, 258, dtype="float16"), [GATHER]),
+        (NAProblem.make((56,), 7, 2, 32), [GATHER]),
+    ],
+    ids=str,
+)
+def test_what_serves_a_problem(problem: NAProblem, names: list[str]) -> None:
+    assert [space.name for space in spaces_for(problem, TARGET)] == names
+    assert FLASH not in {space.name for space in spaces_for(problem, parse_target("cuda-sm_75"))}
+
+
+def test_shared_memory_is_what_was_reckoned() -> None:
+    for name in ("2D", "odd dims", "bias"):
+        _, *numbers = NAMED[name][2]
+        problem = problem_of(name, "float16")
+        assert kernel_for(name, "float16").sizes.dynamic_shared == shared_bytes(problem, FlashShape(*numbers))
+
+
 # --- what the emulation notices
 
 
@@ -165,3 +251,22 @@ def test_damage_is_noticed() -> None:
         assert noticed(without_barrier(source, number), None if number else -0.4), number
     assert noticed(replaced(source, "- 3)", "- 2)"))
     assert noticed(replaced(source, "(uint)most0_ptr[0]", "(uint)999"))
+
+
+# --- what nvcc makes of them
+
+
+@needs_nvcc
+@pytest.mark.parametrize(
+    ("name", "arch", "instructions"), [("FLUX", "sm_90", 1900), ("Hunyuan", "sm_80", 1750), ("line", "sm_80", 1850)]
+)
+def test_defaults_fit_registers(name: str, arch: str, instructions: int) -> None:
+    """No spills, and products written out once: two sub-tiles by all keys of a step, over 128 channels, twice."""
+    problem, target = LARGE[name], parse_target(f"cuda-{arch}")
+    point = flash.SPACE.apply(flash.SPACE.formulations(problem, target)[0], target)
+    assert point is not None
+    found = inspect_kernel(generated(point.schedule.mod, target)[0], arch)
+    assert found.registers <= 255 and found.spill_bytes == found.stack_bytes == 0
+    if found.language == "SASS":
+        assert found.count("HMMA") == 2 * 2 * 16 * point.values["keys at once"] * 128 // (16 * 8 * 16)
+        assert sum(found.instructions.values()) <= instructions

@@ -114,16 +114,7 @@ class _Flash:
         self.shared = T.sblock_alloc_buffer((layout.size,), self.problem.dtype, scope="shared.dyn")
         thread = place.warp * _LANES + place.lane
         copies = Copies(self.shared, layout, _LANES * shape.warps_of_block, thread)
-        queries = layout.queries_of(0, 0)
-        copies.rows(
-            queries,
-            shape.queries,
-            layout.key,
-            self.ops.query,
-            lambda n: self.index(place, place.copied_query(n), self.head),
-            again=False,
-        )
-        T.evaluate(device.commit())
+        self.fetch_queries(place, copies)
         begins, ends = place.keys()
         ahead, now = (Cursor(name, begins, ends, shape.keys) for name in ("ahead", "now"))
         steps = number("steps", self.steps(begins, ends, shape.keys), "int32")
@@ -153,6 +144,15 @@ class _Flash:
         """Of all keys of the block."""
         z, y, x = (end - begin for begin, end in zip(begins, ends, strict=True))
         return z * y * ((x + (keys - 1)) // keys)
+
+    def fetch_queries(self, place: Place, copies: Copies) -> None:
+        """Begin the copies of the block's queries, the first group."""
+
+        def at(n: Any) -> list[Any]:
+            return self.index(place, place.copied_query(n), self.head)
+
+        copies.rows(0, place.shape.queries, copies.layout.key, self.ops.query, at, again=False)
+        T.evaluate(device.commit())
 
     def fetch(self, place: Place, copies: Copies, ahead: Cursor, stage: Any, steps: Any, step: Any) -> None:
         """Begin the copies of a step, if there is one; a group of copies is made of them in any case."""
@@ -186,8 +186,8 @@ class _Flash:
             T.evaluate(device.wait(shape.stages - 1))
             sign = tirx.Select(factor < zero, f32(-1.0), tirx.Select(factor == zero, zero, factor))
             copies.scale_queries(sign, self.problem.dtype)
-        known = tirx.Select(factor < zero, zero - factor, factor)
-        return number("positive", tirx.Select(known > zero, known, f32(1.0)), "float32")
+        size = tirx.Select(factor < zero, zero - factor, factor)
+        return number("positive", tirx.Select(size > zero, size, f32(1.0)), "float32")
 
     def table(self) -> Any:
         """The address of the head's bias."""

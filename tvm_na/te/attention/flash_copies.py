@@ -12,7 +12,7 @@ from tvm.script.ir_builder import tirx as T
 from tvm_na.te.attention import flash_device as device
 from tvm_na.te.attention.flash_layout import Layout, SharedRow
 from tvm_na.te.attention.flash_tile import padded
-from tvm_na.te.common.threads import number, only_where, registers
+from tvm_na.te.common.threads import only_where, registers
 
 _ITEM_BYTES = 2
 
@@ -140,8 +140,3 @@ class Copies:
             T.evaluate(device.clear(place, row.width * _ITEM_BYTES))
 
         self._each(rows, missing, clear)
-
-
-def start(name: str, value: Any) -> Any:
-    """A register with an integer, unless it is known."""
-    return value if isinstance(value, int) else number(name, value, "int32")

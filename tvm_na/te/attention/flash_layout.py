@@ -95,7 +95,7 @@ class Layout:
         return self.ring + self.shape.stages * self.stage
 
     def queries_of(self, warp: Any, tile: Any) -> Any:
-        """The first query row of a sub-tile of a warp."""
+        """The first row of queries of a sub-tile of a warp; queries come first in memory."""
         return (warp * self.shape.tiles_of_warp + tile) * SIDE
 
     @property

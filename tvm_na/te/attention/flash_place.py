@@ -9,9 +9,9 @@ from typing import Any
 from tvm import tirx
 
 from tvm_na.te.attention.flash_axis import FlashAxis
-from tvm_na.te.attention.flash_copies import start
 from tvm_na.te.attention.flash_tile import FlashShape, FlashTile
 from tvm_na.te.common.rows import unravelled
+from tvm_na.te.common.threads import integer
 
 #: The two queries of a sub-tile that a lane has are so many apart.
 _APART = 8
@@ -47,8 +47,8 @@ class Place:
         """Where the keys of the block begin and end, along each axis."""
         begins, ends = [], []
         for a, axis in enumerate(self.axes):
-            begins.append(start(f"begin{a}", self.window(a, self.first[a])[0]))
-            ends.append(start(f"end{a}", self.window(a, self.first[a] + (axis.of_block - 1))[1]))
+            begins.append(integer(f"begin{a}", self.window(a, self.first[a])[0]))
+            ends.append(integer(f"end{a}", self.window(a, self.first[a] + (axis.of_block - 1))[1]))
         return begins, ends
 
     def on_map(self, position: Sequence[Any], rank: int) -> list[Any]:
@@ -88,11 +88,11 @@ class Place:
         fixed = self._fixed(axis, tile, half)
         if (axis, fixed) not in self._windows:
             begin, end = self.window(axis, self.query(tile, half)[axis])
-            kept = start(f"window{axis}_{fixed}", begin)
+            kept = integer(f"window{axis}_{fixed}", begin)
             size = self.axes[axis].kernel_size
             self._windows[axis, fixed] = (
                 kept,
-                start(f"window_end{axis}_{fixed}", end) if self.axes[axis].is_causal else kept + size,
+                integer(f"window_end{axis}_{fixed}", end) if self.axes[axis].is_causal else kept + size,
             )
         return self._windows[axis, fixed]
 
@@ -102,8 +102,8 @@ class Place:
         first, last = self.window(axis, t), self.window(axis, t + (self.axes[axis].of_warp - 1))
         name = f"warp{axis}"
         return (
-            (start(f"{name}_first", first[0]), start(f"{name}_first_end", first[1])),
-            (start(f"{name}_last", last[0]), start(f"{name}_last_end", last[1])),
+            (integer(f"{name}_first", first[0]), integer(f"{name}_first_end", first[1])),
+            (integer(f"{name}_last", last[0]), integer(f"{name}_last_end", last[1])),
         )
 
     def _of_warp(self, axis: int) -> Any:

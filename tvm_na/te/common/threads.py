@@ -36,6 +36,11 @@ def number(name: str, value: Any, dtype: str) -> Any:
     return buffer[0]
 
 
+def integer(name: str, value: Any) -> Any:
+    """An integer in a register, or as it is where it is known."""
+    return value if isinstance(value, int) else number(name, value, "int32")
+
+
 @contextmanager
 def only_where(condition: Any) -> Iterator[None]:
     """What is done where ``condition`` holds; always, where it is None."""
