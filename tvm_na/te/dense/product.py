@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 from tvm_na.problems.base import HALVES
 from tvm_na.problems.dense import DenseProblem
 from tvm_na.te.common.formulation import Tile, batch_axis, of_expressions
-from tvm_na.te.common.halves import Conversions
 from tvm_na.te.common.layout import with_output_layout
 from tvm_na.te.common.rows import unravelled
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from tvm_na.te.common.halves import Conversions
 
 # The part of all tiles that may be added so that their number can be cut into tasks in more ways.
 _MORE_TILES = 0.02
@@ -197,6 +198,8 @@ def _factor(problem: DenseProblem, weight: Any, float16_instructions: bool) -> C
     channel and channel of the block."""
     from tvm import tirx
 
+    from tvm_na.te.common.halves import Conversions
+
     convert = Conversions(problem.stored_dtype, problem.accum_dtype, float16_instructions)
     if not has_pairs(problem):
         return lambda c, window, channel, l: convert.widened(weight[(c, *window, channel, l)])
@@ -220,6 +223,7 @@ def forward(
     """
     from tvm import te
 
+    from tvm_na.te.common.halves import Conversions
     from tvm_na.te.common.math import gelu
 
     accum, out_spatial, rows, positions = problem.accum_dtype, problem.out_spatial, tile.rows, positions_of(problem)
