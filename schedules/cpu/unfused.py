@@ -14,7 +14,6 @@ from tvm_na.schedules.base import Formulations, SearchSpace, largest_divisor
 from tvm_na.schedules.cpu.vectors import IN_FLIGHT, STACK_BYTES, channel_vector, vector_length
 from tvm_na.schedules.helpers import FuncSchedule
 from tvm_na.targets.target import NATarget
-from tvm_na.te.common.halves import Conversions
 from tvm_na.te.unfused.tiles import TransposedTile, UnfusedLanesTile
 
 # Queries whose sums for a bias are added up in one task: few enough for float32, and many times the sums themselves.
@@ -122,6 +121,8 @@ class UnfusedSchedule(FuncSchedule):
 
     def av(self) -> None:
         """Heads x vectors of channels as accumulators, the window outside of them."""
+        from tvm_na.te.common.halves import Conversions
+
         sch, p = self.sch, self.problem.forward
         vector = channel_vector(p.head_dim, self.register)
         vectors = p.head_dim // vector

@@ -146,13 +146,17 @@ def blocks_at_once(problem: NAProblem, shape: FlashShape, target: NATarget) -> i
 
 def shapes(problem: NAProblem, tile: FlashTile, swizzled: bool) -> Iterator[FlashShape]:
     """Those that a default is chosen from."""
-    lacking = ((1,),) * (3 - problem.rank)
-    of_warp = product(*lacking, *(TILES,) * problem.rank)
-    of_block = [warps for warps in product(*lacking, *(WARPS,) * problem.rank) if prod(warps) <= _MOST_WARPS]
-    for tiles, warps in product(of_warp, of_block):
-        if box(problem, tile, tiles, warps).fits:
+    tiles, warps = (_along(problem, options) for options in (TILES, WARPS))
+    for of_warp, of_block in product(tiles, warps):
+        if prod(of_block) <= _MOST_WARPS and box(problem, tile, of_warp, of_block).fits:
             for keys, stages, keeps in product(KEYS, STAGES, (False, True)):
-                yield FlashShape(tiles, warps, keys, stages, swizzled, keeps)
+                yield FlashShape(of_warp, of_block, keys, stages, swizzled, keeps)
+
+
+def _along(problem: NAProblem, options: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    """Options along each axis that the problem has."""
+    lacking = ((1,),) * (3 - problem.rank)
+    return [(z, y, x) for z, y, x in product(*lacking, *(options,) * problem.rank)]
 
 
 def is_good(problem: NAProblem, shape: FlashShape, target: NATarget) -> bool:
