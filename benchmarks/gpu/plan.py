@@ -27,10 +27,11 @@ OPTIONS = {
     "1D": NAProblem.make((150,), 31, 2, 32, return_lse=True),
     "3D": NAProblem.make((6, 7, 10), (3, 5, 3), 2, 32, bias=True),
 }
-#: Attention of FLUX at 4096x4096 pixels and of Hunyuan Video, as NATTEN's documentation has them.
+#: Attention of FLUX at 4096x4096 pixels and of Hunyuan Video, as NATTEN's documentation has them, and of a line.
 _LARGE = (
     NAProblem.make((256, 256), 80, 24, 128, dtype="float16"),
     NAProblem.make((30, 48, 80), (18, 24, 24), 24, 128, dtype="float16"),
+    NAProblem.make((8192,), 1024, 16, 128, dtype="float16"),
 )
 
 
@@ -114,11 +115,12 @@ def launched() -> NAProblem:
 
 
 def tiny() -> dict[str, Problem]:
-    """Six problems on small maps, by what a kernel of each has."""
+    """Seven problems on small maps, by what a kernel of each has."""
     nat = NAProblem.make((8, 9), 5, 1, 16, dtype="float16", bias=True)
     return {
         "tensor cores": nat,
         "asynchronous copies": NAProblem.make((10, 12), 9, 1, 32, dtype="bfloat16", return_lse=True),
+        "one pass": NAProblem.make((3, 6, 7), 3, 1, 16, dtype="float16", return_lse=True),
         "TF32": dataclasses.replace(nat, dtype=TF32),
         "gather": NAProblem.make((5, 6, 4), 3, 1, 8, dtype="float32"),
         "gradients": BackwardProblem(NAProblem.make((7, 8), 3, 2, 16, dtype="float16", bias=True)),

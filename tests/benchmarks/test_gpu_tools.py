@@ -124,6 +124,7 @@ def test_a_tool_ends_with_the_worker_that_started_it(tmp_path: Path) -> None:
     [
         ("tensor cores", "mma.sync"),
         ("asynchronous copies", "cp.async"),
+        ("one pass", "tvm_na_copy_16"),
         ("TF32", ".tf32"),
         ("gather", None),
         ("gradients", None),
@@ -140,4 +141,4 @@ def test_the_sanitizer_sees_one_of_each(name: str, has: str | None) -> None:
         assert space.name == "cuda-gather"
     else:
         assert isinstance(tiny[name], BackwardProblem if name == "gradients" else UnfusedProblem)
-    assert len(tiny) == 6
+    assert len(tiny) == 7

@@ -135,6 +135,27 @@ FAULTS = (
         ("tests/schedules/test_tensor_cores.py",),
     ),
     Fault(
+        "a step that ends behind a window taken for one that all queries see",
+        "tvm_na/te/attention/flash_warp.py",
+        "found = [x < begin, x + self.keys > end]",
+        "found = [x < begin, x > end]",
+        ("tests/schedules/test_flash.py",),
+    ),
+    Fault(
+        "keys copied to where others are being read",
+        "tvm_na/te/attention/flash.py",
+        "self.fetch(place, copies, ahead, following % shape.stages, steps, following)",
+        "self.fetch(place, copies, ahead, step % shape.stages, steps, following)",
+        ("tests/schedules/test_flash.py",),
+    ),
+    Fault(
+        "sums that stay relative to a smaller score",
+        "tvm_na/te/attention/flash_warp.py",
+        "self.attended[at] * self.alpha",
+        "self.attended[at] + 0 * self.alpha",
+        ("tests/schedules/test_flash.py",),
+    ),
+    Fault(
         "queries of a warp that begin in the same bank of shared memory",
         "schedules/cuda/gather.py",
         "-1 - own, 2 * self.group, self.group)",
