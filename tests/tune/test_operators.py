@@ -80,8 +80,10 @@ LINEAR = DenseProblem.make(49, 32, 48, activation="gelu")
 CONV = DenseProblem.make((10, 10), 8, 16, kernel_size=3, stride=2, padding=1, bias=False)
 HALF = backward(2, return_lse=True, **HALVES)
 PLAIN = NAProblem.make((8, 8), 3, 2, 16, bias=True)
+LINE = NAProblem.make(40, 9, 2, 16, **HALVES)
 GIVEN = {
     "attention on a GPU": Tuned(PLAIN, replace(PLAIN, heads=4, heads_kv=4), "cuda-gather", GPU, GPU_BATCH),
+    "one pass on a GPU": Tuned(LINE, replace(LINE, spatial=(60,)), "cuda-flash", GPU, GPU_BATCH),
     "backward": Tuned(backward(1), backward(2), "cpu-backward"),
     "linear": Tuned(LINEAR, replace(LINEAR, out_channels=96), "cpu-dense", batch=3),
     "convolution": Tuned(CONV, replace(CONV, out_channels=32), "cpu-dense"),
