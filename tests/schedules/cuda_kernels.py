@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tests.conftest import TOLERANCE
-from tests.cuda_emulator.emulate import Emulated
+from tests.cuda_emulator.emulate import Counts, Emulated
 from tests.cuda_emulator.errors import EmulationError
 from tests.helpers import random_inputs, random_problem, reference64, relative_error, share
 from tvm_na.cuda.late import written
@@ -95,16 +95,18 @@ class CudaKernel:
             return False
         return True
 
-    def launch(self, arguments: dict[str, Any], batch: int, seed: int = 0, late_copies: bool = True) -> None:
-        """Run it in the emulation on arguments by name."""
+    def launch(self, arguments: dict[str, Any], batch: int, seed: int = 0, late_copies: bool = True) -> list[Counts]:
+        """Run it in the emulation on arguments by name; what each device function did."""
         emulated = Emulated(self.source)
         assert len(emulated.kernels) == len(self.launches)
+        counts = []
         for launch in self.launches:
             parameters = emulated.kernels[launch.name].parameters
             given = [{**arguments, "batch": batch}[parameter.name.removesuffix("_ptr")] for parameter in parameters]
             blocks = math.prod(batch if factor == "batch" else int(factor) for factor in launch.grid.split(" * "))
             shared = self.sizes.dynamic_shared
-            emulated.launch(launch.name, (blocks, 1, 1), launch.block, given, shared, seed, late_copies)
+            counts.append(emulated.launch(launch.name, (blocks, 1, 1), launch.block, given, shared, seed, late_copies))
+        return counts
 
 
 def kernel_of(problem: Problem, schedule: Scheduled) -> CudaKernel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import random
 from typing import Any
@@ -35,6 +36,7 @@ from tvm_na.schedules.base import Plan
 from tvm_na.schedules.cuda import flash
 from tvm_na.schedules.cuda.flash_sizes import KEYS, STAGES, TILES, WARPS, default_shape, registers, shared_bytes, work
 from tvm_na.targets.target import parse_target
+from tvm_na.te.attention.flash_layout import PART, SharedRow, left, right
 from tvm_na.te.attention.flash_tile import SIDE, FlashShape, FlashTile, can_be_swizzled
 
 HALVES = ("float16", "bfloat16")
@@ -229,6 +231,32 @@ def test_shared_memory_is_what_was_reckoned() -> None:
         _, *numbers = NAMED[name][2]
         problem = problem_of(name, "float16")
         assert kernel_for(name, "float16").sizes.dynamic_shared == shared_bytes(problem, FlashShape(*numbers))
+
+
+@pytest.mark.parametrize("name", ["2D", "strided"])
+def test_products_are_those_that_were_reckoned(name: str) -> None:
+    """Of blocks within the map; those at its border need less."""
+    kernel, (rows, *numbers) = kernel_for(name, "float16"), NAMED[name][2]
+    problem, shape = kernel.problem, FlashShape(*numbers)
+    tensors = {argument.name: torch.zeros(argument.shape_for(1)) for argument in problem.arguments()}
+    (counts,) = kernel.launch({n: t if n == "scale" else t.half() for n, t in tensors.items()}, 1)
+    done = work(problem, FlashTile(rows, SIDE // rows), shape)
+    reckoned = math.prod(problem.spatial) * done.products * (problem.head_dim + problem.head_dim_v)
+    assert 0.6 * reckoned <= counts.mma * 16 * 8 * 16 <= reckoned
+
+
+@pytest.mark.parametrize("swizzled", [False, True])
+def test_lanes_load_rows_from_different_banks(swizzled: bool) -> None:
+    """A tensor core's load is four of eight rows with 16 bytes each, of which 128 bytes are all banks."""
+    for channels in (n for n in range(16, 257, 16) if not swizzled or n & (n - 1) == 0):
+        row = SharedRow(channels, swizzled)
+        parts = [row.part(n, part) for n in range(16) for part in range(channels // PART)]
+        assert len(set(parts)) == len(parts) and max(parts) < 16 * row.length
+        for lanes, k in itertools.product((left, right), range(0, channels, 16)):
+            places = [row.further(lanes(row, lane), k) for lane in range(32)]
+            assert sorted(places) == sorted(row.part(n, k // PART + part) for n in range(16) for part in range(2))
+            for eight in range(0, 32, 8):
+                assert len({place // PART % 8 for place in places[eight : eight + 8]}) == 8
 
 
 # --- what the emulation notices

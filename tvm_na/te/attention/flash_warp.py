@@ -144,37 +144,48 @@ class Warp:
             found += [] if isinstance(at, int) else [at >= begin, at < end]
         return tirx.all(*found)
 
-    def masked(self, position: Sequence[Any]) -> Any:
-        """Whether any of the warp's queries may see less than all keys of the step."""
+    def masked(self, position: Sequence[Any], keys: int) -> Any:
+        """Whether any of the warp's queries may see less than so many keys, all of those from a position on."""
         *outer, x = position
         (_, end), (begin, _) = self.ranges[-1]
-        found = [x < begin, x + self.keys > end]
+        found = [x < begin, x + keys > end]
         for at, ((_, last), (first, _)) in zip(outer, self.ranges, strict=False):
             found += [] if isinstance(at, int) else [at < first, at >= last]
         return tirx.any(*found)
 
     def _each_key(self, row: int) -> Any:
         """Loops over a lane's keys of a query: their number behind the lane's first, and where their scores are."""
-        return _Keys(self.keys, row // 2 * (self.keys // 2) + row % 2 * 2)
+        return _Keys(self.keys, self._first(row))
+
+    def _first(self, row: int) -> int:
+        """Where a query's scores begin."""
+        return row // 2 * (self.keys // 2) + row % 2 * 2
 
     def mask(self, position: Sequence[Any]) -> None:
-        """Minus infinity for what a query does not see."""
+        """Minus infinity for what a query does not see; 16 keys that all queries see are left as they are."""
         *outer, x = position
-        for tile, half, row in self.rows():
-            begin, end = self.place.window_of(2, tile, half)
-            there = []
-            for axis, at in enumerate(outer):
-                if not isinstance(at, int):
-                    window = self.place.window_of(axis, tile, half)
-                    there += [at >= window[0], at < window[1]]
-            size = end - begin if self.problem.is_causal[-1] else tirx.const(self.problem.kernel_size[-1], "int32")
-            # One comparison without a sign for a key: none is less than 0.
-            most = tirx.Select(tirx.all(*there), size, tirx.const(0, "int32")) if there else size
-            most = number(f"most{row}", most, "int32")
-            from_begin = number(f"from_begin{row}", x + self.column - begin, "int32")
-            with self._each_key(row) as (key, at):
-                sees = tirx.Cast("uint32", from_begin + key) < tirx.Cast("uint32", most)
-                T.buffer_store(self.dots, tirx.Select(sees, self.dots[at], f32(_MASKED)), [at])
+        limits = [self._limits(tile, half, row, outer) for tile, half, row in self.rows()]
+        with T.unroll(0, self.keys // SIDE) as n16, only_where(self.masked([*outer, x + n16 * SIDE], SIDE)):
+            for row, (begin, most) in enumerate(limits):
+                from_begin = number(f"from_begin{row}", x + self.column - begin, "int32")
+                with T.unroll(0, 2) as n8, T.unroll(0, 2) as pair:
+                    at = self._first(row) + (n16 * 2 + n8) * 4 + pair
+                    # One comparison without a sign: none is less than 0.
+                    sees = tirx.Cast("uint32", from_begin + ((n16 * 2 + n8) * 8 + pair)) < tirx.Cast("uint32", most)
+                    T.buffer_store(self.dots, tirx.Select(sees, self.dots[at], f32(_MASKED)), [at])
+
+    def _limits(self, tile: int, half: int, row: int, outer: Sequence[Any]) -> tuple[Any, Any]:
+        """Where a query's window begins along the last axis, and how many keys it has there: none in rows that it does
+        not see."""
+        begin, end = self.place.window_of(2, tile, half)
+        there = []
+        for axis, at in enumerate(outer):
+            if not isinstance(at, int):
+                window = self.place.window_of(axis, tile, half)
+                there += [at >= window[0], at < window[1]]
+        size = end - begin if self.problem.is_causal[-1] else tirx.const(self.problem.kernel_size[-1], "int32")
+        most = tirx.Select(tirx.all(*there), size, tirx.const(0, "int32")) if there else size
+        return begin, number(f"most{row}", most, "int32")
 
     def add_bias(self, position: Sequence[Any]) -> None:
         """Scores in powers of two with the bias. Of keys that are masked afterwards that of any others."""
@@ -223,7 +234,7 @@ class Warp:
         self.scores(base)
         if self.problem.bias:
             self.add_bias(position)
-        with only_where(self.masked(position)):
+        with only_where(self.masked(position, self.keys)):
             self.mask(position)
         self.weigh()
         self.add_values(base + self.layout.values)
