@@ -148,7 +148,8 @@ def test_the_manifest_says_what_it_is(aoti, model) -> None:
     path = aoti.path
     found = tvm_na.load(path).manifest
     parameters = sum(p.numel() for p in model.parameters())
-    assert found.model == {"name": SMALL.name, "parameters": parameters, "weights": "small.pth"}
+    about = {"name": SMALL.name, "parameters": parameters, "weights": "small.pth"}
+    assert found.model == {**about, "weights_dtype": None}
     assert (str(found.input), [str(o) for o in found.outputs]) == (
         f"float32 [batch, 3, {SIZE}, {SIZE}]",
         [f"float32 [batch, {CLASSES}]"],

@@ -16,7 +16,7 @@ import tvm_na
 from tests.cli.invoking import invoke
 from tests.deploy.artifacts import LIMIT, SIZE, Made, by_command, once, seal, small_model
 from tests.deploy.test_layers import graph_of
-from tests.helpers import Function, relative_error
+from tests.helpers import PROBLEMS, Function, relative_error
 from tvm_na.deploy import int8, manifest
 from tvm_na.deploy.products import dense_problem, scale_of
 from tvm_na.deploy.rewrite import dense, dequantized
@@ -26,7 +26,8 @@ from tvm_na.models import NAModel
 OPTIONS = {"aoti": ("--no-autotune",), "tvm": ("--format", "tvm")}
 
 
-@pytest.fixture(scope="module", params=OPTIONS)
+# A C++ compiler takes half a minute for the other one.
+@pytest.fixture(scope="module", params=OPTIONS if PROBLEMS >= 100 else ("tvm",))
 def narrow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """An artifact with int8 weights, of each format."""
     options = (*OPTIONS[request.param], "--records", "off", "--weights-dtype", "int8")

@@ -95,15 +95,15 @@ FAULTS = (
     Fault(
         "what is masked counts in windows without scores",
         _LANES,
-        "column), result, tirx.const(-math.inf, accum))",
-        "column), result, tirx.min_value(accum))",
+        "column), result, self.const(-math.inf))",
+        "column), result, tirx.min_value(self.accum))",
         ("tests/ops/test_edge_values.py",),
     ),
     Fault(
         "queries read the keys of another group's head",
         _LANES,
-        "(lambda h: h // (problem.heads // problem.heads_kv))",
-        "(lambda h: h % problem.heads_kv)",
+        "return h if group == 1 else h // group",
+        "return h if group == 1 else h % self.problem.heads_kv",
         _CPU,
     ),
     Fault(

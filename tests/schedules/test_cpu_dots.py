@@ -51,7 +51,7 @@ def kernel_of(problem: NAProblem, tile: DotsTile | None = None) -> Any:
     return compile_all([module_of(problem, tile)])[0]
 
 
-@pytest.mark.parametrize("block", range(share(4)))
+@pytest.mark.parametrize("block", range(share(12)))
 def test_random_problems_agree_with_the_reference(block: int) -> None:
     """At drawn points of tiles of the first and the last rank."""
     rng = random.Random(block)

@@ -40,6 +40,7 @@ def artifact(monkeypatch):
             "input": TensorSpec((None, 3, SIZE, SIZE), "float32"),
             "outputs": [TensorSpec((None, model.num_classes), "float32")],
             "returns_list": False,
+            "check": {"budget": 1e-4},
             **changes,
         }
         manifest = SimpleNamespace(**fields, batch=fields["input"].shape[0])

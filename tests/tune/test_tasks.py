@@ -107,7 +107,7 @@ def test_a_problem_has_formulations_with_spaces() -> None:
 
 def test_a_problem_without_a_space_is_refused() -> None:
     with pytest.raises(ValueError, match="problem: required one that has a compiled kernel on llvm-.*, got 9"):
-        formulations_of(NAProblem.make((9, 9), 3, 1, 8, dtype="float16"), detect_target())
+        formulations_of(NAProblem.make((9, 9), 3, 1, 8, dtype="tf32"), detect_target())
 
 
 def test_labels_say_what_differs() -> None:
