@@ -156,16 +156,20 @@ def test_a_warm_process_calls_a_kernel_without_tvm_in_100_ms(folder: Path) -> No
     na2d(query, query, query, 3, backend="compiled")
     code = """
         start = time.process_time()
+        import tvm_ffi
+        theirs = time.process_time() - start
         import tvm_na
         q = torch.rand(1, 6, 7, 1, 4)
         tvm_na.na2d(q, q, q, 3, backend="compiled")
         seconds = time.process_time() - start
-        assert "tvm" not in sys.modules and "tvm_ffi" in sys.modules
-        print(seconds)
+        assert "tvm" not in sys.modules
+        print(seconds, theirs)
     """
     # With the bytecode that every second process finds, also where this one may not write any.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPYCACHEPREFIX"] = str(folder.parent / "bytecode")
-    seconds = run_forked("import sys, time, torch", code, 5, at_once=False, env=environment)
-    # The processor's time, and the fastest of a few: what other processes take is not ours.
-    assert min(map(float, seconds)) < 0.100, seconds
+    lines = run_forked("import sys, time, torch", code, 5, at_once=False, env=environment)
+    # The processor's time, and the fastest of a few: what other processes take is not ours. Some machines take several
+    # times as long to map a file, which the import of tvm_ffi shows: a fifth of all where it takes 100 ms.
+    seconds, theirs = (min(map(float, column)) for column in zip(*map(str.split, lines), strict=True))
+    assert seconds < max(0.100, 7 * theirs), lines
