@@ -46,9 +46,10 @@ def kernel_versions(target: NATarget) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=1)
 def _passes_digest() -> str:
-    """A digest of what we do to scheduled functions before and while CUDA is made of them."""
-    folder = Path(__file__).parent / "cuda"
-    files = ("async_copies.py", "names.py", "workarounds.py")
+    """A digest of what we do to scheduled functions before and while CUDA is made of them, and of the rates that
+    defaults are chosen by."""
+    folder = Path(__file__).parent
+    files = ("cuda/async_copies.py", "cuda/names.py", "cuda/workarounds.py", "targets/gpus.py")
     return digest_of(*((folder / name).read_text(encoding="utf-8") for name in files))
 
 

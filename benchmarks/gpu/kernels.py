@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import statistics
 from typing import Any
 
 from benchmarks.gpu import cases
+from benchmarks.gpu.estimated import estimated
 from benchmarks.gpu.folder import RunFolder
 from benchmarks.gpu.points import is_usable
 from benchmarks.gpu.results import Results
@@ -45,7 +48,8 @@ def timed_items(folder: RunFolder, results: Results) -> list[Item]:
 
 
 def timed(number: int, batch: int | None) -> dict[str, Any]:
-    """A kernel beside a copy of as many bytes; with a batch of one both as a CUDA graph, as launching takes longer."""
+    """A kernel beside a copy of as many bytes, and what the static model estimated; with a batch of one as CUDA graphs,
+    as launching takes longer."""
     place = here()
     problem = place.folder.kernel(number).problem
     large = cases.is_large(problem)
@@ -53,10 +57,23 @@ def timed(number: int, batch: int | None) -> dict[str, Any]:
     _, call = cases.checked_sets(number, batch)
     about = {"problem": str(problem), "kernel": number, "batch": batch, "bytes": problem.bytes * batch}
     about["useful_flops"] = problem.useful_flops * batch
+    about["estimated"] = estimated(place.folder, problem, batch, _device())
     if large:
         clock = place.device.clock()
-        return {**about, OURS: {"samples": [clock.seconds(call, 1) for _ in range(_FEW)]}}
+        samples = [clock.seconds(call, 1) for _ in range(_FEW)]
+        return {**about, OURS: {"samples": samples}, **_over_estimate(about, statistics.median(samples))}
     replayed = copies_for(problem.bytes) if batch == 1 else 0
     timings = cases.time_of({OURS: call, COPY: cases.copy_like(problem, batch)}, replayed=replayed)
     ratio = interleaved_ratio(timings[OURS], timings[COPY])
-    return {**about, **{name: timing.to_dict() for name, timing in timings.items()}, "ours_over_copy": ratio}
+    told = {name: timing.to_dict() for name, timing in timings.items()}
+    return {**about, **told, "ours_over_copy": ratio, **_over_estimate(about, timings[OURS].median)}
+
+
+@functools.cache
+def _device() -> str:
+    return str(here().device.about().get("device", ""))
+
+
+def _over_estimate(about: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """How many times the estimated time was measured, where there is an estimate."""
+    return {"ours_over_estimated": seconds / about["estimated"]["seconds"]} if about["estimated"] else {}

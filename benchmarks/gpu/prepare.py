@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from benchmarks.gpu import estimated
 from benchmarks.gpu.folder import KERNELS, RunFolder
 from benchmarks.gpu.plan import Plan
 from tvm_na.cli.tune_package import building, progress
@@ -53,6 +54,7 @@ def prepare(path: Path, plan: str, target: str, python: str, jobs: int, console:
         console.print(f"{len(problems)} problems, {which}: {state.ending}, {progress(state)}", highlight=False)
         if state.failed or not state.ending.startswith("all"):
             raise RuntimeError(f"kernels: required all, got {state.ending}: {'; '.join(state.messages)}")
+    estimated.write(folder, parse_target(target), lambda text: console.print(text, markup=False, highlight=False))
     runtime = add_runtime(path / KERNELS, python)
     ignored = shutil.ignore_patterns("__pycache__", "results")
     shutil.copytree(Path(__file__).parents[1], runtime / "benchmarks", ignore=ignored, dirs_exist_ok=True)

@@ -1,7 +1,7 @@
 """Sizes of warps and blocks for the flash formulation: which fit a GPU, and which are taken where nothing was measured.
 
 What a kernel takes is estimated from what it does for a query: instructions, products, loads from shared memory, keys
-and values that come from the second cache. No GPU has confirmed it.
+and values that come from the second cache, at the rates of ``tvm_na/targets/gpus.py``. No GPU has confirmed it.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from itertools import product
 from math import prod
 
 from tvm_na.problems.attention import NAProblem
+from tvm_na.targets import gpus
 from tvm_na.targets.target import NATarget
 from tvm_na.te.attention.flash_axis import axes
 from tvm_na.te.attention.flash_layout import Layout
 from tvm_na.te.attention.flash_tile import SIDE, FlashShape, FlashTile, can_be_swizzled, padded
 
-_ITEM_BYTES, _LANES = 2, 32
+_ITEM_BYTES = 2
 #: Along each axis.
 TILES, WARPS = (1, 2), (1, 2, 4, 8)
 #: Of a step; steps in shared memory.
 KEYS, STAGES = (16, 32, 48, 64, 96, 128), (2, 3, 4)
 _MOST_WARPS = 8  # of a default
 
-# Of a multiprocessor: schedulers, cycles of a product of 16 x 8 x 16 and of a load of 16 x 16 numbers, bytes of a cycle
-# from the second cache, cycles until they come, registers, and warps that hide each other's latencies.
-_SCHEDULERS, _PRODUCT, _LOAD, _BYTES, _LATENCY, _REGISTERS, _HIDING = 4, 2, 4, 24, 800, 65536, 8
+# Cycles of a multiprocessor for a load of 16 x 16 numbers.
+_LOAD = SIDE * SIDE * _ITEM_BYTES // gpus.SHARED_BYTES_OF_CYCLE
 # Instructions of a lane for a score, for a step, for a copy of 16 bytes.
 _SCORE, _STEP, _COPY = 5.5, 60, 3
 # Registers of a lane beside scores, sums and queries, of a sub-tile and in all; more for a bias (of a sub-tile) and for
@@ -35,7 +35,6 @@ _SCORE, _STEP, _COPY = 5.5, 60, 3
 _OF_TILE, _BESIDE, _OF_BIAS, _OF_SWIZZLE = 6, 36, 8, 6
 # Of 255, as many as the compiler was seen to manage without memory, by this estimate.
 _ENOUGH_REGISTERS = 232
-_PARTLY_HIDDEN = 0.25  # of what is not the first limit
 
 
 @dataclass(frozen=True)
@@ -125,23 +124,22 @@ def cycles(problem: NAProblem, tile: FlashTile, shape: FlashShape, target: NATar
     products = tiles * 2 * (shape.keys // SIDE) * (k + v)
     loads = (shape.keys // SIDE) * (k + v) + (0 if shape.keeps_queries else tiles * k)
     instructions = products + loads + tiles * (shape.keys // 2 * _SCORE + 4 * v)
-    of_step = shape.warps_of_block * _STEP + shape.keys * bytes_of_key / 16 / _LANES * _COPY
-    blocks = blocks_at_once(problem, shape, target)
+    of_step = shape.warps_of_block * _STEP + shape.keys * bytes_of_key / 16 / gpus.WARP * _COPY
+    blocks, gpu = blocks_at_once(problem, shape, target), gpus.like(target)
     needs = (
-        (done.warp_steps * instructions + done.steps * of_step) / _SCHEDULERS,
-        done.warp_steps * products * _PRODUCT,
+        (done.warp_steps * instructions + done.steps * of_step) / gpus.SCHEDULERS,
+        done.warp_steps * products * gpu.product,
         done.warp_steps * loads * _LOAD,
-        done.keys * bytes_of_key / _BYTES,
-        done.steps * _LATENCY / (shape.stages - 1) / blocks,
+        done.keys * bytes_of_key / gpu.cache_bytes,
+        done.steps * gpu.latency / (shape.stages - 1) / blocks,
     )
-    waits = 1 + max(0, _HIDING - blocks * shape.warps_of_block) / (2 * _HIDING)
-    return (max(needs) + _PARTLY_HIDDEN * (sum(needs) - max(needs))) * waits
+    return gpus.together(needs) * gpus.waits(blocks * shape.warps_of_block)
 
 
 def blocks_at_once(problem: NAProblem, shape: FlashShape, target: NATarget) -> int:
     """Of a multiprocessor."""
-    by_registers = _REGISTERS // (_LANES * shape.warps_of_block * min(255, registers(problem, shape)))
-    return max(1, min(by_registers, (target.max_shared_bytes + 1024) // (shared_bytes(problem, shape) + 1024)))
+    found = (shape.warps_of_block, min(255, registers(problem, shape)), shared_bytes(problem, shape))
+    return max(1, gpus.blocks_at_once(target.arch, *found))
 
 
 def shapes(problem: NAProblem, tile: FlashTile, swizzled: bool) -> Iterator[FlashShape]:

@@ -88,7 +88,7 @@ class Pretended:
         return not self._lost
 
     def about(self) -> dict[str, Any]:
-        return {**machine(), "device": "NVIDIA Pretended", "driver": "none"}
+        return {**machine(), "device": "NVIDIA Pretended H200", "driver": "none"}
 
     def kernel(self, file: Path, problem: Problem) -> Callable[..., None]:
         faults = here().folder.path / FAULTS

@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from benchmarks.gpu import prepare
+from benchmarks.gpu import estimated, prepare
 from benchmarks.gpu.device import Cuda
 from benchmarks.gpu.folder import KERNELS, RunFolder
 from benchmarks.gpu.plan import full_plan
 from benchmarks.gpu.schedule import STEPS
+from tests.cuda.static.test_bounds import FACTS
 from tests.helpers import run_python
 from tests.packages.made_up import made_up
+from tvm_na.cuda.static.facts import Facts
+from tvm_na.jit import estimates
 from tvm_na.models import create_model
 from tvm_na.models.problems import problems_of, training_problems_of
 from tvm_na.packages.prebuild import PrebuildState
@@ -91,8 +94,15 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         asked.append((which, target.name, problems))
         return made_up(folder, *(problem for _, _, some in asked for problem in some)), PrebuildState(ending="all")
 
+    def facts_for(problem: Any, target: Any, batch: int, records: str) -> list[Facts]:
+        if batch == 1:
+            raise RuntimeError("not understood")
+        assert records == "off"
+        return [FACTS]
+
     asked: list[Any] = []
     monkeypatch.setattr(prepare, "prebuild", prebuild)
+    monkeypatch.setattr(estimates, "facts_for", facts_for)
     prepare.prepare(tmp_path / "folder", "small", "cuda-sm_90", "", 0, Console(quiet=True))
     plan = RunFolder(tmp_path / "folder").plan
     assert asked == [("defaults", "cuda-sm_90", plan.defaults()), ("all", "cuda-sm_90", plan.searched)]
@@ -114,6 +124,19 @@ def test_the_command_runs_with_what_is_in_the_folder(prepared: Path, tmp_path: P
         and "kernels for cuda-sm_90" in done.stdout
         and "worker process could not start" in done.stdout
     )
+
+
+def test_estimates_are_in_the_folder(prepared: Path) -> None:
+    """Of what was understood, for GPUs that rates are known of."""
+    folder = RunFolder(prepared)
+    nat, large = folder.plan.timed
+    assert [batch for _, batch in estimated.wanted(folder.plan)] == [128, 128, 1]
+    for problem in (nat, large):
+        found = estimated.estimated(folder, problem, 128, "NVIDIA H200")
+        assert found is not None and found["gpu"] == "H200" and found["seconds"] > 0
+    assert estimated.estimated(folder, nat, 1, "NVIDIA H200") is None
+    assert estimated.estimated(folder, nat, 128, "NVIDIA A10") is None
+    assert {batch for _, batch in estimated.wanted(full_plan())} == {1, 128}
 
 
 def test_a_missing_default_is_told(prepared: Path) -> None:

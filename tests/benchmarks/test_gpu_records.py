@@ -51,7 +51,7 @@ def test_operators_find_the_best(place: Place) -> None:
     folder = place.results / "records" / TARGET.name
     assert [(r.problem, r.batch, len(r.run_secs)) for r in records_in(folder)] == [(SMALL, 128, 3)] * 2
     meta = read_meta(folder)
-    assert meta is not None and meta.sessions[0]["gpu"] == "NVIDIA Pretended"
+    assert meta is not None and meta.sessions[0]["gpu"] == "NVIDIA Pretended H200"
     assert recorded.prepare_operators([fastest]) == "user"
     assert select(SMALL, TARGET).key == f"record:{digest_of(package, package.kernels[fastest])}"
     assert build.is_cached(SMALL, TARGET)

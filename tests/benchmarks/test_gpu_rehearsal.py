@@ -11,13 +11,17 @@ from typing import Any
 
 import pytest
 
+from benchmarks.gpu import estimated
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.folder import KERNELS, RunFolder
 from benchmarks.gpu.plan import PLANS
 from benchmarks.gpu.results import ARCHIVE
 from benchmarks.gpu.schedule import STEPS
 from tests.benchmarks import pretended
+from tests.cuda.static.test_bounds import FACTS
 from tests.packages.made_up import library_of, made_up
+from tvm_na.cuda.static.bounds import estimate
+from tvm_na.targets.gpus import gpu_of
 
 DEVICE = "tests.benchmarks.pretended:Pretended"
 
@@ -47,6 +51,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
         "$@" && echo "========= ERROR SUMMARY: 0 errors"
     """
     script(path / "tools" / "compute-sanitizer", textwrap.dedent(program))
+    known = {"problem": nat.to_json(), "batch": pretended.Pretended.batch, "functions": [FACTS.to_dict()]}
+    (path / estimated.FILE).write_text(json.dumps([known]))
     return RunFolder.describe(path, "rehearsed")
 
 
@@ -78,6 +84,15 @@ def test_every_kernel_that_goes_wrong_is_named_and_left_out(ran: dict[str, Any],
     assert (crashed["failure"], crashed["message"]) == ("crash", "the process ended with SIGSEGV")
     assert lost["failure"] == "crash" and "illegal memory access" in lost["message"]
     assert not bad.keys() & ran["points"]["items"].keys() and ran["points"]["items"].keys() < right.keys()
+
+
+def test_times_stand_beside_estimates(ran: dict[str, Any], folder: RunFolder) -> None:
+    known = [found["value"] for found in ran["table"]["items"].values() if found["value"]["estimated"]]
+    (found,) = known
+    assert found["problem"] == str(folder.plan.searched[0]) and found["batch"] == pretended.Pretended.batch
+    wanted = estimate(FACTS, gpu_of(folder.package.target, "H200"))
+    assert found["estimated"] == wanted.to_dict()
+    assert found["ours_over_estimated"] == found["tvm_na"]["median"] / wanted.seconds
 
 
 def test_large_windows_are_compared_too(ran: dict[str, Any], folder: RunFolder) -> None:

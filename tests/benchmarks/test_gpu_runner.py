@@ -104,7 +104,7 @@ def test_each_file_says_device_driver_date_versions_and_seconds(ran: Any, tmp_pa
     folder, _, _ = ran
     for content in steps_in(folder / "out", tmp_path).values():
         assert (
-            content["about"]["device"] == "NVIDIA Pretended"
+            content["about"]["device"] == "NVIDIA Pretended H200"
             and {"driver", "date", "versions"} <= content["about"].keys()
         )
         assert content["seconds"] >= 0

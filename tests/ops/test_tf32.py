@@ -15,7 +15,7 @@ from tests.conftest import TOLERANCE
 from tests.helpers import forget_calls, random_inputs, reference64, relative_error
 from tests.ops.pretended_gpu import PretendedGpu
 from tvm_na import na2d
-from tvm_na.cli import tune as cli_tune
+from tvm_na.cli.common import in_dtype
 from tvm_na.jit import build
 from tvm_na.ops import launch as launchers
 from tvm_na.ops import tf32
@@ -157,9 +157,9 @@ def test_tensors_of_tf32_are_those_of_float32() -> None:
 def test_tuning_in_tf32_tunes_what_calls_run() -> None:
     target = parse_target("cuda-sm_90")
     strided = dataclasses.replace(SERVED, dtype="float64", stride=(2, 2))
-    assert cli_tune._in_dtype(SERVED, TF32, target) == dataclasses.replace(SERVED, dtype=TF32)
-    assert cli_tune._in_dtype(strided, TF32, target) == dataclasses.replace(strided, dtype="float32")
-    assert cli_tune._in_dtype(BackwardProblem(SERVED), TF32, target) == BackwardProblem(SERVED)
+    assert in_dtype(SERVED, TF32, target) == dataclasses.replace(SERVED, dtype=TF32)
+    assert in_dtype(strided, TF32, target) == dataclasses.replace(strided, dtype="float32")
+    assert in_dtype(BackwardProblem(SERVED), TF32, target) == BackwardProblem(SERVED)
 
 
 @pytest.mark.gpu

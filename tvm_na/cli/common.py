@@ -14,6 +14,8 @@ from rich.text import Text
 if TYPE_CHECKING:
     from tvm_na.deploy.manifest import Manifest
     from tvm_na.problems.attention import NAProblem
+    from tvm_na.problems.registry import Problem
+    from tvm_na.targets.target import NATarget
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -74,6 +76,17 @@ def own_size(model: str) -> int:
     from tvm_na.models.registry import get_spec
 
     return get_spec(model).preprocessing.input_size
+
+
+def in_dtype(problem: Problem, dtype: str, target: NATarget) -> Problem:
+    """The problem in another dtype; in TF32 where tensor cores serve it, and else in float32, as calls are."""
+    if dtype == "tf32":
+        from tvm_na.ops.tf32 import in_tf32
+        from tvm_na.problems.attention import NAProblem
+
+        exact = in_dtype(problem, "float32", target)
+        return (in_tf32(exact, target) or exact) if isinstance(exact, NAProblem) else exact
+    return problem.with_dtype(dtype)
 
 
 def size_of(count: float) -> str:

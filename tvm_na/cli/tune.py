@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tvm_na.cli import options
-from tvm_na.cli.common import console, own_size, reports_errors
+from tvm_na.cli.common import console, in_dtype, own_size, reports_errors
 
 if TYPE_CHECKING:
     from tvm_na.measure.rpc_devices import RpcDevices
-    from tvm_na.problems.registry import Problem
     from tvm_na.targets.target import NATarget
     from tvm_na.tune.options import TuneOptions
     from tvm_na.tune.tasks import TuneTask
@@ -42,17 +41,6 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
-def _in_dtype(problem: Problem, dtype: str, target: NATarget) -> Problem:
-    """The problem in another dtype; in TF32 where tensor cores serve it, and else in float32, as calls are."""
-    if dtype == "tf32":
-        from tvm_na.ops.tf32 import in_tf32
-        from tvm_na.problems.attention import NAProblem
-
-        exact = _in_dtype(problem, "float32", target)
-        return (in_tf32(exact, target) or exact) if isinstance(exact, NAProblem) else exact
-    return problem.with_dtype(dtype)
-
-
 def _tasks_of_model(
     name: str,
     input_sizes: Sequence[str],
@@ -77,7 +65,7 @@ def _tasks_of_model(
     else:
         found = [(training_problems_of if training else problems_of)(model, size) for size in sizes]
     tasks = [task for problems in found for task in tasks_of(problems)]
-    return merged([TuneTask(_in_dtype(task.problem, dtype, target), task.weight) for task in tasks])
+    return merged([TuneTask(in_dtype(task.problem, dtype, target), task.weight) for task in tasks])
 
 
 def _best_recorded(tasks: Sequence[TuneTask], folder: Path, threads: int) -> list[float | None]:
@@ -226,7 +214,7 @@ def tune(
         problem = NAProblem.make(
             size or (), kernel_size, heads, head_dim, stride=stride, dilation=dilation, is_causal=causal, bias=rpb
         )
-        tasks = [TuneTask(_in_dtype(BackwardProblem(problem) if backward else problem, dtype, chosen))]
+        tasks = [TuneTask(in_dtype(BackwardProblem(problem) if backward else problem, dtype, chosen))]
     if dry_run:
         return _dry_run(tasks, chosen, output or user_folder(chosen.name), threads or settings.num_threads(), batch)
     if prebuild:

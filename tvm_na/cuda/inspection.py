@@ -48,7 +48,7 @@ class Inspection:
 
 
 def inspect_kernel(code: str, arch: str, name: str | None = None) -> Inspection:
-    """Compile a kernel with nvcc, as it is compiled for use, and see what became of it.
+    """Compile a kernel as it is compiled for use, and see what became of it.
 
     Args:
         code: CUDA C++.
@@ -56,14 +56,13 @@ def inspect_kernel(code: str, arch: str, name: str | None = None) -> Inspection:
         name: Which kernel; None if there is but one.
 
     Raises:
-        RuntimeError: nvcc is missing, or it or a disassembler fails.
+        RuntimeError: there is no compiler, or it or a disassembler fails.
         ValueError: there is no such kernel, or more than one without a name.
     """
-    nvcc = toolchain.find_nvcc()
-    ptx = nvcc.run(code, "--ptx", f"-arch={arch.replace('sm_', 'compute_')}")[0].decode()
-    cubin, log = nvcc.run(ptx, "--cubin", f"-arch={arch}", "-Xptxas=-v", language="ptx")
+    cubin, text, log = toolchain.find_compiler().parts(code, arch)
+    ptx = text.decode()
     kernel, used = _only(resources_of(log), name)
-    sass = _sass(cubin)
+    sass = disassembled(cubin)
     language = "PTX" if sass is None else "SASS"
     instructions = count_ptx(ptx, kernel) if sass is None else count_sass(sass, kernel)
     about = (used.registers, used.spill_bytes, used.stack_bytes, used.shared_bytes)
@@ -97,10 +96,19 @@ def resources_of(log: str) -> dict[str, Resources]:
     return found
 
 
-def _sass(cubin: bytes) -> str | None:
-    """The disassembly of a cubin; None where there is no disassembler."""
+def language() -> str:
+    """What instructions are counted in here: ``SASS``, or ``PTX`` where no disassembler is."""
+    return "SASS" if all(map(toolkit.tool, ("cuobjdump", "nvdisasm"))) else "PTX"  # the former calls the latter
+
+
+def disassembled(cubin: bytes) -> str | None:
+    """The disassembly of a cubin; None where there is no disassembler.
+
+    Raises:
+        RuntimeError: it fails.
+    """
     cuobjdump = toolkit.tool("cuobjdump")
-    if cuobjdump is None or toolkit.tool("nvdisasm") is None:  # the former calls the latter
+    if cuobjdump is None or language() == "PTX":
         return None
     with tempfile.TemporaryDirectory(prefix="tvm_na-") as folder:
         file = Path(folder) / "kernel.cubin"

@@ -2,28 +2,23 @@
 
 TVM generates both codes. It would have its CUDA runtime compile the device code, which cannot be loaded where there is
 no driver; TVM then leaves the source in the library, without a word, for whoever loads it to compile. So TVM is always
-told to leave the source, we compile it, with flags of ours, and put the result where the source was.
+told to leave the source (``lowering.py``), we compile it, with flags of ours, and put the result where the source was.
 """
 
 from __future__ import annotations
 
-import os
-import re
 import struct
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from typing import Any, TypeVar
 
-from tvm_na.cuda import fatbin, late, names, toolchain, workarounds
+from tvm_na.cuda import fatbin, late, toolchain
 from tvm_na.cuda.inspection import resources_of
 from tvm_na.cuda.limits import Resources, Sizes, check_least_registers, check_resources, check_sizes
+from tvm_na.cuda.lowering import lowered
 from tvm_na.targets.target import NATarget
 
 S = TypeVar("S", Sizes, Resources)
-
-_environment = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -77,100 +72,29 @@ def compile_library(module: Any, target: NATarget, ptx: bool = True) -> CudaLibr
     """
     compiler = toolchain.find_compiler()
     module = late.written(module)
-    host, sizes = _lowered(module, target)
-    for of_one in sizes.values():
+    code = lowered(module, target)
+    for of_one in code.sizes.values():
         check_sizes(of_one, target)
         for func in module.functions.values():
             check_least_registers(func, of_one, target)
-    source = _source_of(host)
-    image, log = compiler.compile(source, target.arch, ptx)
+    image, log = compiler.compile(code.source, target.arch, ptx)
     fatbin.require_cubin(image, target.arch)
     resources = resources_of(log)
-    for name, of_one in sizes.items():
+    for name, of_one in code.sizes.items():
         check_resources(resources[name], of_one, target)
-    return CudaLibrary(source, image, target.arch, _most(sizes), _most(resources), host)
+    return CudaLibrary(code.source, image, target.arch, _most(code.sizes), _most(resources), code.host)
 
 
 def generated(module: Any, target: NATarget) -> tuple[str, Sizes]:
     """What TVM makes of a scheduled IRModule: CUDA C++, and the sizes of a block (imports TVM; needs no compiler)."""
-    host, sizes = _lowered(late.written(module), target)
-    return _source_of(host), _most(sizes)
+    found = lowered(late.written(module), target)
+    return found.source, _most(found.sizes)
 
 
 def _most(found: Mapping[str, S]) -> S:
     """The most that any of several device functions has, of each kind."""
     values = list(found.values())
     return type(values[0])(*map(max, *map(astuple, values))) if len(values) > 1 else values[0]
-
-
-def _lowered(module: Any, target: NATarget) -> tuple[Any, dict[str, Sizes]]:
-    """The host code of a module, with the device code as source imported to it, and the sizes of a block of each
-    device function, by its name."""
-    import tvm
-
-    needed = frozenset[str]().union(*(workarounds.of(func) for func in module.functions.values()))
-    # The CUDA compiler finds common subexpressions itself; TVM would make arguments of those of the batch.
-    config = {"tirx.disable_cse_tir": True, **workarounds.pass_config(needed)}
-    shared: dict[str, dict[str, int]] = {}
-    context = tvm.transform.PassContext(opt_level=3, config=config, instruments=[_shared_memory(shared)])
-    with context, _device_code_as_source():
-        pipeline = names.pipeline_with_entry(workarounds.pipeline(needed))
-        host = tvm.tirx.build(names.named(module), target=target.tvm_target(), pipeline=pipeline)
-    if "TVMBackendAllocWorkspace" in host.inspect_source("ll"):
-        # Taken from a pool that knows nothing of streams, by cudaMalloc, which no CUDA graph can capture.
-        raise RuntimeError("kernel: required one without global memory of its own, got one that allocates a workspace")
-    bounds = re.findall(r"__launch_bounds__\((\d+)\)\s+(\w+)", _source_of(host))
-    threads = {name: int(count) for count, name in bounds}  # a block of one thread has none
-    if not shared or not threads.keys() <= shared.keys():
-        got = f"{', '.join(shared) or 'none'}, numbers of threads of {', '.join(threads) or 'none'}"
-        raise RuntimeError(f"kernel: required device functions and their numbers of threads, got {got}")
-    sizes = {
-        name: Sizes(threads.get(name, 1), of_scope.get("shared", 0), of_scope.get("shared.dyn", 0))
-        for name, of_scope in shared.items()
-    }
-    return host, sizes
-
-
-def _shared_memory(found: dict[str, dict[str, int]]) -> Any:
-    """An instrument that adds to ``found``, for each device function, the bytes that it allocates, by scope."""
-    import tvm
-    from tvm import s_tir
-
-    @tvm.ir.instrument.pass_instrument
-    class Watch:
-        def run_after_pass(self, module: Any, info: Any) -> None:
-            if info.name == "tirx.SplitHostDevice":
-                functions = [f for f in module.functions.values() if "tirx.kernel_launch_params" in f.attrs]
-                for function in functions:
-                    (by_scope,) = s_tir.analysis.calculate_allocated_bytes(function).values()
-                    name = str(function.attrs["global_symbol"])
-                    found[name] = {str(scope): int(count) for scope, count in by_scope.items()}
-
-    return Watch()
-
-
-@contextmanager
-def _device_code_as_source() -> Iterator[None]:
-    """Have TVM leave CUDA C++ as it is. The switch is an environment variable: nothing else is heard by TVM."""
-    name = "TVM_COMPILE_FORCE_FALLBACK"
-    with _environment:
-        before = os.environ.get(name)
-        os.environ[name] = "1"
-        try:
-            yield
-        finally:
-            if before is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = before
-
-
-def _source_of(host: Any) -> str:
-    imported = [module for module in host.imports if module.kind == "cuda"]
-    if len(imported) != 1 or len(host.imports) != 1:
-        got = ", ".join(module.kind for module in host.imports) or "none"
-        raise RuntimeError(f"kernel: required one module of CUDA code (loops bound to blocks and threads), got {got}")
-    return str(imported[0].inspect_source("cuda"))
 
 
 class _Reader:

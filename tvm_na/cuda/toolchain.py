@@ -50,8 +50,12 @@ class Nvrtc:
         Raises:
             RuntimeError: with the compiler's messages, if it fails.
         """
-        cubin, text, log = nvrtc.compile(source, arch, (*FLAGS, "--ptxas-options=-v"), self.include_dirs)
+        cubin, text, log = self.parts(source, arch)
         return (fatbin.join(cubin, text, arch) if ptx else None) or cubin, log
+
+    def parts(self, source: str, arch: str) -> tuple[bytes, bytes, str]:
+        """Machine code, the PTX that it was made of, and what ``ptxas -v`` says of it."""
+        return nvrtc.compile(source, arch, (*FLAGS, "--ptxas-options=-v"), self.include_dirs)
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,12 @@ class Nvcc:
         number = arch.removeprefix("sm_")
         both = f"arch=compute_{number},code=[sm_{number},compute_{number}]"
         return self.run(source, "--fatbin", "-gencode", both, "-Xptxas=-v")
+
+    def parts(self, source: str, arch: str) -> tuple[bytes, bytes, str]:
+        """See :meth:`Nvrtc.parts`."""
+        ptx = self.run(source, "--ptx", f"-arch={arch.replace('sm_', 'compute_')}")[0]
+        cubin, log = self.run(ptx.decode(), "--cubin", f"-arch={arch}", "-Xptxas=-v", language="ptx")
+        return cubin, ptx, log
 
     def run(self, source: str, *options: str, language: str = "cu") -> tuple[bytes, str]:
         """The output file of nvcc for ``source`` with these and the usual options, and what it printed.

@@ -250,7 +250,7 @@ def clear() -> int:
     count = len(kernel_files())
     mine = (("index", "*.json"), ("kernels", "*.so"), ("locks", "*.lock"), ("records", "*.txt"), ("rejected", "*"))
     with _writing():
-        for folder, pattern in mine:
+        for folder, pattern in (*mine, ("static", "*.json")):
             for file in (settings.cache_dir() / folder).glob(pattern):
                 _remove(file)
         _sweep()

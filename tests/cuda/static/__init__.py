@@ -1,0 +1,1 @@
+"""The static model, against code whose numbers are known."""
