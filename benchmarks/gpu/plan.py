@@ -15,7 +15,8 @@ from tvm_na.problems.backward import BackwardProblem
 from tvm_na.problems.registry import Problem
 from tvm_na.problems.unfused import KINDS, UnfusedProblem
 
-_DTYPES = ("float16", "bfloat16", TF32, "float32", "float64")
+_HALVES = ("float16", "bfloat16")
+_DTYPES = (*_HALVES, TF32, "float32", "float64")
 #: Small maps with every option of the operator.
 OPTIONS = {
     "nat": NAProblem.make((14, 14), 7, 2, 32, bias=True, return_lse=True),
@@ -27,6 +28,7 @@ OPTIONS = {
     "1D": NAProblem.make((150,), 31, 2, 32, return_lse=True),
     "3D": NAProblem.make((6, 7, 10), (3, 5, 3), 2, 32, bias=True),
 }
+_TWO_PASSES = OPTIONS["two passes"].kernel_size
 #: Attention of FLUX at 4096x4096 pixels and of Hunyuan Video, as NATTEN's documentation has them, and of a line.
 _LARGE = (
     NAProblem.make((256, 256), 80, 24, 128, dtype="float16"),
@@ -74,7 +76,7 @@ def full_plan() -> Plan:
     differentiated = [
         BackwardProblem(p)
         for p in small
-        if p.rank == 2 and p.dtype != TF32 and p.kernel_size != OPTIONS["two passes"].kernel_size
+        if p.dtype in (_HALVES if p.rank != 2 else _DTYPES) and p.dtype != TF32 and p.kernel_size != _TWO_PASSES
     ]
     return Plan(
         searched=tuple(biased),
@@ -115,7 +117,7 @@ def launched() -> NAProblem:
 
 
 def tiny() -> dict[str, Problem]:
-    """Seven problems on small maps, by what a kernel of each has."""
+    """Eight problems on small maps, by what a kernel of each has."""
     nat = NAProblem.make((8, 9), 5, 1, 16, dtype="float16", bias=True)
     return {
         "tensor cores": nat,
@@ -123,7 +125,8 @@ def tiny() -> dict[str, Problem]:
         "one pass": NAProblem.make((3, 6, 7), 3, 1, 16, dtype="float16", return_lse=True),
         "TF32": dataclasses.replace(nat, dtype=TF32),
         "gather": NAProblem.make((5, 6, 4), 3, 1, 8, dtype="float32"),
-        "gradients": BackwardProblem(NAProblem.make((7, 8), 3, 2, 16, dtype="float16", bias=True)),
+        "gradients": BackwardProblem(NAProblem.make((7, 8), 3, 2, 16, bias=True)),
+        "gradients on tensor cores": BackwardProblem(NAProblem.make((7, 8), 3, 2, 16, dtype="float16", bias=True)),
         "unfused": UnfusedProblem.make("qk", (7, 6), 3, 2, 8, dtype="float16", bias=True),
     }
 

@@ -17,9 +17,10 @@ from tvm_na.targets.cuda_arch import capability_of
 from tvm_na.targets.target import NATarget
 from tvm_na.te.attention.flash_tile import SIDE, FlashTile, can_be_swizzled, is_served
 
-_OLDEST = (8, 0)  # compute capability with mma.m16n8k16 for both dtypes of 16 bits, and with cp.async
+#: Compute capability with mma.m16n8k16 for both dtypes of 16 bits, and with cp.async.
+OLDEST = (8, 0)
 #: Sub-tiles whose defaults take more than so many times the best one's are not worth the tuner's time.
-_WORTH = 1.5
+WORTH = 1.5
 _AXES = ("planes", "rows", "columns")
 
 
@@ -32,7 +33,7 @@ def tiles(problem: NAProblem, target: NATarget) -> tuple[FlashTile, ...]:
         shape = default_shape(problem, tile, target)
         if shape is not None:
             cost[tile] = cycles(problem, tile, shape, target)
-    return tuple(tile for tile in sorted(cost, key=cost.__getitem__) if cost[tile] <= _WORTH * min(cost.values()))
+    return tuple(tile for tile in sorted(cost, key=cost.__getitem__) if cost[tile] <= WORTH * min(cost.values()))
 
 
 class FlashSchedule(FuncSchedule):
@@ -43,24 +44,25 @@ class FlashSchedule(FuncSchedule):
         default = default_shape(self.problem, self.tile, self.target)
         assert default is not None
         defaults = late.annotations_of(default)
-        for name, (said, options) in self.options().items():
+        for name, (said, values) in options(self.problem, KEYS).items():
             key = late.PREFIX + name
-            value = options[0] if len(options) == 1 else self.tune.one_of(said, options, int(defaults[key]))
+            value = values[0] if len(values) == 1 else self.tune.one_of(said, values, int(defaults[key]))
             self.sch.annotate(self.block("out"), key, value)
 
-    def options(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """What people call each number of a shape, and its values; there is but one along axes that are lacking."""
-        there = _AXES[3 - self.problem.rank :]
-        found: dict[str, tuple[str, tuple[int, ...]]] = {}
-        for axis in _AXES:
-            found[f"tiles.{axis}"] = (f"{axis} of sub-tiles of a warp", TILES if axis in there else (1,))
-        for axis in _AXES:
-            found[f"warps.{axis}"] = (f"{axis} of warps", WARPS if axis in there else (1,))
-        found["keys"] = ("keys at once", KEYS)
-        found["stages"] = ("steps in shared memory", STAGES)
-        found["swizzled"] = ("permuted rows", (0, 1) if can_be_swizzled(self.problem) else (0,))
-        found["keeps"] = ("queries in registers", (0, 1))
-        return found
+
+def options(problem: NAProblem, keys: tuple[int, ...]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """What people call each number of a shape, and its values; there is but one along axes that are lacking."""
+    there = _AXES[3 - problem.rank :]
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for axis in _AXES:
+        found[f"tiles.{axis}"] = (f"{axis} of sub-tiles of a warp", TILES if axis in there else (1,))
+    for axis in _AXES:
+        found[f"warps.{axis}"] = (f"{axis} of warps", WARPS if axis in there else (1,))
+    found["keys"] = ("keys at once", keys)
+    found["stages"] = ("steps in shared memory", STAGES)
+    found["swizzled"] = ("permuted rows", (0, 1) if can_be_swizzled(problem) else (0,))
+    found["keeps"] = ("queries in registers", (0, 1))
+    return found
 
 
 class CudaFlash(SearchSpace):
@@ -74,7 +76,7 @@ class CudaFlash(SearchSpace):
 
     def serves(self, problem: NAProblem, target: NATarget) -> bool:
         """16 bits and even head dimensions, on architectures that have the instructions."""
-        if target.kind != "cuda" or capability_of(target.arch) < _OLDEST or not is_served(problem):
+        if target.kind != "cuda" or capability_of(target.arch) < OLDEST or not is_served(problem):
             return False
         return bool(tiles(problem, target))
 

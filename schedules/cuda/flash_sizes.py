@@ -15,7 +15,7 @@ from math import prod
 from tvm_na.problems.attention import NAProblem
 from tvm_na.targets import gpus
 from tvm_na.targets.target import NATarget
-from tvm_na.te.attention.flash_axis import axes
+from tvm_na.te.attention.flash_axis import FlashAxis, axes
 from tvm_na.te.attention.flash_layout import Layout
 from tvm_na.te.attention.flash_tile import SIDE, FlashShape, FlashTile, can_be_swizzled, padded
 
@@ -34,7 +34,7 @@ _SCORE, _STEP, _COPY = 5.5, 60, 3
 # places that are permuted.
 _OF_TILE, _BESIDE, _OF_BIAS, _OF_SWIZZLE = 6, 36, 8, 6
 # Of 255, as many as the compiler was seen to manage without memory, by this estimate.
-_ENOUGH_REGISTERS = 232
+ENOUGH_REGISTERS = 232
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,16 @@ class Box:
     fits: bool
 
 
-@functools.lru_cache(maxsize=1024)
-def box(problem: NAProblem, tile: FlashTile, tiles: tuple[int, int, int], warps: tuple[int, int, int]) -> Box:
+@functools.lru_cache(maxsize=2048)
+def box(
+    problem: NAProblem,
+    tile: FlashTile,
+    tiles: tuple[int, int, int],
+    warps: tuple[int, int, int],
+    kind: type[FlashAxis] = FlashAxis,
+) -> Box:
     """Of a block with so many sub-tiles and warps; blocks at the border of the map are counted as others."""
-    along = axes(problem, tile, FlashShape(tiles, warps, SIDE, 2, False, False))
+    along = axes(problem, tile, FlashShape(tiles, warps, SIDE, 2, False, False), kind)
     *outer, last = along
     return Box(
         queries=prod(axis.longest / axis.blocks for axis in along),
@@ -88,9 +94,9 @@ class Work:
     keys: float
 
 
-def work(problem: NAProblem, tile: FlashTile, shape: FlashShape) -> Work:
+def work(problem: NAProblem, tile: FlashTile, shape: FlashShape, kind: type[FlashAxis] = FlashAxis) -> Work:
     """See :class:`Work`."""
-    found = box(problem, tile, shape.tiles, shape.warps)
+    found = box(problem, tile, shape.tiles, shape.warps, kind)
     steps = -(-found.columns // shape.keys)
     # The keys of one of several warps begin anywhere in a step.
     seen = steps if shape.warps[-1] == 1 else min(steps, (found.warp_columns + shape.keys - 1) / shape.keys)
@@ -116,37 +122,63 @@ def shared_bytes(problem: NAProblem, shape: FlashShape) -> int:
     return Layout(problem, shape).size * _ITEM_BYTES
 
 
+@dataclass(frozen=True)
+class Step:
+    """What a warp does in a step.
+
+    Attributes:
+        products: Of tensor cores, 16 x 8 x 16 each.
+        loads: Of 16 x 16 numbers from shared memory.
+        others: Other instructions.
+        turns: How often a block goes through all steps.
+    """
+
+    products: float
+    loads: float
+    others: float
+    turns: int = 1
+
+
 def cycles(problem: NAProblem, tile: FlashTile, shape: FlashShape, target: NATarget) -> float:
     """Of a multiprocessor for a query, an estimate."""
-    done = work(problem, tile, shape)
     k, v, tiles = padded(problem.head_dim) // SIDE, padded(problem.head_dim_v) // SIDE, shape.tiles_of_warp
+    step = Step(
+        products=tiles * 2 * (shape.keys // SIDE) * (k + v),
+        loads=(shape.keys // SIDE) * (k + v) + (0 if shape.keeps_queries else tiles * k),
+        others=tiles * (shape.keys // 2 * _SCORE + 4 * v),
+    )
+    blocks = blocks_at_once(shape, registers(problem, shape), shared_bytes(problem, shape), target)
+    return bound(problem, work(problem, tile, shape), step, shape, blocks)
+
+
+def bound(problem: NAProblem, done: Work, step: Step, shape: FlashShape, blocks: int) -> float:
+    """Cycles of a multiprocessor, which has so many blocks at once, for a query (or key), an estimate."""
     bytes_of_key = (problem.head_dim + problem.head_dim_v) * _ITEM_BYTES
-    products = tiles * 2 * (shape.keys // SIDE) * (k + v)
-    loads = (shape.keys // SIDE) * (k + v) + (0 if shape.keeps_queries else tiles * k)
-    instructions = products + loads + tiles * (shape.keys // 2 * _SCORE + 4 * v)
+    instructions = step.products + step.loads + step.others
+    gpu = gpus.like(target)
     of_step = shape.warps_of_block * _STEP + shape.keys * bytes_of_key / 16 / gpus.WARP * _COPY
-    blocks, gpu = blocks_at_once(problem, shape, target), gpus.like(target)
     needs = (
-        (done.warp_steps * instructions + done.steps * of_step) / gpus.SCHEDULERS,
-        done.warp_steps * products * gpu.product,
-        done.warp_steps * loads * _LOAD,
-        done.keys * bytes_of_key / gpu.cache_bytes,
-        done.steps * gpu.latency / (shape.stages - 1) / blocks,
+        (done.warp_steps * instructions + step.turns * done.steps * of_step) / gpus.SCHEDULERS,
+        done.warp_steps * step.products * gpu.product,
+        done.warp_steps * step.loads * _LOAD,
+        step.turns * done.keys * bytes_of_key / gpu.cache_bytes,
+        step.turns * done.steps * gpu.latency / (shape.stages - 1) / blocks,
     )
     return gpus.together(needs) * gpus.waits(blocks * shape.warps_of_block)
 
 
-def blocks_at_once(problem: NAProblem, shape: FlashShape, target: NATarget) -> int:
-    """Of a multiprocessor."""
-    found = (shape.warps_of_block, min(255, registers(problem, shape)), shared_bytes(problem, shape))
-    return max(1, gpus.blocks_at_once(target.arch, *found))
+def blocks_at_once(shape: FlashShape, of_lane: int, of_block: int, target: NATarget) -> int:
+    """Of a multiprocessor, with so many registers of a lane and bytes of shared memory of a block."""
+    return max(1, gpus.blocks_at_once(target.arch, shape.warps_of_block, min(255, of_lane), of_block))
 
 
-def shapes(problem: NAProblem, tile: FlashTile, swizzled: bool) -> Iterator[FlashShape]:
+def shapes(
+    problem: NAProblem, tile: FlashTile, swizzled: bool, kind: type[FlashAxis] = FlashAxis
+) -> Iterator[FlashShape]:
     """Those that a default is chosen from."""
     tiles, warps = (_along(problem, options) for options in (TILES, WARPS))
     for of_warp, of_block in product(tiles, warps):
-        if prod(of_block) <= _MOST_WARPS and box(problem, tile, of_warp, of_block).fits:
+        if prod(of_block) <= _MOST_WARPS and box(problem, tile, of_warp, of_block, kind).fits:
             for keys, stages, keeps in product(KEYS, STAGES, (False, True)):
                 yield FlashShape(of_warp, of_block, keys, stages, swizzled, keeps)
 
@@ -159,7 +191,7 @@ def _along(problem: NAProblem, options: tuple[int, ...]) -> list[tuple[int, int,
 
 def is_good(problem: NAProblem, shape: FlashShape, target: NATarget) -> bool:
     """Whether a default may be so: it fits the GPU, and a lane's registers."""
-    if registers(problem, shape) > _ENOUGH_REGISTERS:
+    if registers(problem, shape) > ENOUGH_REGISTERS:
         return False
     return shared_bytes(problem, shape) <= target.max_shared_bytes
 

@@ -128,6 +128,7 @@ def test_a_tool_ends_with_the_worker_that_started_it(tmp_path: Path) -> None:
         ("TF32", ".tf32"),
         ("gather", None),
         ("gradients", None),
+        ("gradients on tensor cores", "tvm_na_add_diagonals"),
         ("unfused", None),
     ],
 )
@@ -141,4 +142,4 @@ def test_the_sanitizer_sees_one_of_each(name: str, has: str | None) -> None:
         assert space.name == "cuda-gather"
     else:
         assert isinstance(tiny[name], BackwardProblem if name == "gradients" else UnfusedProblem)
-    assert len(tiny) == 7
+    assert len(tiny) == 8

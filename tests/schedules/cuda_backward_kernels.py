@@ -16,7 +16,9 @@ from tests.schedules.cuda_kernels import CudaKernel
 BUDGET = {"float64": 1e-12, "float32": 5e-6, "float16": 4e-3, "bfloat16": 3e-2}
 
 
-def run(kernel: CudaKernel, inputs: Any, gradients: Any, scale: float, seed: int = 0) -> dict[str, Tensor]:
+def run(
+    kernel: CudaKernel, inputs: Any, gradients: Any, scale: float, seed: int = 0, late_copies: bool = True
+) -> dict[str, Tensor]:
     """The gradients by name in the emulation; they, what kernels pass to each other, and what none reads, are NaN."""
     problem = kernel.problem.forward
     query, key, value, rpb = inputs
@@ -27,16 +29,20 @@ def run(kernel: CudaKernel, inputs: Any, gradients: Any, scale: float, seed: int
     scratch = [torch.full(shape, math.nan, dtype=accum) for shape in shapes]
     arguments: dict[str, Any] = {"query": query, "key": key, "value": value, "rpb": rpb, "lse": lse}
     arguments |= {"scale": torch.tensor([scale], dtype=accum), "d_out": gradients[0], "d_lse": gradients[1]}
-    kernel.launch({**arguments, "statistics": scratch[0], "bias_sums": scratch[-1], **found}, len(query), seed)
+    arguments |= {"statistics": scratch[0], "bias_sums": scratch[-1], **found}
+    kernel.launch(arguments, len(query), seed, late_copies)
     return found
 
 
-def errors(kernel: CudaKernel, batch: int = 1, seed: int = 0, scale: float | None = None) -> dict[str, float]:
+def errors(
+    kernel: CudaKernel, batch: int = 1, seed: int = 0, scale: float | None = None, late_copies: bool = True
+) -> dict[str, float]:
     """The relative errors of the gradients of random inputs, by name."""
     problem = kernel.problem.forward
     inputs, gradients = random_inputs(problem, batch, seed), random_gradients(problem, batch, seed)
     scale = problem.head_dim**-0.5 if scale is None else scale
-    found, wanted = run(kernel, inputs, gradients, scale, seed), wanted_by_name(problem, inputs, gradients, scale)
+    found = run(kernel, inputs, gradients, scale, seed, late_copies)
+    wanted = wanted_by_name(problem, inputs, gradients, scale)
     assert found.keys() == wanted.keys()
     if math.prod(problem.kernel_size) > 1:
         return {name: relative_error(gradient, wanted[name]) for name, gradient in found.items()}

@@ -31,6 +31,7 @@ DTYPES = ("float32", "float16", "bfloat16", "float64")
 #: How many random points of each space are tried.
 POINTS = share(5)
 GATHER, BAND, FLASH = "cuda-gather", "cuda-band", "cuda-flash"
+FLASH_BACKWARD = "cuda-flash-backward"
 
 
 def space_of(problem: Problem, name: str | None = None) -> SearchSpace:

@@ -10,7 +10,16 @@ import torch
 
 from tests import edges
 from tests.schedules import cuda_backward_kernels
-from tests.schedules.cuda_kernels import BAND, FLASH, GATHER, CudaKernel, formulations, kernel_of, scheduled
+from tests.schedules.cuda_kernels import (
+    BAND,
+    FLASH,
+    FLASH_BACKWARD,
+    GATHER,
+    CudaKernel,
+    formulations,
+    kernel_of,
+    scheduled,
+)
 from tvm_na.problems.attention import TF32, NAProblem
 from tvm_na.problems.backward import BackwardProblem
 
@@ -71,9 +80,9 @@ def test_how_far_a_bad_number_reaches(form: str, name: str) -> None:
 
 
 @functools.cache
-def backward_kernel(size: str, dtype: str, formulation: int) -> CudaKernel:
+def backward_kernel(size: str, dtype: str, formulation: int, space: str | None = None) -> CudaKernel:
     problem = BackwardProblem(edges.problem_of(size, dtype))
-    return kernel_of(problem, scheduled(problem, formulation))
+    return kernel_of(problem, scheduled(problem, formulation, space=space))
 
 
 def backward(kernel: CudaKernel, tensors: edges.Tensors, scale: float) -> edges.Tensors:
@@ -82,9 +91,11 @@ def backward(kernel: CudaKernel, tensors: edges.Tensors, scale: float) -> edges.
 
 
 @pytest.mark.parametrize("edge", edges.EDGES)
-@pytest.mark.parametrize("dtype", edges.DTYPES)
-def test_finite_gradients(dtype: str, edge: str) -> None:
-    kernel = backward_kernel("causal, dilated", dtype, 0)
+@pytest.mark.parametrize(
+    ("dtype", "space"), [*((dtype, None) for dtype in edges.DTYPES), ("float16", FLASH_BACKWARD)], ids=str
+)
+def test_finite_gradients(dtype: str, space: str | None, edge: str) -> None:
+    kernel = backward_kernel("causal, dilated", dtype, 0, space)
     edges.assert_edge(kernel.problem.forward, edge, functools.partial(backward, kernel))
 
 

@@ -87,7 +87,7 @@ GIVEN = {
     "backward": Tuned(backward(1), backward(2), "cpu-backward"),
     "linear": Tuned(LINEAR, replace(LINEAR, out_channels=96), "cpu-dense", batch=3),
     "convolution": Tuned(CONV, replace(CONV, out_channels=32), "cpu-dense"),
-    "backward on a GPU": Tuned(HALF, backward(4, return_lse=True, **HALVES), "cuda-backward", GPU, GPU_BATCH),
+    "backward on a GPU": Tuned(HALF, backward(4, return_lse=True, **HALVES), "cuda-flash-backward", GPU, GPU_BATCH),
     "qk on a GPU": Tuned(unfused("qk", 2), unfused("qk", 4), "cuda-unfused", GPU, GPU_BATCH),
     "bias_parts on a GPU": Tuned(unfused("bias_parts", 2), unfused("bias_parts", 4), "cuda-unfused", GPU, GPU_BATCH),
 }

@@ -57,6 +57,11 @@ class FlashAxis:
         apart = -(-(queries - 1) // self.stride) * self.stride
         return min(apart + self.kernel_size, self.longest)
 
+    @property
+    def size(self) -> int | None:
+        """Keys of a window; None where not all have as many."""
+        return None if self.is_causal else self.kernel_size
+
     def group(self, residue: Any) -> Any:
         """The length of a group."""
         even = self.length % self.dilation == 0
@@ -74,12 +79,14 @@ class FlashAxis:
         return t if self.dilation == 1 else t * self.dilation + residue
 
 
-def axes(problem: NAProblem, tile: FlashTile, shape: FlashShape) -> tuple[FlashAxis, FlashAxis, FlashAxis]:
+def axes(
+    problem: NAProblem, tile: FlashTile, shape: FlashShape, kind: type[FlashAxis] = FlashAxis
+) -> tuple[FlashAxis, FlashAxis, FlashAxis]:
     """Planes, rows and columns."""
     windows = [_LACKING] * (MAX_RANK - problem.rank) + problem.axes
     queries = (1, tile.rows, tile.columns)
     z, y, x = (
-        FlashAxis(*window, n, tiles, warps)
+        kind(*window, n, tiles, warps)
         for window, n, tiles, warps in zip(windows, queries, shape.tiles, shape.warps, strict=True)
     )
     return z, y, x

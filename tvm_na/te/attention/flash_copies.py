@@ -111,6 +111,14 @@ class Copies:
 
         self._each(count, row.copies, copy, unrolled=again)
 
+    def numbers(self, count: int, kinds: int, to: Callable[[Any, Any], Any], source: Callable[[Any, Any], Any]) -> None:
+        """Begin copies of so many numbers of 32 bits of each kind: ``source(n, kind)`` to where ``to`` says."""
+
+        def copy(n: Any, kind: Any) -> None:
+            T.evaluate(device.copy(self.address(to(n, kind)), tirx.address_of(source(n, kind)), 2 * _ITEM_BYTES))
+
+        self._each(count, kinds, copy, unrolled=True)
+
     def scale_queries(self, factor: Any, dtype: str) -> None:
         """Multiply the queries, of which each thread has those that it copied, when they have come."""
         row = self.layout.key
@@ -124,13 +132,14 @@ class Copies:
     def clear_padding(self) -> None:
         """Zeros in the channels that there are not, of all rows; nothing is copied there."""
         layout, shape = self.layout, self.layout.shape
-        self._clear(0, shape.queries, layout.key)
+        self.clear(0, shape.queries, layout.key)
         for stage in range(shape.stages):
             at = layout.ring + stage * layout.stage
-            self._clear(at, shape.keys, layout.key)
-            self._clear(at + layout.values, shape.keys, layout.value)
+            self.clear(at, shape.keys, layout.key)
+            self.clear(at + layout.values, shape.keys, layout.value)
 
-    def _clear(self, at: Any, rows: int, row: SharedRow) -> None:
+    def clear(self, at: Any, rows: int, row: SharedRow) -> None:
+        """Zeros in the channels that there are not, of so many rows."""
         missing = (padded(row.channels) - row.channels) // row.width
         if not missing:
             return

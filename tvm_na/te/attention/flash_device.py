@@ -15,7 +15,8 @@ _WORDS = {16: "uint4", 8: "uint2", 4: "int"}
 _ALL = "0xffffffffu"
 
 
-def _call(result: str, name: str, parameters: str, body: str, *arguments: Any) -> Any:
+def call(result: str, name: str, parameters: str, body: str, *arguments: Any) -> Any:
+    """A call of a device function with this name, these parameters and this body."""
     from tvm.backend.cuda.op import cuda_func_call
 
     kind = {"void": "void", "float": "float32", "int": "int32"}[result]
@@ -30,24 +31,24 @@ def copy(to: Any, source: Any, size: int) -> Any:
         "unsigned int at = __cvta_generic_to_shared(to); "
         f'asm volatile("cp.async.{kind}.shared.global [%0], [%1], %2;" :: "r"(at), "l"(from), "n"({size}));'
     )
-    return _call("void", f"tvm_na_copy_{size}", "void* to, const void* from", body, to, source)
+    return call("void", f"tvm_na_copy_{size}", "void* to, const void* from", body, to, source)
 
 
 def commit() -> Any:
     """Make a group of the copies that were begun."""
-    return _call("void", "tvm_na_commit", "", 'asm volatile("cp.async.commit_group;" ::);')
+    return call("void", "tvm_na_commit", "", 'asm volatile("cp.async.commit_group;" ::);')
 
 
 def wait(groups: int) -> Any:
     """Wait until at most so many groups of copies are under way: those that were begun last."""
     body = f'asm volatile("cp.async.wait_group {groups};" ::: "memory");'
-    return _call("void", f"tvm_na_wait_{groups}", "", body)
+    return call("void", f"tvm_na_wait_{groups}", "", body)
 
 
 def clear(at: Any, size: int) -> Any:
     """Zeros at an address: 4, 8 or 16 bytes."""
     word = _WORDS[size]
-    return _call("void", f"tvm_na_clear_{size}", "void* at", f"*({word}*)at = {word}{{}};", at)
+    return call("void", f"tvm_na_clear_{size}", "void* at", f"*({word}*)at = {word}{{}};", at)
 
 
 def multiply(at: Any, count: int, factor: Any, dtype: str) -> Any:
@@ -55,12 +56,12 @@ def multiply(at: Any, count: int, factor: Any, dtype: str) -> Any:
     kind = _TYPES[dtype]
     each = f"for (int i = 0; i < {count}; ++i) x[i] = {kind}(float(x[i]) * factor);"
     body = f"{kind}* x = ({kind}*)at;\n#pragma unroll 1\n{each}\n"
-    return _call("void", f"tvm_na_multiply_{count}", "void* at, float factor", body, at, factor)
+    return call("void", f"tvm_na_multiply_{count}", "void* at, float factor", body, at, factor)
 
 
 def read(table: Any, index: Any, dtype: str) -> Any:
     """The number at an index behind an address, as float32."""
-    return _call(
+    return call(
         "float", "tvm_na_read", f"const {_TYPES[dtype]}* table, int index", "return float(table[index]);", table, index
     )
 
@@ -68,12 +69,12 @@ def read(table: Any, index: Any, dtype: str) -> Any:
 def across(value: Any, step: int) -> Any:
     """The value of the lane whose number differs by ``step`` in one bit."""
     body = f"return __shfl_xor_sync({_ALL}, x, {step}, 32);"
-    return _call("float", f"tvm_na_across_{step}", "float x", body, value)
+    return call("float", f"tvm_na_across_{step}", "float x", body, value)
 
 
 def any_lane(condition: Any) -> Any:
     """Whether a condition holds in any lane of a warp."""
-    found = _call("int", "tvm_na_any", "int x", f"return __any_sync({_ALL}, x);", tirx.Cast("int32", condition))
+    found = call("int", "tvm_na_any", "int x", f"return __any_sync({_ALL}, x);", tirx.Cast("int32", condition))
     return found != 0
 
 

@@ -63,6 +63,10 @@ class Place:
             for a in range(len(self.axes))
         ]
 
+    def tile_begin(self, tile: int) -> list[Any]:
+        """The first query of a sub-tile of this warp."""
+        return [self.first[a] + self._of_warp(a) + self._fixed(a, tile, 0) for a in range(len(self.axes))]
+
     def copied_query(self, n: Any) -> list[Any]:
         """The query of the n-th row of shared memory; the last of the group where there is none."""
         warp, tile, row = unravelled(n, (self.shape.warps_of_block, self.shape.tiles_of_warp, 16))
@@ -89,12 +93,16 @@ class Place:
         if (axis, fixed) not in self._windows:
             begin, end = self.window(axis, self.query(tile, half)[axis])
             kept = integer(f"window{axis}_{fixed}", begin)
-            size = self.axes[axis].kernel_size
+            size = self.axes[axis].size
             self._windows[axis, fixed] = (
                 kept,
-                integer(f"window_end{axis}_{fixed}", end) if self.axes[axis].is_causal else kept + size,
+                integer(f"window_end{axis}_{fixed}", end) if size is None else kept + size,
             )
         return self._windows[axis, fixed]
+
+    def forget_windows(self) -> None:
+        """Have them found again: where they are needed next, the code that found them may not have run."""
+        self._windows.clear()
 
     def of_warp(self, axis: int) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
         """The windows of the first and of the last query of this warp along an axis, in registers."""
