@@ -13,6 +13,8 @@ setup(
     package_data={
         "tvm_na": ["py.typed"],
         "tvm_na.jit": ["*.cc"],
+        "tvm_na.wasm": ["*.c"],
+        "tvm_na.deploy.wasm": ["web/*"],
         "tvm_na.report": ["*.j2"],
         "tvm_na.serve": ["*.html"],
         "tvm_na.tuning_logs": ["*/records.jsonl"],

@@ -14,6 +14,8 @@ import tvm_na
 from tvm_na.problems.registry import Problem
 from tvm_na.targets.target import NATarget, host_machine
 
+_HERE = Path(__file__).parent
+
 
 def digest_of(*parts: Any) -> str:
     """A hex digest of JSON-able values."""
@@ -36,6 +38,8 @@ def kernel_versions(target: NATarget) -> dict[str, str]:
     Not which compiler of CUDA is there, nor which CPU: a kernel of another one is as right, so one that was built
     elsewhere is found where nothing is there to build with.
     """
+    if target.is_wasm:
+        return {**versions(), "runtime": digest_of((_HERE / "wasm" / "runtime.c").read_text(encoding="utf-8"))}
     if target.kind != "cuda":
         return versions()
     from tvm_na.cuda import toolchain
@@ -48,7 +52,7 @@ def kernel_versions(target: NATarget) -> dict[str, str]:
 def _passes_digest() -> str:
     """A digest of what we do to scheduled functions before and while CUDA is made of them, and of the rates that
     defaults are chosen by."""
-    folder = Path(__file__).parent
+    folder = _HERE
     files = ("cuda/async_copies.py", "cuda/names.py", "cuda/workarounds.py", "targets/gpus.py")
     return digest_of(*((folder / name).read_text(encoding="utf-8") for name in files))
 

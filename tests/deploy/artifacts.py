@@ -59,15 +59,16 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], list
     return Made(folder / "small.artifact", json.loads((folder / "said.json").read_text(encoding="utf-8")))
 
 
-def by_command(*options: object) -> Callable[[Path], list[str]]:
-    """Makes an artifact for this machine by the command line, of a checkpoint."""
+def by_command(*options: object, target: str = "native", levels: int = 2) -> Callable[[Path], list[str]]:
+    """Makes an artifact, for this machine or a target, by the command line, of a checkpoint of so many levels."""
+    spec = dataclasses.replace(SMALL, depths=SMALL.depths[:levels], num_heads=SMALL.num_heads[:levels])
 
     def make(output: Path) -> list[str]:
         weights = output.with_name("small.pth")
-        torch.save(small_model().state_dict(), weights)
+        torch.save(small_model(levels=levels).state_dict(), weights)
         model = ["compile", SMALL.name, "--weights", weights, "--num-classes", CLASSES, "--input-size", SIZE]
-        with mock.patch.dict(registry.SPECS, {SMALL.name: SMALL}):
-            return [invoke(*model, "--target", "native", "-o", output, *options).output]
+        with mock.patch.dict(registry.SPECS, {SMALL.name: spec}):
+            return [invoke(*model, "--target", target, "-o", output, *options).output]
 
     return make
 

@@ -46,14 +46,14 @@ def test_numbers_are_those_of_the_rounded_model(narrow, rounded, model) -> None:
     out = tvm_na.load(narrow.path)(images)
     with torch.no_grad():
         assert relative_error(out, rounded(images)) <= LIMIT
-        assert LIMIT < relative_error(out, model(images)) <= int8.BUDGET
+        assert LIMIT < relative_error(out, model(images)) <= int8.BUDGETS["int8"]
 
 
 def test_it_says_what_the_rounding_changed(narrow) -> None:
     found = manifest.read_manifest(narrow.path)
     assert found.weights_dtype == "int8" and found.check["relative_error"] <= LIMIT
     assert found.rounding is not None
-    assert 1e-4 < found.rounding["relative_error"] < found.rounding["budget"] == int8.BUDGET
+    assert 1e-4 < found.rounding["relative_error"] < found.rounding["budget"] == int8.BUDGETS["int8"]
     assert found.rounding["inputs"] == 6 >= found.rounding["same_class"]
     for said in (narrow.said[0], invoke("check", narrow.path).stdout):
         line = next(line for line in said.splitlines() if line.startswith("int8 weights"))
@@ -136,7 +136,7 @@ def test_what_is_rounded_and_narrowed() -> None:
 
 
 def test_what_rounding_changes_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(int8, "BUDGET", 1e-6)
+    monkeypatch.setitem(int8.BUDGETS, "int8", 1e-6)
     with pytest.raises(RuntimeError, match=r"weights_dtype: required outputs within 1e-06 .* with int8"):
         compile_(tmp_path, small_model(levels=1), weights_dtype="int8")
     assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tvm_na.cli.common import console, fail, precision_text, rounding_rows, rows_of, size_of
+from tvm_na.cli.common import console, fail, needs_text, precision_text, rounding_rows, rows_of, size_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,14 +61,13 @@ def _checked(folder: Path) -> list[tuple[str, object]]:
     result = _compared(outputs, case, manifest)
     start = time.perf_counter()
     _run(loaded, case.images)
-    needs = [f"{package} {version}" for package, version in manifest.requires.items()]
     size = size_of(sum(file["bytes"] for file in manifest.files.values()))
     return [
         ("model", manifest.model["name"]),
         ("weights", manifest.model.get("weights") or "RANDOM"),
         ("precision", precision_text(manifest)),
         ("target", f"{manifest.target['name']}: this machine runs it"),
-        ("needs", f"{', '.join(needs)}: here"),
+        ("needs", f"{needs_text(manifest)}: here"),
         ("files", f"{len(manifest.files)}, {size}: as the manifest says"),
         ("load", f"{seconds:.2f} s"),
         ("input", f"{case.words}, {manifest.input.dtype} {list(case.images.shape)}"),

@@ -116,6 +116,13 @@ def precision_text(manifest: Manifest) -> str:
     return f"{manifest.precision}, relative error when it was made {told}, {budget}"
 
 
+def needs_text(manifest: Manifest) -> str:
+    """What an artifact runs with."""
+    if manifest.kind == "wasm":
+        return "a browser or node; here the package wasmtime"
+    return ", ".join(f"{package} {version}" for package, version in manifest.requires.items())
+
+
 def rounding_rows(manifest: Manifest) -> list[tuple[str, object]]:
     """What an artifact's narrower weights change; no row where it has none."""
     if (found := manifest.rounding) is None:

@@ -11,7 +11,7 @@ import typer
 
 from tvm_na.cli import options
 from tvm_na.cli.classifiers import IMAGENET_CLASSES, load_model
-from tvm_na.cli.common import console, own_size, reports_errors, rounding_rows, rows_of, say, size_of, warn
+from tvm_na.cli.common import console, needs_text, own_size, reports_errors, rounding_rows, rows_of, say, size_of, warn
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,15 +46,16 @@ def compile_model(
     ] = "dynamic",
     target: Annotated[str | None, typer.Option(help="CPU to compile for; this machine's if not given.")] = None,
     format: Annotated[
-        Literal["aoti", "tvm"], typer.Option(help="Runtime: PyTorch (aoti), or TVM's own of 4 MB (tvm).")
+        Literal["aoti", "tvm", "wasm"],
+        typer.Option(help="Runtime: PyTorch (aoti), TVM's own of 4 MB (tvm), or a browser, node, wasmtime (wasm)."),
     ] = "aoti",
     precision: Annotated[
         Literal["float32", "float64", "bfloat16", "float16"] | None,
         typer.Option(help="Data type of all tensors (float16: of weights alone); the model's own if not given."),
     ] = None,
     weights_dtype: Annotated[
-        Literal["int8"] | None,
-        typer.Option(help="Of linear layers' and convolutions' weights; as the others if not given."),
+        Literal["int8", "float16"] | None,
+        typer.Option(help="Of linear layers' and convolutions' weights (float16: of the file, with wasm)."),
     ] = None,
     autotune: Annotated[
         bool, typer.Option(help="With aoti: measure whose kernel is the fastest for each linear layer.")
@@ -124,7 +125,7 @@ def _print_artifact(folder: Path, manifest: Manifest, seconds: float) -> None:
         ("input", manifest.input),
         ("output", ", ".join(map(str, manifest.outputs))),
         ("target", manifest.target["name"]),
-        ("needs", ", ".join(f"{package} {version}" for package, version in manifest.requires.items())),
+        ("needs", needs_text(manifest)),
         *((p["text"], f"{p['layers']} layers, {p['schedule']}{reasons.get(p['text'], '')}") for p in manifest.problems),
         *((p["text"], f"{p['layers']} layers, AOTInductor{reasons[p['text']]}") for p in linear if not p["ours"]),
         ("check", f"NOT CHECKED, {budget}" if error is None else f"relative error {error:.1e}, {budget}"),

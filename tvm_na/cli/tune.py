@@ -82,7 +82,7 @@ def _dry_run(tasks: Sequence[TuneTask], target: NATarget, folder: Path, threads:
     from tvm_na.tune.tasks import formulations_of
 
     on_gpu, out = target.kind == "cuda", console()
-    threads = 1 if on_gpu else threads
+    threads = 1 if on_gpu or target.is_wasm else threads
     with out.status("building the spaces"):
         spaces = [formulations_of(task.problem, target) for task in tasks]
     print_plan(out, tasks, spaces, _best_recorded(tasks, folder, threads))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
-from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_na.deploy import weights
+from tvm_na.deploy.called import ArrayArtifact, Artifact
 from tvm_na.deploy.manifest import LIBRARY, MODEL, OPERATORS, RUNTIME, WEIGHTS, Manifest, read_manifest, verify
+from tvm_na.deploy.wasm.artifact import WasmArtifact
 from tvm_na.process import forking
 
 if TYPE_CHECKING:
@@ -22,38 +22,6 @@ if TYPE_CHECKING:
 _loaded: dict[str, ctypes.CDLL] = {}
 # Of Relax's virtual machine: the device's kind and number, and an allocator that keeps memory for the next call.
 _CPU, _POOLED = (1, 0), 2
-
-
-class Artifact(ABC):
-    """A compiled model: ``artifact(images)`` gives what the model gives; ``manifest`` is what is known of it."""
-
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path, self.manifest = path, manifest
-        self._one_at_a_time = forking.Lock("calling an artifact")
-
-    @abstractmethod
-    def __call__(self, images: Any) -> Any:
-        """The model's output, one tensor or a list of them, for a batch of inputs.
-
-        Args:
-            images: On the CPU, of the shape and dtype of ``manifest.input``.
-
-        Raises:
-            TypeError, ValueError: ``images`` is not of that kind; names what was required and what came.
-        """
-
-    def __repr__(self) -> str:
-        return f"<artifact {self.path.name}: {self.manifest.model['name']}, {self.manifest.input}>"
-
-    def _check(self, images: Any) -> None:
-        """TypeError or ValueError for a tensor or an array that the model does not take."""
-        if _is_tensor(images) and (images.device.type != "cpu" or str(images.layout) != "torch.strided"):
-            got = f"one on {images.device} with layout {images.layout}"
-            raise ValueError(f"images: required a dense tensor on the CPU, got {got}")
-        self.manifest.check_input(tuple(images.shape), str(images.dtype).removeprefix("torch."))
-
-    def _returned(self, outputs: list[Any]) -> Any:
-        return outputs if self.manifest.returns_list else outputs[0]
 
 
 class TorchArtifact(Artifact):
@@ -83,7 +51,7 @@ class TorchArtifact(Artifact):
             return self._returned(list(self._loader.boxed_run([plain])))
 
 
-class VMArtifact(Artifact):
+class VMArtifact(ArrayArtifact):
     """An artifact of the format ``tvm``, which takes NumPy arrays and gives them, or tensors where one came.
 
     It needs NumPy and TVM's runtime of 4 MB, not PyTorch or the rest of TVM. It computes on TVM_NA_NUM_THREADS threads,
@@ -104,30 +72,6 @@ class VMArtifact(Artifact):
         machine = tvm_ffi.load_module(str(path / LIBRARY))["vm_load_executable"]()
         machine["vm_initialization"](*_CPU, _POOLED)
         self._main, self._machine = machine["main"], machine
-
-    def __call__(self, images: Any) -> Any:
-        import numpy as np
-
-        is_tensor = _is_tensor(images)
-        if not is_tensor and not isinstance(images, np.ndarray):
-            raise TypeError(f"images: required a NumPy array or a PyTorch tensor, got {type(images).__name__}")
-        self._check(images)
-        outputs = self._in_parts(images.detach().resolve_neg().numpy() if is_tensor else images)
-        if is_tensor:
-            import torch
-
-            return self._returned([torch.from_numpy(np.ascontiguousarray(out)) for out in outputs])
-        return self._returned(outputs)
-
-    def _in_parts(self, images: Array) -> list[Array]:
-        """Outputs for a batch of any size, of which kernels can count the elements of so many samples."""
-        import numpy as np
-
-        most = self.manifest.code["largest_batch"]
-        if len(images) <= most:
-            return self._run(images)
-        parts = [self._run(images[first : first + most]) for first in range(0, len(images), most)]
-        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
     def _run(self, images: Array) -> list[Array]:
         import numpy as np
@@ -151,12 +95,6 @@ def _tensor(array: Array) -> Any:
         return tensor
     view = tvm_ffi.get_global_func("runtime.TVMTensorCreateView")
     return view(tensor, tvm_ffi.Shape(array.shape), tvm_ffi.dtype("bfloat16"), 0)
-
-
-def _is_tensor(images: Any) -> bool:
-    """Whether it is PyTorch's, which nobody has if nobody imported that."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(images, torch.Tensor)
 
 
 def load_operators(library: Path, namespace: str) -> None:
@@ -188,5 +126,5 @@ def load(path: str | os.PathLike[str]) -> Artifact:
 
 def made_of(folder: Path, manifest: Manifest) -> Artifact:
     """The artifact in a folder, of whichever format, which nobody has verified."""
-    kind = TorchArtifact if manifest.kind == "aoti" else VMArtifact
+    kind = {"aoti": TorchArtifact, "tvm": VMArtifact, "wasm": WasmArtifact}[manifest.kind]
     return kind(folder, manifest)

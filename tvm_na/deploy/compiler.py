@@ -26,6 +26,7 @@ from tvm_na.deploy.request import (
     Report,
     Request,
     check_format,
+    check_precision,
     check_weights_dtype,
     checked_autotune,
     checked_batch,
@@ -33,11 +34,12 @@ from tvm_na.deploy.request import (
     checked_runtime,
     checked_target,
 )
+from tvm_na.deploy.wasm import build as route_wasm
 from tvm_na.images.preprocessing import Preprocessing
 from tvm_na.measure.timing import versions
 from tvm_na.targets.target import cpu_features
 
-_ROUTES = {"aoti": route_aoti.build, "tvm": route_tvm.build}
+_ROUTES = {"aoti": route_aoti.build, "tvm": route_tvm.build, "wasm": route_wasm.build}
 
 
 def compile(
@@ -104,11 +106,12 @@ def compile(
         TypeError, ValueError: name the argument, what was required and what came.
         NotImplementedError: the model has no attention, or one for which there is no kernel.
         RuntimeError: a compiler is missing or fails, the artifact's numbers are wrong, or rounding the weights changes
-            them by more than :data:`tvm_na.deploy.int8.BUDGET`.
+            them by more than :data:`tvm_na.deploy.int8.BUDGETS`.
     """
     check_format(format)
     chosen_precision = checked_model(model, example_input, precision)
-    check_weights_dtype(weights_dtype, chosen_precision)
+    check_precision(chosen_precision, format)
+    check_weights_dtype(weights_dtype, chosen_precision, format)
     wanted, reference, example = in_precision(model, example_input, chosen_precision)
     chosen, runs_here = checked_target(target, format)
     request = Request(
@@ -130,9 +133,9 @@ def compile(
     rounding = None
     if weights_dtype is not None:
         request.report("rounding the weights")
-        rounded = int8.rounded(wanted)
+        rounded = int8.rounded(wanted, weights_dtype)
         request = replace(request, model=rounded, reference=rounded)
-        rounding = int8.rounding_of(wanted, rounded, example, request.batch)
+        rounding = int8.rounding_of(wanted, rounded, example, request.batch, weights_dtype)
     with in_place(request.folder, overwrite) as (folder, scratch):
         facts = _ROUTES[request.format](request, folder, scratch)
         identity = {"name": name or type(model).__name__, "parameters": sum(p.numel() for p in model.parameters())}
@@ -154,7 +157,7 @@ def _finish(request: Request, folder: Path, facts: dict[str, Any]) -> None:
         precision=request.precision,
         target={
             "name": request.target.name,
-            "system": platform.system(),
+            "system": "any" if request.target.is_wasm else platform.system(),
             "architecture": request.target.triple.split("-")[0] or platform.machine(),
             "cpu_features": list(cpu_features(request.target)),
         },

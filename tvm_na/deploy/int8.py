@@ -1,5 +1,7 @@
 """Weights of one byte: symmetric int8 and a scale for each output channel, of linear layers and convolutions.
 
+Or of two, float16, where they are but stored so.
+
 First the model's weights are rounded to what int8 and a scale can hold. What that changes is one question, asked of
 eager PyTorch; whether an artifact computes what the rounded model does is the other one, asked as of any artifact.
 """
@@ -21,8 +23,8 @@ from tvm_na.reference.accuracy import relative_error
 if TYPE_CHECKING:
     from typing import TypeGuard
 
-#: Largest relative error of a model's outputs that rounding its weights may cause.
-BUDGET = 5e-2
+#: Largest relative error of a model's outputs that rounding its weights may cause, by what they are rounded to.
+BUDGETS = {"int8": 5e-2, "float16": 2e-3}
 
 _LARGEST = 127  # and -127: with -128 the steps would not be symmetric
 # By how much a rounded weight may differ from a multiple of its scale: some roundings of float32.
@@ -54,14 +56,28 @@ def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
     return steps.clamp(-_LARGEST, _LARGEST).to(torch.int8), scale
 
 
-def rounded(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` that shares all but its linear layers' and convolutions' weights, which are rounded."""
+def rounded(model: nn.Module, weights_dtype: str = "int8") -> nn.Module:
+    """A copy of ``model`` that shares all but its linear layers' and convolutions' weights, which are rounded.
+
+    Raises:
+        ValueError: one is too large for float16.
+    """
     twin = sharing_copy(model)
     for module in twin.modules():
         if _is_product(module) and "weight" in module._parameters:  # not one that is computed of others
             weight = module.weight.detach()
-            module.weight = nn.Parameter(dequantized(*quantized(weight)), requires_grad=False)
+            near = dequantized(*quantized(weight)) if weights_dtype == "int8" else _halved(weight)
+            module.weight = nn.Parameter(near, requires_grad=False)
     return twin
+
+
+def _halved(weight: Tensor) -> Tensor:
+    """The nearest numbers of float16."""
+    half = weight.half()
+    if half.isinf().any():
+        largest, got = torch.finfo(torch.float16).max, f"{weight.abs().max():.3g}"
+        raise ValueError(f"weights_dtype: required weights of at most {largest:.0f} with float16, got {got}")
+    return half.to(weight.dtype)
 
 
 def _is_product(module: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
@@ -70,22 +86,25 @@ def _is_product(module: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
     return isinstance(module, nn.Linear) or is_plain
 
 
-def rounding_of(model: nn.Module, twin: nn.Module, example: Tensor, batch: int | None) -> Rounding:
+def rounding_of(
+    model: nn.Module, twin: nn.Module, example: Tensor, batch: int | None, weights_dtype: str = "int8"
+) -> Rounding:
     """What rounding changed between ``model`` and ``twin``, by eager PyTorch, for inputs like ``example``.
 
     Raises:
-        RuntimeError: it changed more than :data:`BUDGET`.
+        RuntimeError: it changed more than :data:`BUDGETS` has for what they were rounded to.
     """
+    budget = BUDGETS[weights_dtype]
     before, after = reference_of(model, example, batch), reference_of(twin, example, batch)
     errors = [
         relative_error(out, right)
         for outs, rights in zip(after.outputs, before.outputs, strict=True)
         for out, right in zip(outs, rights, strict=True)
     ]
-    found = Rounding(max(errors), BUDGET, _same_class(before, after), sum(map(len, before.inputs)))
-    if not found.relative_error <= BUDGET:
-        wanted = f"outputs within {BUDGET:.0e} of those with {example.dtype} weights"
-        raise RuntimeError(f"weights_dtype: required {wanted}, got {found.relative_error:.1e} with int8")
+    found = Rounding(max(errors), budget, _same_class(before, after), sum(map(len, before.inputs)))
+    if not found.relative_error <= budget:
+        wanted = f"outputs within {budget:.0e} of those with {example.dtype} weights"
+        raise RuntimeError(f"weights_dtype: required {wanted}, got {found.relative_error:.1e} with {weights_dtype}")
     return found
 
 

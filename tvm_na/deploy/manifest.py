@@ -16,6 +16,7 @@ from typing import Any
 from tvm_na.deploy import files
 from tvm_na.deploy.schema import is_bytes, is_shape, is_size, mismatch
 from tvm_na.targets.target import missing_features
+from tvm_na.wasm import machine
 
 FORMAT = "tvm_na artifact"
 FORMAT_VERSION = 2
@@ -24,6 +25,8 @@ MANIFEST = "manifest.json"
 MODEL, OPERATORS = "model", "operators.so"
 #: Files of the format ``tvm``: the model, its weights, and TVM's runtime.
 LIBRARY, WEIGHTS, RUNTIME = "model.so", "weights.safetensors", "libtvm_runtime.so"
+#: Files of the format ``wasm``, beside weights: kernels, for one thread and for several, and the plan of their calls.
+MODULE, SHARED_MODULE, PLAN = "model.wasm", "model-threads.wasm", "plan.json"
 #: An input and the right outputs for it, where the machine that made an artifact could not run it.
 EXPECTED = "expected.safetensors"
 
@@ -35,7 +38,7 @@ _TENSOR = {"shape": is_shape, "dtype": str}
 _FILE = {"sha256": str, "bytes": is_bytes}
 # Of what the fields consist that somebody reads.
 _FIELDS = {
-    "kind": lambda kind: kind in ("aoti", "tvm"),
+    "kind": lambda kind: kind in ("aoti", "tvm", "wasm"),
     "model": {"name": str, "parameters": int, "weights": (str, None)},
     "target": {"name": str, "system": str, "architecture": str, "cpu_features": [str]},
     "requires": {str: str},
@@ -60,6 +63,10 @@ _FIELDS_BY_KIND: dict[str, dict[str, Any]] = {
         "code": {"weights": [str], "largest_batch": is_size},
         "requires": {"apache-tvm-ffi": str},
         "files": {LIBRARY: _FILE, WEIGHTS: _FILE},
+    },
+    "wasm": {
+        "code": {"weights": [str], "largest_batch": is_size},
+        "files": {MODULE: _FILE, WEIGHTS: _FILE, PLAN: _FILE},
     },
 }
 
@@ -90,7 +97,8 @@ class Manifest:
         target: The target's ``name``, ``system``, ``architecture`` and ``cpu_features`` (as /proc/cpuinfo names them).
         precision: ``float32`` or ``float64``, of everything; ``bfloat16``, of weights and between layers; ``float16``,
             of linear layers' and convolutions' weights alone. That of older artifacts is their input's dtype.
-        kind: ``aoti`` (runs with PyTorch) or ``tvm`` (runs with TVM's runtime).
+        kind: ``aoti`` (runs with PyTorch), ``tvm`` (runs with TVM's runtime) or ``wasm`` (runs in a browser, in node,
+            and here in wasmtime: its ``system`` is ``any``).
         requires: Versions of packages: ``torch`` whose C++ interface it uses, such as ``2.13``; or ``apache-tvm-ffi``,
             and ``apache-tvm`` if it does not bring TVM's runtime.
         built_with: Versions of what made it.
@@ -246,6 +254,10 @@ def verify(folder: Path, manifest: Manifest) -> None:
 
 def check_machine(folder: Path, manifest: Manifest) -> None:
     """ValueError if an artifact's system, architecture, CPU features or packages are not those at hand."""
+    if manifest.kind == "wasm":
+        if not machine.is_there():
+            raise ValueError(f"{folder}: required the package wasmtime (pip install 'tvm_na[wasm]'), got none")
+        return
     for name, here in (("system", platform.system()), ("architecture", platform.machine())):
         if manifest.target[name] != here:
             raise ValueError(f"{folder}: required the {name} {manifest.target[name]}, got {here}")

@@ -26,10 +26,14 @@ from tvm_na.jit.runtime import runtime_library
 from tvm_na.problems.base import HALVES
 from tvm_na.problems.checks import check_bool
 from tvm_na.targets.target import NATarget, check_runs_here, detect_target, parse_target
+from tvm_na.wasm import link as wasm_link
+from tvm_na.wasm import machine
 
 Report = Callable[[str], None]
-Format = Literal["aoti", "tvm"]
+Format = Literal["aoti", "tvm", "wasm"]
 
+#: The target of the format ``wasm``, unless another one is named.
+WASM = "llvm-wasm32"
 # The first whose Inductor compiles for another CPU than this one, and whose loader takes a folder.
 _OLDEST_TORCH = (2, 13)
 
@@ -93,10 +97,18 @@ def checked_model(model: Any, example: Any, precision: Any) -> str:
     return precision or name_of(example.dtype)
 
 
-def check_weights_dtype(weights_dtype: Any, precision: str) -> None:
-    """ValueError for weights of an unknown kind, or of one that a model in a precision cannot have."""
-    if weights_dtype not in (None, "int8"):
-        raise ValueError(f"weights_dtype: required None or int8, got {weights_dtype!r}")
+def check_precision(precision: str, format: Format) -> None:
+    """ValueError for a precision that a format has not."""
+    if format == "wasm" and precision in HALVES:
+        raise ValueError(f"precision: required float32 or float64 with the format wasm, got {precision}")
+
+
+def check_weights_dtype(weights_dtype: Any, precision: str, format: Format) -> None:
+    """ValueError for weights of an unknown kind, or of one that a model in a precision or a format cannot have."""
+    known = (None, "int8", "float16") if format == "wasm" else (None, "int8")
+    if weights_dtype not in known:
+        wanted = f"{' or '.join(map(str, known))} with the format {format}"
+        raise ValueError(f"weights_dtype: required {wanted}, got {weights_dtype!r}")
     if weights_dtype is not None and precision != "float32":
         raise ValueError(f"weights_dtype: required None with the precision {precision}, got {weights_dtype}")
 
@@ -116,7 +128,7 @@ def traced(request: Request) -> fx.GraphModule:
     program = export_model(request.model, request.example, request.batch)
     require_attention(program)
     graph = layered(program.run_decompositions({}))
-    if request.weights_dtype is not None:
+    if request.weights_dtype == "int8":
         int8.narrow(graph)
     if request.precision == "float16":
         precisions.round_weights(graph)
@@ -128,6 +140,10 @@ def check_format(format: Any) -> None:
     """ValueError for an unknown format, RuntimeError if a compiler for it is missing."""
     if format not in get_args(Format):
         raise ValueError(f"format: required one of {', '.join(get_args(Format))}, got {format!r}")
+    if format == "wasm":
+        wasm_link.require()
+        machine.require()
+        return
     cxx.command()
     if format == "aoti" and tuple(map(int, torch_interface(torch.__version__).split("."))) < _OLDEST_TORCH:
         wanted = ".".join(map(str, _OLDEST_TORCH))
@@ -140,9 +156,16 @@ def checked_target(name: Any, format: Format) -> tuple[NATarget, bool]:
 
     if name is not None and not isinstance(name, str):
         raise TypeError(f"target: required a target's name or None, got {type(name).__name__} {name!r}")
+    if name is None and format == "wasm":
+        name = WASM
     target = target_for("cpu") if name is None else parse_target(name)
     if target.kind != "llvm":
         raise ValueError(f"target: required a CPU (models are compiled for CPUs so far), got {target.name}")
+    if target.is_wasm != (format == "wasm"):
+        wanted = f"{WASM} or {WASM}-relaxed" if format == "wasm" else "one of another CPU"
+        raise ValueError(f"target: required {wanted} with the format {format}, got {target.name}")
+    if target.is_wasm:
+        return target, True  # in wasmtime
     try:
         check_runs_here(target)
     except ValueError:

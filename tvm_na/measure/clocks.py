@@ -106,5 +106,5 @@ def _filler(device: str, size: int) -> Tensor:
 
 
 def clock_of(device: str) -> Clock:
-    """The clock of a device by PyTorch's name: ``cpu``, ``cuda:0``."""
-    return CpuClock() if device == "cpu" else CudaClock()
+    """The clock of a device by PyTorch's name, ``cpu``, ``cuda:0``, or of wasmtime, ``wasm``."""
+    return CudaClock() if device.startswith("cuda") else CpuClock()

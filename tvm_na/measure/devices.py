@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from tvm_na import settings
 from tvm_na.measure.idle import why_busy
-from tvm_na.measure.local import Conditions, LocalMeasurer, Measurer
+from tvm_na.measure.local import WASM, Conditions, LocalMeasurer, Measurer
 from tvm_na.targets import cuda_arch as arch
 from tvm_na.targets.target import NATarget, check_runs_here
+from tvm_na.wasm import machine
 
 
 class Device(Protocol):
@@ -37,13 +39,19 @@ class Device(Protocol):
 
 @dataclass(frozen=True)
 class LocalDevice:
-    """This machine; ``device`` is PyTorch's name of the device: ``cpu``, ``cuda:0``."""
+    """This machine; ``device`` is PyTorch's name of the device: ``cpu``, ``cuda:0``, or ``wasm`` for wasmtime."""
 
     device: str
 
     @classmethod
     def of(cls, target: NATarget) -> LocalDevice:
-        """The device of this machine that kernels for ``target`` run on; ValueError if there is none."""
+        """The device of this machine that kernels for ``target`` run on; ValueError if there is none.
+
+        RuntimeError for WebAssembly where there is no wasmtime.
+        """
+        if target.is_wasm:
+            machine.require()
+            return cls(WASM)
         if target.kind != "cuda":
             check_runs_here(target)
             return cls("cpu")
@@ -69,24 +77,24 @@ class LocalDevice:
         LocalDevice.of(target)
 
     def threads(self, wanted: int) -> int:
-        return wanted or settings.num_threads()
+        return 1 if self.device == WASM else wanted or settings.num_threads()
 
     def free_bytes(self, target: NATarget) -> int | None:
-        if self.device == "cpu":
+        if self.device in ("cpu", WASM):
             return None
         import torch
 
         return int(torch.cuda.mem_get_info(self.device)[0])
 
     def about(self, target: NATarget) -> dict[str, str]:
-        if self.device == "cpu":
+        if self.device in ("cpu", WASM):
             return {}
         import torch
 
         return {"gpu": torch.cuda.get_device_name(self.device)}
 
     def busy(self) -> str | None:
-        if self.device == "cpu":
+        if self.device in ("cpu", WASM):
             return None
         import torch
 
@@ -94,6 +102,8 @@ class LocalDevice:
 
     def conditions(self, conditions: Conditions) -> Conditions:
         """``conditions`` for this device."""
+        if self.device == WASM:
+            return dataclasses.replace(conditions, threads=1, device=WASM)
         return conditions if self.device == "cpu" else conditions.on(self.device)
 
     def measurer(self, conditions: Conditions, target: NATarget, log: Path) -> LocalMeasurer:

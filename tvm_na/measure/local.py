@@ -31,7 +31,10 @@ from tvm_na.problems.registry import Problem
 from tvm_na.reference.case import WrongNumbers
 from tvm_na.reference.cases import budget_of, case_of
 from tvm_na.targets.threads import threads_for
+from tvm_na.wasm import kernel as wasm_kernel
 
+#: The device that is no device of PyTorch's, but wasmtime.
+WASM = "wasm"
 _GPU_REPEATS = 60  # which fewer others use than cores of a CPU
 _USES = 500  # measurements after which the process is replaced
 _FEWEST = 3  # repeats
@@ -49,7 +52,7 @@ class Conditions:
         budget: Seconds for all repeats of a kernel.
         cold_cache: Whether caches are flushed before every repeat, which then is a single call.
         timeout: Seconds after which a kernel is given up.
-        device: PyTorch's name of the device: ``cpu``, ``cuda:0``.
+        device: PyTorch's name of the device: ``cpu``, ``cuda:0``; or ``wasm`` for wasmtime.
     """
 
     threads: int
@@ -67,7 +70,7 @@ class Conditions:
     @property
     def on_gpu(self) -> bool:
         """Whether it is a GPU."""
-        return self.device != "cpu"
+        return self.device not in ("cpu", WASM)
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ def prepare(threads: int, device: str = "cpu") -> None:
 
     torch.set_num_threads(threads)
     runtime.use_threads(0)  # loads the runtime
-    if device != "cpu":
+    if device not in ("cpu", WASM):
         measure_cuda.prepare(device)
 
 
@@ -208,6 +211,11 @@ def checked_call(file: Path, kernel: Kernel, conditions: Conditions) -> Callable
         return measure_cuda.checked_call(file, problem, kernel.batch, conditions.device)
     case = case_of(problem, kernel.batch, dict(kernel.libraries)[file])
     outputs = case.outputs()
+    if conditions.device == WASM:
+        host = wasm_kernel.Kernel(file, ENTRY)
+        host(*case.inputs, *outputs)
+        case.check(outputs, budget_of(problem))
+        return host.placed(*case.inputs, *outputs)
     call = functools.partial(runtime.load(file, ENTRY), *case.inputs, *outputs)
     runtime.use_threads(problem.useful_flops * kernel.batch)
     call()

@@ -102,7 +102,7 @@ def candidates(
     of other levels are among the near ones, at a distance of their own.
     """
     mode = settings.records_mode() if mode is None else settings.check_records_mode("records", mode)
-    if target.kind == "cuda":
+    if target.kind == "cuda" or target.is_wasm:
         threads = 1  # as its records have it
     threads = settings.num_threads() if threads is None else threads
     same = alike(target, problem.uses_dots)

@@ -48,9 +48,14 @@ class NATarget:
     registers_per_block: int = 0
 
     @property
+    def is_wasm(self) -> bool:
+        """Whether it is WebAssembly, which runs in a host (a browser, node, wasmtime) and in no process of ours."""
+        return self.triple.startswith("wasm32")
+
+    @property
     def converts_float16(self) -> bool:
         """Whether there are instructions from float16 to float32 and back: F16C or NEON."""
-        return self.kind != "llvm" or self.cpu != "x86-64-v2"
+        return self.kind != "llvm" or not (self.cpu == "x86-64-v2" or self.is_wasm)
 
     @property
     def dot(self) -> str:
@@ -86,6 +91,8 @@ class NATarget:
             spec["mtriple"] = self.triple
         if self.features:
             spec["mattr"] = list(self.features)
+        if self.is_wasm:  # of itself TVM would warn that it assumes so
+            spec["vector-width"] = 8 * self.vector_bytes
         return tvm.target.Target(spec)
 
 
@@ -107,6 +114,12 @@ def _neon(level: str, *features: str) -> NATarget:
     return NATarget(f"llvm-aarch64-{level}", "llvm", "aarch64-unknown-linux-gnu", "generic", features, 16, 32)
 
 
+def _wasm(level: str, *features: str) -> NATarget:
+    # Hosts have 16 registers on x86-64 and 32 on AArch64. Atomics: the same code serves one thread and several.
+    every = ("+simd128", "+bulk-memory", "+atomics", *features)
+    return NATarget(f"llvm-wasm32{level}", "llvm", "wasm32-unknown-unknown-wasm", "generic", every, 16, 16)
+
+
 # Vectors as long as the registers, also where LLVM would by default prefer halves.
 _WHOLE = "-prefer-256-bit"
 
@@ -120,6 +133,8 @@ _TARGETS = {
         _x86("sse4", "x86-64-v2", (), 16, 16),
         _neon("neon-bf16", "+neon", "+bf16"),
         _neon("neon", "+neon"),
+        _wasm(""),
+        _wasm("-relaxed", "+relaxed-simd"),
         *map(_cuda_target, cuda_arch.ARCHS),
     )
 }
@@ -266,6 +281,9 @@ def check_runs_here(target: NATarget, device_index: int | None = None) -> None:
     if target.kind == "cuda":
         _check_devices(target, device_index)
         return
+    if target.is_wasm:
+        wanted = "one that this CPU can run (WebAssembly runs in a host: tvm-na compile --format wasm)"
+        raise ValueError(f"target: required {wanted}, got {target.name}")
     native = detect_target()
     levels = list(_levels_of(native))
     usable = levels[levels.index(native.name) :]

@@ -37,6 +37,7 @@ from tvm_na.tune.session import Session, Slot, note
 from tvm_na.tune.state import FormulationState, ProblemState, TuneState, interruptible
 from tvm_na.tune.tasks import Formulation, TuneTask, formulations_of, label, merged
 from tvm_na.tune.trial_log import Trial, TrialLog, trials_in
+from tvm_na.wasm import link
 
 _log = logging.getLogger("tvm_na.tune")
 
@@ -104,7 +105,7 @@ def _tune(
     if not tasks:
         raise ValueError("tasks: required one task or more, got none")
     metaschedule.check_packages()
-    cxx.command()
+    (link.require if target.is_wasm else cxx.command)()
     device = LocalDevice.of(target) if devices is None else devices
     device.check(target)
     options = options.completed(len(tasks), _threads(options, target, device))
@@ -126,10 +127,12 @@ def _tune(
 
 def _threads(options: TuneOptions, target: NATarget, device: Device) -> int:
     """Threads of a kernel; for a GPU also looks whether there is a compiler, and nobody else on the GPU."""
-    if target.kind != "cuda":
+    if target.kind != "cuda" and not target.is_wasm:
         return device.threads(options.threads)
     if options.threads > 1:
         raise ValueError(f"threads: required 0 or 1 for {target.name}, got {options.threads}")
+    if target.is_wasm:
+        return 1
     toolchain.find_compiler()
     if (busy := device.busy()) is not None:
         _log.warning("measurements will err: required a GPU that nobody else uses, got one that is not idle, %s", busy)

@@ -44,6 +44,20 @@ class Library:
         write_library(self.executable.mod, file, link)
 
 
+@dataclass(frozen=True)
+class Lowered:
+    """A graph of kernel calls as a Relax module whose every function is scheduled, still without code.
+
+    Attributes:
+        module: Its ``main`` calls its PrimFuncs.
+        weights, untuned: As of :class:`Library`.
+    """
+
+    module: Any
+    weights: dict[str, np.ndarray[Any, Any]]
+    untuned: list[str]
+
+
 def compile_graph(
     module: fx.GraphModule, kernels: list[Kernel], example: Tensor, batch: int | None, target: NATarget
 ) -> Library:
@@ -54,18 +68,26 @@ def compile_graph(
     Raises:
         NotImplementedError: it has something left that Relax does not compile.
     """
-    _require_importable(module)
-    metaschedule.skip_tensor_intrinsics()  # Relax imports MetaSchedule, which imports them
+    lowered = lower_graph(module, kernels, example, batch, target)
     import tvm
 
-    relaxed, weights = _import(module, kernels, example, batch)
     tvm_target = target.tvm_target()
     with tvm_target:
+        executable = tvm.compile(lowered.module, target=tvm_target)
+    return Library(lowered.weights, lowered.untuned, executable)
+
+
+def lower_graph(
+    module: fx.GraphModule, kernels: list[Kernel], example: Tensor, batch: int | None, target: NATarget
+) -> Lowered:
+    """Fuse and schedule a graph of kernel calls; arguments and errors as of :func:`compile_graph`."""
+    _require_importable(module)
+    metaschedule.skip_tensor_intrinsics()  # Relax imports MetaSchedule, which imports them
+    relaxed, weights = _import(module, kernels, example, batch)
+    with target.tvm_target():
         relaxed = _fused(relaxed)
         untuned = [name for name, _ in generic.unscheduled(relaxed) if any(word in name for word in _PRODUCTS)]
-        relaxed = generic.scheduled(relaxed)
-        executable = tvm.compile(relaxed, target=tvm_target)
-    return Library(weights, untuned, executable)
+        return Lowered(generic.scheduled(relaxed), weights, untuned)
 
 
 def _require_importable(module: fx.GraphModule) -> None:
