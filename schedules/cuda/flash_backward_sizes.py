@@ -73,7 +73,7 @@ class Half:
         """Of a multiprocessor for a row, an estimate."""
         blocks = blocks_at_once(shape, self.registers(shape), self.shared_bytes(shape), target)
         done = work(self.problem, tile, shape, self.axis)
-        return bound(self.problem, done, self.step(shape), shape, blocks)
+        return bound(self.problem, done, self.step(shape), shape, blocks, target)
 
     def is_good(self, tile: BackwardFlashTile, shape: FlashShape, target: NATarget) -> bool:
         """Whether a default may be so: it fits the GPU, a lane's registers, and the scratch memory."""

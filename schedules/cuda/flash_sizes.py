@@ -148,10 +148,10 @@ def cycles(problem: NAProblem, tile: FlashTile, shape: FlashShape, target: NATar
         others=tiles * (shape.keys // 2 * _SCORE + 4 * v),
     )
     blocks = blocks_at_once(shape, registers(problem, shape), shared_bytes(problem, shape), target)
-    return bound(problem, work(problem, tile, shape), step, shape, blocks)
+    return bound(problem, work(problem, tile, shape), step, shape, blocks, target)
 
 
-def bound(problem: NAProblem, done: Work, step: Step, shape: FlashShape, blocks: int) -> float:
+def bound(problem: NAProblem, done: Work, step: Step, shape: FlashShape, blocks: int, target: NATarget) -> float:
     """Cycles of a multiprocessor, which has so many blocks at once, for a query (or key), an estimate."""
     bytes_of_key = (problem.head_dim + problem.head_dim_v) * _ITEM_BYTES
     instructions = step.products + step.loads + step.others
