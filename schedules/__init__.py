@@ -9,7 +9,7 @@ from tvm_na.problems.registry import Problem
 from tvm_na.schedules.base import SearchSpace
 from tvm_na.schedules.cpu import attention, backward, dense, unfused
 from tvm_na.schedules.cuda import backward as cuda_backward
-from tvm_na.schedules.cuda import flash, flash_backward, tensor_core_space
+from tvm_na.schedules.cuda import flash, flash_backward, strip, tensor_core_space
 from tvm_na.schedules.cuda import gather as cuda_gather
 from tvm_na.schedules.cuda import unfused as cuda_unfused
 from tvm_na.targets.target import NATarget
@@ -22,6 +22,7 @@ _SPACES: tuple[SearchSpace, ...] = (
     backward.SPACE,
     dense.SPACE,
     unfused.SPACE,
+    strip.SPACE,
     tensor_core_space.SPACE,
     flash.SPACE,
     cuda_gather.SPACE,

@@ -8,6 +8,7 @@ takes the default, the value that a plan wishes for, or one that MetaSchedule dr
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -213,8 +214,15 @@ class SearchSpace(ABC):
         """Whether there is a kernel for a problem, which is of the class of the space's, on ``target``."""
 
     def rank(self, problem: Any, target: NATarget) -> int:
-        """Of spaces that serve a problem those of a lower rank are preferred, of equal ones those that come first."""
+        """Of spaces that serve a problem those of a lower rank are preferred, of equal ones those that come first.
+
+        Of equal ones it is not known which is faster: the tuner searches all of the lowest rank.
+        """
         return 0
+
+    def has(self, formulation: str) -> bool:
+        """Whether a formulation, as canonical JSON, is one of the space's."""
+        return any(json.dumps(tile.formulation) in formulation for tile in self.tile_types)
 
     @abstractmethod
     def formulations(self, problem: Any, target: NATarget, batch: int | None = None) -> Formulations:

@@ -120,8 +120,8 @@ def tiny() -> dict[str, Problem]:
     """Eight problems on small maps, by what a kernel of each has."""
     nat = NAProblem.make((8, 9), 5, 1, 16, dtype="float16", bias=True)
     return {
-        "tensor cores": nat,
-        "asynchronous copies": NAProblem.make((10, 12), 9, 1, 32, dtype="bfloat16", return_lse=True),
+        "strips": nat,
+        "strips of groups": NAProblem.make((7, 19), 3, 1, 32, dilation=(2, 1), dtype="bfloat16", return_lse=True),
         "one pass": NAProblem.make((3, 6, 7), 3, 1, 16, dtype="float16", return_lse=True),
         "TF32": dataclasses.replace(nat, dtype=TF32),
         "gather": NAProblem.make((5, 6, 4), 3, 1, 8, dtype="float32"),

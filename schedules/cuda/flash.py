@@ -11,6 +11,7 @@ from typing import Any
 from tvm_na.cuda import late, workarounds
 from tvm_na.problems.attention import NAProblem
 from tvm_na.schedules.base import Formulations, SearchSpace
+from tvm_na.schedules.cuda import strip
 from tvm_na.schedules.cuda.flash_sizes import KEYS, STAGES, TILES, WARPS, cycles, default_shape
 from tvm_na.schedules.helpers import FuncSchedule
 from tvm_na.targets.cuda_arch import capability_of
@@ -79,6 +80,10 @@ class CudaFlash(SearchSpace):
         if target.kind != "cuda" or capability_of(target.arch) < OLDEST or not is_served(problem):
             return False
         return bool(tiles(problem, target))
+
+    def rank(self, problem: NAProblem, target: NATarget) -> int:
+        """Behind formulations that keep the scores of a window, where these can."""
+        return int(strip.SPACE.serves(problem, target))
 
     def formulation(self, problem: NAProblem, tile: FlashTile, batch: int | None = None) -> Any:
         """The PrimFunc of ``problem`` with this tile."""

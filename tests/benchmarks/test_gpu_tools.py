@@ -122,8 +122,8 @@ def test_a_tool_ends_with_the_worker_that_started_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "has"),
     [
-        ("tensor cores", "mma.sync"),
-        ("asynchronous copies", "cp.async"),
+        ("strips", "tvm_na_write_bias"),
+        ("strips of groups", "tvm_na_load_pair"),
         ("one pass", "tvm_na_copy_16"),
         ("TF32", ".tf32"),
         ("gather", None),

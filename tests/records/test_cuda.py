@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import tvm
 
 from tests.cli.invoking import invoke
+from tvm_na.jit import build
 from tvm_na.measure import local as measure
 from tvm_na.measure.devices import LocalDevice
 from tvm_na.measure.local import Conditions, Measured
@@ -67,6 +69,23 @@ def test_a_record_without_shapes_is_of_one_sample() -> None:
     for arguments in ([], [["TENSOR", "float16", []]], [["TENSOR", "float16", [0]]], [["TENSOR", "float16", ["n"]]]):
         with pytest.raises(ValueError, match="required"):
             batch_of(arguments)
+
+
+def test_a_record_of_another_space_than_the_first_is_what_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = dataclasses.replace(PROBLEM, dtype="float16")
+    band = next(f for f in formulations_of(problem, SM_80) if f.space.name == "cuda-band")
+    with TuningDatabase(tmp_path / SM_80.name, SM_80) as database:
+        database.begin_session(gpu="NVIDIA Pretended", threads=1)
+        workload = database.register(tvm.IRModule({"main": band.func}))
+        database.commit(workload, band.default.schedule.trace, [1e-3] * 3, 1)
+        database.end_session(ending="all trials are done")
+    assert build.explain(problem, SM_80).startswith("cuda-strip, default")
+    monkeypatch.setenv("TVM_NA_RECORDS_DIR", str(tmp_path))
+    assert build.explain(problem, SM_80).startswith("cuda-band, user's record")
+    module, space = build.scheduled_module(problem, SM_80, select.select(problem, SM_80))
+    assert space.name == "cuda-band" and str(module["main"].attrs["tvm_na.formulation"]) == band.text
 
 
 def test_what_commands_show(folder: Path) -> None:

@@ -30,7 +30,7 @@ TARGET = parse_target("cuda-sm_80")
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 #: How many random points of each space are tried.
 POINTS = share(5)
-GATHER, BAND, FLASH = "cuda-gather", "cuda-band", "cuda-flash"
+GATHER, BAND, FLASH, STRIP = "cuda-gather", "cuda-band", "cuda-flash", "cuda-strip"
 FLASH_BACKWARD = "cuda-flash-backward"
 
 

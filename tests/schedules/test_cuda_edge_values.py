@@ -15,6 +15,7 @@ from tests.schedules.cuda_kernels import (
     FLASH,
     FLASH_BACKWARD,
     GATHER,
+    STRIP,
     CudaKernel,
     formulations,
     kernel_of,
@@ -31,10 +32,12 @@ FORMS: dict[str, tuple[str, int, str, tuple[str, ...]]] = {
     "band": (BAND, 0, "plain", ("float16", TF32)),
     "band, causal": (BAND, 0, "causal, dilated", ("bfloat16",)),
     "band in two passes": (BAND, 1, "plain", ("float16",)),
+    "strip": (STRIP, 0, "plain", ("float16",)),
+    "strip, causal": (STRIP, 0, "causal, dilated", ("bfloat16",)),
     "flash": (FLASH, 0, "plain", ("float16",)),
     "flash, causal": (FLASH, 0, "causal, dilated", ("bfloat16",)),
 }
-ON_TENSOR_CORES = (BAND, FLASH)
+ON_TENSOR_CORES = (BAND, FLASH, STRIP)
 CASES = [(form, dtype) for form, (*_, dtypes) in FORMS.items() for dtype in dtypes]
 
 

@@ -66,6 +66,6 @@ def test_every_formulation_and_sketch_is_among_the_points() -> None:
     points = list(points_of(FORWARD["nat-float16"], TARGET))
     for sketch in (AT_ONCE, COLUMNS_IN_TURN, HEADS_IN_TURN):
         assert f"cuda-band, formulation 0, {sketch}" in points
-    assert {point.split(",")[0] for point in points} == {"cuda-band", "cuda-flash", "cuda-gather"}
+    assert {point.split(",")[0] for point in points} == {"cuda-strip", "cuda-band", "cuda-flash", "cuda-gather"}
     gradients = points_of(BACKWARD["nat-float16"], TARGET)
     assert {point.split(",")[0] for point in gradients} == {"cuda-flash-backward", "cuda-backward"}

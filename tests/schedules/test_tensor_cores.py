@@ -237,7 +237,7 @@ def test_tensor_cores_are_the_default_where_there_are_some() -> None:
         return [space.name for space in spaces_for(problem, parse_target(target))]
 
     plain = dataclasses.replace(PLAIN, dtype="float32")
-    assert names(PLAIN, "cuda-sm_80") == [BAND, "cuda-flash", "cuda-gather"]
+    assert names(PLAIN, "cuda-sm_80") == ["cuda-strip", BAND, "cuda-flash", "cuda-gather"]
     two_passes = NAProblem.make((80, 80), 25, 2, 32, dtype="float16")
     assert names(two_passes, "cuda-sm_80") == ["cuda-flash", BAND, "cuda-gather"]
     assert names(PLAIN, "cuda-sm_75") == names(plain, "cuda-sm_80") == ["cuda-gather"]

@@ -12,7 +12,7 @@ from tests.cli.invoking import invoke
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.backward import BackwardProblem
 from tvm_na.problems.dense import DenseProblem
-from tvm_na.targets.target import detect_target
+from tvm_na.targets.target import detect_target, parse_target
 from tvm_na.tune.tasks import TuneTask, formulations_of, label, merged, tasks_from_file, tasks_of
 
 PROBLEM = NAProblem.make((9, 9), 3, 1, 8)
@@ -103,6 +103,15 @@ def test_a_problem_has_formulations_with_spaces() -> None:
         assert formulation.default is next(iter(formulation.spaces.values()))
         assert formulation.points == sum(s.points for s in formulation.spaces.values()) > 1
         assert [name for name, s in formulation.spaces.items() if s.sketch != name] == []
+
+
+def test_spaces_of_which_none_is_known_to_be_faster_are_searched() -> None:
+    target = parse_target("cuda-sm_90")
+    small = formulations_of(NAProblem.make((14, 14), 7, 2, 32, dtype="float16", bias=True), target)
+    names = [f.space.name for f in small]
+    assert list(dict.fromkeys(names)) == ["cuda-strip", "cuda-band"] and len({f.text for f in small}) == len(small)
+    large = formulations_of(NAProblem.make((64, 64), 40, 2, 32, dtype="float16"), target)
+    assert {f.space.name for f in large} == {"cuda-flash"}
 
 
 def test_a_problem_without_a_space_is_refused() -> None:

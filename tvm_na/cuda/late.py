@@ -8,16 +8,21 @@ these. What is compiled is the function that is written from them.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from tvm_na.cuda.limits import LEAST_REGISTERS
 from tvm_na.problems.registry import problem_from_json
-from tvm_na.te.attention.flash_tile import FlashShape, FlashTile, least_registers
+from tvm_na.te.attention import flash_tile, strip_axis
+from tvm_na.te.attention.flash_tile import FlashShape, FlashTile
+from tvm_na.te.attention.strip_tile import StripShape, StripTile
 from tvm_na.te.backward import flash_tile as backward_tile
 from tvm_na.te.backward.flash_tile import BackwardFlashShape, BackwardFlashTile
 
-#: What the names of annotations begin with; those of the gradients have one more part, which names a kernel.
+#: What the names of annotations begin with, of the flash and of the strip formulation; those of the gradients have one
+#: more part, which names a kernel.
 PREFIX = "tvm_na.flash."
+STRIP_PREFIX = "tvm_na.strip."
 QUERIES, KEYS = "queries.", "keys."
 _BLOCK = "out"
 
@@ -51,26 +56,39 @@ def written(module: Any) -> Any:
 
 
 def _written(func: Any) -> Any:
-    of_attention, of_gradients = FlashTile.of(func), BackwardFlashTile.of(func)
-    if of_attention is None and of_gradients is None:
-        return func
-    problem: Any = problem_from_json(str(func.attrs["tvm_na.problem"]))
-    annotations = _block_of(func).annotations
-    batch = getattr(func.params[0].shape[0], "value", None)
-    batch = None if batch is None else int(batch)
-    if of_gradients is not None:
-        from tvm_na.te.backward import flash as gradients
+    kinds: tuple[tuple[Any, Any], ...] = ((FlashTile, _flash), (StripTile, _strip), (BackwardFlashTile, _gradients))
+    for kind, make in kinds:
+        tile = kind.of(func)
+        if tile is not None:
+            problem, size = problem_from_json(str(func.attrs["tvm_na.problem"])), func.params[0].shape[0]
+            batch = None if getattr(size, "value", None) is None else int(size)
+            body, least = make(problem, tile, _block_of(func).annotations, batch)
+            return body.with_attrs({**dict(func.attrs.items()), LEAST_REGISTERS: least})
+    return func
 
-        shapes = BackwardFlashShape(_shape_of(annotations, QUERIES), _shape_of(annotations, KEYS))
-        body = gradients.written(problem, of_gradients, shapes, batch)
-        least = backward_tile.least_registers(problem.forward, shapes)
-    else:
-        from tvm_na.te.attention import flash
 
-        shape = _shape_of(annotations)
-        body = flash.written(problem, of_attention, shape, batch)
-        least = least_registers(problem, shape)
-    return body.with_attrs({**dict(func.attrs.items()), LEAST_REGISTERS: least})
+def _flash(problem: Any, tile: FlashTile, annotations: Any, batch: int | None) -> tuple[Any, int]:
+    """The function with its body, and the registers that a thread cannot do without."""
+    from tvm_na.te.attention import flash
+
+    shape = _shape_of(annotations)
+    return flash.written(problem, tile, shape, batch), flash_tile.least_registers(problem, shape)
+
+
+def _strip(problem: Any, tile: StripTile, annotations: Any, batch: int | None) -> tuple[Any, int]:
+    """The same of a strip."""
+    from tvm_na.te.attention import strip
+
+    numbers = {field.name: int(annotations[STRIP_PREFIX + field.name]) for field in fields(StripShape)}
+    return strip.written(problem, tile, StripShape(**numbers), batch), strip_axis.least_registers(problem, tile)
+
+
+def _gradients(problem: Any, tile: BackwardFlashTile, annotations: Any, batch: int | None) -> tuple[Any, int]:
+    """The same of the gradients, whose kernels have a shape each."""
+    from tvm_na.te.backward import flash
+
+    shapes = BackwardFlashShape(_shape_of(annotations, QUERIES), _shape_of(annotations, KEYS))
+    return flash.written(problem, tile, shapes, batch), backward_tile.least_registers(problem.forward, shapes)
 
 
 def _block_of(func: Any) -> Any:

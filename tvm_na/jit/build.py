@@ -178,20 +178,23 @@ def kernel_with(selection: Selection, problem: Problem, target: NATarget) -> Ker
     return kernel
 
 
-def _space(problem: Problem, target: NATarget) -> SearchSpace:
+def _space(problem: Problem, target: NATarget, selection: Selection | None = None) -> SearchSpace:
+    """That of the selected record's formulation, else the preferred one."""
     from tvm_na.schedules import spaces_for  # not needed where a kernel is found
 
     spaces = spaces_for(problem, target)
     if not spaces:
         raise NotImplementedError(f"no kernel for {problem} on {target.name}: {problem.unsupported(target.kind)}")
-    return spaces[0]
+    record = selection.record if selection is not None else None
+    return next((space for space in spaces if record is not None and space.has(record.formulation)), spaces[0])
 
 
 def explain(problem: Problem, target: NATarget | None = None, records: str | None = None) -> str:
     """Which schedule a problem gets on a target, and why."""
     target = target or current_target()
-    space = _space(problem, target)
+    _space(problem, target)  # an unsupported problem fails
     selection = _selected(problem, target, records)
+    space = _space(problem, target, selection)
     where = "kernel on disk" if is_cached(problem, target, records) else "kernel not built yet"
     return "; ".join([f"{space.name}, {selection}", where, *selection.skipped])
 
@@ -208,7 +211,7 @@ def scheduled_module(problem: Problem, target: NATarget, selection: Selection | 
 
     with _importing:  # by one thread: two that import parts of TVM meet in its circles of imports, half-way
         import tvm  # noqa: F401
-    space = _space(problem, target)
+    space = _space(problem, target, selection)
     if selection is not None and selection.record is not None:
         return _module_by_record(selection, problem, target), space
     scheduled = space.apply(space.formulations(problem, target)[0], target, Plan())

@@ -152,8 +152,9 @@ def formulations_of(problem: Problem, target: NATarget) -> list[Formulation]:
     """
     from tvm_na.schedules import spaces_for
 
-    found = []
-    for space in spaces_for(problem, target)[:1]:
+    found, spaces = [], spaces_for(problem, target)
+    ranks = [space.rank(problem, target) for space in spaces]
+    for space in spaces[: ranks.count(min(ranks, default=0))]:
         for func in space.formulations(problem, target, 1):
             text = str(func.attrs["tvm_na.formulation"])
             found.append(Formulation(problem, space, func, text, _Structures(space, func, target)))
