@@ -94,9 +94,10 @@ class Work:
     keys: float
 
 
+# mypy takes what a dataclass has for its class.
 def work(problem: NAProblem, tile: FlashTile, shape: FlashShape, kind: type[FlashAxis] = FlashAxis) -> Work:
     """See :class:`Work`."""
-    found = box(problem, tile, shape.tiles, shape.warps, kind)
+    found = box(problem, tile, shape.tiles, shape.warps, kind)  # type: ignore[arg-type]
     steps = -(-found.columns // shape.keys)
     # The keys of one of several warps begin anywhere in a step.
     seen = steps if shape.warps[-1] == 1 else min(steps, (found.warp_columns + shape.keys - 1) / shape.keys)
@@ -178,7 +179,7 @@ def shapes(
     """Those that a default is chosen from."""
     tiles, warps = (_along(problem, options) for options in (TILES, WARPS))
     for of_warp, of_block in product(tiles, warps):
-        if prod(of_block) <= _MOST_WARPS and box(problem, tile, of_warp, of_block, kind).fits:
+        if prod(of_block) <= _MOST_WARPS and box(problem, tile, of_warp, of_block, kind).fits:  # type: ignore[arg-type]
             for keys, stages, keeps in product(KEYS, STAGES, (False, True)):
                 yield FlashShape(of_warp, of_block, keys, stages, swizzled, keeps)
 

@@ -150,10 +150,10 @@ def test_memory_that_cannot_grow_is_an_error(small: Path) -> None:
 def test_memory_is_given_back(small: Path) -> None:
     kernel, given = Kernel(small, ENTRY), tensors(batch=20)
     kernel(*given)
-    before = kernel._machine.bytes
+    before = kernel._machine.size
     for _ in range(20):
         kernel(*given)
-    assert kernel._machine.bytes == before
+    assert kernel._machine.size == before
 
 
 def test_a_file_that_is_no_module(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvm_na.deploy import weights
-from tvm_na.deploy.called import ArrayArtifact, Artifact
+from tvm_na.deploy.called import ArrayArtifact
+from tvm_na.deploy.called import Artifact as Artifact
 from tvm_na.deploy.manifest import LIBRARY, MODEL, OPERATORS, RUNTIME, WEIGHTS, Manifest, read_manifest, verify
 from tvm_na.deploy.wasm.artifact import WasmArtifact
 from tvm_na.process import forking

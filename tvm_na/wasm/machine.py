@@ -65,7 +65,7 @@ class Machine:
         return self._exports[name]
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         return self._memory.data_len(self._store)
 
     def alloc(self, size: int) -> int:
@@ -83,7 +83,7 @@ class Machine:
         """Numbers in the memory, writable, until that grows, which :meth:`alloc` and :meth:`call` may do."""
         import numpy as np
 
-        memory = np.ctypeslib.as_array(self._memory.data_ptr(self._store), (self.bytes,))
+        memory = np.ctypeslib.as_array(self._memory.data_ptr(self._store), (self.size,))
         kind = np.dtype("uint16" if dtype == "bfloat16" else dtype)
         size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
         return memory[address : address + size].view(kind).reshape(shape)
@@ -112,4 +112,4 @@ class Machine:
 
     def _raise_if_refused(self) -> None:
         if refused := int(self._function("na_refused")(self._store)) & 0xFFFFFFFF:
-            raise RuntimeError(f"memory: required {refused} bytes more than the {self.bytes} that there are, got none")
+            raise RuntimeError(f"memory: required {refused} bytes more than the {self.size} that there are, got none")

@@ -95,7 +95,8 @@ class WasmArtifact(ArrayArtifact):
             blocks.append(self._machine.alloc(size))
             return blocks[-1]
 
-        arena, tensors = alloc(batch * self._plan["arena"]), []
+        arena = alloc(batch * self._plan["arena"])
+        tensors: list[Any] = []
         for index, tensor in enumerate(self._plan["tensors"]):
             shape = tuple(batch if n is None else n for n in tensor["shape"])
             if "weight" in tensor:

@@ -37,8 +37,10 @@ class Kernel(ABC):
     Attributes:
         name: Of its block.
         axis: What an axis of its rows is.
+        box: Of the block's columns, along each axis the first and one past the last.
     """
 
+    box: Any
     name: ClassVar[str] = "out"
     axis: ClassVar[type[FlashAxis]] = FlashAxis
 

@@ -25,8 +25,8 @@ from tvm.script.ir_builder import tirx as T
 
 from tvm_na.problems.attention import NAProblem
 from tvm_na.te.attention import flash_device as device
+from tvm_na.te.attention.flash_scores import f32
 from tvm_na.te.attention.flash_tile import SIDE
-from tvm_na.te.attention.flash_warp import f32
 from tvm_na.te.attention.strip_axis import Walk, axes
 from tvm_na.te.attention.strip_copies import Copies
 from tvm_na.te.attention.strip_layout import Layout

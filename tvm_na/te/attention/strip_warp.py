@@ -15,8 +15,8 @@ from tvm.script.ir_builder import tirx as T
 
 from tvm_na.te.attention import flash_device as device
 from tvm_na.te.attention import strip_device
+from tvm_na.te.attention.flash_scores import f32
 from tvm_na.te.attention.flash_tile import SIDE
-from tvm_na.te.attention.flash_warp import f32
 from tvm_na.te.attention.strip_layout import PART, Ring
 from tvm_na.te.attention.strip_place import Place
 from tvm_na.te.attention.strip_tile import KEYS

@@ -30,6 +30,7 @@ class _Gradients(Kernel):
     """What both kernels do before they go through their columns."""
 
     of_keys: bool
+    layout: Any
 
     def __init__(self, problem: NAProblem, ops: Any, written: Sequence[Any], statistics: Any) -> None:
         super().__init__(problem, ops)
