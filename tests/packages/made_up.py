@@ -17,7 +17,7 @@ from tvm_na.cuda import toolchain
 from tvm_na.measure.worker_pool import Outcome
 from tvm_na.packages.package import KernelResources, Package, PackagedKernel, PackagedWorkload, RefusedPoint, pack
 from tvm_na.packages.prebuild import prebuild
-from tvm_na.problems.attention import NAProblem
+from tvm_na.problems.attention import TF32, NAProblem
 from tvm_na.problems.registry import Problem
 from tvm_na.schedules.base import Point
 from tvm_na.targets.target import parse_target
@@ -106,7 +106,7 @@ def building_here(compiler: PretendedCompiler) -> Iterator[None]:
 
 
 #: A problem with five points.
-SMALL = NAProblem.make((2, 2), 2, 1, 16, dtype="float16")
+SMALL = NAProblem.make((2, 2), 2, 1, 16, dtype=TF32)
 
 
 def small_package(factory: pytest.TempPathFactory) -> Package:
