@@ -101,7 +101,7 @@ def test_progress(terminal: bool) -> None:
 @pytest.mark.slow
 @needs_compiler
 def test_ctrl_c_loses_no_kernel_and_the_same_command_continues(tmp_path: Path) -> None:
-    spelled_out = ["--size", "2", "2", "--heads", "1", "--head-dim", "16", "--kernel-size", "2", "--dtype", "float16"]
+    spelled_out = ["--size", "2", "2", "--heads", "1", "--head-dim", "16", "--kernel-size", "2", "--dtype", "tf32"]
     words = ["tune", *spelled_out, "--target", "cuda-sm_90", "--prebuild", str(tmp_path), "--jobs", "1"]
     command = [sys.executable, "-m", "tvm_na", *words]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as building:
