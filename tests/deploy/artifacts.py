@@ -78,6 +78,12 @@ def tvm_artifact(factory: pytest.TempPathFactory) -> Made:
     return once(factory, "tvm", by_command("--format", "tvm", "--records", "off"))
 
 
+def wasm_artifact(factory: pytest.TempPathFactory) -> Made:
+    """An artifact of the format ``wasm``, of a model of one level."""
+    make = by_command("--format", "wasm", "--records", "off", target="llvm-wasm32", levels=1)
+    return once(factory, "wasm", make)
+
+
 def for_target(target: str) -> Callable[[Path], list[str]]:
     """Makes an artifact of the first level, of the format ``tvm``, for a target; says what the compiler warned of."""
 

@@ -20,7 +20,7 @@ from PIL import Image
 import tvm_na
 from tests.cli.invoking import error_of, invoke
 from tests.deploy import node as in_node
-from tests.deploy.artifacts import CLASSES, LIMIT, SIZE, Made, by_command, once, seal, small_model
+from tests.deploy.artifacts import CLASSES, LIMIT, SIZE, Made, seal, small_model, wasm_artifact
 from tests.deploy.node import node, numbers
 from tests.helpers import relative_error
 from tvm_na.deploy import int8, manifest
@@ -39,8 +39,7 @@ pytest.importorskip("wasmtime", reason="test_wasm_artifact runs in wasmtime: pip
 @pytest.fixture(scope="module")
 def wasm(tmp_path_factory: pytest.TempPathFactory) -> Made:
     """An artifact of the format ``wasm``, of a model of one level."""
-    make = by_command("--format", "wasm", "--records", "off", target="llvm-wasm32", levels=1)
-    return once(tmp_path_factory, "wasm", make)
+    return wasm_artifact(tmp_path_factory)
 
 
 @pytest.fixture

@@ -142,6 +142,8 @@ def test_memory_that_cannot_grow_is_an_error(small: Path) -> None:
     kernel = Kernel(small, ENTRY, most_pages=link.pages_of(small) + 1)
     with pytest.raises(RuntimeError, match=r"memory: required \d+ bytes more than the \d+ that there are, got none"):
         kernel(*tensors(batch=400))
+    with pytest.raises(RuntimeError, match=f"memory: required {2**40} bytes more than"):
+        kernel._machine.alloc(2**40)
     one = tensors()
     kernel(*one)  # it is as usable as before
     assert torch.isfinite(one[-1]).all()

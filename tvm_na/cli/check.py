@@ -14,7 +14,7 @@ from tvm_na.cli.common import console, fail, needs_text, precision_text, roundin
 if TYPE_CHECKING:
     import numpy as np
 
-    from tvm_na.deploy.artifact import Artifact
+    from tvm_na.deploy.called import Artifact
     from tvm_na.deploy.manifest import Manifest
 
     Array = np.ndarray[Any, Any]

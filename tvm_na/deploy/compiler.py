@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from tvm_na.deploy import int8
 from tvm_na.deploy import weights as weight_files
 from tvm_na.deploy.aoti import build as route_aoti
-from tvm_na.deploy.artifact import Artifact, load, made_of
+from tvm_na.deploy.artifact import load, made_of
+from tvm_na.deploy.called import Artifact
 from tvm_na.deploy.check import name_of, reference_of
 from tvm_na.deploy.manifest import EXPECTED, Manifest, TensorSpec, describe_files, write_manifest
 from tvm_na.deploy.place import checked_output, in_place

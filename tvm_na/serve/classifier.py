@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tvm_na.deploy.artifact import Artifact, load
+from tvm_na.deploy.artifact import load
+from tvm_na.deploy.called import Artifact
 from tvm_na.images.preprocessing import Preprocessing
 from tvm_na.models import NAModel, attention_maps
 

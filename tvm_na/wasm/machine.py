@@ -34,7 +34,7 @@ class Machine:
     """A module, its memory, and calls of its functions.
 
     Attributes:
-        bytes: Of the memory as it is now.
+        size: Bytes of the memory as it is now.
     """
 
     def __init__(self, file: Path, most_pages: int = MOST_PAGES) -> None:
@@ -70,9 +70,12 @@ class Machine:
 
     def alloc(self, size: int) -> int:
         """The address of ``size`` bytes, a multiple of 64; RuntimeError if the memory cannot grow by them."""
-        address = int(self._function("na_alloc")(self._store, size)) & 0xFFFFFFFF
+        address = 0
+        if size < 2**32:  # 32 bits, which wasmtime takes for a signed number
+            address = int(self._function("na_alloc")(self._store, size - (size >> 31 << 32))) & 0xFFFFFFFF
         if not address:
-            self._raise_if_refused()
+            self._refused()
+            raise self._too_little(size)
         return address
 
     def free(self, address: int) -> None:
@@ -105,11 +108,15 @@ class Machine:
         except wasmtime.Trap as trap:
             raise RuntimeError(f"{name}: {trap}") from trap
         if status:
-            self._raise_if_refused()
+            if refused := self._refused():
+                raise self._too_little(refused)
             text = self._function("na_error")(self._store)
             said = self._memory.read(self._store, text, text + 512).split(b"\0")[0]
             raise RuntimeError(f"{name}: {said.decode(errors='replace')}")
 
-    def _raise_if_refused(self) -> None:
-        if refused := int(self._function("na_refused")(self._store)) & 0xFFFFFFFF:
-            raise RuntimeError(f"memory: required {refused} bytes more than the {self.size} that there are, got none")
+    def _refused(self) -> int:
+        """Bytes of the last request for memory that could not be met since this was last asked."""
+        return int(self._function("na_refused")(self._store)) & 0xFFFFFFFF
+
+    def _too_little(self, size: int) -> RuntimeError:
+        return RuntimeError(f"memory: required {size} bytes more than the {self.size} that there are, got none")

@@ -96,7 +96,7 @@ class WasmArtifact(ArrayArtifact):
             return blocks[-1]
 
         arena = alloc(batch * self._plan["arena"])
-        tensors: list[Any] = []
+        tensors: list[Placed] = []
         for index, tensor in enumerate(self._plan["tensors"]):
             shape = tuple(batch if n is None else n for n in tensor["shape"])
             if "weight" in tensor:

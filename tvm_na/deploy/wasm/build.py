@@ -46,8 +46,8 @@ def build(request: Request, folder: Path, scratch: Path) -> dict[str, Any]:
     if request.weights_dtype == "float16":
         weights = {name: _narrow(array) for name, array in weights.items()}
     write_weights(folder / WEIGHTS, weights)
-    for page in WEB.iterdir():
-        shutil.copyfile(page, folder / page.name)
+    for source in WEB.iterdir():
+        shutil.copyfile(source, folder / source.name)
     warn_of_untuned(request, kernels.all, lowered.untuned)
     return facts_of(kernels.all, list(weights), lowered.untuned, {})
 
