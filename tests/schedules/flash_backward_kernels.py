@@ -26,7 +26,7 @@ NAMED: dict[str, tuple[Any, dict[str, Any], int, tuple[Any, ...], tuple[Any, ...
     ),
     "3D": (
         ((4, 5, 10), (3, 3, 5), 1, 16),
-        {"return_lse": True},
+        {"is_causal": (False, True, False), "stride": (1, 1, 2)},
         2,
         ((2, 1, 1), (1, 2, 1), 16, 3, True, False),
         ((1, 1, 1), (2, 1, 2), 16, 2, True, True),
@@ -34,10 +34,10 @@ NAMED: dict[str, tuple[Any, dict[str, Any], int, tuple[Any, ...], tuple[Any, ...
     "1D": (((60,), 21, 1, 64), {"return_lse": True}, 1, ((1, 1, 2), (1, 1, 1), 32, 4, True, True), _SMALL),
     "whole map": (((6, 20), (6, 20), 1, 16), {}, 4, _SMALL, ((1, 1, 2), (1, 2, 1), 16, 2, False, True)),
     "bias": (
-        ((7, 11), (3, 6), 2, 32),
-        {"bias": True, "return_lse": True},
+        ((7, 11), (3, 6), 4, 32),
+        {"heads_kv": 2, "bias": True, "return_lse": True},
         2,
-        ((1, 2, 1), (1, 1, 1), 16, 2, True, True),
+        ((1, 1, 1), (1, 2, 1), 16, 2, True, True),
         ((1, 2, 1), (1, 2, 1), 16, 2, True, True),
     ),
     "bias of a line": (((70,), 6, 2, 16), {"bias": True}, 1, _SMALL, ((1, 1, 1), (1, 1, 2), 48, 2, True, True)),
@@ -58,17 +58,21 @@ NAMED: dict[str, tuple[Any, dict[str, Any], int, tuple[Any, ...], tuple[Any, ...
         ((1, 1, 1), (1, 2, 2), 16, 2, True, True),
     ),
     "strided": (((9, 17), (4, 6), 1, 32), {"stride": (2, 3)}, 2, ((1, 1, 2), (1, 2, 1), 32, 2, False, False), _SMALL),
-    "shared keys": (
-        ((5, 9), 3, 4, 32),
-        {"heads_kv": 2, "head_dim_v": 16, "bias": True},
+    "wide values": (
+        ((5, 9), 3, 4, 16),
+        {"heads_kv": 1, "head_dim_v": 48, "bias": True},
         2,
         _SMALL,
-        ((1, 2, 2), (1, 2, 1), 16, 2, True, True),
+        ((1, 2, 2), (1, 2, 1), 16, 2, False, True),
     ),
     "odd dims": (((5, 17), 5, 1, 20), {"head_dim_v": 42}, 1, _SMALL, ((1, 1, 1), (1, 2, 1), 16, 2, False, True)),
     "wide": (((3, 17), 3, 1, 256), {"head_dim_v": 24}, 1, ((1, 1, 1), (1, 1, 1), 16, 2, False, False), _SMALL),
     "window of one": (((5, 9), 1, 1, 16), {"bias": True}, 2, _SMALL, ((1, 1, 2), (1, 4, 1), 16, 2, True, True)),
 }
+
+#: Those that are tried by default: every rank, mask, and way to share keys, both dtypes.
+FEW = {"bias": "float16", "1D": "float16", "3D": "bfloat16", "uneven groups": "bfloat16"}
+EVERY = {name: ("float16", "bfloat16")[n % 2] for n, name in enumerate(NAMED)}
 
 
 def problem_of(name: str, dtype: str) -> NAProblem:

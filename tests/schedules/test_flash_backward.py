@@ -17,7 +17,7 @@ from tests.helpers import PROBLEMS, random_inputs, relative_error, share
 from tests.ops.gradients import large_inputs, random_gradients, wanted_by_name
 from tests.schedules.cuda_backward_kernels import errors, run
 from tests.schedules.cuda_kernels import FLASH_BACKWARD, TARGET, CudaKernel, damage_is_noticed, kernel_of
-from tests.schedules.flash_backward_kernels import NAMED, kernel_for, kernel_with, problem_of
+from tests.schedules.flash_backward_kernels import EVERY, FEW, NAMED, kernel_for, kernel_with, problem_of
 from tests.schedules.test_flash import LARGE, drawn_point, drawn_problem
 from tvm_na.cuda import toolchain
 from tvm_na.cuda.inspection import resources_of
@@ -33,7 +33,8 @@ from tvm_na.targets.target import parse_target
 from tvm_na.te.attention.flash_tile import FlashShape
 from tvm_na.te.backward.flash_tile import BackwardFlashShape, BackwardFlashTile
 
-HALVES = ("float16", "bfloat16")
+#: Whether everything is tried, for which a machine takes some minutes.
+ALL = PROBLEMS >= 100
 GATHER = "cuda-backward"
 
 
@@ -43,7 +44,7 @@ def assert_right(kernel: CudaKernel, **options: Any) -> None:
     assert all(error <= budget for error in found.values()), (str(kernel.problem), found)
 
 
-@pytest.mark.parametrize(("name", "dtype"), [(name, HALVES[n % 2]) for n, name in enumerate(NAMED)])
+@pytest.mark.parametrize(("name", "dtype"), (EVERY if ALL else FEW).items())
 def test_named_problems_are_right(name: str, dtype: str) -> None:
     kernel = kernel_for(name, dtype)
     assert kernel.fits
@@ -67,7 +68,7 @@ def drawn_gradients(problem: NAProblem, rng: random.Random) -> tuple[BackwardFla
     return None
 
 
-@pytest.mark.parametrize("seed", range(share(3)))
+@pytest.mark.parametrize("seed", range(share(12) if not ALL else share(3)))
 def test_random_points_of_random_problems(seed: int) -> None:
     rng = random.Random(seed)
     point = None
@@ -77,6 +78,7 @@ def test_random_points_of_random_problems(seed: int) -> None:
     assert_right(kernel_with(problem, *point), seed=seed, late_copies=bool(seed & 1))
 
 
+@pytest.mark.skipif(not ALL, reason="TVM_NA_TEST_PROBLEMS is less than 100")
 def test_points_that_metaschedule_draws_are_right() -> None:
     problem = BackwardProblem(problem_of("2D", "float16"))
     func = flash_backward.SPACE.formulations(problem, TARGET)[0]
@@ -123,27 +125,28 @@ def test_large_scores(size: float) -> None:
 
 def test_sums_have_one_order() -> None:
     """Bits do not depend on the order in which threads come; those of the first sample not on the batch."""
-    kernel = kernel_for("shared keys", "float16")
+    kernel = kernel_for("bias", "float16")
     problem = kernel.problem.forward
     inputs, gradients = random_inputs(problem, 2, 0), random_gradients(problem, 2, 0)
     first = run(kernel, inputs, gradients, 0.5, seed=1)
     again = run(kernel, inputs, gradients, 0.5, seed=2, late_copies=False)
     assert all(torch.equal(again[name], first[name]) for name in first)
-    alone = run(kernel, (*(t[:1] for t in inputs[:3]), inputs[3]), (gradients[0][:1], None), 0.5)
+    of_first = (gradients[0][:1], None if gradients[1] is None else gradients[1][:1])
+    alone = run(kernel, (*(t[:1] for t in inputs[:3]), inputs[3]), of_first, 0.5)
     assert all(torch.equal(alone[name], first[name][:1]) for name in ("d_query", "d_key", "d_value"))
 
 
 @pytest.mark.parametrize("name", ["query", "value", "d_out"])
 def test_a_bad_number_reaches_no_other_head(name: str) -> None:
     """And is not lost."""
-    kernel = kernel_for("shared keys", "float16")
+    kernel = kernel_for("bias", "float16")
     problem = kernel.problem.forward
     query, key, value, rpb = random_inputs(problem, 1, 0)
-    d_out, _ = random_gradients(problem, 1, 0)
+    d_out, d_lse = random_gradients(problem, 1, 0)
     tensors = {"query": query, "key": key, "value": value, "d_out": d_out}
 
     def gradients() -> dict[str, torch.Tensor]:
-        return run(kernel, (tensors["query"], tensors["key"], tensors["value"], rpb), (tensors["d_out"], None), 0.5)
+        return run(kernel, (tensors["query"], tensors["key"], tensors["value"], rpb), (tensors["d_out"], d_lse), 0.5)
 
     clean = gradients()
     for poison in (math.nan, math.inf):
@@ -198,14 +201,27 @@ def test_defaults_multiply_little_more_than_windows(name: str, products: float, 
         assert done.keys <= keys
 
 
-@pytest.mark.parametrize("name", ["2D", "odd dims", "bias"])
+@pytest.mark.parametrize("name", ["1D", "bias", "3D"])
 def test_shared_memory_is_what_was_reckoned(name: str) -> None:
-    problem, halves = problem_of(name, "float16"), [FlashShape(*half) for half in NAMED[name][3:]]
+    problem, halves = problem_of(name, FEW[name]), [FlashShape(*half) for half in NAMED[name][3:]]
     reckoned = [Half(problem, of_keys=bool(n)).shared_bytes(shape) for n, shape in enumerate(halves)]
-    assert kernel_for(name, "float16").sizes.dynamic_shared == max(reckoned)
+    assert kernel_for(name, FEW[name]).sizes.dynamic_shared == max(reckoned)
 
 
 # --- what the emulation notices
+
+
+#: Text, what it becomes, and which of them.
+_DAMAGE = (
+    ("(uint)most0_ptr[0]", "(uint)999", 1),  # masks of a key, and of a query in both turns
+    ("10) - 2));", "10) - 1));", 0),  # windows of a lane's key, and of its query in both turns
+    ("const int at = entry + row", "const int at = entry + 1 + row", 0),
+    ("(uint)most0_ptr[0]", "(uint)999", 0),
+    ("(uint)most0_ptr_1[0]", "(uint)999", 0),
+    ("10) - 3), 5), 0)", "10) - 2), 5), 0)", 0),
+    ("10) - 3), 5), 0)", "10) - 2), 5), 0)", 1),
+    ("if (query >= 0 && query < 16)", "if (query > 0 && query < 16)", 0),
+)
 
 
 def test_damage_is_noticed() -> None:
@@ -214,26 +230,26 @@ def test_damage_is_noticed() -> None:
 
     def noticed(source: str) -> bool:
         damaged = kernel.with_source(source)
-        found = lambda seed: max(errors(damaged, seed=seed, late_copies=bool(seed % 2)).values())  # noqa: E731
-        return damage_is_noticed(found, TOLERANCE["float16"])
+
+        def worst(seed: int) -> float:
+            found = errors(damaged, seed=seed, late_copies=bool(seed % 2)).values()
+            return math.nan if any(map(math.isnan, found)) else max(found)
+
+        return damage_is_noticed(worst, TOLERANCE["float16"])
 
     source = kernel.source
-    assert not noticed(source)
-    quiet = [number for number in range(barriers(source)) if not noticed(without_barrier(source, number))]
-    assert quiet == []
-    for old, new, n in (
-        ("(uint)most0_ptr[0]", "(uint)999", 0),  # a mask of a query
-        ("(uint)most0_ptr[0]", "(uint)999", 4),  # and of a key
-        ("const int at = entry + row", "const int at = entry + 1 + row", 0),
-        ("if (query >= 0 && query < 16)", "if (query > 0 && query < 16)", 0),
-    ):
+    assert not noticed(source) and barriers(source) == 15
+    # By default the ring of keys, a mask and a window of keys, and the sums for the bias.
+    for number in range(15) if ALL else (8, 13):
+        assert noticed(without_barrier(source, number)), number
+    for old, new, n in _DAMAGE if ALL else _DAMAGE[:3]:
         assert noticed(replaced(source, old, new, n)), old
 
 
 # --- what nvcc makes of them
 
-_COMPILED = [("nat", NAT[56], "sm_90"), ("line", LARGE["line"], "sm_80")]
-if PROBLEMS >= 100:
+_COMPILED = [("nat", NAT[56], "sm_90")]
+if ALL:
     _COMPILED = [
         (str(problem), problem, arch)
         for problem in (*LARGE.values(), *NAT.values(), *DINAT[:2])

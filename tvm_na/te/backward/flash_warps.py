@@ -211,7 +211,8 @@ class KeyWarp(Pairs):
         square = tirx.address_of(self.shared[layout.square(self.place.warp)])
         sums = tirx.address_of(self.shared[layout.sums(self.place.warp)])
         for number_of_tile in range(self.tiles):
-            T.evaluate(flash_device.warp_barrier())
+            if number_of_tile:  # else the barrier of the step was between
+                T.evaluate(flash_device.warp_barrier())
             for half in range(2):
                 self._write_square(square, inverse, number_of_tile, half)
             T.evaluate(flash_device.warp_barrier())
