@@ -86,7 +86,15 @@ class Half:
 
 def has_scratch(problem: NAProblem, tile: BackwardFlashTile, keys: FlashShape) -> bool:
     """Whether sums for a bias of all blocks of keys have a place."""
-    return not problem.bias or blocks_of_keys(problem, tile, keys) <= most_bias_chunks(BackwardProblem(problem))
+    return not problem.bias or _has_scratch(problem, tile, keys.tiles, keys.warps)
+
+
+@functools.lru_cache(maxsize=1024)
+def _has_scratch(
+    problem: NAProblem, tile: BackwardFlashTile, tiles: tuple[int, int, int], warps: tuple[int, int, int]
+) -> bool:
+    blocks = blocks_of_keys(problem, tile, FlashShape(tiles, warps, SIDE, 2, False, False))
+    return blocks <= most_bias_chunks(BackwardProblem(problem))
 
 
 @functools.lru_cache(maxsize=256)

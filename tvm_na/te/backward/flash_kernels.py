@@ -29,8 +29,7 @@ from tvm_na.te.common.threads import dealt_out, group_sum, number, only_where, r
 class _Gradients(Kernel):
     """What both kernels do before they go through their columns."""
 
-    of_keys: bool
-    layout: Any
+    layout: GradientLayout
 
     def __init__(self, problem: NAProblem, ops: Any, written: Sequence[Any], statistics: Any) -> None:
         super().__init__(problem, ops)
@@ -97,7 +96,7 @@ class _Gradients(Kernel):
 class QueryKernel(_Gradients):
     """Blocks of queries go through their keys twice: for statistics, then for their gradients."""
 
-    name, of_keys = "d_query", False
+    name = "d_query"
 
     @property
     def own(self) -> tuple[Any, Any]:
@@ -136,7 +135,7 @@ class QueryKernel(_Gradients):
 class KeyKernel(_Gradients):
     """Blocks of keys go through the queries that see them, of one head that shares them after the other."""
 
-    name, of_keys, axis = "d_key_value", True, KeyAxis
+    name, axis = "d_key_value", KeyAxis
 
     @property
     def heads(self) -> int:
