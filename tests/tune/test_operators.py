@@ -143,7 +143,7 @@ def test_records_have_the_batch_in_all_arguments(tuned: Tuned) -> None:
     shapes = [shape for _, _, shape in json.loads(lines[record.line - 1])[1][3]]
     case = case_of(tuned.problem, tuned.batch, record.formulation)
     wanted = [list(t.shape) for t in (*case.inputs, *case.outputs())]
-    if tuned.space == "cuda-backward":
+    if tuned.space == "cuda-flash-backward":
         assert isinstance(tuned.problem, BackwardProblem)
         wanted += [list(argument.shape_for(tuned.batch)) for argument in tuned.problem.scratch()]
     assert shapes == wanted
