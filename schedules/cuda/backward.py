@@ -101,6 +101,10 @@ class CudaBackward(SearchSpace):
         """Always, on a GPU, but in TF32."""
         return target.kind == "cuda" and problem.dtype in DTYPES
 
+    def rank(self, problem: BackwardProblem, target: NATarget) -> int:
+        """The last: for what tensor cores do not serve."""
+        return 1
+
     def formulations(self, problem: BackwardProblem, target: NATarget, batch: int | None = None) -> Formulations:
         """One for each of :func:`tiles`."""
         from tvm_na.te.backward.gather import backward

@@ -62,7 +62,7 @@ class CudaFlashBackward(SearchSpace):
     def serves(self, problem: BackwardProblem, target: NATarget) -> bool:
         """16 bits and even head dimensions, on architectures that have the instructions; with a bias as far as a warp's
         sums for it fit shared memory, and those of all blocks of keys the scratch memory."""
-        if target.kind != "cuda" or capability_of(target.arch) < OLDEST or not is_served(problem.forward):
+        if target.kind != "cuda" or not is_served(problem.forward) or capability_of(target.arch) < OLDEST:
             return False
         return bool(tiles(problem.forward, target))
 

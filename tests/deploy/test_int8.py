@@ -145,7 +145,7 @@ def test_what_rounding_changes_too_much_is_refused(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"weights_dtype": "int4"}, "weights_dtype: required None or int8, got 'int4'"),
+        ({"weights_dtype": "int4"}, "weights_dtype: required None or int8 with the format tvm, got 'int4'"),
         (
             {"weights_dtype": "int8", "precision": "float64"},
             "weights_dtype: required None with the precision float64, got int8",

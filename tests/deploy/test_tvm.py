@@ -218,7 +218,7 @@ def test_weights_that_did_not_come_are_an_error(tvm_copy: Path) -> None:
 def test_what_cannot_be_compiled(tmp_path: Path) -> None:
     with pytest.raises(NotImplementedError, match="without neighborhood attention"):
         compile_(tmp_path, nn.Linear(3, 4), 3)
-    with pytest.raises(ValueError, match="format: required one of aoti, tvm, got 'onnx'"):
+    with pytest.raises(ValueError, match="format: required one of aoti, tvm, wasm, got 'onnx'"):
         tvm_na.compile(Backbone(), torch.zeros(1, 2, 9, 9), output=tmp_path / "x", format="onnx")
     with pytest.raises(ValueError, match="precision: required .* or bfloat16 or float16 or None, got 'float8'"):
         compile_(tmp_path, Backbone(), 2, 9, 9, precision="float8")

@@ -61,6 +61,7 @@ class Tuned:
     space: str
     target: NATarget = CPU
     batch: int = 1
+    seed: int = 0  # one that draws a point that a GPU can launch
     folder: Path = field(default_factory=Path)
 
     @property
@@ -87,7 +88,7 @@ GIVEN = {
     "backward": Tuned(backward(1), backward(2), "cpu-backward"),
     "linear": Tuned(LINEAR, replace(LINEAR, out_channels=96), "cpu-dense", batch=3),
     "convolution": Tuned(CONV, replace(CONV, out_channels=32), "cpu-dense"),
-    "backward on a GPU": Tuned(HALF, backward(4, return_lse=True, **HALVES), "cuda-flash-backward", GPU, GPU_BATCH),
+    "backward on a GPU": Tuned(HALF, backward(4, return_lse=True, **HALVES), "cuda-flash-backward", GPU, GPU_BATCH, 2),
     "qk on a GPU": Tuned(unfused("qk", 2), unfused("qk", 4), "cuda-unfused", GPU, GPU_BATCH),
     "bias_parts on a GPU": Tuned(unfused("bias_parts", 2), unfused("bias_parts", 4), "cuda-unfused", GPU, GPU_BATCH),
 }
@@ -96,7 +97,7 @@ GIVEN = {
 def tune(tuned: Tuned, trials: int) -> Any:
     devices = None if tuned.target is CPU else pretended()
     batch = tuned.batch if tuned.target is CPU else 0
-    how: dict[str, Any] = {"candidates": 2, "only_default_formulation": True, "jobs": 2}
+    how: dict[str, Any] = {"candidates": 2, "only_default_formulation": True, "jobs": 2, "seed": tuned.seed}
     if tuned.target is CPU:
         how["threads"] = 1
     return run(tuned.problem, tuned.target, output=tuned.folder, devices=devices, trials=trials, batch=batch, **how)

@@ -18,7 +18,6 @@ from tvm_na.records.rejections import InapplicableError
 from tvm_na.records.select import Selection, reject, select
 from tvm_na.targets.target import NATarget, check_runs_here, detect_cuda_target, detect_target, parse_target
 from tvm_na.te import ENTRY
-from tvm_na.wasm import link as wasm_link
 
 if TYPE_CHECKING:
     from tvm_na.schedules import SearchSpace
@@ -245,8 +244,11 @@ def compiled(module: Any, target: NATarget) -> Callable[[Path], None]:
     import tvm
 
     executable = tvm.compile(module, target=target.tvm_target())
-    linker = functools.partial(wasm_link.link, [ENTRY], False) if target.is_wasm else None
-    return lambda file: write_library(executable.mod, file, linker)
+    if target.is_wasm:
+        from tvm_na.wasm.link import link
+
+        return lambda file: write_library(executable.mod, file, functools.partial(link, [ENTRY], False))
+    return lambda file: write_library(executable.mod, file)
 
 
 def _compiled(module: Any, target: NATarget, selection: Selection) -> Callable[[Path], None]:
@@ -273,7 +275,12 @@ def _build(request: str, problem: Problem, target: NATarget, selection: Selectio
     from tvm_na.compilers import cxx
 
     _space(problem, target)  # an unsupported problem fails before TVM is imported
-    (wasm_link.require if target.is_wasm else cxx.command)()  # so does a machine that cannot link
+    if target.is_wasm:  # so does a machine that cannot link
+        from tvm_na.wasm import link
+
+        link.require()
+    else:
+        cxx.command()
     compiler = ""
     if target.kind == "cuda":
         from tvm_na.cuda import toolchain
