@@ -71,7 +71,7 @@ NAMED: dict[str, tuple[Any, dict[str, Any], int, tuple[Any, ...], tuple[Any, ...
 }
 
 #: Those that are tried by default: every rank, mask, and way to share keys, both dtypes.
-FEW = {"bias": "float16", "1D": "float16", "3D": "bfloat16", "uneven groups": "bfloat16"}
+FEW = {"bias": "float16", "1D": "float16", "3D": "bfloat16"}
 EVERY = {name: ("float16", "bfloat16")[n % 2] for n, name in enumerate(NAMED)}
 
 
