@@ -52,7 +52,14 @@ def kernel_versions(target: NATarget) -> dict[str, str]:
 def _passes_digest() -> str:
     """A digest of what we do to scheduled functions before and while CUDA is made of them, and of the rates that
     defaults are chosen by."""
-    files = ("cuda/async_copies.py", "cuda/late.py", "cuda/names.py", "cuda/workarounds.py", "targets/gpus.py")
+    files = (
+        "cuda/async_copies.py",
+        "cuda/late.py",
+        "cuda/lowering.py",
+        "cuda/names.py",
+        "cuda/workarounds.py",
+        "targets/gpus.py",
+    )
     return digest_of(*((_HERE / name).read_text(encoding="utf-8") for name in files))
 
 

@@ -11,30 +11,25 @@ from typing import Any
 from tvm_na.cuda import late, workarounds
 from tvm_na.problems.attention import NAProblem
 from tvm_na.schedules.base import Formulations, SearchSpace
-from tvm_na.schedules.cuda import strip
+from tvm_na.schedules.cuda import strip, sub_tiles
 from tvm_na.schedules.cuda.flash_sizes import KEYS, STAGES, TILES, WARPS, cycles, default_shape
 from tvm_na.schedules.helpers import FuncSchedule
-from tvm_na.targets.cuda_arch import capability_of
 from tvm_na.targets.target import NATarget
 from tvm_na.te.attention.flash_tile import SIDE, FlashTile, can_be_swizzled, is_served
 
-#: Compute capability with mma.m16n8k16 for both dtypes of 16 bits, and with cp.async.
-OLDEST = (8, 0)
-#: Sub-tiles whose defaults take more than so many times the best one's are not worth the tuner's time.
-WORTH = 1.5
 _AXES = ("planes", "rows", "columns")
 
 
 @functools.lru_cache(maxsize=64)
 def tiles(problem: NAProblem, target: NATarget) -> tuple[FlashTile, ...]:
     """The sub-tiles that are worth trying, the one that is estimated the fastest first."""
-    cost = {}
-    for rows in (1, 2, 4, 8)[: 1 if problem.rank == 1 else 4]:
-        tile = FlashTile(rows, SIDE // rows)
+
+    def cost(tile: FlashTile) -> float | None:
         shape = default_shape(problem, tile, target)
-        if shape is not None:
-            cost[tile] = cycles(problem, tile, shape, target)
-    return tuple(tile for tile in sorted(cost, key=cost.__getitem__) if cost[tile] <= WORTH * min(cost.values()))
+        return None if shape is None else cycles(problem, tile, shape, target)
+
+    rows = (1,) if problem.rank == 1 else (1, 2, 4, 8)
+    return sub_tiles.worth_trying((FlashTile(n, SIDE // n) for n in rows), cost)
 
 
 class FlashSchedule(FuncSchedule):
@@ -77,9 +72,7 @@ class CudaFlash(SearchSpace):
 
     def serves(self, problem: NAProblem, target: NATarget) -> bool:
         """16 bits and even head dimensions, on architectures that have the instructions."""
-        if target.kind != "cuda" or capability_of(target.arch) < OLDEST or not is_served(problem):
-            return False
-        return bool(tiles(problem, target))
+        return is_served(problem) and sub_tiles.are_multiplied_on(target) and bool(tiles(problem, target))
 
     def rank(self, problem: NAProblem, target: NATarget) -> int:
         """Behind formulations that keep the scores of a window, where these can."""

@@ -9,10 +9,10 @@ from tvm_na.cuda import late, workarounds
 from tvm_na.problems.attention import NAProblem
 from tvm_na.problems.backward import BackwardProblem
 from tvm_na.schedules.base import Formulations, SearchSpace
-from tvm_na.schedules.cuda.flash import OLDEST, WORTH, options
+from tvm_na.schedules.cuda import sub_tiles
+from tvm_na.schedules.cuda.flash import options
 from tvm_na.schedules.cuda.flash_backward_sizes import COLUMNS, cycles, default_shape
 from tvm_na.schedules.helpers import FuncSchedule
-from tvm_na.targets.cuda_arch import capability_of
 from tvm_na.targets.target import NATarget
 from tvm_na.te.attention.flash_tile import SIDE, FlashShape, is_served
 from tvm_na.te.backward.flash_tile import BackwardFlashTile
@@ -21,13 +21,13 @@ from tvm_na.te.backward.flash_tile import BackwardFlashTile
 @functools.lru_cache(maxsize=64)
 def tiles(problem: NAProblem, target: NATarget) -> tuple[BackwardFlashTile, ...]:
     """The sub-tiles that are worth trying, the one that is estimated the fastest first."""
-    cost = {}
-    for rows in (1, 2, 4, 8)[: 1 if problem.rank == 1 else 4]:
-        tile = BackwardFlashTile(rows, SIDE // rows)
+
+    def cost(tile: BackwardFlashTile) -> float | None:
         shape = default_shape(problem, tile, target)
-        if shape is not None:
-            cost[tile] = cycles(problem, tile, shape, target)
-    return tuple(tile for tile in sorted(cost, key=cost.__getitem__) if cost[tile] <= WORTH * min(cost.values()))
+        return None if shape is None else cycles(problem, tile, shape, target)
+
+    rows = (1,) if problem.rank == 1 else (1, 2, 4, 8)
+    return sub_tiles.worth_trying((BackwardFlashTile(n, SIDE // n) for n in rows), cost)
 
 
 class FlashBackwardSchedule(FuncSchedule):
@@ -62,9 +62,8 @@ class CudaFlashBackward(SearchSpace):
     def serves(self, problem: BackwardProblem, target: NATarget) -> bool:
         """16 bits and even head dimensions, on architectures that have the instructions; with a bias as far as a warp's
         sums for it fit shared memory, and those of all blocks of keys the scratch memory."""
-        if target.kind != "cuda" or not is_served(problem.forward) or capability_of(target.arch) < OLDEST:
-            return False
-        return bool(tiles(problem.forward, target))
+        attention = problem.forward
+        return is_served(attention) and sub_tiles.are_multiplied_on(target) and bool(tiles(attention, target))
 
     def formulation(self, problem: BackwardProblem, tile: BackwardFlashTile, batch: int | None = None) -> Any:
         """The PrimFunc of ``problem`` with this tile."""

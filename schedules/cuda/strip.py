@@ -12,14 +12,13 @@ from typing import Any
 from tvm_na.cuda import late, workarounds
 from tvm_na.problems.attention import NAProblem
 from tvm_na.schedules.base import Formulations, SearchSpace
+from tvm_na.schedules.cuda import sub_tiles
 from tvm_na.schedules.cuda.strip_sizes import cycles, default_shape, options
 from tvm_na.schedules.helpers import FuncSchedule
-from tvm_na.targets.cuda_arch import capability_of
 from tvm_na.targets.target import NATarget
 from tvm_na.te.attention.flash_tile import SIDE
 from tvm_na.te.attention.strip_tile import StripTile, is_served
 
-_OLDEST = (8, 0)  # compute capability with mma.m16n8k16 for both dtypes of 16 bits, and with cp.async
 #: Sub-tiles whose defaults take more than so many times the best one's are not worth the tuner's time.
 _WORTH = 1.1
 _SAID = {
@@ -33,13 +32,12 @@ _SAID = {
 @functools.lru_cache(maxsize=64)
 def tiles(problem: NAProblem, target: NATarget) -> tuple[StripTile, ...]:
     """The sub-tiles that are worth trying, the one that is estimated the fastest first."""
-    cost = {}
-    for rows in (8, 4, 2, 1):
-        tile = StripTile(rows, SIDE // rows)
+
+    def cost(tile: StripTile) -> float | None:
         shape = default_shape(problem, tile, target)
-        if shape is not None:
-            cost[tile] = cycles(problem, tile, shape, target)
-    return tuple(tile for tile in sorted(cost, key=cost.__getitem__) if cost[tile] <= _WORTH * min(cost.values()))
+        return None if shape is None else cycles(problem, tile, shape, target)
+
+    return sub_tiles.worth_trying((StripTile(rows, SIDE // rows) for rows in (8, 4, 2, 1)), cost, _WORTH)
 
 
 class StripSchedule(FuncSchedule):
@@ -65,9 +63,7 @@ class CudaStrip(SearchSpace):
 
     def serves(self, problem: NAProblem, target: NATarget) -> bool:
         """Two axes, 16 bits, no stride, scores that fit registers, on architectures that have the instructions."""
-        if target.kind != "cuda" or capability_of(target.arch) < _OLDEST or not is_served(problem):
-            return False
-        return bool(tiles(problem, target))
+        return is_served(problem) and sub_tiles.are_multiplied_on(target) and bool(tiles(problem, target))
 
     def formulation(self, problem: NAProblem, tile: StripTile, batch: int | None = None) -> Any:
         """The PrimFunc of ``problem`` with this tile."""

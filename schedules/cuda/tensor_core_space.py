@@ -10,6 +10,7 @@ from typing import Any
 from tvm_na.cuda import limits, workarounds
 from tvm_na.problems.attention import TF32, NAProblem
 from tvm_na.schedules.base import Formulations, SearchSpace
+from tvm_na.schedules.cuda import sub_tiles
 from tvm_na.schedules.cuda.band import BandSchedule
 from tvm_na.schedules.cuda.band_layouts import instructions_for
 from tvm_na.schedules.cuda.band_sizes import (
@@ -23,13 +24,9 @@ from tvm_na.schedules.cuda.band_sizes import (
     least_registers,
     shared_bytes,
 )
-from tvm_na.targets.cuda_arch import capability_of
 from tvm_na.targets.target import NATarget
 from tvm_na.te.attention.band_axis import SIDE, BandTile, axes, is_served
 
-_OLDEST = (8, 0)  # compute capability with mma.m16n8k16 for both dtypes of 16 bits, and with TF32
-#: Sub-tiles that meet more keys than so many times the fewest are not worth the tuner's time.
-_WORTH = 1.5
 _NEEDED = ",".join((workarounds.WARP_MEMORY, workarounds.COMPILER_UNROLLS, workarounds.ASYNCHRONOUS_COPIES))
 
 
@@ -50,8 +47,7 @@ def tiles(problem: NAProblem, target: NATarget) -> list[BandTile]:
         keys = keys_of(SMALLEST, tile, *axes(problem, tile))
         return float(keys * (tile.passes * problem.head_dim + problem.head_dim_v))
 
-    found.sort(key=cost)
-    return [tile for tile in found if cost(tile) <= _WORTH * cost(found[0])]
+    return list(sub_tiles.worth_trying(found, cost))
 
 
 class CudaBand(SearchSpace):
@@ -64,9 +60,7 @@ class CudaBand(SearchSpace):
 
     def serves(self, problem: NAProblem, target: NATarget) -> bool:
         """Two axes, no stride, 16 bits or TF32, on architectures that have the instructions."""
-        if target.kind != "cuda" or capability_of(target.arch) < _OLDEST or not is_served(problem):
-            return False
-        return bool(tiles(problem, target))
+        return is_served(problem) and sub_tiles.are_multiplied_on(target) and bool(tiles(problem, target))
 
     def rank(self, problem: NAProblem, target: NATarget) -> int:
         """Behind the flash formulation where scores have to be computed twice."""

@@ -170,6 +170,6 @@ def test_a_warm_process_calls_a_kernel_without_tvm_in_100_ms(folder: Path) -> No
     environment["PYTHONPYCACHEPREFIX"] = str(folder.parent / "bytecode")
     lines = run_forked("import sys, time, torch", code, 5, at_once=False, env=environment)
     # The processor's time, and the fastest of a few: what other processes take is not ours. Some machines take several
-    # times as long to map a file, which the import of tvm_ffi shows: a fifth of all where it takes 100 ms.
+    # times as long to map a file, which the import of tvm_ffi, about a fifth of all, shows.
     seconds, theirs = (min(map(float, column)) for column in zip(*map(str.split, lines), strict=True))
     assert seconds < max(0.100, 7 * theirs), lines
